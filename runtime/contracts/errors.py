@@ -1,0 +1,118 @@
+"""Every error ferryman raises on purpose, by the party at fault.
+
+FerrymanError
+├── CallerError          the call or its arguments are wrong; the same call will fail again
+├── ModelError           the model cannot be captured or lowered as asked
+│   └── ParityError      an artifact computes something else than eager does
+├── PackageError         the package's bytes are not what they claim to be
+├── DeviceError          the device cannot do what was asked
+│   ├── RuntimeFault     an interpreter refused or failed; carries its own message
+│   └── RuntimeCrash     the process that ran an interpreter died
+└── LinkError            SSH or MQTT did not carry the message
+    └── RequestTimeout   nobody answered in time
+
+Each message says what was expected, what was found, and what to do next. `party` is stable: it is what crosses
+process and network boundaries, and `from_wire` builds the same error again on the other side.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from ferryman.runtime.contracts.record import Record
+
+
+class FerrymanError(Exception):
+    """Root of the tree; `party` names who is at fault."""
+
+    party: ClassVar[str] = "ferryman"
+
+
+class CallerError(FerrymanError):
+    """The call or its arguments are wrong."""
+
+    party = "caller"
+
+
+class ModelError(FerrymanError):
+    """The model cannot be captured or lowered as asked."""
+
+    party = "model"
+
+
+class ParityError(ModelError):
+    """An artifact's outputs differ from eager's by more than the bar."""
+
+    party = "artifact"
+
+
+class PackageError(FerrymanError):
+    """The package is truncated, altered, hostile, or of another version."""
+
+    party = "package"
+
+
+class DeviceError(FerrymanError):
+    """The device cannot do what was asked of it."""
+
+    party = "device"
+
+
+class RuntimeFault(DeviceError):
+    """An interpreter refused or failed; the message is its own."""
+
+    party = "runtime"
+
+
+class RuntimeCrash(DeviceError):
+    """The process that ran an interpreter died."""
+
+    party = "runtime-crash"
+
+
+class LinkError(FerrymanError):
+    """A connection could not be made, or broke."""
+
+    party = "link"
+
+
+class RequestTimeout(LinkError):
+    """Nobody answered in the time allowed."""
+
+    party = "timeout"
+
+
+class WireError(Record):
+    """An error as it crosses a process or network boundary."""
+
+    party: str
+    message: str
+
+
+_BY_PARTY: dict[str, type[FerrymanError]] = {
+    kind.party: kind
+    for kind in (
+        FerrymanError,
+        CallerError,
+        ModelError,
+        ParityError,
+        PackageError,
+        DeviceError,
+        RuntimeFault,
+        RuntimeCrash,
+        LinkError,
+        RequestTimeout,
+    )
+}
+
+
+def to_wire(error: Exception) -> WireError:
+    """Describe `error` for the other side; an unexpected exception keeps its type in the message."""
+    if isinstance(error, FerrymanError):
+        return WireError(party=error.party, message=str(error))
+    return WireError(party="ferryman", message=f"{type(error).__name__}: {error}")
+
+
+def from_wire(wire: WireError) -> FerrymanError:
+    """Build the error the other side described; a party of a later version becomes the root."""
+    return _BY_PARTY.get(wire.party, FerrymanError)(wire.message)

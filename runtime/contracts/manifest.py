@@ -1,0 +1,102 @@
+"""The manifest of a package: what it holds, what it needs, and how it was proven."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ferryman.runtime.contracts.record import Record
+from ferryman.runtime.contracts.tensor import Signature
+
+SCHEMA = 1
+RuntimeName = Literal["executorch", "tflite"]
+"""The artifact's format; which interpreter runs it is the device's matter."""
+
+
+class Payload(Record):
+    """One file inside the package."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+class Requirements(Record):
+    """What a device must have to run a variant."""
+
+    interpreters: dict[str, str]
+    """Interpreter name -> least version; any one of them suffices."""
+    isa: tuple[str, ...] = ()
+    """Instruction sets (as in /proc/cpuinfo) without which the artifact does not run; empty: any."""
+    memory_bytes: int
+    """What one session needs beside the interpreter: artifact plus the growth seen while verifying."""
+
+
+class Lowering(Record):
+    """What the backend did with the graph."""
+
+    delegated: dict[str, int]
+    """Operator -> how many nodes the delegate took."""
+    fallback: dict[str, int]
+    """Operator -> how many nodes run in the runtime's own kernels."""
+    delegates: int
+    """How many delegate calls one inference makes."""
+
+
+class Verification(Record):
+    """How far one interpreter's outputs are from eager's, over `vectors` input sets; the worst output counts."""
+
+    interpreter: str
+    version: str
+    vectors: int
+    sqnr_db: float
+    """Signal over quantization noise, 20 log10(|ref|/|ref - out|); 200 stands for equal to the bit."""
+    max_abs_error: float
+    top1_agreement: float | None
+    """Share of rows whose largest logit is the same; None where the output is not a row of logits."""
+
+
+class Variant(Record):
+    """One artifact a device can choose."""
+
+    name: str
+    form: str
+    runtime: RuntimeName
+    payload: str
+    signature: Signature
+    """The artifact's own names and dtypes, position by position the model's."""
+    requires: Requirements
+    lowering: Lowering
+    verified: tuple[Verification, ...]
+
+
+class GoldenVector(Record):
+    """Payload paths of one input set and of what eager answered to it (.npy)."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+class Manifest(Record):
+    """First entry of a package; every other entry is listed in `payloads`."""
+
+    schema: int = SCHEMA
+    name: str
+    signature: Signature
+    variants: tuple[Variant, ...]
+    golden: tuple[GoldenVector, ...]
+    golden_sqnr_min_db: float
+    """The bar an artifact must hold on the golden vectors, on the device as on the host."""
+    payloads: tuple[Payload, ...]
+    created_with: dict[str, str]
+    """Distribution -> version of everything that shaped the artifacts."""
+
+    def variant(self, name: str) -> Variant:
+        """Look a variant up by name.
+
+        Raises:
+            KeyError: no such variant; the message lists those there are.
+        """
+        for variant in self.variants:
+            if variant.name == name:
+                return variant
+        raise KeyError(f"no variant {name!r}; there are: {', '.join(v.name for v in self.variants)}")

@@ -1,0 +1,80 @@
+"""Requests to an agent and its answers (MessagePack, see docs/telemetry.md for the topics)."""
+
+from __future__ import annotations
+
+from ferryman.runtime.contracts.errors import WireError
+from ferryman.runtime.contracts.measurement import Measurement, ProfileSpec
+from ferryman.runtime.contracts.record import Record
+from ferryman.runtime.contracts.tensor import Tensor
+
+
+class InferRequest(Record, tag="infer"):
+    """Run the active package once on `inputs` (the model's signature)."""
+
+    inputs: tuple[Tensor, ...]
+    variant: str | None = None
+    interpreter: str | None = None
+
+
+class ProfileRequest(Record, tag="profile"):
+    """Measure the active package; refused if it is not `package_sha256`."""
+
+    package_sha256: str
+    spec: ProfileSpec
+
+
+class StatusRequest(Record, tag="status"):
+    """Ask who is there."""
+
+
+class Request(Record):
+    """One question; `id` correlates, `reply_to` is the topic the answer goes to."""
+
+    id: str
+    reply_to: str
+    timeout_s: float
+    body: InferRequest | ProfileRequest | StatusRequest
+
+
+class InferReply(Record, tag="infer"):
+    """Outputs in the model's order, and the time the session alone took."""
+
+    outputs: tuple[Tensor, ...]
+    duration_ns: int
+    variant: str
+    interpreter: str
+
+
+class ProfileReply(Record, tag="profile"):
+    """One measurement per (variant, interpreter) asked for."""
+
+    measurements: tuple[Measurement, ...]
+
+
+class Status(Record, tag="status"):
+    """Birth, last will and status answer: retained on the status topic as JSON."""
+
+    device: str
+    online: bool
+    boot: str = ""
+    ferryman: str = ""
+    package_sha256: str | None = None
+    package_name: str | None = None
+    variants: tuple[str, ...] = ()
+    interpreters: dict[str, str] = {}
+    outbox_pending: int = 0
+    outbox_dropped: int = 0
+
+
+class Failure(Record, tag="failure"):
+    """The request was understood and could not be done."""
+
+    error: WireError
+
+
+class Response(Record):
+    """The answer to the request of the same id."""
+
+    id: str
+    device: str
+    body: InferReply | ProfileReply | Status | Failure

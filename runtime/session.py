@@ -1,0 +1,131 @@
+"""One way to run an artifact, whatever interpreter runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+
+from ferryman.runtime.contracts.errors import CallerError, DeviceError
+from ferryman.runtime.contracts.manifest import RuntimeName
+from ferryman.runtime.contracts.tensor import Array, Signature, TensorSpec
+
+
+class Session(Protocol):
+    """An artifact, loaded and ready; used by one thread at a time, closed by `with` or `close`."""
+
+    @property
+    def interpreter(self) -> str:
+        """Name of the interpreter: executorch, ai-edge-litert, tflite-runtime."""
+
+    @property
+    def version(self) -> str:
+        """Its version."""
+
+    @property
+    def signature(self) -> Signature:
+        """The artifact's own names, dtypes and shapes, in call order."""
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """One inference; the arrays returned are the caller's own.
+
+        Raises:
+            CallerError: count, dtype or shape is not the signature's.
+            RuntimeFault: the interpreter failed; the message is its own.
+        """
+
+    def close(self) -> None:
+        """Free everything; a second call does nothing."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+INTERPRETERS: dict[RuntimeName, tuple[str, ...]] = {
+    "executorch": ("executorch",),
+    "tflite": ("ai-edge-litert", "tflite-runtime"),
+}
+"""Interpreters of each runtime, the preferred one first."""
+
+
+def fit(inputs: Sequence[Array], signature: Signature) -> list[Array]:
+    """Check `inputs` against `signature` and make them C-contiguous; integers may narrow when every value fits.
+
+    Raises:
+        CallerError: wrong count, dtype or shape, or a value that the artifact's integer type cannot hold.
+    """
+    if len(inputs) != len(signature.inputs):
+        expected = ", ".join(spec.describe() for spec in signature.inputs)
+        raise CallerError(f"expected {len(signature.inputs)} inputs ({expected}), found {len(inputs)}")
+    sizes: dict[str, int] = {}
+    return [_fit_one(array, spec, sizes) for array, spec in zip(inputs, signature.inputs, strict=True)]
+
+
+def _fit_one(array: Array, spec: TensorSpec, sizes: dict[str, int]) -> Array:
+    wanted = np.dtype(spec.dtype)
+    if array.dtype != wanted:
+        array = _narrow(array, wanted, spec)
+    if array.ndim != len(spec.shape) or not all(
+        have == dim
+        if isinstance(dim, int)
+        else dim.min <= have <= dim.max and sizes.setdefault(dim.symbol, have) == have
+        for have, dim in zip(array.shape, spec.shape, strict=True)
+    ):
+        raise CallerError(f"input {spec.name}: expected {spec.describe()}, found shape {list(array.shape)}")
+    return np.ascontiguousarray(array).reshape(array.shape)
+
+
+def _narrow(array: Array, wanted: np.dtype[np.generic], spec: TensorSpec) -> Array:
+    if not (np.issubdtype(array.dtype, np.integer) and np.issubdtype(wanted, np.integer)):
+        raise CallerError(f"input {spec.name}: expected {spec.describe()}, found dtype {array.dtype}")
+    bounds = np.iinfo(wanted)  # type: ignore[type-var]  # the line above made sure it is an integer type
+    if array.size and (int(array.min()) < bounds.min or int(array.max()) > bounds.max):
+        raise CallerError(
+            f"input {spec.name}: the artifact takes {spec.dtype}, and a value lies outside {bounds.min}..{bounds.max}"
+        )
+    return array.astype(wanted)
+
+
+def installed(runtime: RuntimeName) -> dict[str, str]:
+    """Interpreters of `runtime` on this machine, preferred first: name -> version."""
+    return {name: version for name in INTERPRETERS[runtime] if (version := _VERSIONS[name]()) is not None}
+
+
+def open_session(
+    artifact: Path, runtime: RuntimeName, *, interpreter: str | None = None, threads: int = 1
+) -> Session:
+    """Load an artifact.
+
+    Args:
+        artifact: a `.pte` or `.tflite` file; it must stay in place while the session is open (it is mapped).
+        runtime: which of the two it is.
+        interpreter: one of INTERPRETERS[runtime]; None takes the first that is installed.
+        threads: how many the interpreter may use.
+
+    Raises:
+        CallerError: no such interpreter, or threads < 1.
+        DeviceError: the interpreter is not installed.
+        RuntimeFault: the interpreter does not take the artifact.
+    """
+    if threads < 1:
+        raise CallerError(f"threads must be at least 1, found {threads}")
+    names = INTERPRETERS[runtime]
+    if interpreter is None:
+        have = installed(runtime)
+        if not have:
+            raise DeviceError(
+                f"no interpreter for {runtime} artifacts is installed; install one of: {', '.join(names)}"
+            )
+        interpreter = next(iter(have))
+    if interpreter not in names:
+        raise CallerError(f"{interpreter!r} does not run {runtime} artifacts; those that do: {', '.join(names)}")
+    return _OPENERS[interpreter](artifact, threads)
