@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -129,3 +131,47 @@ def open_session(
     if interpreter not in names:
         raise CallerError(f"{interpreter!r} does not run {runtime} artifacts; those that do: {', '.join(names)}")
     return _OPENERS[interpreter](artifact, threads)
+
+
+def _distribution_version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _open_executorch(artifact: Path, threads: int) -> Session:
+    from ferryman.runtime.sessions import executorch
+
+    return executorch.open_session(artifact, threads=threads)
+
+
+def _open_litert(artifact: Path, threads: int) -> Session:
+    from ferryman.runtime.sessions import tflite
+
+    return tflite.open_session(artifact, interpreter="ai-edge-litert", threads=threads)
+
+
+def _open_tflite_runtime(artifact: Path, threads: int) -> Session:
+    from ferryman.runtime.sessions import tflite
+
+    return tflite.open_session(artifact, interpreter="tflite-runtime", threads=threads)
+
+
+def _executorch_version() -> str | None:
+    from ferryman.runtime.sessions import executorch
+
+    return executorch.version()
+
+
+# Interpreters are imported when one is opened: a device has only some of them, and each costs memory.
+_OPENERS: dict[str, Callable[[Path, int], Session]] = {
+    "executorch": _open_executorch,
+    "ai-edge-litert": _open_litert,
+    "tflite-runtime": _open_tflite_runtime,
+}
+_VERSIONS: dict[str, Callable[[], str | None]] = {
+    "executorch": _executorch_version,
+    "ai-edge-litert": partial(_distribution_version, "ai-edge-litert"),
+    "tflite-runtime": partial(_distribution_version, "tflite-runtime"),
+}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from ferryman.runtime.contracts.record import Record
-from ferryman.runtime.contracts.tensor import Signature
+from ferryman.runtime.contracts.tensor import Signature, Tensor
 
 SCHEMA = 1
 RuntimeName = Literal["executorch", "tflite"]
@@ -70,10 +70,10 @@ class Variant(Record):
 
 
 class GoldenVector(Record):
-    """Payload paths of one input set and of what eager answered to it (.npy)."""
+    """One input set and what eager answered to it; a payload of its own, in MessagePack."""
 
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
 
 
 class Manifest(Record):
@@ -83,7 +83,8 @@ class Manifest(Record):
     name: str
     signature: Signature
     variants: tuple[Variant, ...]
-    golden: tuple[GoldenVector, ...]
+    golden: tuple[str, ...]
+    """Payload paths, each a packed GoldenVector."""
     golden_sqnr_min_db: float
     """The bar an artifact must hold on the golden vectors, on the device as on the host."""
     payloads: tuple[Payload, ...]
