@@ -1,0 +1,1 @@
+"""Lowers PyTorch models to artifacts and proves them; the host's side, torch allowed."""

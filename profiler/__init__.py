@@ -1,0 +1,1 @@
+"""Measures a session: latency, memory, energy, conditions."""

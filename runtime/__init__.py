@@ -1,0 +1,1 @@
+"""What runs on the device: packages, slots and interpreters; never torch."""

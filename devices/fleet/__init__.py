@@ -1,0 +1,1 @@
+"""The host's side: inventory, push, collector, store."""

@@ -1,0 +1,1 @@
+"""Frozen, versioned records and the error tree."""

@@ -9,7 +9,7 @@ from ferryman.runtime.contracts.record import Record
 SCHEMA = 1
 
 
-class Envelope(Record):
+class Envelope(Record, kw_only=True):
     """One record from one device; (device, boot, sequence) names it for ever."""
 
     schema: int = SCHEMA

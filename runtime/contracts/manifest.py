@@ -20,7 +20,7 @@ class Payload(Record):
     sha256: str
 
 
-class Requirements(Record):
+class Requirements(Record, kw_only=True):
     """What a device must have to run a variant."""
 
     interpreters: dict[str, str]
@@ -76,7 +76,7 @@ class GoldenVector(Record):
     outputs: tuple[Tensor, ...]
 
 
-class Manifest(Record):
+class Manifest(Record, kw_only=True):
     """First entry of a package; every other entry is listed in `payloads`."""
 
     schema: int = SCHEMA

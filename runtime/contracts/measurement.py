@@ -72,7 +72,7 @@ class Conditions(Record):
     versions: dict[str, str]
 
 
-class Measurement(Record):
+class Measurement(Record, kw_only=True):
     """One (package, variant, interpreter) on one device."""
 
     schema: int = SCHEMA

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from ferryman.runtime.contracts.errors import WireError
 from ferryman.runtime.contracts.measurement import Measurement, ProfileSpec
 from ferryman.runtime.contracts.record import Record
@@ -61,7 +63,7 @@ class Status(Record, tag="status"):
     package_sha256: str | None = None
     package_name: str | None = None
     variants: tuple[str, ...] = ()
-    interpreters: dict[str, str] = {}
+    interpreters: dict[str, str] = msgspec.field(default_factory=dict)
     outbox_pending: int = 0
     outbox_dropped: int = 0
 

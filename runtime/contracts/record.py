@@ -5,12 +5,22 @@ Readers ignore unknown fields (a newer writer may add some); a changed meaning r
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar, dataclass_transform
 
 import msgspec
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
+class _RecordMeta(msgspec.StructMeta):
+    """Makes every record keyword-only; msgspec inherits `frozen` and not `kw_only`."""
+
+    def __new__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: Any) -> type:  # noqa: ANN401
+        options.setdefault("kw_only", True)
+        made: type = super().__new__(cls, name, bases, namespace, **options)
+        return made
+
+
+class Record(msgspec.Struct, metaclass=_RecordMeta, frozen=True):
     """A frozen record; decode with `decode`, encode with `encode` (canonical: sorted keys)."""
 
 
