@@ -305,9 +305,7 @@ def _check_manifest(manifest: Manifest) -> None:
         raise PackageError(f"payloads named but not listed: {', '.join(sorted(missing))}")
 
 
-def _check_payloads(
-    file: io.BufferedReader, manifest: Manifest, spans: Mapping[str, tuple[int, int]]
-) -> None:
+def _check_payloads(file: io.BufferedReader, manifest: Manifest, spans: Mapping[str, tuple[int, int]]) -> None:
     if list(spans) != [payload.path for payload in manifest.payloads]:
         raise PackageError("the entries are not the payloads the manifest lists")
     for payload in manifest.payloads:

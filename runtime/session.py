@@ -102,9 +102,7 @@ def installed(runtime: RuntimeName) -> dict[str, str]:
     return {name: version for name in INTERPRETERS[runtime] if (version := _VERSIONS[name]()) is not None}
 
 
-def open_session(
-    artifact: Path, runtime: RuntimeName, *, interpreter: str | None = None, threads: int = 1
-) -> Session:
+def open_session(artifact: Path, runtime: RuntimeName, *, interpreter: str | None = None, threads: int = 1) -> Session:
     """Load an artifact.
 
     Args:

@@ -45,9 +45,7 @@ class TensorSpec(Record):
 
     def describe(self) -> str:
         """For people: `float32[1, 3, 32, 32] image`."""
-        dims = ", ".join(
-            str(d) if isinstance(d, int) else f"{d.symbol}:{d.min}..{d.max}" for d in self.shape
-        )
+        dims = ", ".join(str(d) if isinstance(d, int) else f"{d.symbol}:{d.min}..{d.max}" for d in self.shape)
         return f"{self.dtype}[{dims}] {self.name}"
 
 
@@ -78,9 +76,7 @@ class Tensor(Record):
             raise ValueError(f"shape {self.shape} has a negative dimension")
         expected = math.prod(self.shape) * dtype.itemsize
         if len(self.data) != expected:
-            raise ValueError(
-                f"{self.dtype}{list(self.shape)} takes {expected} bytes, found {len(self.data)}"
-            )
+            raise ValueError(f"{self.dtype}{list(self.shape)} takes {expected} bytes, found {len(self.data)}")
         return np.frombuffer(self.data, dtype=dtype).reshape(self.shape)
 
 

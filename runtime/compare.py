@@ -1,0 +1,74 @@
+"""How far one set of outputs is from another; pure numpy, the same on host and device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ferryman.runtime.contracts.record import Record
+from ferryman.runtime.contracts.tensor import Array
+
+SQNR_CAP_DB = 200.0
+"""Stands for equal to the bit; its negative for not comparable at all (JSON has no infinity)."""
+_LOGIT_RANKS = (2, 3)
+
+
+class Difference(Record):
+    """One output against its reference."""
+
+    output: int
+    sqnr_db: float
+    """20 log10(|reference| / |reference - output|) over all elements, within +-SQNR_CAP_DB."""
+    max_abs_error: float
+    top1_agreement: float | None
+    """Share of rows with the same largest element, for floating outputs of rank 2 or 3."""
+
+
+def compare(reference: Sequence[Array], outputs: Sequence[Array]) -> list[Difference]:
+    """Compare output by output.
+
+    Raises:
+        ValueError: another number of outputs, or another shape.
+    """
+    if len(reference) != len(outputs):
+        raise ValueError(f"expected {len(reference)} outputs, found {len(outputs)}")
+    return [_compare_one(i, r, o) for i, (r, o) in enumerate(zip(reference, outputs, strict=True))]
+
+
+def worst(differences: Sequence[Difference]) -> Difference:
+    """The one with the lowest SQNR."""
+    return min(differences, key=lambda d: d.sqnr_db)
+
+
+def _compare_one(index: int, reference: Array, output: Array) -> Difference:
+    if reference.shape != output.shape:
+        raise ValueError(f"output {index}: expected shape {reference.shape}, found {output.shape}")
+    expected, found = reference.astype(np.float64), output.astype(np.float64)
+    finite = np.isfinite(expected)
+    if not np.array_equal(expected[~finite], found[~finite], equal_nan=True) or not np.isfinite(found[finite]).all():
+        return Difference(
+            output=index, sqnr_db=-SQNR_CAP_DB, max_abs_error=float(np.finfo(np.float64).max), top1_agreement=0.0
+        )
+    expected, found = expected[finite], found[finite]
+    error = expected - found
+    return Difference(
+        output=index,
+        sqnr_db=_sqnr_db(float(np.linalg.norm(expected)), float(np.linalg.norm(error))),
+        max_abs_error=float(np.abs(error).max(initial=0.0)),
+        top1_agreement=_top1(reference, output),
+    )
+
+
+def _sqnr_db(signal: float, noise: float) -> float:
+    if noise == 0:
+        return SQNR_CAP_DB
+    if signal == 0:
+        return -SQNR_CAP_DB
+    return float(np.clip(20 * np.log10(signal / noise), -SQNR_CAP_DB, SQNR_CAP_DB))
+
+
+def _top1(reference: Array, output: Array) -> float | None:
+    if reference.ndim not in _LOGIT_RANKS or not np.issubdtype(reference.dtype, np.floating) or not reference.size:
+        return None
+    return float(np.mean(reference.argmax(-1) == output.argmax(-1)))

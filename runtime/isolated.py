@@ -1,0 +1,145 @@
+"""A session in a process of its own: a crash, a hang or a leak in an interpreter stays there."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+from ferryman.runtime.contracts.errors import RuntimeCrash, RuntimeFault, from_wire
+from ferryman.runtime.contracts.manifest import RuntimeName
+from ferryman.runtime.contracts.measurement import Memory
+from ferryman.runtime.contracts.record import Record, Unavailable
+from ferryman.runtime.contracts.tensor import Array, to_tensors, unpack
+from ferryman.runtime.worker import LENGTH_BYTES, Answer, Failed, Open, Opened, Ran, Run, write_frame
+
+A = TypeVar("A", Opened, Ran)
+_STDERR_TAIL_BYTES = 2000
+
+
+class IsolatedSession:
+    """Implements `Session` over a worker process."""
+
+    def __init__(
+        self,
+        artifact: Path,
+        runtime: RuntimeName,
+        *,
+        interpreter: str | None = None,
+        threads: int = 1,
+        python: Path | None = None,
+        timeout_s: float = 120.0,
+    ) -> None:
+        """Start the worker and load the artifact.
+
+        Args:
+            artifact: a `.pte` or `.tflite` file.
+            runtime: which of the two.
+            interpreter: see `open_session`.
+            threads: see `open_session`.
+            python: of another environment that has ferryman and the interpreter; None: this one.
+            timeout_s: bounds each call; a worker that takes longer is killed.
+
+        Raises:
+            RuntimeFault: the interpreter refuses the artifact, or takes longer than `timeout_s`.
+            RuntimeCrash: it died loading it.
+            DeviceError: no such interpreter there.
+        """
+        self._timeout_s = timeout_s
+        self._name = f"{interpreter or runtime} on {artifact.name}"
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the session
+        self._process = subprocess.Popen(
+            [str(python or sys.executable), "-P", "-m", "ferryman.runtime.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+        )
+        try:
+            opened = self._ask(
+                Open(artifact=str(artifact.absolute()), runtime=runtime, interpreter=interpreter, threads=threads),
+                Opened,
+            )
+        except BaseException:
+            self.close()
+            raise
+        self.interpreter = opened.interpreter
+        self.version = opened.version
+        self.signature = opened.signature
+        self.load_ns = opened.load_ns
+        self.memory_before = opened.memory_before
+        self.memory_after: Memory | Unavailable = Unavailable(reason="not run yet")
+        self.last_run_ns = 0
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """See `Session.run`; also RuntimeCrash when the worker dies."""
+        ran = self._ask(Run(inputs=to_tensors(inputs)), Ran)
+        self.last_run_ns = ran.duration_ns
+        self.memory_after = ran.memory_after
+        return [tensor.to_array() for tensor in ran.outputs]
+
+    def close(self) -> None:
+        """End the worker."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout, self._stderr):
+            if pipe:
+                try:
+                    pipe.close()
+                except BrokenPipeError:  # the worker died with a request half sent
+                    pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _ask(self, question: Record, kind: type[A]) -> A:
+        deadline = time.monotonic() + self._timeout_s
+        assert self._process.stdin is not None  # noqa: S101  # PIPE above
+        try:
+            write_frame(self._process.stdin, question)  # type: ignore[arg-type]  # IO[bytes] is a BinaryIO
+            length = int.from_bytes(self._read(LENGTH_BYTES, deadline), "little")
+            answer = unpack(self._read(length, deadline), Answer)  # type: ignore[arg-type]  # a union is a type to msgspec
+        except (BrokenPipeError, EOFError):
+            raise RuntimeCrash(self._describe_death()) from None
+        if isinstance(answer, Failed):
+            raise from_wire(answer.error)
+        if not isinstance(answer, kind):
+            raise RuntimeCrash(f"{self._name}: the worker answered {type(answer).__name__} instead of {kind.__name__}")
+        return answer
+
+    def _read(self, count: int, deadline: float) -> bytearray:
+        assert self._process.stdout is not None  # noqa: S101  # PIPE in the constructor
+        pipe = self._process.stdout.fileno()
+        data = bytearray()
+        while len(data) < count:
+            if not select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                self._process.kill()
+                raise RuntimeFault(f"{self._name} did not answer within {self._timeout_s:g} s and was ended")
+            chunk = os.read(pipe, min(count - len(data), 1 << 20))
+            if not chunk:
+                raise EOFError
+            data += chunk
+        return data
+
+    def _describe_death(self) -> str:
+        code = self._process.wait()
+        how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        self._stderr.seek(0, os.SEEK_END)
+        self._stderr.seek(max(0, self._stderr.tell() - _STDERR_TAIL_BYTES))
+        last_words = self._stderr.read().decode(errors="replace").strip()
+        return f"the process that ran {self._name} {how}" + (f"; its last words: {last_words}" if last_words else "")

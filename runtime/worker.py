@@ -1,0 +1,122 @@
+"""The process that runs an artifact for another: `python -m ferryman.runtime.worker`, frames on standard input/output.
+
+A frame is 8 bytes of length (little-endian) and one MessagePack record. The end of the input ends the process, so
+none outlives the one that asked. Whatever an interpreter prints goes to standard error.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import BinaryIO
+
+from ferryman.runtime.contracts.errors import CallerError, WireError, to_wire
+from ferryman.runtime.contracts.manifest import RuntimeName
+from ferryman.runtime.contracts.measurement import Memory
+from ferryman.runtime.contracts.record import Record, Unavailable
+from ferryman.runtime.contracts.tensor import Signature, Tensor, pack, to_tensors, unpack
+from ferryman.runtime.memory import read_memory
+from ferryman.runtime.session import Session, open_session
+
+LENGTH_BYTES = 8
+
+
+class Open(Record, tag="open"):
+    """Load an artifact; the first message."""
+
+    artifact: str
+    runtime: RuntimeName
+    interpreter: str | None
+    threads: int
+
+
+class Run(Record, tag="run"):
+    """One inference."""
+
+    inputs: tuple[Tensor, ...]
+
+
+class Opened(Record, tag="opened"):
+    """The artifact is loaded."""
+
+    interpreter: str
+    version: str
+    signature: Signature
+    load_ns: int
+    memory_before: Memory | Unavailable
+
+
+class Ran(Record, tag="ran"):
+    """What came out."""
+
+    outputs: tuple[Tensor, ...]
+    duration_ns: int
+    memory_after: Memory | Unavailable
+
+
+class Failed(Record, tag="failed"):
+    """The request could not be done."""
+
+    error: WireError
+
+
+Question = Open | Run
+Answer = Opened | Ran | Failed
+
+
+def write_frame(file: BinaryIO, record: Record) -> None:
+    """Send one record."""
+    data = pack(record)
+    file.write(len(data).to_bytes(LENGTH_BYTES, "little"))
+    file.write(data)
+    file.flush()
+
+
+def _answer(question: Question, session: Session | None) -> tuple[Answer, Session | None]:
+    if isinstance(question, Open):
+        before = read_memory()
+        start = time.perf_counter_ns()
+        session = open_session(
+            Path(question.artifact),
+            question.runtime,
+            interpreter=question.interpreter,
+            threads=question.threads,
+        )
+        load_ns = time.perf_counter_ns() - start
+        return (
+            Opened(
+                interpreter=session.interpreter,
+                version=session.version,
+                signature=session.signature,
+                load_ns=load_ns,
+                memory_before=before,
+            ),
+            session,
+        )
+    if session is None:
+        raise CallerError("run before open")
+    arrays = [tensor.to_array() for tensor in question.inputs]
+    start = time.perf_counter_ns()
+    outputs = session.run(arrays)
+    duration_ns = time.perf_counter_ns() - start
+    return Ran(outputs=to_tensors(outputs), duration_ns=duration_ns, memory_after=read_memory()), session
+
+
+def main() -> None:
+    """Answer questions until the input ends."""
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    session: Session | None = None
+    while len(head := sys.stdin.buffer.read(LENGTH_BYTES)) == LENGTH_BYTES:
+        data = sys.stdin.buffer.read(int.from_bytes(head, "little"))
+        try:
+            answer, session = _answer(unpack(data, Question), session)  # type: ignore[arg-type]  # a union is a type to msgspec
+        except Exception as error:  # noqa: BLE001  # everything goes to the one who asked
+            answer = Failed(error=to_wire(error))
+        write_frame(replies, answer)
+
+
+if __name__ == "__main__":
+    main()
