@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -17,9 +18,9 @@ from typing import Self, TypeVar
 from ferryman.runtime.contracts.errors import RuntimeCrash, RuntimeFault, from_wire
 from ferryman.runtime.contracts.manifest import RuntimeName
 from ferryman.runtime.contracts.measurement import Memory
-from ferryman.runtime.contracts.record import Record, Unavailable
+from ferryman.runtime.contracts.record import Unavailable
 from ferryman.runtime.contracts.tensor import Array, to_tensors, unpack
-from ferryman.runtime.worker import LENGTH_BYTES, Answer, Failed, Open, Opened, Ran, Run, write_frame
+from ferryman.runtime.worker import LENGTH_BYTES, Answer, Failed, Open, Opened, Question, Ran, Run, write_frame
 
 A = TypeVar("A", Opened, Ran)
 _STDERR_TAIL_BYTES = 2000
@@ -91,10 +92,8 @@ class IsolatedSession:
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout, self._stderr):
             if pipe:
-                try:
+                with suppress(BrokenPipeError):  # the worker died with a request half sent
                     pipe.close()
-                except BrokenPipeError:  # the worker died with a request half sent
-                    pass
 
     def __enter__(self) -> Self:
         return self
@@ -107,13 +106,13 @@ class IsolatedSession:
     ) -> None:
         self.close()
 
-    def _ask(self, question: Record, kind: type[A]) -> A:
+    def _ask(self, question: Open | Run, kind: type[A]) -> A:
         deadline = time.monotonic() + self._timeout_s
         assert self._process.stdin is not None  # noqa: S101  # PIPE above
         try:
-            write_frame(self._process.stdin, question)  # type: ignore[arg-type]  # IO[bytes] is a BinaryIO
+            write_frame(self._process.stdin, Question(body=question))  # type: ignore[arg-type]  # IO[bytes] is a BinaryIO
             length = int.from_bytes(self._read(LENGTH_BYTES, deadline), "little")
-            answer = unpack(self._read(length, deadline), Answer)  # type: ignore[arg-type]  # a union is a type to msgspec
+            answer = unpack(self._read(length, deadline), Answer).body
         except (BrokenPipeError, EOFError):
             raise RuntimeCrash(self._describe_death()) from None
         if isinstance(answer, Failed):

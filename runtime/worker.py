@@ -62,8 +62,16 @@ class Failed(Record, tag="failed"):
     error: WireError
 
 
-Question = Open | Run
-Answer = Opened | Ran | Failed
+class Question(Record):
+    """From the one who asks."""
+
+    body: Open | Run
+
+
+class Answer(Record):
+    """From the worker."""
+
+    body: Opened | Ran | Failed
 
 
 def write_frame(file: BinaryIO, record: Record) -> None:
@@ -74,7 +82,7 @@ def write_frame(file: BinaryIO, record: Record) -> None:
     file.flush()
 
 
-def _answer(question: Question, session: Session | None) -> tuple[Answer, Session | None]:
+def _answer(question: Open | Run, session: Session | None) -> tuple[Opened | Ran, Session | None]:
     if isinstance(question, Open):
         before = read_memory()
         start = time.perf_counter_ns()
@@ -112,10 +120,11 @@ def main() -> None:
     while len(head := sys.stdin.buffer.read(LENGTH_BYTES)) == LENGTH_BYTES:
         data = sys.stdin.buffer.read(int.from_bytes(head, "little"))
         try:
-            answer, session = _answer(unpack(data, Question), session)  # type: ignore[arg-type]  # a union is a type to msgspec
+            answer: Opened | Ran | Failed
+            answer, session = _answer(unpack(data, Question).body, session)
         except Exception as error:  # noqa: BLE001  # everything goes to the one who asked
             answer = Failed(error=to_wire(error))
-        write_frame(replies, answer)
+        write_frame(replies, Answer(body=answer))
 
 
 if __name__ == "__main__":

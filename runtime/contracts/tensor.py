@@ -96,7 +96,7 @@ def pack(record: Record) -> bytes:
     return msgspec.msgpack.encode(record)
 
 
-def unpack(data: bytes | memoryview, kind: type[T]) -> T:
+def unpack(data: bytes | bytearray | memoryview, kind: type[T]) -> T:
     """Decode and validate what `pack` wrote.
 
     Raises:
