@@ -1,0 +1,293 @@
+"""ExecuTorch sessions, over ferryman's own native library: no torch, no executorch package.
+
+Inputs and outputs have no names in a `.pte`; they are called `input_0`, `output_0` and so on. Of a dynamic tensor a
+`.pte` keeps only upper bounds, for the tensor as a whole, so each of its dimensions reads `1..upper bound`; the
+package's manifest knows which ones vary.
+
+Threads: a session with one thread works in the caller's thread alone. Sessions with more share ExecuTorch's one pool,
+so all of them that are open in a process have to ask for the same number.
+
+ExecuTorch's log lines arrive on the logger `ferryman.executorch`, after each call that produced any.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+import ferryman.runtime
+from ferryman.runtime.contracts.errors import CallerError, DeviceError, RuntimeFault
+from ferryman.runtime.contracts.tensor import Array, DynamicDim, Signature, TensorSpec
+from ferryman.runtime.session import fit
+
+VERSION = "1.5.1"
+_LIBRARY = "libferryman_executorch.so"
+_LEVELS = {"D": logging.DEBUG, "I": logging.INFO, "E": logging.ERROR, "F": logging.CRITICAL}
+# ExecuTorch's ScalarType numbers.
+_DTYPES = dict(enumerate(("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"))) | {11: "bool"}
+_THREADS_BUSY = -2
+
+_log = logging.getLogger("ferryman.executorch")
+
+
+class _Tensor(ctypes.Structure):
+    """ferryman_et_tensor of native/executorch/session.h."""
+
+    _fields_ = (
+        ("dtype", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("dynamic", ctypes.c_int32),
+        ("sizes", ctypes.c_int32 * 16),
+        ("data", ctypes.c_void_p),
+    )
+
+
+class _Native:
+    """The native library, loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self._library = library = ctypes.CDLL(os.fspath(path))
+        pointer, size, tensors = ctypes.c_void_p, ctypes.c_size_t, ctypes.POINTER(ctypes.POINTER(_Tensor))
+        self.version = self._function("version", ctypes.c_char_p)
+        self.error = self._function("error", ctypes.c_char_p)
+        self.open = self._function(
+            "open", ctypes.c_int, ctypes.c_char_p, ctypes.c_int32, ctypes.c_int32, ctypes.POINTER(pointer)
+        )
+        self.inputs = self._function("inputs", size, pointer, tensors)
+        self.outputs = self._function("outputs", size, pointer, tensors)
+        self.run = self._function("run", ctypes.c_int, pointer, pointer, pointer)
+        self.etdump = self._function("etdump", ctypes.c_int, pointer, ctypes.POINTER(pointer), ctypes.POINTER(size))
+        self.close = self._function("close", None, pointer)
+        self._log_take = self._function("log_take", ctypes.c_int, ctypes.c_char_p, size)
+        self.log_pending = ctypes.c_int32.in_dll(library, "ferryman_et_log_pending")
+
+    def _function(self, name: str, result: Any, *arguments: Any) -> Any:  # noqa: ANN401  # ctypes has no types for these
+        function = self._library[f"ferryman_et_{name}"]
+        function.restype = result
+        function.argtypes = arguments
+        return function
+
+    def flush_log(self) -> None:
+        """Hand waiting log lines to `logging`."""
+        line = ctypes.create_string_buffer(2048)
+        while level := self._log_take(line, len(line)):
+            _log.log(_LEVELS.get(chr(level), logging.INFO), "%s", line.value.decode(errors="replace"))
+
+    def check(self, code: int) -> None:
+        """Raise what the last call of this thread reported."""
+        if self.log_pending.value:
+            self.flush_log()
+        if code:
+            message = self.error().decode(errors="replace")
+            raise CallerError(message) if code == _THREADS_BUSY else RuntimeFault(message)
+
+
+def _library_path() -> Path | None:
+    for folder in ferryman.runtime.__path__:
+        path = Path(folder) / "native" / "lib" / _LIBRARY
+        if path.exists():
+            return path
+    return None
+
+
+@functools.cache
+def _native() -> _Native:
+    path = _library_path()
+    if path is None:
+        raise DeviceError(f"ferryman's {_LIBRARY} is not installed; install ferryman with pip, which builds it")
+    try:
+        native = _Native(path)
+    except OSError as error:
+        raise DeviceError(f"{path} does not load: {error}") from error
+    built = native.version().decode()
+    if built != VERSION:
+        raise DeviceError(f"{path}: expected ExecuTorch {VERSION}, found {built}; install ferryman again")
+    return native
+
+
+def version() -> str | None:
+    """Version of ExecuTorch; None when the native library is not installed."""
+    return VERSION if _library_path() else None
+
+
+def open_session(artifact: Path, *, threads: int, etdump: bool = False) -> ExecutorchSession:
+    """Load a `.pte` file; it has to stay in place while the session is open (it is mapped).
+
+    Args:
+        artifact: the file.
+        threads: at least 1; see the module's note on sharing.
+        etdump: record every run for `ExecutorchSession.etdump`, which keeps memory until it is called.
+
+    Raises:
+        CallerError: threads < 1, or other sessions hold the thread pool at another size.
+        DeviceError: the native library is not installed.
+        RuntimeFault: ExecuTorch does not take the file; the message holds its own log lines.
+    """
+    if threads < 1:
+        raise CallerError(f"threads must be at least 1, found {threads}")
+    return ExecutorchSession(_native(), artifact, threads, etdump=etdump)
+
+
+def _spec(tensor: _Tensor, name: str) -> TensorSpec:
+    if tensor.dtype not in _DTYPES:
+        raise RuntimeFault(
+            f"{name}: expected one of {', '.join(_DTYPES.values())}, found ExecuTorch's dtype number {tensor.dtype}"
+        )
+    sizes = tensor.sizes[: tensor.ndim]
+    shape = [
+        DynamicDim(symbol=f"{name}_{axis}", min=1, max=size) if tensor.dynamic and size > 1 else size
+        for axis, size in enumerate(sizes)
+    ]
+    return TensorSpec(name=name, dtype=_DTYPES[tensor.dtype], shape=tuple(shape))
+
+
+class _Port:
+    """One input or output: its description and a view of its memory at the upper bounds."""
+
+    def __init__(self, tensor: _Tensor, name: str) -> None:
+        self._tensor = tensor
+        self.spec = _spec(tensor, name)
+        self.dtype = np.dtype(self.spec.dtype)
+        self.bounds = tuple(tensor.sizes[: tensor.ndim])
+        self.dynamic = bool(tensor.dynamic)
+        self._address: int | None = None
+        self._view: Array = np.empty(0, self.dtype)
+
+    def view(self) -> Array:
+        """The memory, in the shape of the upper bounds; ExecuTorch may have moved it since the last call."""
+        address = self._tensor.data
+        if address != self._address or address is None:
+            self._address = address
+            count = int(np.prod(self.bounds, dtype=np.int64)) if address else 0
+            memory = (ctypes.c_char * (count * self.dtype.itemsize)).from_address(address or 0)
+            self._view = np.frombuffer(memory, self.dtype, count).reshape(self.bounds)
+        return self._view
+
+    def part(self, shape: tuple[int, ...]) -> Array:
+        """The memory of a tensor of `shape` within the bounds."""
+        if shape == self.bounds:
+            return self.view()
+        return self.view().reshape(-1)[: int(np.prod(shape, dtype=np.int64))].reshape(shape)
+
+
+class ExecutorchSession:
+    """A loaded `.pte`; used by one thread at a time."""
+
+    interpreter = "executorch"
+    version = VERSION
+
+    def __init__(self, native: _Native, artifact: Path, threads: int, *, etdump: bool) -> None:
+        self._native = native
+        self._handle: int | None = None
+        handle = ctypes.c_void_p()
+        path = os.fsencode(artifact)
+        try:
+            native.check(native.open(path, threads, int(etdump), ctypes.byref(handle)))
+            self._handle = handle.value
+            self._inputs = self._ports(native.inputs, "input")
+            self._outputs = self._ports(native.outputs, "output")
+        except RuntimeFault as error:
+            self.close()
+            raise RuntimeFault(f"{artifact}: {error}") from None
+        self.signature = Signature(
+            inputs=tuple(port.spec for port in self._inputs), outputs=tuple(port.spec for port in self._outputs)
+        )
+        self._input_sizes = self._size_table(self._inputs)
+        self._output_sizes = self._size_table(self._outputs)
+
+    def _ports(self, count_of: Any, kind: str) -> list[_Port]:  # noqa: ANN401  # a ctypes function
+        tensors = ctypes.POINTER(_Tensor)()
+        count = count_of(self._handle, ctypes.byref(tensors))
+        return [_Port(tensors[i], f"{kind}_{i}") for i in range(count)]
+
+    @staticmethod
+    def _size_table(ports: list[_Port]) -> ctypes.Array[ctypes.c_int32] | None:
+        """Room for the dimensions of all `ports`; None when they are fixed."""
+        if not any(port.dynamic for port in ports):
+            return None
+        return (ctypes.c_int32 * sum(len(port.bounds) for port in ports))()
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """One inference; the arrays returned are the caller's own.
+
+        Raises:
+            CallerError: the session is closed, or count, dtype or shape is not the signature's.
+            RuntimeFault: ExecuTorch failed; the message holds its own log lines.
+        """
+        if self._handle is None:
+            raise CallerError("the session is closed; open it again")
+        if not self._fits(inputs):
+            inputs = fit(inputs, self.signature)
+        if self._input_sizes is None:
+            for port, array in zip(self._inputs, inputs, strict=True):
+                np.copyto(port.view(), array)
+        else:
+            self._input_sizes[:] = [size for array in inputs for size in array.shape]
+            for port, array in zip(self._inputs, inputs, strict=True):
+                np.copyto(port.part(array.shape), array)
+        code = self._native.run(self._handle, self._input_sizes, self._output_sizes)
+        if code or self._native.log_pending.value:
+            self._native.check(code)
+        if self._output_sizes is None:
+            return [port.view().copy() for port in self._outputs]
+        return self._dynamic_outputs(self._output_sizes)
+
+    def _fits(self, inputs: Sequence[Array]) -> bool:
+        """Whether `inputs` are exactly at the bounds: the common case, told in less time than `fit` takes."""
+        if len(inputs) != len(self._inputs):
+            return False
+        for port, array in zip(self._inputs, inputs, strict=True):
+            if array.shape != port.bounds or array.dtype != port.dtype:
+                return False
+        return True
+
+    def _dynamic_outputs(self, sizes: ctypes.Array[ctypes.c_int32]) -> list[Array]:
+        outputs = []
+        start = 0
+        for port in self._outputs:
+            shape = tuple(sizes[start : start + len(port.bounds)])
+            start += len(shape)
+            outputs.append(port.part(shape).copy())
+        return outputs
+
+    def etdump(self) -> bytes:
+        """ExecuTorch's profile of the runs since the last call, as its Inspector reads it.
+
+        Raises:
+            CallerError: the session is closed.
+            RuntimeFault: it was opened without etdump, or there was no run.
+        """
+        if self._handle is None:
+            raise CallerError("the session is closed; open it again")
+        data, size = ctypes.c_void_p(), ctypes.c_size_t()
+        self._native.check(self._native.etdump(self._handle, ctypes.byref(data), ctypes.byref(size)))
+        return ctypes.string_at(data.value or 0, size.value)
+
+    def close(self) -> None:
+        """Free everything; a second call does nothing."""
+        if self._handle is not None:
+            handle, self._handle = self._handle, None
+            self._inputs = self._outputs = []
+            self._native.close(handle)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
