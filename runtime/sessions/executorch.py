@@ -15,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -154,28 +155,26 @@ class _Port:
 
     def __init__(self, tensor: _Tensor, name: str) -> None:
         self._tensor = tensor
+        self._address: int | None = None
         self.spec = _spec(tensor, name)
         self.dtype = np.dtype(self.spec.dtype)
         self.bounds = tuple(tensor.sizes[: tensor.ndim])
         self.dynamic = bool(tensor.dynamic)
-        self._address: int | None = None
-        self._view: Array = np.empty(0, self.dtype)
+        self.view: Array = np.empty(self.bounds if math.prod(self.bounds) == 0 else 0, self.dtype)
+        self.follow()
 
-    def view(self) -> Array:
-        """The memory, in the shape of the upper bounds; ExecuTorch may have moved it since the last call."""
+    def follow(self) -> Array:
+        """The view, after a look at where the memory is: a branch in the model may move an output."""
         address = self._tensor.data
-        if address != self._address or address is None:
+        if address != self._address and address is not None:
             self._address = address
-            count = int(np.prod(self.bounds, dtype=np.int64)) if address else 0
-            memory = (ctypes.c_char * (count * self.dtype.itemsize)).from_address(address or 0)
-            self._view = np.frombuffer(memory, self.dtype, count).reshape(self.bounds)
-        return self._view
+            memory = (ctypes.c_char * (math.prod(self.bounds) * self.dtype.itemsize)).from_address(address)
+            self.view = np.frombuffer(memoryview(memory), self.dtype).reshape(self.bounds)
+        return self.view
 
     def part(self, shape: tuple[int, ...]) -> Array:
         """The memory of a tensor of `shape` within the bounds."""
-        if shape == self.bounds:
-            return self.view()
-        return self.view().reshape(-1)[: int(np.prod(shape, dtype=np.int64))].reshape(shape)
+        return self.view.reshape(-1)[: math.prod(shape)].reshape(shape)
 
 
 class ExecutorchSession:
@@ -227,25 +226,25 @@ class ExecutorchSession:
         if not self._fits(inputs):
             inputs = fit(inputs, self.signature)
         if self._input_sizes is None:
-            for port, array in zip(self._inputs, inputs, strict=True):
-                np.copyto(port.view(), array)
+            for port, array in zip(self._inputs, inputs):  # noqa: B905  # counted above; strict costs time
+                port.view[...] = array
         else:
             self._input_sizes[:] = [size for array in inputs for size in array.shape]
             for port, array in zip(self._inputs, inputs, strict=True):
-                np.copyto(port.part(array.shape), array)
+                port.part(array.shape)[...] = array
         code = self._native.run(self._handle, self._input_sizes, self._output_sizes)
         if code or self._native.log_pending.value:
             self._native.check(code)
         if self._output_sizes is None:
-            return [port.view().copy() for port in self._outputs]
+            return [port.follow().copy() for port in self._outputs]
         return self._dynamic_outputs(self._output_sizes)
 
     def _fits(self, inputs: Sequence[Array]) -> bool:
         """Whether `inputs` are exactly at the bounds: the common case, told in less time than `fit` takes."""
         if len(inputs) != len(self._inputs):
             return False
-        for port, array in zip(self._inputs, inputs, strict=True):
-            if array.shape != port.bounds or array.dtype != port.dtype:
+        for port, array in zip(self._inputs, inputs):  # noqa: B905  # counted above; strict costs time
+            if array.dtype != port.dtype or array.shape != port.bounds:
                 return False
         return True
 
@@ -255,6 +254,7 @@ class ExecutorchSession:
         for port in self._outputs:
             shape = tuple(sizes[start : start + len(port.bounds)])
             start += len(shape)
+            port.follow()
             outputs.append(port.part(shape).copy())
         return outputs
 
