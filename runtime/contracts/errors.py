@@ -5,6 +5,7 @@ FerrymanError
 ├── ModelError           the model cannot be captured or lowered as asked
 │   └── ParityError      an artifact computes something else than eager does
 ├── PackageError         the package's bytes are not what they claim to be
+├── StoreError           the collector's database cannot be opened, read or written
 ├── DeviceError          the device cannot do what was asked
 │   ├── RuntimeFault     an interpreter refused or failed; carries its own message
 │   └── RuntimeCrash     the process that ran an interpreter died
@@ -52,6 +53,12 @@ class PackageError(FerrymanError):
     party = "package"
 
 
+class StoreError(FerrymanError):
+    """The collector's database cannot be opened, read or written."""
+
+    party = "store"
+
+
 class DeviceError(FerrymanError):
     """The device cannot do what was asked of it."""
 
@@ -97,6 +104,7 @@ _BY_PARTY: dict[str, type[FerrymanError]] = {
         ModelError,
         ParityError,
         PackageError,
+        StoreError,
         DeviceError,
         RuntimeFault,
         RuntimeCrash,

@@ -1,0 +1,161 @@
+"""Ask an agent from the host: request and response over MQTT."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Sequence
+from concurrent import futures
+from types import TracebackType
+from typing import Self, TypeVar
+
+from ferryman.devices import topics
+from ferryman.devices.mqtt import BrokerConfig, Delivery, Link, Message
+from ferryman.runtime.contracts.errors import FerrymanError, LinkError, RequestTimeout, from_wire
+from ferryman.runtime.contracts.measurement import Measurement, ProfileSpec
+from ferryman.runtime.contracts.messages import (
+    Failure,
+    InferReply,
+    InferRequest,
+    ProfileReply,
+    ProfileRequest,
+    Request,
+    Response,
+    Status,
+    StatusRequest,
+)
+from ferryman.runtime.contracts.record import decode
+from ferryman.runtime.contracts.tensor import Array, pack, to_tensors, unpack
+
+R = TypeVar("R", InferReply, ProfileReply, Status)
+
+CONNECT_TIMEOUT_S = 10.0
+INFER_TIMEOUT_S = 30.0
+PROFILE_TIMEOUT_S = 600.0
+STATUS_TIMEOUT_S = 10.0
+
+
+class AgentClient:
+    """A conversation with one agent; several threads may ask at once.
+
+    Every method that asks may raise: LinkError (no broker), RequestTimeout (no answer), and whatever error of the tree
+    the agent answers with.
+    """
+
+    def __init__(self, broker: BrokerConfig, device: str) -> None:
+        """Connect, and wait for it.
+
+        Raises:
+            CallerError: `device` is no name for a device.
+            LinkError: the broker cannot be reached, or does not let us in.
+        """
+        client = secrets.token_hex(8)
+        self.device = device
+        self._reply_to = topics.response(device, client)
+        self._waiting: dict[str, futures.Future[Response]] = {}
+        self._lock = threading.Lock()
+        self._last_status: Status | None = None
+        self._link = Link(broker, f"ferryman-client-{client}")
+        self._link.subscribe(self._reply_to, self._on_response)
+        self._link.subscribe(topics.status(device), self._on_status)
+        self._link.start()
+        try:
+            self._link.wait_ready(CONNECT_TIMEOUT_S)
+        except LinkError:
+            self._link.stop()
+            raise
+
+    def infer(
+        self,
+        inputs: Sequence[Array],
+        *,
+        variant: str | None = None,
+        interpreter: str | None = None,
+        timeout_s: float = INFER_TIMEOUT_S,
+    ) -> InferReply:
+        """Run the active package once on `inputs` (the model's signature)."""
+        body = InferRequest(inputs=to_tensors(inputs), variant=variant, interpreter=interpreter)
+        return self._ask(body, InferReply, timeout_s)
+
+    def profile(
+        self, package_sha256: str, spec: ProfileSpec, *, timeout_s: float = PROFILE_TIMEOUT_S
+    ) -> tuple[Measurement, ...]:
+        """Measure the active package, which must be `package_sha256`."""
+        body = ProfileRequest(package_sha256=package_sha256, spec=spec)
+        return self._ask(body, ProfileReply, timeout_s).measurements
+
+    def status(self, *, timeout_s: float = STATUS_TIMEOUT_S) -> Status:
+        """Ask the agent who it is and what it serves."""
+        return self._ask(StatusRequest(), Status, timeout_s)
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._link.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _ask(self, body: InferRequest | ProfileRequest | StatusRequest, kind: type[R], timeout_s: float) -> R:
+        request = Request(id=secrets.token_hex(16), reply_to=self._reply_to, timeout_s=timeout_s, body=body)
+        answer: futures.Future[Response] = futures.Future()
+        with self._lock:
+            self._waiting[request.id] = answer
+        try:
+            self._link.publish(
+                Message(topic=topics.request(self.device), payload=pack(request)),
+                lambda problem: self._refused(answer, problem),
+            )
+            response = answer.result(timeout_s)
+        except futures.TimeoutError:
+            raise RequestTimeout(self._silence(timeout_s)) from None
+        finally:
+            with self._lock:
+                del self._waiting[request.id]
+        if isinstance(response.body, Failure):
+            raise from_wire(response.body.error)
+        if not isinstance(response.body, kind):
+            raise FerrymanError(
+                f"device {self.device}: expected a {kind.__name__}, found a {type(response.body).__name__}; "
+                "its ferryman and this one do not fit together"
+            )
+        return response.body
+
+    def _refused(self, answer: futures.Future[Response], problem: str | None) -> None:
+        if problem is not None and not answer.done():
+            answer.set_exception(
+                LinkError(f"device {self.device}: the broker refuses requests to it: {problem}; check its access rules")
+            )
+
+    def _silence(self, timeout_s: float) -> str:
+        silent = f"device {self.device}: no answer in {timeout_s:g} s"
+        if self._link.problem:
+            return f"{silent}; the connection to broker {self._link.broker.address} broke: {self._link.problem}"
+        if self._last_status is None:
+            return f"{silent}; it has never reported to this broker: is its name right, and does its agent run?"
+        if not self._last_status.online:
+            return f"{silent}; its status says offline: start its agent, or check its network"
+        return f"{silent}; its status says online: it may be busy; allow more time or look at its log"
+
+    def _on_response(self, delivery: Delivery) -> None:
+        try:
+            response = unpack(delivery.payload, Response)
+        except ValueError:
+            return  # nobody we asked writes such a thing
+        with self._lock:
+            answer = self._waiting.get(response.id)
+        if answer is not None and response.device == self.device and not answer.done():
+            answer.set_result(response)
+
+    def _on_status(self, delivery: Delivery) -> None:
+        try:
+            self._last_status = decode(delivery.payload, Status)
+        except ValueError:
+            self._last_status = None
