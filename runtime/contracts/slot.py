@@ -15,7 +15,10 @@ class Slot(Record):
     name: SlotName
     package_sha256: str
     package_name: str
+    manifest_sha256: str
+    """Of the slot's manifest.json, which in turn holds the hash of every payload."""
     installed_at_ns: int
+    """Device wall clock, Unix epoch."""
 
 
 class SlotState(Record):

@@ -1,0 +1,353 @@
+"""Install a package on this device: plan, check, apply, confirm.
+
+Until the last step, one rename of the state, the old slot serves; whatever goes wrong before leaves it serving.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import click
+
+from ferryman.runtime.contracts.errors import CallerError, DeviceError, FerrymanError, to_wire
+from ferryman.runtime.contracts.manifest import Manifest, Variant
+from ferryman.runtime.contracts.record import Record, encode
+from ferryman.runtime.contracts.slot import Slot, SlotName, SlotState
+from ferryman.runtime.cpu import CPUINFO, instruction_sets
+from ferryman.runtime.golden import GoldenResult, check_golden, usable_interpreters
+from ferryman.runtime.package import MANIFEST, Package, open_package
+from ferryman.runtime.slots import SlotStore, activated, inactive
+
+DEFAULT_ROOT = Path("/var/lib/ferryman")
+Progress = Callable[[str, int, int], None]
+"""Called with the step's name, the bytes done and the bytes there are to do (0, 0 where a step counts none)."""
+GoldenCheck = Callable[[Path, Manifest], tuple[GoldenResult, ...]]
+R = TypeVar("R", bound=Record)
+
+_STALE_S = 120.0
+"""An upload nobody wrote to for so long is dead: its connection would have timed out."""
+_BLOCK_BYTES = 4096
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class Plan(Record):
+    """What an install would write, and where."""
+
+    package_sha256: str
+    package_name: str
+    target: SlotName
+    files: int
+    write_bytes: int
+
+
+class InstallResult(Record):
+    """What an install did; `changed` is false where the package was active and intact already."""
+
+    changed: bool
+    active: Slot
+    previous: Slot | None
+    written_bytes: int = 0
+    write_ns: int = 0
+    read_back_ns: int = 0
+    golden_ns: int = 0
+    activate_ns: int = 0
+    golden: tuple[GoldenResult, ...] = ()
+
+
+class Prepared(Record):
+    """A device's answer before an upload: where to put the package, or that there is no need."""
+
+    upload_to: str
+    active: Slot | None
+    """The slot that serves this very package, intact; then there is nothing to upload."""
+
+
+def plan(package: Package, state: SlotState) -> Plan:
+    """Decide what to write."""
+    sizes = [len(encode(package.manifest)), *(payload.size_bytes for payload in package.manifest.payloads)]
+    return Plan(
+        package_sha256=package.sha256,
+        package_name=package.manifest.name,
+        target=inactive(state),
+        files=len(sizes),
+        write_bytes=sum(sizes),
+    )
+
+
+def check_device(manifest: Manifest, isa: frozenset[str]) -> None:
+    """See that this device can run at least one variant.
+
+    Raises:
+        DeviceError: it cannot; the message says for each variant what is missing.
+    """
+    missing = {variant.name: _missing(variant, isa) for variant in manifest.variants}
+    if all(missing.values()):
+        raise DeviceError(
+            f"this device can run no variant of {manifest.name}: "
+            + "; ".join(f"{name} needs {what}" for name, what in missing.items())
+        )
+
+
+def _missing(variant: Variant, isa: frozenset[str]) -> str:
+    if absent := sorted(set(variant.requires.isa) - isa):
+        return f"the instruction sets {', '.join(absent)}, which this processor lacks"
+    if not usable_interpreters(variant):
+        least = (f"{name} >= {version}" for name, version in variant.requires.interpreters.items())
+        return f"one of {', '.join(least)} (pip install it)"
+    return ""
+
+
+def check_space(store: SlotStore, target: SlotName, need_bytes: int) -> None:
+    """See that the disk has room, counting what clearing the target slot sets free.
+
+    Raises:
+        DeviceError: it has not.
+    """
+    disk = os.statvfs(store.root)
+    free = disk.f_bavail * disk.f_frsize + _size_of(store.directory(target))
+    if free < need_bytes:
+        raise DeviceError(f"{store.root} needs {need_bytes} bytes free, found {free}; make room on the device")
+
+
+def install(
+    package: Path,
+    root: Path = DEFAULT_ROOT,
+    *,
+    golden: GoldenCheck = check_golden,
+    progress: Progress = lambda _step, _done, _total: None,
+) -> InstallResult:
+    """Write the inactive slot, read it back, run the golden vectors there, activate it.
+
+    Args:
+        package: the file; when it lies in the store's `incoming` it is removed at the end.
+        root: of the slot store.
+        golden: runs the golden vectors in a slot; a seam for tests.
+        progress: told of every step.
+
+    Raises:
+        CallerError: there is no such file.
+        PackageError: the package is not what it claims to be; nothing was written.
+        ParityError: the device computes something else than the model.
+        DeviceError: no room, no interpreter, another install at work; the old slot serves.
+    """
+    store = SlotStore(root)
+    try:
+        progress("verify", 0, 0)
+        with _opened(package) as opened, store.lock():
+            state = store.read_state()
+            if state.active and _is_active(store, state, opened.sha256):
+                return InstallResult(changed=False, active=state.active, previous=state.previous)
+            decided = plan(opened, state)
+            check_device(opened.manifest, instruction_sets(CPUINFO.read_text()))
+            check_space(store, decided.target, _on_disk(decided.write_bytes, decided.files))
+            return _apply(store, state, decided, opened, golden=golden, progress=progress)
+    finally:
+        if package.absolute().parent == store.incoming.absolute():
+            package.unlink(missing_ok=True)
+
+
+def prepare(root: Path, sha256: str, size_bytes: int) -> Prepared:
+    """Get ready for an upload: sweep up what dead ones left, see that there is room for the package and its slot.
+
+    Raises:
+        DeviceError: no room, or another install at work.
+    """
+    store = SlotStore(root)
+    target = store.incoming.absolute() / f"{sha256}.part"
+    with store.lock():
+        target.unlink(missing_ok=True)
+        _sweep(store.incoming)
+        state = store.read_state()
+        if _is_active(store, state, sha256):
+            return Prepared(upload_to=str(target), active=state.active)
+        check_space(store, inactive(state), 2 * _on_disk(size_bytes, 1))
+    return Prepared(upload_to=str(target), active=None)
+
+
+def _apply(
+    store: SlotStore, state: SlotState, decided: Plan, package: Package, *, golden: GoldenCheck, progress: Progress
+) -> InstallResult:
+    target = decided.target
+    manifest = encode(package.manifest)
+    slot = Slot(
+        name=target,
+        package_sha256=decided.package_sha256,
+        package_name=decided.package_name,
+        manifest_sha256=hashlib.sha256(manifest).hexdigest(),
+        installed_at_ns=time.time_ns(),
+    )
+    try:
+        with _disk_errors(store):
+            started = time.perf_counter_ns()
+            _sweep(store.incoming)
+            if state.previous:  # its files are about to go
+                store.write_state(SlotState(active=state.active))
+            store.clear(target)
+            _write(store, target, package, manifest, progress)
+            written = time.perf_counter_ns()
+            progress("read back", 0, 0)
+            verified = store.verify(slot)
+        read_back = time.perf_counter_ns()
+        progress("golden vectors", 0, 0)
+        results = golden(verified.directory, verified.manifest)
+        proven = time.perf_counter_ns()
+        progress("activate", 0, 0)
+        new_state = activated(state, slot)
+        with _disk_errors(store):
+            store.write_state(new_state)
+    except BaseException:
+        with contextlib.suppress(OSError, FerrymanError):
+            if store.read_state().active != slot:
+                store.clear(target)
+        raise
+    return InstallResult(
+        changed=True,
+        active=slot,
+        previous=new_state.previous,
+        written_bytes=decided.write_bytes,
+        write_ns=written - started,
+        read_back_ns=read_back - written,
+        golden_ns=proven - read_back,
+        activate_ns=time.perf_counter_ns() - proven,
+        golden=results,
+    )
+
+
+def _write(store: SlotStore, target: SlotName, package: Package, manifest: bytes, progress: Progress) -> None:
+    total = len(manifest) + sum(payload.size_bytes for payload in package.manifest.payloads)
+    store.write(target, MANIFEST, manifest)
+    done = len(manifest)
+    for payload in package.manifest.payloads:
+        progress("write", done, total)
+        store.write(target, payload.path, package.read(payload.path))
+        done += payload.size_bytes
+    store.sync(target)
+    progress("write", done, total)
+
+
+def _is_active(store: SlotStore, state: SlotState, sha256: str) -> bool:
+    """Whether the package serves and its files are as they should be; a damaged slot is worth installing over."""
+    if state.active is None or state.active.package_sha256 != sha256:
+        return False
+    try:
+        store.verify(state.active)
+    except DeviceError:
+        return False
+    return True
+
+
+def _sweep(incoming: Path) -> None:
+    for entry in incoming.iterdir():
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+            if time.time() - entry.lstat().st_mtime > _STALE_S:
+                entry.unlink()
+
+
+def _size_of(directory: Path) -> int:
+    return sum((Path(top) / file).lstat().st_size for top, _, files in os.walk(directory) for file in files)
+
+
+def _on_disk(size_bytes: int, files: int) -> int:
+    """Bytes, with a block more for each file, its folder and the state."""
+    return size_bytes + (2 * files + 4) * _BLOCK_BYTES
+
+
+@contextlib.contextmanager
+def _opened(package: Path) -> Iterator[Package]:
+    try:
+        opened = open_package(package)
+    except OSError as error:
+        raise CallerError(f"cannot read the package {package}: {error.strerror}") from error
+    with opened:
+        yield opened
+
+
+@contextlib.contextmanager
+def _disk_errors(store: SlotStore) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise DeviceError(f"the disk that holds {store.root} is full: {error}; make room on the device") from error
+        raise DeviceError(f"the disk that holds {store.root} failed: {error}") from error
+
+
+_root_option = click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_ROOT,
+    show_default=True,
+    help="Directory of the slot store.",
+)
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, of errors too.")
+
+
+@click.command("install")
+@click.argument("package", type=click.Path(path_type=Path))
+@_root_option
+@_json_option
+def install_command(package: Path, root: Path, as_json: bool) -> None:
+    """Install PACKAGE on this device: write the inactive slot, prove it, activate it."""
+
+    def show(step: str, done: int, total: int) -> None:
+        if not as_json:
+            click.echo(f"{step} {done}/{total} bytes" if total else step, err=True)
+
+    result = _answer(lambda: install(package, root, progress=show), as_json)
+    what = "is now active" if result.changed else "was active already"
+    click.echo(f"{result.active.package_name} {what} in slot {result.active.name}")
+    for golden in result.golden:
+        click.echo(f"  {golden.variant} on {golden.interpreter} {golden.version}: {golden.sqnr_db:.1f} dB")
+
+
+@click.command("prepare", hidden=True)
+@click.argument("sha256")
+@click.argument("size_bytes", type=int)
+@_root_option
+@_json_option
+def prepare_command(sha256: str, size_bytes: int, root: Path, as_json: bool) -> None:
+    """Get ready for the upload of a package (what `ferryman push` calls first)."""
+    prepared = _answer(lambda: prepare(root, sha256, size_bytes), as_json)
+    click.echo(f"upload to {prepared.upload_to}" if prepared.active is None else "active already")
+
+
+@click.command("rollback")
+@_root_option
+@_json_option
+def rollback_command(root: Path, as_json: bool) -> None:
+    """Let the previously active package of this device serve again."""
+    state = _answer(SlotStore(root).rollback, as_json)
+    if state.active:
+        click.echo(f"{state.active.package_name} is active again in slot {state.active.name}")
+
+
+def _answer(work: Callable[[], R], as_json: bool) -> R:
+    """Do the work; as JSON, print the result or the error as a record and end the process."""
+    try:
+        result = work()
+    except Exception as error:
+        if as_json:
+            if not isinstance(error, FerrymanError):
+                traceback.print_exc()  # a bug: the other side gets one line of it, the rest is for the log
+            click.echo(encode(to_wire(error)))
+            sys.exit(1)
+        if isinstance(error, FerrymanError):
+            raise click.ClickException(f"{error.party}: {error}") from error
+        raise
+    if as_json:
+        click.echo(encode(result))
+        sys.exit(0)
+    return result
+
+
+if __name__ == "__main__":
+    click.Group(commands=[install_command, prepare_command, rollback_command])()

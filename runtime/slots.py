@@ -1,0 +1,266 @@
+"""The device's two slots: one serves, the other is written; `state.json` says which, and is replaced atomically.
+
+    ROOT/state.json         SlotState: the whole truth; what it does not name does not count
+    ROOT/slots/a, slots/b   manifest.json and the payloads under their manifest paths
+    ROOT/incoming           packages on their way in
+    ROOT/lock               held by whoever changes any of these
+
+Files are never changed in place: a running agent may have them mapped, and an unlinked file lives on for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from ferryman.runtime.contracts.errors import DeviceError, PackageError
+from ferryman.runtime.contracts.manifest import Manifest
+from ferryman.runtime.contracts.record import decode, encode
+from ferryman.runtime.contracts.slot import Slot, SlotName, SlotState
+from ferryman.runtime.package import MANIFEST, read_manifest
+
+_CHUNK_BYTES = 1 << 20
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_STATE_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A slot whose files were read back and have the hashes they must have."""
+
+    slot: Slot
+    directory: Path
+    manifest: Manifest
+
+
+def inactive(state: SlotState) -> SlotName:
+    """The slot to write next."""
+    return "b" if state.active and state.active.name == "a" else "a"
+
+
+def activated(state: SlotState, slot: Slot) -> SlotState:
+    """The state once `slot` serves; what served before becomes the way back."""
+    return SlotState(active=slot, previous=state.active)
+
+
+def rolled_back(state: SlotState) -> SlotState:
+    """The state once the previous slot serves again; the way back is used up.
+
+    Raises:
+        DeviceError: there is no previous slot.
+    """
+    if state.previous is None:
+        serving = f"{state.active.package_name} in slot {state.active.name}" if state.active else "nothing"
+        raise DeviceError(f"no previous slot to roll back to ({serving} is active); push a package instead")
+    return SlotState(active=state.previous, previous=None)
+
+
+class SlotStore:
+    """The store under one directory; methods that change it want the lock held."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.incoming = root / "incoming"
+        self._state = root / "state.json"
+        self._slots = root / "slots"
+
+    def directory(self, name: SlotName) -> Path:
+        """Where a slot's files are."""
+        return self._slots / name
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the store for a change; creates it if need be. The kernel lets go when the process ends.
+
+        Raises:
+            DeviceError: someone else holds it, or the root cannot be written.
+        """
+        path = self.root / "lock"
+        try:
+            self._slots.mkdir(parents=True, exist_ok=True)
+            self.incoming.mkdir(exist_ok=True)
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise DeviceError(
+                f"cannot write the slot store {self.root}: {error.strerror}; "
+                "run as a user who may, or name another --root"
+            ) from error
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.read(lock, 20).decode(errors="replace").strip() or "unknown"
+                raise DeviceError(
+                    f"another install (process {holder}) is at work in {self.root}; wait until it is done"
+                ) from None
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+            yield
+        finally:
+            os.close(lock)
+
+    def read_state(self) -> SlotState:
+        """Which slots count; a store nobody wrote to has none.
+
+        Raises:
+            DeviceError: state.json was damaged by someone, or is of a later version.
+        """
+        try:
+            data = self._state.read_bytes()
+        except FileNotFoundError:
+            return SlotState()
+        except OSError as error:
+            raise DeviceError(f"cannot read {self._state}: {error.strerror}") from error
+        try:
+            state = decode(data, SlotState)
+        except ValueError as error:
+            raise DeviceError(
+                f"{self._state} is not a slot state ({error}); ferryman writes it atomically, so someone else changed "
+                "it: put back what was there, or remove it and push the package again"
+            ) from error
+        if state.schema != _STATE_SCHEMA:
+            raise DeviceError(
+                f"{self._state} has schema {state.schema}, this ferryman knows {_STATE_SCHEMA}; update ferryman here"
+            )
+        if state.active and state.previous and state.active.name == state.previous.name:
+            raise DeviceError(
+                f"{self._state} names slot {state.active.name} twice; remove it and push the package again"
+            )
+        return state
+
+    def write_state(self, state: SlotState) -> None:
+        """Replace the state in one step that survives a power cut."""
+        new = self._state.with_name("state.json.new")
+        new.unlink(missing_ok=True)
+        _write_new(new, encode(state))
+        new.replace(self._state)
+        _fsync_directory(self.root)
+
+    def clear(self, name: SlotName) -> None:
+        """Unlink everything in a slot that the state does not name."""
+        directory = self.directory(name)
+        if directory.is_symlink():
+            directory.unlink()
+        elif directory.exists():
+            shutil.rmtree(directory)
+        _fsync_directory(self._slots)
+
+    def write(self, name: SlotName, path: str, data: bytes | memoryview) -> None:
+        """Write one new file of a slot and bring it to the disk; `sync` does the same for its folders.
+
+        Raises:
+            PackageError: `path` would leave the slot, or is there already.
+            OSError: the disk refused.
+        """
+        target = self._target(name, path)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _refuse_links(self.directory(name), target.parent)
+            _write_new(target, data)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise PackageError(f"payload path {path!r} collides with another of the package") from error
+
+    def sync(self, name: SlotName) -> None:
+        """Bring a slot's folders to the disk, innermost first."""
+        directory = self.directory(name)
+        for folder, _, _ in os.walk(directory, topdown=False):
+            _fsync_directory(Path(folder))
+        _fsync_directory(self._slots)
+        _fsync_directory(self.root)
+
+    def verify(self, slot: Slot) -> Installed:
+        """Read a slot back from the disk and compare every hash.
+
+        Raises:
+            DeviceError: a file is missing, or is not what was installed.
+        """
+        directory = self.directory(slot.name)
+        try:
+            _expect(directory / MANIFEST, slot.manifest_sha256)
+            manifest = read_manifest((directory / MANIFEST).read_bytes())
+            for payload in manifest.payloads:
+                target = self._target(slot.name, payload.path)
+                _refuse_links(directory, target)
+                _expect(target, payload.sha256)
+        except OSError as error:
+            raise DeviceError(
+                f"slot {slot.name} ({slot.package_name}) cannot be read back: {error}; push the package again"
+            ) from error
+        except PackageError as error:
+            raise DeviceError(f"slot {slot.name} ({slot.package_name}): {error}; push the package again") from error
+        return Installed(slot, directory, manifest)
+
+    def active(self) -> Installed:
+        """The slot that serves, verified.
+
+        Raises:
+            DeviceError: none is active, or its files are damaged.
+        """
+        slot = self.read_state().active
+        if slot is None:
+            raise DeviceError(f"no package is active in {self.root}; push one")
+        return self.verify(slot)
+
+    def rollback(self) -> SlotState:
+        """Let the previous slot serve again.
+
+        Raises:
+            DeviceError: there is none, its files are damaged, or an install is at work; nothing was changed.
+        """
+        with self.lock():
+            state = rolled_back(self.read_state())
+            if state.active:
+                self.verify(state.active)
+            self.write_state(state)
+            return state
+
+    def _target(self, name: SlotName, path: str) -> Path:
+        parts = PurePosixPath(path).parts
+        if not parts or "/".join(parts) != path or path.startswith("/") or ".." in parts or "\0" in path:
+            raise PackageError(f"payload path {path!r} is not a plain relative path")
+        return self.directory(name).joinpath(*parts)
+
+
+def _refuse_links(top: Path, bottom: Path) -> None:
+    """Raise PackageError if anything from `top` down to `bottom` is a symbolic link."""
+    while True:
+        if bottom.is_symlink():
+            raise PackageError(f"{bottom} is a symbolic link, and ferryman makes none")
+        if bottom == top:
+            return
+        bottom = bottom.parent
+
+
+def _write_new(path: Path, data: bytes | memoryview) -> None:
+    descriptor = os.open(path, _NEW_FILE, 0o644)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(descriptor, rest[:_CHUNK_BYTES]) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _expect(path: Path, sha256: str) -> None:
+    """Hash what the disk holds, not what memory remembers of writing it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        raise PackageError(f"{path} has sha256 {found}, expected {sha256}")
+
+
+def _fsync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
