@@ -27,8 +27,8 @@ class Requirements(Record, kw_only=True):
     """Interpreter name -> least version; any one of them suffices."""
     isa: tuple[str, ...] = ()
     """Instruction sets (as in /proc/cpuinfo) without which the artifact does not run; empty: any."""
-    memory_bytes: int
-    """What one session needs beside the interpreter: artifact plus the growth seen while verifying."""
+    memory_estimate_bytes: int
+    """Twice the artifact (runtimes pack weights anew) plus the largest set of activations alive at once: a model, not a measurement."""
 
 
 class Lowering(Record):

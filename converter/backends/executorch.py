@@ -1,0 +1,75 @@
+"""ExecuTorch: edge dialect, XNNPACK delegate, `.pte`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.exir import to_edge_transform_and_lower
+from executorch.exir.dialects._ops import ops as exir_ops
+from executorch.exir.lowered_backend_module import get_lowered_submodules
+from executorch.exir.pass_base import ExportPass, NodeMetadata, ProxyValue
+
+from ferryman.converter.backends.base import Lowered
+from ferryman.converter.capture import Captured
+from ferryman.runtime.contracts.errors import ModelError
+from ferryman.runtime.contracts.manifest import Lowering, RuntimeName
+
+_IMAGE_RANK = 4
+
+
+class KeepMeanDims(ExportPass):  # type: ignore[misc]  # executorch is not typed
+    """Rewrite a spatial mean to one that keeps its dimensions, then drops them: XNNPACK takes only that kind."""
+
+    def call_operator(self, op: Any, args: Any, kwargs: Any, meta: NodeMetadata) -> ProxyValue:  # noqa: ANN401
+        """Replace `mean.dim(x[N, C, H, W], (2, 3), keepdim=False)`; leave all else."""
+        if op == exir_ops.edge.aten.mean.dim and not (len(args) > 2 and args[2]):  # noqa: PLR2004  # keepdim is third
+            value, dims = args[0], args[1]
+            rank = value.data.dim()
+            if rank == _IMAGE_RANK and sorted(d % rank for d in dims) == [2, 3]:
+                kept = super().call_operator(op, (value, dims, True), kwargs, meta)
+                shape = [-1, value.data.shape[1]]  # N may be dynamic; XNNPACK takes a view and not a squeeze
+                return super().call_operator(exir_ops.edge.aten.view_copy.default, (kept, shape), {}, meta)
+        return super().call_operator(op, args, kwargs, meta)
+
+
+class ExecutorchBackend:
+    """Implements `Backend`."""
+
+    runtime: RuntimeName = "executorch"
+    suffix = ".pte"
+
+    def lower(self, captured: Captured) -> Lowered:
+        """See `Backend.lower`."""
+        try:
+            edge = to_edge_transform_and_lower(
+                captured.program, transform_passes=[KeepMeanDims()], partitioner=[XnnpackPartitioner()]
+            )
+            data = edge.to_executorch().buffer
+        except Exception as error:  # the toolchain raises many kinds
+            raise ModelError(f"ExecuTorch cannot lower {captured.source.name}: {error}") from error
+        return Lowered(data=bytes(data), lowering=_describe(edge.exported_program().graph_module))
+
+
+def _describe(graph_module: torch.fx.GraphModule) -> Lowering:
+    parts = get_lowered_submodules(graph_module)
+    delegated: Counter[str] = Counter()
+    for _, part, _ in parts:
+        delegated.update(_operators(part.original_module.graph.nodes))
+    return Lowering(
+        delegated=dict(sorted(delegated.items())),
+        fallback=dict(sorted(Counter(_operators(graph_module.graph.nodes)).items())),
+        delegates=len(parts),
+    )
+
+
+def _operators(nodes: Iterable[torch.fx.Node]) -> list[str]:
+    """Names of the operators that compute; not tuple access, not the delegate calls themselves."""
+    return [
+        node.target.name()
+        for node in nodes
+        if node.op == "call_function" and hasattr(node.target, "name") and "delegate" not in str(node.target)
+    ]

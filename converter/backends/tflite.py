@@ -1,0 +1,113 @@
+"""TFLite: litert-torch, `.tflite`; the XNNPACK delegate of the interpreter takes what it can at load time."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._pytree import TreeSpec, tree_leaves, tree_unflatten
+
+from ferryman.converter.backends.base import Lowered
+from ferryman.converter.capture import Captured
+from ferryman.runtime.contracts.errors import ModelError
+from ferryman.runtime.contracts.manifest import Lowering, RuntimeName
+from ferryman.runtime.contracts.tensor import DynamicDim
+
+_DELEGATE = "DELEGATE"
+
+
+class FlatCall(torch.nn.Module):
+    """The same program with flat inputs and outputs, so that `args_0, args_1, ...` is the signature's order."""
+
+    def __init__(self, module: torch.nn.Module, in_spec: TreeSpec) -> None:
+        super().__init__()
+        self.module = module
+        self._in_spec = in_spec
+        self.training = False  # eval() would walk into the exported module, which refuses it
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Nest the inputs, call, flatten the outputs."""
+        args, kwargs = tree_unflatten(list(inputs), self._in_spec)
+        return tuple(tree_leaves(self.module(*args, **kwargs)))
+
+
+class TfliteBackend:
+    """Implements `Backend`."""
+
+    runtime: RuntimeName = "tflite"
+    suffix = ".tflite"
+
+    def lower(self, captured: Captured) -> Lowered:
+        """See `Backend.lower`."""
+        import litert_torch
+
+        module = FlatCall(captured.program.module(), captured.in_spec)
+        dynamic_shapes = _dynamic_shapes(captured)
+        try:
+            edge_model = litert_torch.convert(module, captured.example, dynamic_shapes=dynamic_shapes)
+        except Exception as error:  # the toolchain raises many kinds
+            advice = (
+                "; litert-torch lowers only some graphs with dynamic dimensions: fix the shapes, or use --to executorch"
+                if dynamic_shapes
+                else ""
+            )
+            raise ModelError(f"litert-torch cannot lower {captured.source.name}: {error}{advice}") from error
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.tflite"
+            edge_model.export(str(path))
+            return Lowered(data=path.read_bytes(), lowering=_describe(path))
+
+
+def _dynamic_shapes(captured: Captured) -> tuple[Any, ...] | None:
+    """The program's dynamic dimensions in the form `torch.export` takes for `*inputs`."""
+    made: dict[str, Any] = {}
+
+    def dim(size: DynamicDim) -> Any:  # noqa: ANN401  # torch's own type is private
+        return made.setdefault(size.symbol, torch.export.Dim(size.symbol, min=max(size.min, 1), max=size.max))
+
+    shapes = tuple(
+        {axis: dim(size) for axis, size in enumerate(spec.shape) if isinstance(size, DynamicDim)}
+        for spec in captured.signature.inputs
+    )
+    return (shapes,) if made else None
+
+
+def _describe(path: Path) -> Lowering:
+    """Ask the interpreter which nodes its delegate took."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(path), num_threads=1)
+    interpreter.allocate_tensors()
+    nodes: Sequence[dict[str, Any]] = interpreter._get_ops_details()  # noqa: SLF001  # there is no public way
+    calls = [node for node in nodes if node["op_name"] == _DELEGATE]
+    taken = {index for call in calls for index in _covered(call, nodes)}
+    operators = [node for node in nodes if node["op_name"] != _DELEGATE]
+    return Lowering(
+        delegated=_count(node for node in operators if node["index"] in taken),
+        fallback=_count(node for node in operators if node["index"] not in taken),
+        delegates=len(calls),
+    )
+
+
+def _covered(call: dict[str, Any], nodes: Sequence[dict[str, Any]]) -> set[int]:
+    """The nodes a delegate call replaces: those between its outputs and its inputs."""
+    producer = {out: node for node in nodes if node["op_name"] != _DELEGATE for out in node["outputs"]}
+    stop = {int(tensor) for tensor in call["inputs"]}
+    found: set[int] = set()
+    open_tensors = [int(tensor) for tensor in call["outputs"]]
+    while open_tensors:
+        tensor = open_tensors.pop()
+        node = producer.get(tensor)
+        if tensor in stop or node is None or node["index"] in found:
+            continue
+        found.add(node["index"])
+        open_tensors += [int(source) for source in node["inputs"]]
+    return found
+
+
+def _count(nodes: Any) -> dict[str, int]:  # noqa: ANN401  # rows of an untyped table
+    return dict(sorted(Counter(node["op_name"] for node in nodes).items()))

@@ -1,0 +1,149 @@
+"""The stages from a module to a package, top to bottom."""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ferryman.converter.backends import BACKENDS
+from ferryman.converter.backends.base import Lowered
+from ferryman.converter.capture import Captured, capture
+from ferryman.converter.memory_estimate import activations_peak_bytes
+from ferryman.converter.quiet import quiet
+from ferryman.converter.source import load_source, make_source
+from ferryman.converter.verify import SQNR_MIN_DB, References, make_references, verify
+from ferryman.runtime.contracts.errors import CallerError
+from ferryman.runtime.contracts.manifest import Manifest, Requirements, RuntimeName, Variant
+from ferryman.runtime.package import PACKAGE_SUFFIX, open_package, write_package
+
+_TOOLS = ("ferryman", "torch", "executorch", "litert-torch", "ai-edge-litert", "numpy")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A finished package, and where the time went."""
+
+    path: Path
+    sha256: str
+    manifest: Manifest
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Stage -> seconds."""
+
+
+class _Clock:
+    """Announces stages and keeps their durations."""
+
+    def __init__(self, progress: Callable[[str], None]) -> None:
+        self.seconds: dict[str, float] = {}
+        self._progress = progress
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self._progress(name)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+
+
+def convert(
+    model: Any,  # noqa: ANN401  # an nn.Module, or text; torch is imported only now
+    inputs: Any = None,  # noqa: ANN401  # see make_source
+    *,
+    to: Sequence[RuntimeName] = ("executorch", "tflite"),
+    output: Path | str = ".",
+    form: str = "fp32",
+    name: str | None = None,
+    dynamic_shapes: Any = None,  # noqa: ANN401  # torch's own type is Any
+    sqnr_min_db: float | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Conversion:
+    """Lower a model to each runtime, prove every artifact against eager, and write one package.
+
+    Args:
+        model: an `nn.Module` in eval mode, or SOURCE as the command line takes it.
+        inputs: the example call for an `nn.Module`: a tensor, a tuple of positional or a dict of keyword arguments.
+        to: runtimes.
+        output: a folder; the package is `<name>.ferry` in it.
+        form: the compressed form.
+        name: of the package; None takes the factory's, file's or class's.
+        dynamic_shapes: as `torch.export.export` takes it.
+        sqnr_min_db: the bar every output must hold; None takes the form's.
+        progress: told what begins.
+
+    Raises:
+        CallerError: SOURCE, a runtime or the form is not known.
+        ModelError: the model cannot be captured or lowered.
+        ParityError: an artifact computes something else than eager; no package is written.
+    """
+    if form not in SQNR_MIN_DB:
+        raise CallerError(f"form {form!r} is not known; there are: {', '.join(SQNR_MIN_DB)}")
+    if not to or not set(to) <= set(BACKENDS):
+        raise CallerError(f"runtimes are one or more of {', '.join(BACKENDS)}; found {list(to)}")
+    bar_db = SQNR_MIN_DB[form] if sqnr_min_db is None else sqnr_min_db
+    clock = _Clock(progress)
+
+    with clock.stage("load"), quiet():
+        source = (
+            load_source(model)
+            if isinstance(model, str)
+            else make_source(model, inputs, dynamic_shapes=dynamic_shapes, name=name)
+        )
+    with clock.stage("capture"), quiet():
+        captured = capture(source)
+    lowered: dict[RuntimeName, Lowered] = {}
+    for runtime in dict.fromkeys(to):
+        with clock.stage(f"lower to {runtime}"), quiet():
+            lowered[runtime] = BACKENDS[runtime].lower(captured)
+    with clock.stage("run eager"):
+        references = make_references(captured)
+    variants = []
+    for runtime, artifact in lowered.items():
+        with clock.stage(f"verify {runtime}"):
+            variants.append(_prove(captured, runtime, form, artifact, references, bar_db))
+    with clock.stage("package"):
+        path = Path(output) / f"{name or source.name}{PACKAGE_SUFFIX}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sha256 = write_package(
+            path,
+            name=name or source.name,
+            signature=captured.signature,
+            variants=variants,
+            artifacts={v.payload: lowered[v.runtime].data for v in variants},
+            golden=references.golden(),
+            golden_sqnr_min_db=bar_db,
+            created_with={"python": platform.python_version(), **{tool: metadata.version(tool) for tool in _TOOLS}},
+        )
+        with open_package(path) as package:
+            manifest = package.manifest
+    return Conversion(path=path, sha256=sha256, manifest=manifest, seconds=clock.seconds)
+
+
+def _prove(
+    captured: Captured, runtime: RuntimeName, form: str, artifact: Lowered, references: References, bar_db: float
+) -> Variant:
+    name = f"{runtime}-{form}"
+    backend = BACKENDS[runtime]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"model{backend.suffix}"
+        path.write_bytes(artifact.data)
+        signature, verified = verify(path, name, runtime, references, bar_db)
+    return Variant(
+        name=name,
+        form=form,
+        runtime=runtime,
+        payload=f"artifacts/{form}{backend.suffix}",
+        signature=signature,
+        requires=Requirements(
+            interpreters={v.interpreter: v.version for v in verified},
+            memory_estimate_bytes=2 * len(artifact.data) + activations_peak_bytes(captured),
+        ),
+        lowering=artifact.lowering,
+        verified=verified,
+    )

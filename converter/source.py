@@ -1,0 +1,127 @@
+"""Where a model comes from: a factory in someone's package, or a saved program."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_leaves
+
+from ferryman.runtime.contracts.errors import CallerError, ModelError
+
+PROGRAM_SUFFIX = ".pt2"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A module ready to be captured, and one call to it."""
+
+    name: str
+    module: torch.nn.Module
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    dynamic_shapes: Any = None
+    """As `torch.export.export` takes it."""
+    program: torch.export.ExportedProgram | None = None
+    """Where the source was captured already."""
+
+
+def load_source(text: str) -> Source:
+    """Load `package.module:factory` or a `.pt2` file.
+
+    A factory takes nothing and returns `(module, inputs)` or `(module, inputs, dynamic_shapes)`: an `nn.Module` in
+    eval mode, the example call's positional arguments as a tuple (or its keyword arguments as a dict), and what
+    `torch.export.export` takes as `dynamic_shapes`. The current directory is on the import path.
+
+    Raises:
+        CallerError: no such file, module or function, or the factory returns something else.
+        ModelError: the program cannot be read, or the module is in training mode.
+    """
+    if text.endswith(PROGRAM_SUFFIX):
+        return _load_program(Path(text))
+    module_name, colon, factory_name = text.partition(":")
+    if not (colon and module_name and factory_name):
+        raise CallerError(f"SOURCE is package.module:factory or a {PROGRAM_SUFFIX} file, found {text!r}")
+    made = _factory(module_name, factory_name)()
+    expected = "expected (nn.Module, inputs) or (nn.Module, inputs, dynamic_shapes)"
+    if not isinstance(made, tuple) or len(made) not in (2, 3):
+        raise CallerError(f"{text} returned {type(made).__name__}: {expected}")
+    module, inputs, dynamic_shapes = (*made, None)[:3]
+    if not isinstance(module, torch.nn.Module) or not isinstance(inputs, (tuple, list, dict, torch.Tensor)):
+        raise CallerError(f"{text} returned ({type(module).__name__}, {type(inputs).__name__}, ...): {expected}")
+    return make_source(module, inputs, dynamic_shapes=dynamic_shapes, name=factory_name)
+
+
+def make_source(
+    module: torch.nn.Module,
+    inputs: tuple[Any, ...] | list[Any] | dict[str, Any] | torch.Tensor,
+    *,
+    dynamic_shapes: Any = None,  # noqa: ANN401  # torch's own type is Any
+    name: str | None = None,
+) -> Source:
+    """Check a module and its example inputs.
+
+    Raises:
+        ModelError: training mode, or an input that is not a tensor.
+    """
+    name = name or type(module).__name__
+    training = [path or name for path, part in module.named_modules() if part.training]
+    if training:
+        raise ModelError(f"{training[0]} is in training mode: call .eval() on the module before converting it")
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    if isinstance(inputs, dict):
+        kwargs = inputs
+    else:
+        args = (inputs,) if isinstance(inputs, torch.Tensor) else tuple(inputs)
+    try:
+        bound = inspect.signature(module.forward).bind(*args, **kwargs)
+    except TypeError as error:
+        raise ModelError(f"{name}.forward does not take the example inputs: {error}") from error
+    for leaf in tree_leaves((bound.args, bound.kwargs)):
+        if not isinstance(leaf, torch.Tensor):
+            raise ModelError(
+                f"{name}: every input must be a tensor, found {leaf!r}; close over constants in a wrapper module"
+            )
+    return Source(name=name, module=module, args=bound.args, kwargs=bound.kwargs, dynamic_shapes=dynamic_shapes)
+
+
+def _factory(module_name: str, factory_name: str) -> Callable[[], Any]:
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise CallerError(f"no module {error.name!r}; is it installed, or in the current directory?") from error
+        raise CallerError(f"{module_name} cannot be imported: {error}") from error
+    factory = getattr(module, factory_name, None)
+    if not callable(factory):
+        there = ", ".join(n for n, f in vars(module).items() if inspect.isfunction(f) and not n.startswith("_"))
+        raise CallerError(f"{module_name} has no function {factory_name!r}; there are: {there or 'none'}")
+    return factory  # type: ignore[no-any-return]  # what it returns is checked by the caller
+
+
+def _load_program(path: Path) -> Source:
+    if not path.is_file():
+        raise CallerError(f"no file {path}")
+    try:
+        program = torch.export.load(path)
+    except Exception as error:  # torch.export.load raises many kinds
+        raise ModelError(f"{path} is not a program that torch {torch.__version__} can load: {error}") from error
+    if program.example_inputs is None:
+        raise ModelError(f"{path} holds no example inputs; save it again with torch.export.save from torch >= 2.3")
+    args, kwargs = program.example_inputs
+    return Source(
+        name=path.name.removesuffix(PROGRAM_SUFFIX),
+        module=program.module(),
+        args=tuple(args),
+        kwargs=dict(kwargs or {}),
+        program=program,
+    )
