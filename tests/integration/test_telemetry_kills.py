@@ -1,0 +1,94 @@
+"""Broker, agent and collector killed (SIGKILL) at random moments of a stream: nothing lost, nothing twice."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ferryman.devices.agent.outbox import Outbox
+from ferryman.devices.fleet.store import Store
+from tests.support.mosquitto import Mosquitto
+
+ROOT = Path(__file__).parents[2]
+TOTAL = 10_000
+
+
+class Role:
+    """One of the processes, restarted on demand."""
+
+    def __init__(self, name: str, broker: Mosquitto, folder: Path) -> None:
+        url = f"mqtt://127.0.0.1:{broker.port}"
+        self._command = [
+            sys.executable, "-m", "tests.support.telemetry_processes", name, url, str(folder), str(TOTAL),
+        ]  # fmt: skip
+        self._log = folder / f"{name}.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(self._command, stdout=log, stderr=log, cwd=ROOT, env=environment)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(20)
+
+
+@contextmanager
+def running(*roles: Role) -> Iterator[None]:
+    for role in roles:
+        role.start()
+    try:
+        yield
+    finally:
+        for role in roles:
+            if role.process is not None and role.process.poll() is None:
+                role.kill()
+
+
+def wait_for(store: Store, records: int) -> None:
+    deadline = time.monotonic() + 30
+    while store.totals().records < records:
+        assert time.monotonic() < deadline, f"stuck: {store.totals()}, waiting for {records}"
+        time.sleep(0.005)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [20260], ids="seed{}".format)
+def test_nothing_is_lost_and_nothing_comes_twice(tmp_path, seed):
+    chance = random.Random(seed)  # noqa: S311
+    outbox, store = Outbox(tmp_path / "outbox.db"), Store(tmp_path / "store.db")
+    kills_mid_stream = 0
+    with Mosquitto(tmp_path) as broker:
+        agent, collector = (Role(name, broker, tmp_path) for name in ("agent", "collector"))
+        with running(agent, collector):
+            for part, victim in enumerate(chance.sample([broker, agent, collector] * 3, k=9)):
+                wait_for(store, int((part + chance.random()) * TOTAL / 10))
+                time.sleep(chance.uniform(0.0, 0.05))
+                kills_mid_stream += store.totals().records < TOTAL
+                victim.kill()
+                time.sleep(chance.uniform(0.0, 0.3))
+                victim.start()
+            deadline = time.monotonic() + 40
+            while store.totals().records < TOTAL or outbox.counts().records:
+                assert time.monotonic() < deadline, (store.totals(), outbox.counts())
+                assert agent.process.poll() is None
+                assert collector.process.poll() is None
+                time.sleep(0.1)
+    assert kills_mid_stream == 9
+    rows = store._read("SELECT json_extract(body, '$.number'), boot, sequence FROM records ORDER BY 1", {})
+    assert [number for number, _, _ in rows] == list(range(TOTAL))
+    assert len({boot for _, boot, _ in rows}) == 1
+    assert store.totals() == (TOTAL, 0, 0)
+    assert outbox.counts() == (0, 0, 0)
+    outbox.close()
+    store.close()
