@@ -54,7 +54,7 @@ class IsolatedSession:
             RuntimeCrash: it died loading it.
             DeviceError: no such interpreter there.
         """
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._name = f"{interpreter or runtime} on {artifact.name}"
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the session
         self._process = subprocess.Popen(
@@ -107,7 +107,7 @@ class IsolatedSession:
         self.close()
 
     def _ask(self, question: Open | Run, kind: type[A]) -> A:
-        deadline = time.monotonic() + self._timeout_s
+        deadline = time.monotonic() + self.timeout_s
         assert self._process.stdin is not None  # noqa: S101  # PIPE above
         try:
             write_frame(self._process.stdin, Question(body=question))  # type: ignore[arg-type]  # IO[bytes] is a BinaryIO
@@ -128,7 +128,7 @@ class IsolatedSession:
         while len(data) < count:
             if not select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
                 self._process.kill()
-                raise RuntimeFault(f"{self._name} did not answer within {self._timeout_s:g} s and was ended")
+                raise RuntimeFault(f"{self._name} did not answer within {self.timeout_s:g} s and was ended")
             chunk = os.read(pipe, min(count - len(data), 1 << 20))
             if not chunk:
                 raise EOFError

@@ -62,7 +62,6 @@ class Status(Record, tag="status"):
     ferryman: str = ""
     package_sha256: str | None = None
     package_name: str | None = None
-    variants: tuple[str, ...] = ()
     interpreters: dict[str, str] = msgspec.field(default_factory=dict)
     outbox_pending: int = 0
     outbox_dropped: int = 0

@@ -1,0 +1,66 @@
+"""ferryman carries compressed models to edge devices and brings measurements back.
+
+The verbs of the command line are functions here; each is imported when first used, so that a device, which has no
+torch, can import `ferryman` too.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ferryman.converter.api import convert
+    from ferryman.devices.fleet.client import AgentClient
+    from ferryman.devices.fleet.inventory import find_device, read_devices
+    from ferryman.devices.fleet.profile import profile
+    from ferryman.devices.fleet.push import push
+    from ferryman.devices.mqtt import parse_broker
+    from ferryman.runtime.contracts.errors import FerrymanError
+    from ferryman.runtime.contracts.measurement import Measurement, ProfileSpec
+    from ferryman.runtime.package import open_package
+    from ferryman.runtime.session import open_session
+
+__version__ = metadata.version("ferryman")
+
+_HOMES = {
+    "AgentClient": "ferryman.devices.fleet.client",
+    "FerrymanError": "ferryman.runtime.contracts.errors",
+    "Measurement": "ferryman.runtime.contracts.measurement",
+    "ProfileSpec": "ferryman.runtime.contracts.measurement",
+    "convert": "ferryman.converter.api",
+    "find_device": "ferryman.devices.fleet.inventory",
+    "open_package": "ferryman.runtime.package",
+    "open_session": "ferryman.runtime.session",
+    "parse_broker": "ferryman.devices.mqtt",
+    "profile": "ferryman.devices.fleet.profile",
+    "push": "ferryman.devices.fleet.push",
+    "read_devices": "ferryman.devices.fleet.inventory",
+}
+
+__all__ = [
+    "AgentClient",
+    "FerrymanError",
+    "Measurement",
+    "ProfileSpec",
+    "__version__",
+    "convert",
+    "find_device",
+    "open_package",
+    "open_session",
+    "parse_broker",
+    "profile",
+    "push",
+    "read_devices",
+]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401  # whatever the name stands for
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ferryman' has no attribute {name!r}; there are: {', '.join(__all__)}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,217 @@
+"""What runs on the device: serves the active slot over MQTT, and sends what is in the outbox."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import ferryman
+from ferryman.devices import topics
+from ferryman.devices.agent.outbox import Outbox
+from ferryman.devices.agent.publisher import Publisher
+from ferryman.devices.agent.serving import Serving
+from ferryman.devices.mqtt import BrokerConfig, Delivery, Link, Message
+from ferryman.runtime.contracts.errors import DeviceError, FerrymanError, LinkError, RequestTimeout, to_wire
+from ferryman.runtime.contracts.manifest import RuntimeName
+from ferryman.runtime.contracts.messages import (
+    Failure,
+    InferReply,
+    InferRequest,
+    ProfileReply,
+    ProfileRequest,
+    Request,
+    Response,
+    Status,
+)
+from ferryman.runtime.contracts.record import encode
+from ferryman.runtime.contracts.slot import SlotState
+from ferryman.runtime.contracts.tensor import pack, unpack
+from ferryman.runtime.session import INTERPRETERS, installed
+from ferryman.runtime.slots import SlotStore
+
+log = logging.getLogger(__name__)
+
+OUTBOX = "outbox.sqlite"
+POLL_S = 1.0
+"""How late a newly activated slot may be noticed."""
+QUEUE_MAX = 16
+"""Requests waiting; one more is told that the device is busy."""
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """Everything an agent must be told."""
+
+    device: str
+    root: Path
+    broker: BrokerConfig
+    confirm: Literal["collector", "broker"] = "collector"
+
+
+class Agent:
+    """One device's agent; `run` returns when `stop` is set."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        """Open the outbox and describe the connection; nothing is connected yet.
+
+        Raises:
+            CallerError: the device's name cannot stand in a topic.
+            DeviceError: the outbox cannot be opened.
+        """
+        self._config = config
+        self._will = Message(
+            topic=topics.status(config.device),
+            payload=encode(Status(device=config.device, online=False)),
+            retain=True,
+        )
+        config.root.mkdir(parents=True, exist_ok=True)
+        self._outbox = Outbox(config.root / OUTBOX)
+        self._store = SlotStore(config.root)
+        self._serving = Serving(self._store)
+        self._link = Link(config.broker, f"ferryman-agent-{config.device}", will=self._will)
+        self._link.subscribe(topics.request(config.device), self._on_request)
+        self._link.on_ready(self._announce)
+        self._publisher = Publisher(self._outbox, config.device, self._link, confirm=config.confirm)
+        self._requests: queue.Queue[tuple[Request, float]] = queue.Queue(QUEUE_MAX)
+        self._seen: SlotState | None = None
+
+    def run(self, stop: threading.Event) -> None:
+        """Serve until `stop` is set.
+
+        Raises:
+            DeviceError: another agent serves this root.
+        """
+        with _only_one(self._config.root):
+            worker = threading.Thread(target=self._work, args=(stop,), name="requests")
+            self._note_changes()
+            self._link.start()
+            self._publisher.start()
+            worker.start()
+            try:
+                while not stop.wait(POLL_S):
+                    self._note_changes()
+            finally:
+                stop.set()
+                worker.join()
+                self._publisher.stop()
+                self._link.stop()
+                self._serving.close()
+                self._outbox.close()
+
+    def _note_changes(self) -> None:
+        """Announce a slot that another process activated, and put it on record."""
+        try:
+            state = self._store.read_state()
+            if state == self._seen:
+                return
+            self._outbox.append("slots", state, time.time_ns())
+        except DeviceError as error:
+            log.error("%s", error)  # noqa: TRY400  # the message says it all
+            return
+        self._seen = state
+        self._announce()
+
+    def _announce(self) -> None:
+        """Publish birth; the will takes it back."""
+        try:
+            self._link.publish(Message(topic=self._will.topic, payload=encode(self._status()), retain=True))
+        except (LinkError, DeviceError) as error:
+            log.debug("status not announced: %s", error)
+
+    def _status(self) -> Status:
+        slot = self._store.read_state().active
+        counts = self._outbox.counts()
+        runtimes: tuple[RuntimeName, ...] = tuple(INTERPRETERS)
+        return Status(
+            device=self._config.device,
+            online=True,
+            boot=self._outbox.boot,
+            ferryman=ferryman.__version__,
+            package_sha256=slot.package_sha256 if slot else None,
+            package_name=slot.package_name if slot else None,
+            interpreters={name: version for r in runtimes for name, version in installed(r).items()},
+            outbox_pending=counts.records,
+            outbox_dropped=counts.dropped,
+        )
+
+    def _on_request(self, delivery: Delivery) -> None:
+        try:
+            request = unpack(delivery.payload, Request)
+        except ValueError as error:
+            log.warning("request on %s cannot be read, ignored: %s", delivery.topic, error)
+            return
+        if not topics.is_response(request.reply_to, self._config.device):
+            log.warning("request %s wants its answer on %s, ignored", request.id, request.reply_to)
+            return
+        try:
+            self._requests.put_nowait((request, time.monotonic() + request.timeout_s))
+        except queue.Full:
+            self._answer(request, Failure(error=to_wire(DeviceError(f"busy: {QUEUE_MAX} requests are waiting"))))
+
+    def _work(self, stop: threading.Event) -> None:
+        while not stop.is_set():
+            try:
+                request, deadline = self._requests.get(timeout=POLL_S)
+            except queue.Empty:
+                continue
+            try:
+                body = self._do(request, deadline - time.monotonic())
+            except FerrymanError as error:
+                body = Failure(error=to_wire(error))
+            except Exception as error:  # one bad request must not end the agent
+                log.exception("request %s failed", request.id)
+                body = Failure(error=to_wire(error))
+            self._answer(request, body)
+
+    def _do(self, request: Request, left_s: float) -> InferReply | ProfileReply | Status | Failure:
+        if left_s <= 0:
+            raise RequestTimeout(f"the request waited longer than its {request.timeout_s:g} s behind others")
+        if isinstance(request.body, InferRequest):
+            return self._serving.infer(request.body, left_s)
+        if isinstance(request.body, ProfileRequest):
+            return self._profile(request.body)
+        return self._status()
+
+    def _profile(self, request: ProfileRequest) -> ProfileReply:
+        from ferryman.profiler.runner import run_profile
+
+        active = self._serving.current()
+        if active.slot.package_sha256 != request.package_sha256:
+            raise DeviceError(
+                f"package {request.package_sha256[:12]} is not active here, {active.slot.package_name} "
+                f"{active.slot.package_sha256[:12]} is; push it first"
+            )
+        self._serving.release()
+        measurements = run_profile(active.directory, active.manifest, active.slot.package_sha256, request.spec)
+        self._outbox.append_all([("measurement", measurement) for measurement in measurements], time.time_ns())
+        self._publisher.wake()
+        return ProfileReply(measurements=measurements)
+
+    def _answer(self, request: Request, body: InferReply | ProfileReply | Status | Failure) -> None:
+        response = Response(id=request.id, device=self._config.device, body=body)
+        try:
+            self._link.publish(Message(topic=request.reply_to, payload=pack(response)))
+        except LinkError as error:
+            log.warning("answer to %s not sent: %s", request.id, error)
+
+
+@contextlib.contextmanager
+def _only_one(root: Path) -> Iterator[None]:
+    lock = os.open(root / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DeviceError(f"another agent serves {root}; stop it first") from error
+        yield
+    finally:
+        os.close(lock)

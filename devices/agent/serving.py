@@ -1,0 +1,106 @@
+"""Runs the package in the active slot, each session in a process of its own."""
+
+from __future__ import annotations
+
+from ferryman.runtime.contracts.errors import CallerError, DeviceError, RuntimeCrash, RuntimeFault
+from ferryman.runtime.contracts.manifest import Variant
+from ferryman.runtime.contracts.messages import InferReply, InferRequest
+from ferryman.runtime.contracts.slot import Slot
+from ferryman.runtime.contracts.tensor import to_tensors
+from ferryman.runtime.golden import usable_interpreters
+from ferryman.runtime.isolated import IsolatedSession
+from ferryman.runtime.session import fit
+from ferryman.runtime.slots import Installed, SlotStore
+
+
+class Serving:
+    """The active slot and its open sessions; used by one thread."""
+
+    def __init__(self, store: SlotStore) -> None:
+        self._store = store
+        self._slot: Slot | None = None
+        self._installed: Installed | None = None
+        self._sessions: dict[tuple[str, str], IsolatedSession] = {}
+
+    def current(self) -> Installed:
+        """The active slot; read back and verified when it is not the one seen last.
+
+        Raises:
+            DeviceError: none is active, or its files are damaged.
+        """
+        slot = self._store.read_state().active
+        if slot is None or slot != self._slot or self._installed is None:
+            self.close()
+            self._slot = slot
+            self._installed = self._store.active()
+        return self._installed
+
+    def infer(self, request: InferRequest, timeout_s: float) -> InferReply:
+        """One inference with the active package.
+
+        Raises:
+            CallerError: inputs, variant or interpreter do not fit the package.
+            DeviceError: nothing is active, or nothing here runs the variant.
+            RuntimeFault: the interpreter failed, or took longer than `timeout_s`.
+            RuntimeCrash: it died; the next request starts it anew.
+        """
+        installed = self.current()
+        variant, interpreter = choose(installed.manifest.variants, request.variant, request.interpreter)
+        try:
+            given = [tensor.to_array() for tensor in request.inputs]
+        except ValueError as error:
+            raise CallerError(f"inputs: {error}") from error
+        inputs = fit(given, installed.manifest.signature)
+        session = self._session(installed, variant, interpreter, timeout_s)
+        try:
+            outputs = session.run(inputs)
+        except (RuntimeCrash, RuntimeFault):
+            self._sessions.pop((variant.name, interpreter)).close()
+            raise
+        return InferReply(
+            outputs=to_tensors(outputs),
+            duration_ns=session.last_run_ns,
+            variant=variant.name,
+            interpreter=interpreter,
+        )
+
+    def release(self) -> None:
+        """Close the sessions, so that a profiling run has the device to itself."""
+        for session in self._sessions.values():
+            session.close()
+        self._sessions.clear()
+
+    def close(self) -> None:
+        """Close everything."""
+        self.release()
+        self._slot = self._installed = None
+
+    def _session(self, installed: Installed, variant: Variant, interpreter: str, timeout_s: float) -> IsolatedSession:
+        session = self._sessions.get((variant.name, interpreter))
+        if session is None:
+            session = IsolatedSession(
+                installed.directory / variant.payload, variant.runtime, interpreter=interpreter, timeout_s=timeout_s
+            )
+            self._sessions[variant.name, interpreter] = session
+        session.timeout_s = timeout_s
+        return session
+
+
+def choose(variants: tuple[Variant, ...], name: str | None, interpreter: str | None) -> tuple[Variant, str]:
+    """Pick a variant and an interpreter of this device for it: those named, or the first that fit.
+
+    Raises:
+        CallerError: no such variant, or the interpreter is not one it was proven on.
+        DeviceError: this device has no interpreter for it.
+    """
+    named = [variant for variant in variants if name in (None, variant.name)]
+    if not named:
+        raise CallerError(f"no variant {name!r}; there are: {', '.join(v.name for v in variants)}")
+    for variant in named:
+        for usable in usable_interpreters(variant):
+            if interpreter in (None, usable):
+                return variant, usable
+    needs = sorted({needed for variant in named for needed in variant.requires.interpreters})
+    if interpreter is not None and interpreter not in needs:
+        raise CallerError(f"interpreter {interpreter!r} does not run that; those that do: {', '.join(needs)}")
+    raise DeviceError(f"this device has none of the interpreters needed: {interpreter or ', '.join(needs)}")

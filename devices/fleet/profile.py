@@ -1,0 +1,57 @@
+"""Measure a package on a device: on this machine directly, elsewhere by asking the agent that serves it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ferryman.profiler.runner import profile_package
+
+from ferryman.devices.fleet.client import PROFILE_TIMEOUT_S, AgentClient
+from ferryman.devices.fleet.inventory import Device, LocalDevice
+from ferryman.devices.mqtt import BrokerConfig, parse_broker
+from ferryman.runtime.contracts.errors import CallerError
+from ferryman.runtime.contracts.measurement import Measurement, ProfileSpec
+from ferryman.runtime.package import open_package
+
+
+def profile(
+    package: Path,
+    device: Device,
+    spec: ProfileSpec | None = None,
+    *,
+    timeout_s: float = PROFILE_TIMEOUT_S,
+    progress: Callable[[str], None] = lambda _: None,
+) -> tuple[Measurement, ...]:
+    """Measure every variant on every interpreter the device has for it, or those `spec` names.
+
+    A device other than `local` must serve the package (push it first) and run an agent; the measurements also reach
+    the collector through its telemetry.
+
+    Raises:
+        PackageError: the package is damaged.
+        CallerError: the spec names what does not exist, or the device has no broker in the devices file.
+        DeviceError: the device serves another package, or cannot run it.
+        LinkError: the broker or the device does not answer.
+    """
+    spec = spec or ProfileSpec()
+    if isinstance(device, LocalDevice):
+        return profile_package(package, spec, progress=progress)
+    with open_package(package) as opened:
+        sha256 = opened.sha256
+    with AgentClient(broker_of(device), device.name) as agent:
+        progress(f"asking {device.name}")
+        return agent.profile(sha256, spec, timeout_s=timeout_s)
+
+
+def broker_of(device: Device) -> BrokerConfig:
+    """The broker a device's agent talks to.
+
+    Raises:
+        CallerError: the devices file names none, or no URL.
+    """
+    if device.broker is None:
+        raise CallerError(
+            f'device {device.name!r} has no broker in the devices file; add broker = "mqtt://HOST" to its table'
+        )
+    return parse_broker(device.broker)

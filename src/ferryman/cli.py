@@ -1,0 +1,357 @@
+"""The `ferryman` command. Each command imports what it needs when it runs: the device has no torch."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ferryman import __version__
+from ferryman.runtime.contracts.errors import CallerError, FerrymanError
+from ferryman.runtime.install import DEFAULT_ROOT, install_command, prepare_command, rollback_command
+
+if TYPE_CHECKING:
+    from ferryman.devices.fleet.inventory import Device
+    from ferryman.runtime.contracts.measurement import Measurement
+
+_PATH = click.Path(path_type=Path)
+_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class _Commands(click.Group):
+    """Shows an error of ours as one message, and lists commands in the order of a model's journey."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's signature
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401  # click's signature
+        try:
+            return super().invoke(ctx)
+        except FerrymanError as error:
+            logging.getLogger("ferryman").debug("traceback", exc_info=error)
+            raise click.ClickException(f"{error.party}: {error}") from error
+        except BrokenPipeError:
+            sys.stderr.close()  # whoever read our output has gone
+            raise SystemExit(1) from None
+        except OSError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__)
+@click.option("-v", "--verbose", count=True, help="Log more: once for progress, twice for toolchains and tracebacks.")
+def main(verbose: int) -> None:
+    r"""Carry compressed models to edge devices, and bring measurements back.
+
+    \b
+    A model's journey:
+      convert   PyTorch model -> package, proven on every interpreter
+      push      package -> device, over SSH; the old slot serves until the new one is proven there
+      profile   latency, memory and energy on the device
+      collect   telemetry -> database;  report: database -> table and page
+    """
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    logging.basicConfig(level=logging.WARNING, format=_LOG_FORMAT)
+    logging.getLogger("ferryman").setLevel(level)
+
+
+def _devices_option(command: Callable[..., None]) -> Callable[..., None]:
+    return click.option(
+        "--devices",
+        "devices_file",
+        type=_PATH,
+        help="Devices file (TOML) [default: $FERRYMAN_DEVICES or ~/.config/ferryman/devices.toml].",
+    )(command)
+
+
+def _device(name: str, devices_file: Path | None) -> Device:
+    from ferryman.devices.fleet.inventory import find_device, read_devices
+
+    return find_device(read_devices(devices_file), name)
+
+
+@main.command()
+@click.argument("source")
+@click.option(
+    "--to",
+    multiple=True,
+    default=("executorch", "tflite"),
+    show_default=True,
+    type=click.Choice(["executorch", "tflite"]),
+    help="Runtime to lower to; may be given twice.",
+)
+@click.option("--form", default="fp32", show_default=True, help="Compressed form.")
+@click.option("-o", "--output", type=_PATH, default=Path(), help="Folder for the package [default: here].")
+@click.option("--name", help="Name of the package [default: that of the factory or file].")
+@click.option("--min-sqnr", type=float, help="Bar in dB that every output must hold [default: the form's].")
+def convert(
+    source: str, to: tuple[Any, ...], form: str, output: Path, name: str | None, min_sqnr: float | None
+) -> None:
+    """Lower SOURCE, prove every artifact against eager, and write a package.
+
+    SOURCE is package.module:factory, where factory() returns (module in eval mode, example inputs[, dynamic_shapes]),
+    or a .pt2 file saved with torch.export.save. An artifact that computes something else than the model on any
+    interpreter found is an error, and no package is written.
+    """
+    click.echo("loading the toolchains", err=True)
+    from ferryman.converter.api import convert as run
+    from ferryman.describe import describe_manifest
+
+    made = run(
+        source,
+        to=to,
+        form=form,
+        output=output,
+        name=name,
+        sqnr_min_db=min_sqnr,
+        progress=lambda stage: click.echo(f"  {stage}", err=True),
+    )
+    click.echo(describe_manifest(made.manifest, made.sha256))
+    click.echo(f"\n{made.path}  {made.path.stat().st_size:,} bytes")
+    slowest = sorted(made.seconds.items(), key=lambda item: -item[1])
+    click.echo("time: " + ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in slowest if seconds > 0.05))  # noqa: PLR2004
+
+
+@main.command()
+@click.argument("package", type=_PATH)
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+def inspect(package: Path, as_json: bool) -> None:
+    """Verify PACKAGE and print what it holds, needs, and how it was proven."""
+    from ferryman.describe import describe_manifest
+    from ferryman.runtime.contracts.record import encode
+    from ferryman.runtime.package import open_package
+
+    with open_package(package) as opened:
+        if as_json:
+            click.echo(encode(opened.manifest))
+        else:
+            click.echo(describe_manifest(opened.manifest, opened.sha256))
+
+
+@main.command()
+@click.argument("package", type=_PATH)
+@click.argument("device", nargs=-1, required=True)
+@_devices_option
+def push(package: Path, device: tuple[str, ...], devices_file: Path | None) -> None:
+    """Upload PACKAGE to each DEVICE over SSH and install it there.
+
+    The device writes its inactive slot, reads it back, runs the golden vectors, and only then switches; on any failure
+    the old slot keeps serving.
+    """
+    from ferryman.devices.fleet.push import push as run
+
+    targets = [_device(name, devices_file) for name in device]
+    for target in targets:
+        result = run(package, target, progress=_Steps(target.name))
+        if result.install is None:
+            click.echo(f"{target.name}: {result.active.package_name} was active already")
+            continue
+        megabytes_per_s = (result.upload_bytes_per_s or 0) / 1e6
+        click.echo(
+            f"{target.name}: {result.active.package_name} is active in slot {result.active.name} "
+            f"({result.package_bytes:,} bytes at {megabytes_per_s:.1f} MB/s)"
+        )
+        for golden in result.install.golden:
+            click.echo(f"  {golden.variant} on {golden.interpreter} {golden.version}: {golden.sqnr_db:.1f} dB")
+
+
+class _Steps:
+    """Prints each step once; an upload as a running percentage on a terminal."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._last = ""
+
+    def __call__(self, step: str, done: int, total: int) -> None:
+        live = total and sys.stderr.isatty()
+        if step != self._last or live:
+            percent = f" {100 * done // total:3d} %" if live else ""
+            click.echo(f"\r{self._prefix}: {step}{percent}", err=True, nl=not live or done >= total)
+        self._last = step
+
+
+main.add_command(install_command)
+main.add_command(rollback_command)
+main.add_command(prepare_command)
+
+
+@main.command()
+@click.option("--device", required=True, help="This device's name: 1 to 64 of A-Z a-z 0-9 _ -.")
+@click.option(
+    "--broker", required=True, help="mqtt://[user:password@]HOST[:PORT] or mqtts://...[?ca=FILE&cert=FILE&key=FILE]."
+)
+@click.option("--root", type=_PATH, default=DEFAULT_ROOT, show_default=True, help="Directory of the slot store.")
+@click.option(
+    "--confirm",
+    type=click.Choice(["collector", "broker"]),
+    default="collector",
+    show_default=True,
+    help="Whose word frees a telemetry record: the collector's receipt, or the broker's acknowledgement.",
+)
+def agent(device: str, broker: str, root: Path, confirm: Any) -> None:  # noqa: ANN401  # click has checked it
+    """Run on the device: serve the active slot over MQTT and send telemetry."""
+    from ferryman.devices.agent.agent import Agent, AgentConfig
+    from ferryman.devices.mqtt import parse_broker
+
+    Agent(AgentConfig(device=device, root=root, broker=parse_broker(broker), confirm=confirm)).run(_stop_event())
+
+
+@main.command()
+@click.argument("device")
+@click.argument("inputs", nargs=-1, type=_PATH)
+@_devices_option
+@click.option("--variant", help="Variant of the package [default: the first the device can run].")
+@click.option("--interpreter", help="Interpreter [default: the preferred one of the device].")
+@click.option("-o", "--output", type=_PATH, help="Write the outputs to this .npz file.")
+@click.option("--timeout", type=float, default=30.0, show_default=True, help="Seconds to wait for the answer.")
+def run(
+    device: str,
+    inputs: tuple[Path, ...],
+    devices_file: Path | None,
+    variant: str | None,
+    interpreter: str | None,
+    output: Path | None,
+    timeout: float,
+) -> None:
+    """Ask DEVICE's agent for one inference on INPUTS (.npy files in the model's order)."""
+    import numpy as np
+
+    from ferryman.devices.fleet.client import AgentClient
+    from ferryman.devices.fleet.profile import broker_of
+
+    target = _device(device, devices_file)
+    try:
+        arrays = [np.load(path, allow_pickle=False) for path in inputs]
+    except (OSError, ValueError) as error:
+        raise CallerError(f"inputs are .npy files: {error}") from error
+    with AgentClient(broker_of(target), target.name) as client:
+        reply = client.infer(arrays, variant=variant, interpreter=interpreter, timeout_s=timeout)
+    outputs = [tensor.to_array() for tensor in reply.outputs]
+    click.echo(f"{reply.variant} on {reply.interpreter}: {reply.duration_ns / 1e6:.3f} ms", err=True)
+    if output:
+        np.savez(output, *outputs)
+        return
+    for array in outputs:
+        click.echo(f"{array.dtype}{list(array.shape)}\n{array}")
+
+
+@main.command()
+@click.argument("device")
+@_devices_option
+def status(device: str, devices_file: Path | None) -> None:
+    """Ask DEVICE's agent what it serves, and print the answer as JSON."""
+    from ferryman.devices.fleet.client import AgentClient
+    from ferryman.devices.fleet.profile import broker_of
+    from ferryman.runtime.contracts.record import encode
+
+    target = _device(device, devices_file)
+    with AgentClient(broker_of(target), target.name) as client:
+        click.echo(encode(client.status()))
+
+
+@main.command()
+@click.argument("package", type=_PATH)
+@click.argument("device")
+@_devices_option
+@click.option("--runs", type=click.IntRange(min=1), default=200, show_default=True, help="Timed runs.")
+@click.option("--warmup", type=click.IntRange(min=0), default=10, show_default=True, help="Runs before them.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads an interpreter may use."
+)
+@click.option("--variant", multiple=True, help="Only this variant; may be given twice [default: all].")
+@click.option("--interpreter", multiple=True, help="Only this interpreter; may be given twice [default: all].")
+@click.option("--json", "as_json", is_flag=True, help="Print the measurements, raw samples included, as JSON lines.")
+@click.option("--html", type=_PATH, help="Also write a self-contained page with plots.")
+def profile(
+    package: Path,
+    device: str,
+    devices_file: Path | None,
+    runs: int,
+    warmup: int,
+    threads: int,
+    variant: tuple[str, ...],
+    interpreter: tuple[str, ...],
+    as_json: bool,
+    html: Path | None,
+) -> None:
+    """Measure PACKAGE on DEVICE: latency, memory, energy, conditions.
+
+    DEVICE `local` is this machine; any other must serve the package (push it first) and run an agent.
+    """
+    from ferryman.devices.fleet.profile import profile as measure
+    from ferryman.runtime.contracts.measurement import ProfileSpec
+    from ferryman.runtime.contracts.record import encode
+
+    spec = ProfileSpec(variants=variant, interpreters=interpreter, threads=threads, warmup_runs=warmup, runs=runs)
+    found = measure(
+        package,
+        _device(device, devices_file),
+        spec,
+        progress=lambda step: click.echo(f"  {step}", err=True),
+    )
+    if as_json:
+        for measurement in found:
+            click.echo(encode(measurement))
+    _show([(device, measurement) for measurement in found], html, quiet=as_json)
+
+
+@main.command()
+@click.option("--broker", required=True, help="mqtt://[user:password@]HOST[:PORT] or mqtts://...")
+@click.option("--database", type=_PATH, default=Path("ferryman.sqlite"), show_default=True, help="SQLite file.")
+def collect(broker: str, database: Path) -> None:
+    """Store what devices send, until interrupted."""
+    from ferryman.devices.fleet.collector import Progress, run_collector
+    from ferryman.devices.mqtt import parse_broker
+
+    def show(progress: Progress) -> None:
+        click.echo(f"\r{progress}", err=True, nl=not sys.stderr.isatty())
+
+    click.echo(f"collecting into {database}; interrupt to stop", err=True)
+    run_collector(parse_broker(broker), database, stop=_stop_event(), on_progress=show)
+
+
+@main.command()
+@click.option("--database", type=_PATH, default=Path("ferryman.sqlite"), show_default=True, help="SQLite file.")
+@click.option("--device", help="Only this device.")
+@click.option("--package", help="Only this package, by name or SHA-256.")
+@click.option("--html", type=_PATH, default=Path("report.html"), show_default=True, help="Page to write.")
+def report(database: Path, device: str | None, package: str | None, html: Path) -> None:
+    """Print a table of the stored measurements and write a self-contained page with plots."""
+    from ferryman.devices.fleet.store import Store
+
+    store = Store(database, create=False)
+    try:
+        found = store.measurements(device=device, package=package)
+    finally:
+        store.close()
+    if not found:
+        raise CallerError(f"{database} holds no measurements that match; run `ferryman profile PACKAGE DEVICE` first")
+    _show([(one.device, one.measurement) for one in found], html)
+
+
+def _show(found: list[tuple[str, Measurement]], html: Path | None, *, quiet: bool = False) -> None:
+    from ferryman.profiler import report as page
+
+    if not quiet:
+        click.echo(page.table(found))
+    if html:
+        page.write_html(found, html)
+        click.echo(f"page: {html}", err=quiet)
+
+
+def _stop_event() -> threading.Event:
+    """Set by the signals that ask a process to end."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+if __name__ == "__main__":
+    main()

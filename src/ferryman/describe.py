@@ -1,0 +1,48 @@
+"""A manifest for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from ferryman.runtime.contracts.manifest import Manifest, Variant
+
+
+def describe_manifest(manifest: Manifest, sha256: str) -> str:
+    """Several lines: what goes in and out, then every variant with its size, its lowering and its proofs."""
+    return "\n".join(_lines(manifest, sha256))
+
+
+def _lines(manifest: Manifest, sha256: str) -> Iterator[str]:
+    sizes = {payload.path: payload.size_bytes for payload in manifest.payloads}
+    yield f"{manifest.name}  sha256 {sha256}"
+    for what, specs in (("input", manifest.signature.inputs), ("output", manifest.signature.outputs)):
+        for spec in specs:
+            yield f"  {what:6} {spec.describe()}"
+    for variant in manifest.variants:
+        yield ""
+        yield from _variant(variant, sizes[variant.payload])
+    yield ""
+    yield f"  golden vectors: {len(manifest.golden)}, bar {manifest.golden_sqnr_min_db:g} dB"
+    yield "  made with: " + ", ".join(f"{tool} {version}" for tool, version in manifest.created_with.items())
+
+
+def _variant(variant: Variant, size_bytes: int) -> Iterator[str]:
+    lowering = variant.lowering
+    needs = " or ".join(f"{name} >= {least}" for name, least in variant.requires.interpreters.items())
+    yield f"  {variant.name}  {size_bytes:,} bytes  {variant.payload}"
+    yield f"    delegated  {_counts(lowering.delegated)} in {lowering.delegates} call(s)"
+    yield f"    fell back  {_counts(lowering.fallback)}"
+    memory_mb = variant.requires.memory_estimate_bytes / 1e6
+    isa = f", instruction sets {', '.join(variant.requires.isa)}" if variant.requires.isa else ""
+    yield f"    needs      {needs}{isa}; about {memory_mb:.1f} MB (estimate)"
+    for proof in variant.verified:
+        top1 = "" if proof.top1_agreement is None else f", top-1 agreement {proof.top1_agreement:.1%}"
+        yield (
+            f"    proven     {proof.interpreter} {proof.version}: {proof.sqnr_db:.1f} dB, "
+            f"largest error {proof.max_abs_error:.2g}{top1} ({proof.vectors} input sets)"
+        )
+
+
+def _counts(operators: Mapping[str, int]) -> str:
+    listed = ", ".join(f"{name} x{count}" if count > 1 else name for name, count in operators.items())
+    return f"{sum(operators.values())} ({listed})" if operators else "nothing"
