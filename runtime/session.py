@@ -131,6 +131,15 @@ def open_session(artifact: Path, runtime: RuntimeName, *, interpreter: str | Non
     return _OPENERS[interpreter](artifact, threads)
 
 
+def import_interpreter(name: str) -> None:
+    """Bring an interpreter's libraries into the process, so that what comes after is the artifact's own cost.
+
+    Raises:
+        DeviceError: it is not installed, or does not load.
+    """
+    _IMPORTERS[name]()
+
+
 def _distribution_version(name: str) -> str | None:
     try:
         return metadata.version(name)
@@ -156,6 +165,18 @@ def _open_tflite_runtime(artifact: Path, threads: int) -> Session:
     return tflite.open_session(artifact, interpreter="tflite-runtime", threads=threads)
 
 
+def _import_executorch() -> None:
+    from ferryman.runtime.sessions import executorch
+
+    executorch.load()
+
+
+def _import_tflite(name: str) -> None:
+    from ferryman.runtime.sessions import tflite
+
+    tflite.load(name)
+
+
 def _executorch_version() -> str | None:
     from ferryman.runtime.sessions import executorch
 
@@ -167,6 +188,11 @@ _OPENERS: dict[str, Callable[[Path, int], Session]] = {
     "executorch": _open_executorch,
     "ai-edge-litert": _open_litert,
     "tflite-runtime": _open_tflite_runtime,
+}
+_IMPORTERS: dict[str, Callable[[], None]] = {
+    "executorch": _import_executorch,
+    "ai-edge-litert": partial(_import_tflite, "ai-edge-litert"),
+    "tflite-runtime": partial(_import_tflite, "tflite-runtime"),
 }
 _VERSIONS: dict[str, Callable[[], str | None]] = {
     "executorch": _executorch_version,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from ferryman.runtime.contracts.record import Record, Unavailable
 
 SCHEMA = 1
@@ -16,7 +18,10 @@ class ProfileSpec(Record):
     """Empty: every one on the device that can run the variant."""
     threads: int = 1
     warmup_runs: int = 10
+    """Not in the statistics, kept in the record; the first run after loading comes before them."""
     runs: int = 200
+    timeout_s: float = 600.0
+    """For each (variant, interpreter), from the start of its process to its record."""
 
 
 class Memory(Record, tag="memory"):
@@ -29,10 +34,10 @@ class Memory(Record, tag="memory"):
 
 
 class MemoryPhases(Record):
-    """The measuring process at four moments, each cumulative."""
+    """The measuring process at four moments, each cumulative: differences are what a phase added."""
 
     start: Memory | Unavailable
-    """Interpreter imported, nothing loaded."""
+    """Interpreter and inputs are in memory, the artifact is not."""
     loaded: Memory | Unavailable
     first_run: Memory | Unavailable
     steady: Memory | Unavailable
@@ -46,30 +51,46 @@ class Reading(Record, tag="reading"):
 
 
 class Energy(Record, tag="energy"):
-    """Joules over the steady window."""
+    """Joules over the steady window: gross, so what the idle device takes is in it."""
 
     energy_j: float
     window_s: float
+    """From the first reading to the last; the timed runs lie within."""
+    runs: int
+    """Inferences within the window."""
     source: str
     rails: tuple[str, ...]
-    samples: int
+    """What the source covers, under its own names."""
+    unit: Literal["W", "J"]
+    """Of `values`: power, integrated by the trapezoid rule, or a counter of joules, first taken from last."""
+    times_ns: tuple[int, ...]
+    """When each reading was taken, from the first one on."""
+    values: tuple[float, ...]
 
 
 class Conditions(Record):
     """Everything about the device that moves the numbers."""
 
+    device_model: str | Unavailable
     cpu_model: str | Unavailable
     cpu_count: int
     isa: tuple[str, ...]
+    """Those of the instruction sets that kernels choose by; the kernel's names."""
     governor: str | Unavailable
+    """Of all cores; where they differ, each name once, joined by `+`."""
     clocks_mhz: tuple[float, ...] | Unavailable
-    temperature_c: Reading | Unavailable
+    """Core by core."""
+    temperatures_c: tuple[Reading, ...] | Unavailable
+    """Every thermal zone that can be read."""
     load_1m: float | Unavailable
-    memory_total_bytes: int
+    memory_total_bytes: int | Unavailable
+    memory_available_bytes: int | Unavailable
     kernel: str
     machine: str
     affinity: tuple[int, ...]
+    """Cores the measuring process may use."""
     versions: dict[str, str]
+    """ferryman, python, numpy, and the interpreter under its own name."""
 
 
 class Measurement(Record, kw_only=True):
@@ -84,13 +105,19 @@ class Measurement(Record, kw_only=True):
     interpreter: str
     interpreter_version: str
     artifact_bytes: int
+    input_shapes: tuple[tuple[int, ...], ...]
+    """Of the golden input every run was made on."""
     spec: ProfileSpec
     started_at_ns: int
+    """Device wall clock, Unix epoch."""
+    import_ns: int
+    """The interpreter's own libraries, before any artifact."""
     load_ns: int
     """open_session until it can run; some interpreters defer work to the first run."""
     first_run_ns: int
     warmup_ns: tuple[int, ...]
     samples_ns: tuple[int, ...]
+    """Every timed run, in order; nothing is left out."""
     memory: MemoryPhases
     energy: Energy | Unavailable
     before: Conditions

@@ -37,6 +37,7 @@ _DTYPES = dict(enumerate(("uint8", "int8", "int16", "int32", "int64", "float16",
 _THREADS_BUSY = -2
 
 _log = logging.getLogger("ferryman.executorch")
+_log.addHandler(logging.NullHandler())  # errors reach the caller as exceptions; without this they also go to stderr
 
 
 class _Tensor(ctypes.Structure):
@@ -112,6 +113,15 @@ def _native() -> _Native:
     if built != VERSION:
         raise DeviceError(f"{path}: expected ExecuTorch {VERSION}, found {built}; install ferryman again")
     return native
+
+
+def load() -> None:
+    """Load the native library ahead of the first session.
+
+    Raises:
+        DeviceError: it is not installed, or does not load.
+    """
+    _native()
 
 
 def version() -> str | None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -29,11 +29,8 @@ class TfliteSession:
 
     def __init__(self, artifact: Path, interpreter: str, threads: int) -> None:
         self.interpreter = interpreter
-        try:
-            self.version = metadata.version(interpreter)
-            module = importlib.import_module(_MODULES[interpreter])
-        except ImportError as error:
-            raise DeviceError(f"{interpreter} cannot be loaded on this device: {error}") from error
+        module = load(interpreter)
+        self.version = metadata.version(interpreter)
         with artifact.open("rb") as file:
             if file.read(8)[4:] != _FILE_IDENTIFIER:
                 raise RuntimeFault(f"{artifact.name} is not a .tflite file")
@@ -86,6 +83,18 @@ class TfliteSession:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def load(interpreter: str) -> ModuleType:
+    """Import the interpreter.
+
+    Raises:
+        DeviceError: it is not installed, or does not load.
+    """
+    try:
+        return importlib.import_module(_MODULES[interpreter])
+    except ImportError as error:
+        raise DeviceError(f"{interpreter} cannot be loaded on this device: {error}") from error
 
 
 def open_session(artifact: Path, *, interpreter: str, threads: int) -> TfliteSession:

@@ -1,0 +1,48 @@
+"""Reading /proc and /sys, where any file may be missing, forbidden, garbage, or gone in the middle."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_READ_MAX_BYTES = 1 << 20
+_INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
+_NUMBER = re.compile(r"(\d+)")
+
+
+class SensorError(Exception):
+    """A source cannot be read; becomes `Unavailable` before it leaves the profiler."""
+
+
+def read_text(path: Path) -> str:
+    """The file's text, without white space and NULs around it.
+
+    Raises:
+        SensorError: it cannot be read, or holds no text.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(_READ_MAX_BYTES)
+    except OSError as error:
+        raise SensorError(f"{path}: {error.strerror}") from error
+    text = data.decode(errors="replace").strip("\0 \t\r\n")
+    if not text:
+        raise SensorError(f"{path}: empty")
+    return text
+
+
+def read_int(path: Path) -> int:
+    """The one integer the file holds.
+
+    Raises:
+        SensorError: it cannot be read, or holds something else.
+    """
+    text = read_text(path)
+    if not _INTEGER.fullmatch(text):
+        raise SensorError(f"{path}: expected an integer, found {text[:40]!r}")
+    return int(text)
+
+
+def paths(folder: Path, pattern: str) -> list[Path]:
+    """What matches, in the order people count: zone2 before zone10."""
+    return sorted(folder.glob(pattern), key=lambda path: [int(n) for n in _NUMBER.findall(path.name)])
