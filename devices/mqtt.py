@@ -34,7 +34,10 @@ RETRY_FIRST_S = 0.25
 RETRY_CAP_S = 30.0
 REFUSED = 0x80
 """Reason codes from here on are refusals (MQTT 5, section 2.4)."""
+ANSWER_TIMEOUT_S = 5.0
+"""For CONNACK and SUBACK."""
 VERSION_REFUSED = "Unsupported protocol version"
+SILENCE = f"no answer within {ANSWER_TIMEOUT_S:g} s"
 IN_FLIGHT_MAX = 20
 """Unacknowledged messages under way in either direction, unless the other side takes fewer (mosquitto's default)."""
 
@@ -51,6 +54,8 @@ class BrokerConfig(Record):
     """PEM file of the authority to trust; None: the system's."""
     tls_cert: str | None = None
     tls_key: str | None = None
+    only_3_1_1: bool = False
+    """Do not try MQTT 5: for a broker that stays silent instead of refusing it."""
 
     @property
     def address(self) -> str:
@@ -62,32 +67,34 @@ class BrokerConfig(Record):
 
 
 def parse_broker(url: str) -> BrokerConfig:
-    """Read `mqtt[s]://[user[:password]@]host[:port][?ca=FILE&cert=FILE&key=FILE]`.
+    """Read `mqtt[s]://[user[:password]@]host[:port][?ca=FILE&cert=FILE&key=FILE&version=3.1.1]`.
 
     Raises:
         CallerError: it is something else.
     """
-    expected = "expected mqtt://[user:password@]host[:port] or mqtts://...[?ca=FILE&cert=FILE&key=FILE]"
+    expected = "expected mqtt://[user:password@]host[:port] or mqtts://...?ca=FILE&cert=FILE&key=FILE"
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
         raise CallerError(f"broker: {expected}, found a URL that cannot be read ({error})") from error
-    files = parse_qs(parts.query)
+    options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
     tls = parts.scheme == "mqtts"
     if parts.scheme not in {"mqtt", "mqtts"} or not parts.hostname or parts.path.strip("/") or parts.fragment:
         raise CallerError(f"broker: {expected}, found scheme {parts.scheme!r} and host {parts.hostname!r}")
-    if set(files) - {"ca", "cert", "key"} or (files and not tls):
-        raise CallerError(f"broker: {expected}, found options {', '.join(files)} on {parts.scheme}://")
+    known = {"version", "ca", "cert", "key"} if tls else {"version"}
+    if set(options) - known or options.get("version", "3.1.1") != "3.1.1":
+        raise CallerError(f"broker: {expected}, optionally version=3.1.1; found {', '.join(options)}")
     return BrokerConfig(
         host=parts.hostname,
         port=port or (8883 if tls else 1883),
         tls=tls,
         username=None if parts.username is None else unquote(parts.username),
         password=None if parts.password is None else unquote(parts.password),
-        tls_ca=files.get("ca", [None])[0],
-        tls_cert=files.get("cert", [None])[0],
-        tls_key=files.get("key", [None])[0],
+        tls_ca=options.get("ca"),
+        tls_cert=options.get("cert"),
+        tls_key=options.get("key"),
+        only_3_1_1="version" in options,
     )
 
 
@@ -165,6 +172,7 @@ class Link:
         self._stopping = threading.Event()
         self._problem = "not started"
         self._in_flight_max = IN_FLIGHT_MAX
+        self._knows_v5 = False
         self._thread = threading.Thread(target=self._run, name=f"link-{client_id}", daemon=True)
 
     def subscribe(self, topic_filter: str, handler: Handler) -> None:
@@ -224,9 +232,7 @@ class Link:
     def _run(self) -> None:
         attempt = 0
         while not self._stopping.is_set():
-            problem = self._serve(MQTTProtocolVersion.MQTTv5)
-            if problem == VERSION_REFUSED:
-                problem = self._serve(MQTTProtocolVersion.MQTTv311)
+            problem = self._attempt()
             if problem is None:
                 attempt = 0
             elif problem != self._problem or attempt == 0:
@@ -235,14 +241,29 @@ class Link:
             self._stopping.wait(backoff_s(attempt, RETRY_FIRST_S, RETRY_CAP_S))
             attempt += 1
 
+    def _attempt(self) -> str | None:
+        """One connection of the best version the broker speaks; some (amqtt) do not refuse 5 but stay silent."""
+        if self.broker.only_3_1_1:
+            return self._serve(MQTTProtocolVersion.MQTTv311)
+        problem = self._serve(MQTTProtocolVersion.MQTTv5)
+        self._knows_v5 |= problem is None
+        if problem == VERSION_REFUSED or (problem == SILENCE and not self._knows_v5):
+            log.warning("broker %s: %s for MQTT 5; trying 3.1.1", self.broker.address, problem)
+            problem = self._serve(MQTTProtocolVersion.MQTTv311)
+        return problem
+
     def _serve(self, protocol: MQTTProtocolVersion) -> str | None:
         """Hold one connection from beginning to end; the problem, or None if it was ready in between."""
-        connection = _Connection(self.broker, self._client(protocol), self._handlers)
+        try:
+            client = self._client(protocol)
+        except (OSError, ValueError) as error:  # the certificates' files
+            return f"TLS files: {type(error).__name__}: {error}"
+        connection = _Connection(self.broker, client, self._handlers)
         self._connection = connection
         try:
             connection.open(self._connect_arguments(protocol))
-            if not connection.settled.wait(CONNECT_TIMEOUT_S):
-                return f"no answer to CONNECT and SUBSCRIBE within {CONNECT_TIMEOUT_S:g} s"
+            if not connection.settled.wait(ANSWER_TIMEOUT_S):
+                return SILENCE
             if connection.problem is not None or self._stopping.is_set():
                 return connection.problem
             self._ready.set()
@@ -253,7 +274,7 @@ class Link:
             self._ready.clear()
             if not self._stopping.is_set():
                 log.warning("broker %s: connection lost: %s", self.broker.address, connection.problem)
-        except (OSError, ValueError) as error:  # ValueError: what ssl and paho say of bad files and names
+        except (OSError, ValueError) as error:  # ValueError: what paho says of names it cannot use
             return f"{type(error).__name__}: {error}"
         finally:
             self._in_flight_max = min(IN_FLIGHT_MAX, connection.takes)

@@ -1,10 +1,14 @@
-"""Outbox, publisher, a real broker, collector and store, in one process."""
+"""Outbox, publisher, a real broker, collector and store."""
 
 from __future__ import annotations
 
-import threading
+import os
+import resource
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,55 +16,13 @@ import pytest
 
 from ferryman.devices import topics
 from ferryman.devices.agent.outbox import Outbox
-from ferryman.devices.agent.publisher import Limits, Publisher
-from ferryman.devices.fleet.collector import Collector
 from ferryman.devices.fleet.store import Store
 from ferryman.devices.mqtt import BrokerConfig, Link, Message
-from ferryman.runtime.contracts.messages import Status
-from ferryman.runtime.contracts.record import Record, encode
-from tests.support.mosquitto import Mosquitto
+from ferryman.runtime.contracts.errors import LinkError
+from tests.support.mosquitto import Mosquitto, free_port, wait_for_port
+from tests.support.telemetry import agent, collecting, fill, numbers, until
 
-QUICK = Limits(again_first_s=0.5, again_cap_s=1.0)
-
-
-class Note(Record):
-    number: int
-
-
-def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
-
-
-@contextmanager
-def agent(broker: BrokerConfig, outbox: Outbox, device: str = "pi", **options) -> Iterator[Publisher]:
-    will = Message(topic=topics.status(device), payload=encode(Status(device=device, online=False)), retain=True)
-    birth = Message(topic=topics.status(device), payload=encode(Status(device=device, online=True)), retain=True)
-    link = Link(broker, f"agent-{device}", will=will)
-    publisher = Publisher(outbox, device, link, **{"limits": QUICK, **options})
-    link.on_ready(lambda: link.publish(birth))
-    link.start()
-    publisher.start()
-    try:
-        yield publisher
-    finally:
-        publisher.stop()
-        link.stop()
-
-
-@contextmanager
-def collecting(broker: BrokerConfig, store: Store) -> Iterator[Collector]:
-    stop = threading.Event()
-    collector = Collector(broker, store)
-    thread = threading.Thread(target=collector.run, args=(stop,))
-    thread.start()
-    try:
-        yield collector
-    finally:
-        stop.set()
-        thread.join()
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -75,15 +37,6 @@ def store(tmp_path: Path) -> Iterator[Store]:
     database = Store(tmp_path / "store.db")
     yield database
     database.close()
-
-
-def fill(outbox: Outbox, count: int) -> None:
-    outbox.append_all([("note", Note(number=n)) for n in range(count)], time.time_ns())
-
-
-def numbers(store: Store) -> list[int]:
-    rows = store._read("SELECT json_extract(body, '$.number') FROM records ORDER BY sequence", {})
-    return [row[0] for row in rows]
 
 
 def test_records_reach_the_store_and_leave_the_outbox(tmp_path, outbox, store):
@@ -125,3 +78,156 @@ def test_a_broker_that_comes_late_is_found(tmp_path, outbox, store):
         with broker:
             until(lambda: outbox.counts().records == 0)
     assert numbers(store) == list(range(5))
+
+
+def test_a_broker_that_takes_few_messages_at_once_is_given_few(tmp_path, outbox, store):
+    fill(outbox, 100)
+    with (
+        Mosquitto(tmp_path, "max_inflight_messages 3") as broker,
+        collecting(broker.config, store),
+        agent(broker.config, outbox) as publisher,
+    ):
+        until(lambda: outbox.counts().records == 0)
+        assert publisher._link._connection._client.max_inflight_messages == 3
+    assert numbers(store) == list(range(100))
+
+
+def test_a_record_the_broker_refuses_stays_and_goes_when_it_is_let_through(tmp_path, outbox, store, caplog):
+    rules = tmp_path / "acl"
+    rules.write_text("topic readwrite ferryman/v1/+/status\ntopic readwrite ferryman/v1/+/receipt\n")
+    fill(outbox, 3)
+    with (
+        Mosquitto(tmp_path, f"acl_file {rules}") as broker,
+        agent(broker.config, outbox, confirm="broker") as publisher,
+    ):
+        until(lambda: publisher.refused >= 6)
+        assert outbox.counts().records == 3
+        assert caplog.text.count("broker refuses ferryman/v1/pi/telemetry: Not authorized") == 1
+        rules.write_text("topic readwrite #\n")
+        broker.reload()
+        with collecting(broker.config, store):
+            until(lambda: outbox.counts().records == 0)
+
+
+def test_bad_messages_are_quarantined_and_the_good_ones_around_them_stored(tmp_path, outbox, store):
+    fill(outbox, 20)
+    with Mosquitto(tmp_path) as broker, collecting(broker.config, store) as collector:
+        collector.link.wait_ready(5)
+        intruder = Link(broker.config, "intruder")
+        intruder.start()
+        intruder.wait_ready(5)
+        for payload in (b"", b"garbage", b"[" * 5000, b"\xff" * 100):
+            intruder.publish(Message(topic=topics.telemetry("pi"), payload=payload))
+        intruder.publish(Message(topic="ferryman/v1/a b/telemetry", payload=b"{}"))
+        intruder.publish(Message(topic=topics.status("pi"), payload=b"{}", retain=True))
+        with agent(broker.config, outbox):
+            until(lambda: outbox.counts().records == 0)
+        until(lambda: store.totals().quarantined == 6)
+        intruder.stop()
+    assert numbers(store) == list(range(20))
+
+
+def test_what_is_sent_while_the_collector_is_away_waits_in_its_session(tmp_path, outbox, store):
+    with Mosquitto(tmp_path) as broker:
+        with collecting(broker.config, store) as collector:
+            collector.link.wait_ready(5)
+        fill(outbox, 30)
+        with agent(broker.config, outbox) as publisher:
+            until(lambda: len(publisher._window.again_at) == 30 and not publisher._window.in_flight)
+        with collecting(broker.config, store):
+            until(lambda: store.totals().records == 30)
+    assert outbox.counts().records == 30, "the agent is gone: nobody took the receipt"
+
+
+def test_wrong_credentials_are_a_clear_error_and_do_not_show_the_password(tmp_path):
+    passwords = tmp_path / "passwords"
+    passwords.write_text("")
+    with Mosquitto(tmp_path, f"allow_anonymous false\npassword_file {passwords}") as broker:
+        link = Link(
+            BrokerConfig(host="127.0.0.1", port=broker.port, username="me", password="secret"),  # noqa: S106
+            "x",
+        )
+        link.start()
+        with pytest.raises(LinkError, match=r"mqtt://127.0.0.1:\d+: not connected .*Not authorized") as caught:
+            link.wait_ready(1.5)
+        link.stop()
+    assert "secret" not in str(caught.value)
+
+
+_AMQTT = """
+import asyncio, sys
+from amqtt.broker import Broker
+async def main():
+    listeners = {"default": {"type": "tcp", "bind": f"127.0.0.1:{sys.argv[1]}"}}
+    access = {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}}
+    await Broker({"listeners": listeners, "plugins": access}).start()
+    await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+
+def test_a_broker_that_speaks_only_3_1_1_will_do(tmp_path, outbox, store):
+    pytest.importorskip("amqtt", reason="amqtt is not installed")
+    port = free_port()
+    with (tmp_path / "amqtt.log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-c", _AMQTT, str(port)], stdout=log, stderr=log)
+    try:
+        wait_for_port(port, 20)
+        silent_on_v5 = BrokerConfig(host="127.0.0.1", port=port)
+        told_so = BrokerConfig(host="127.0.0.1", port=port, only_3_1_1=True)
+        fill(outbox, 100)
+        with collecting(silent_on_v5, store) as collector:
+            collector.link.wait_ready(10)
+            with agent(told_so, outbox):
+                until(lambda: outbox.counts().records == 0, 20)
+        assert numbers(store) == list(range(100))
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def collector_process(broker: Mosquitto, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "tests.support.telemetry_processes", "collector"]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}
+    with (folder / "collector.log").open("wb") as log:
+        process = subprocess.Popen(
+            [*command, f"mqtt://127.0.0.1:{broker.port}", str(folder), "0"],
+            stdout=log,
+            stderr=log,
+            cwd=ROOT,
+            env=environment,
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_collector_on_a_full_disk_acknowledges_nothing_and_goes_on_when_there_is_space(tmp_path, outbox, store):
+    with Mosquitto(tmp_path) as broker, collector_process(broker, tmp_path) as process:
+        fill(outbox, 1)
+        with agent(broker.config, outbox):
+            until(lambda: outbox.counts().records == 0)
+            limits = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+            size = (tmp_path / "store.db-wal").stat().st_size
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, limits[1]))
+            fill(outbox, 200)
+            until(lambda: "nothing is acknowledged" in (tmp_path / "collector.log").read_text())
+            assert outbox.counts().records == 200
+            assert store.totals().records == 1
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limits)
+            until(lambda: outbox.counts().records == 0)
+    assert store.totals() == (201, 0, 1)
+
+
+def test_a_collector_ends_cleanly_on_sigterm(tmp_path, outbox):
+    with Mosquitto(tmp_path) as broker, collector_process(broker, tmp_path) as process:
+        fill(outbox, 1)
+        with agent(broker.config, outbox):
+            until(lambda: outbox.counts().records == 0)
+        begun = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(5) == 0
+        assert time.monotonic() - begun < 3

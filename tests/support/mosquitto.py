@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
@@ -47,19 +48,29 @@ class Mosquitto:
         self._file = folder / "mosquitto.conf"
         self._log = folder / "mosquitto.log"
         anonymous = "" if "allow_anonymous" in config else "allow_anonymous true\n"
-        self._file.write_text(f"listener {self.port} 127.0.0.1\npersistence false\n{anonymous}{config}\n")
+        user = "user root\n" if os.getuid() == 0 else ""  # else it becomes one that may not read our files
+        self._file.write_text(f"listener {self.port} 127.0.0.1\npersistence false\n{user}{anonymous}{config}\n")
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen([BINARY, "-c", str(self._file)], stdout=log, stderr=log)
-        wait_for_port(self.port)
+        try:
+            wait_for_port(self.port)
+        except OSError as error:
+            self.kill()
+            raise AssertionError(f"mosquitto did not start: {self._log.read_text()}") from error
 
     def kill(self) -> None:
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
         self._end(signal.SIGTERM)
+
+    def reload(self) -> None:
+        """Have it read its access rules again."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGHUP)
 
     def _end(self, how: signal.Signals) -> None:
         if self._process is not None:

@@ -1,0 +1,68 @@
+"""Agent half and collector in this process, to be used with `with`."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from ferryman.devices import topics
+from ferryman.devices.agent.outbox import Outbox
+from ferryman.devices.agent.publisher import Limits, Publisher
+from ferryman.devices.fleet.collector import Collector
+from ferryman.devices.fleet.store import Store
+from ferryman.devices.mqtt import BrokerConfig, Link, Message
+from ferryman.runtime.contracts.messages import Status
+from ferryman.runtime.contracts.record import Record, encode
+
+QUICK = Limits(again_first_s=0.5, again_cap_s=1.0)
+
+
+class Note(Record):
+    number: int
+
+
+def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+@contextmanager
+def agent(broker: BrokerConfig, outbox: Outbox, device: str = "pi", **options) -> Iterator[Publisher]:
+    will = Message(topic=topics.status(device), payload=encode(Status(device=device, online=False)), retain=True)
+    birth = Message(topic=topics.status(device), payload=encode(Status(device=device, online=True)), retain=True)
+    link = Link(broker, f"agent-{device}", will=will)
+    publisher = Publisher(outbox, device, link, **{"limits": QUICK, **options})
+    link.on_ready(lambda: link.publish(birth))
+    link.start()
+    publisher.start()
+    try:
+        yield publisher
+    finally:
+        publisher.stop()
+        link.stop()
+
+
+@contextmanager
+def collecting(broker: BrokerConfig, store: Store) -> Iterator[Collector]:
+    stop = threading.Event()
+    collector = Collector(broker, store)
+    thread = threading.Thread(target=collector.run, args=(stop,))
+    thread.start()
+    try:
+        yield collector
+    finally:
+        stop.set()
+        thread.join()
+
+
+def fill(outbox: Outbox, count: int) -> None:
+    outbox.append_all([("note", Note(number=n)) for n in range(count)], time.time_ns())
+
+
+def numbers(store: Store) -> list[int]:
+    rows = store._read("SELECT json_extract(body, '$.number') FROM records ORDER BY sequence", {})
+    return [row[0] for row in rows]

@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+import random
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from ferryman.devices.agent import outbox as module
+from ferryman.devices.agent.outbox import Dropped, Outbox, SetAside
+from ferryman.runtime.contracts.errors import CallerError, DeviceError
+from ferryman.runtime.contracts.record import Record, decode, encode
+
+
+class Note(Record):
+    text: str
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "outbox.db"
+
+
+def test_what_is_appended_is_there_after_reopening(path):
+    first = Outbox(path)
+    sequence = first.append("note", Note(text="a"), 7)
+    first.close()
+    (entry,) = Outbox(path).pending(0, 10)
+    assert entry == (sequence, first.boot, "note", 7, encode(Note(text="a")))
+
+
+def test_sequences_grow_even_when_the_outbox_was_emptied_and_reopened(path):
+    box = Outbox(path)
+    last = box.append_all([("note", Note(text="a"))] * 5, 0)[-1]
+    assert box.forget(box.boot, [(1, last)]) == 5
+    box.close()
+    assert Outbox(path).append("note", Note(text="b"), 0) == last + 1
+
+
+def test_a_deleted_file_begins_another_run_of_numbers(path):
+    box = Outbox(path)
+    before = box.boot
+    box.append("note", Note(text="a"), 0)
+    for part in path.parent.glob("outbox.db*"):
+        part.unlink()
+    assert box.append("note", Note(text="b"), 0) == 1
+    assert box.boot != before
+
+
+def test_records_of_an_earlier_boot_keep_their_boot_and_are_forgotten_by_it(path, tmp_path, monkeypatch):
+    box = Outbox(path)
+    old = box.boot
+    box.append("note", Note(text="a"), 0)
+    box.close()
+    boot_id = tmp_path / "boot_id"
+    boot_id.write_text("after-the-reboot\n")
+    monkeypatch.setattr(module, "_BOOT_ID", boot_id)
+    box = Outbox(path)
+    box.append("note", Note(text="b"), 0)
+    assert [entry.boot for entry in box.pending(0, 9)] == [old, box.boot]
+    assert box.forget(old, [(1, 2)]) == 1
+    assert [entry.sequence for entry in box.pending(0, 9)] == [2]
+
+
+def test_a_receipt_for_another_outbox_forgets_nothing(path):
+    box = Outbox(path)
+    box.append("note", Note(text="a"), 0)
+    assert box.forget("another", [(1, 1)]) == 0
+    assert box.counts().records == 1
+
+
+def test_a_full_outbox_drops_the_oldest_counts_them_and_says_so(path):
+    box = Outbox(path, max_bytes=8192)
+    sequences = [box.append("note", Note(text="x" * 500), 0) for _ in range(40)]
+    entries = box.pending(0, 1000)
+    kept = [entry.sequence for entry in entries if entry.kind == "note"]
+    reports = [decode(entry.body, Dropped) for entry in entries if entry.kind == "dropped"]
+    assert kept == sequences[-len(kept) :]
+    assert 0 < len(kept) < 40
+    assert reports[-1].total == box.counts().dropped > 0
+    assert reports[-1].last < kept[0]
+    assert box.counts().bytes <= 8192
+    box.close()
+    assert Outbox(path).counts().dropped == reports[-1].total
+
+
+def test_a_record_that_can_never_fit_is_the_callers_error(path):
+    box = Outbox(path, max_bytes=4096)
+    with pytest.raises(CallerError, match="split it"):
+        box.append("note", Note(text="x" * 3000), 0)
+    with pytest.raises(CallerError, match="split it"):
+        Outbox(path).append("note", Note(text="x" * (1 << 20)), 0)
+    assert box.counts() == (0, 0, 0)
+
+
+def test_a_damaged_file_is_set_aside_and_the_new_one_says_so(path):
+    path.write_bytes(b"this was never a database" * 1000)
+    box = Outbox(path)
+    sequence = box.append("note", Note(text="a"), 0)
+    report, note = box.pending(0, 9)
+    assert (report.kind, note.sequence) == ("outbox-set-aside", sequence)
+    aside = decode(report.body, SetAside)
+    assert Path(aside.moved_to).read_bytes().startswith(b"this was never")
+    assert "not a database" in aside.reason
+
+
+def test_damage_found_while_running_is_healed_and_the_append_goes_to_the_new_file(path):
+    box = Outbox(path)
+    box.append_all([("note", Note(text="x" * 900))] * 200, 0)
+    before = box.boot
+    box._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    box.close()
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(random.Random(1).randbytes(path.stat().st_size - 4096))  # noqa: S311
+    box.append("note", Note(text="after"), 0)
+    assert box.boot != before
+    assert [entry.kind for entry in box.pending(0, 9)] == ["outbox-set-aside", "note"]
+
+
+def test_a_process_that_holds_the_damaged_file_open_moves_over_to_the_new_one(path):
+    one, other = Outbox(path), Outbox(path)
+    one._run(lambda _: one._set_aside("test"))
+    other.append("note", Note(text="b"), 0)
+    assert other.boot == one.boot
+    assert [entry.kind for entry in one.pending(0, 9)] == ["outbox-set-aside", "note"]
+    assert len(list(path.parent.glob("*.damaged-*"))) >= 1
+
+
+def test_a_file_of_a_later_version_is_left_alone(path):
+    Outbox(path).close()
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(DeviceError, match=r"later ferryman.*version 99"):
+        Outbox(path)
+    assert list(path.parent.glob("*.damaged-*")) == []
+
+
+def test_a_missing_folder_is_a_clear_error(tmp_path):
+    with pytest.raises(DeviceError, match=r"no/such/outbox\.db"):
+        Outbox(tmp_path / "no" / "such" / "outbox.db")
+
+
+_FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from ferryman.devices.agent.outbox import Outbox
+from ferryman.runtime.contracts.errors import DeviceError
+from ferryman.runtime.contracts.record import Record
+class Note(Record):
+    text: str
+box = Outbox(Path(sys.argv[1]))
+limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+written = 0
+try:
+    while written < 1000:
+        box.append("note", Note(text="x" * 1000), 0)
+        written += 1
+except DeviceError as error:
+    assert "disk" in str(error), error
+assert 0 < written < 1000, written
+resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+box.append("note", Note(text="space again"), 0)
+print(written + 1, box.counts().records)
+"""
+
+
+def test_a_full_disk_is_a_clear_error_and_loses_nothing(path):
+    done = subprocess.run(
+        [sys.executable, "-c", _FULL_DISK, str(path)], capture_output=True, text=True, check=True, timeout=60
+    )
+    written, counted = map(int, done.stdout.split())
+    assert written == counted
+    assert len(Outbox(path).pending(0, 10_000)) == written
+
+
+_APPENDER = """
+import sys
+from pathlib import Path
+from ferryman.devices.agent.outbox import Outbox
+from ferryman.runtime.contracts.record import Record
+class Note(Record):
+    text: str
+box = Outbox(Path(sys.argv[1]))
+for n in range(100):
+    box.append("note", Note(text=sys.argv[2] + str(n)), 0)
+"""
+
+
+def test_processes_append_to_one_outbox_at_once(path):
+    processes = [subprocess.Popen([sys.executable, "-c", _APPENDER, str(path), name]) for name in ("a", "b", "c")]
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    entries = Outbox(path).pending(0, 1000)
+    texts = [decode(entry.body, Note).text for entry in entries]
+    assert sorted(texts) == sorted(f"{name}{n}" for name in "abc" for n in range(100))
+    assert len({entry.boot for entry in entries}) == 1
+
+
+class OutboxMachine(RuleBasedStateMachine):
+    """Every sequence ever given is waiting, forgotten, or counted as dropped; never two of these."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.path = Path(self.folder.name) / "outbox.db"
+        self.box = Outbox(self.path, max_bytes=8192)
+        self.bodies: dict[int, bytes] = {}
+        self.forgotten: set[int] = set()
+        self.newest = 0
+
+    @rule(sizes=st.lists(st.integers(0, 900), min_size=1, max_size=4))
+    def append(self, sizes: list[int]) -> None:
+        notes = [Note(text="x" * size) for size in sizes]
+        sequences = self.box.append_all([("note", note) for note in notes], 1)
+        assert sequences[0] > self.newest
+        self.newest = sequences[-1]
+        self.bodies.update(zip(sequences, map(encode, notes), strict=True))
+
+    @rule(first=st.integers(1, 60), length=st.integers(0, 8))
+    def forget(self, first: int, length: int) -> None:
+        waiting = {entry.sequence for entry in self.box.pending(0, 10_000)}
+        confirmed = {s for s in waiting if first <= s <= first + length}
+        assert self.box.forget(self.box.boot, [(first, first + length)]) == len(confirmed)
+        self.forgotten |= confirmed
+
+    @rule()
+    def reopen(self) -> None:
+        self.box.close()
+        self.box = Outbox(self.path, max_bytes=8192)
+
+    @rule(after=st.integers(0, 60), limit=st.integers(1, 5))
+    def read_part(self, after: int, limit: int) -> None:
+        whole = [entry for entry in self.box.pending(0, 10_000) if entry.sequence > after]
+        assert self.box.pending(after, limit) == whole[:limit]
+
+    @invariant()
+    def nothing_is_lost_silently(self) -> None:
+        entries = self.box.pending(0, 10_000)
+        counts = self.box.counts()
+        assert len(entries) + len(self.forgotten) + counts.dropped == self.newest
+        assert counts.records == len(entries)
+        assert counts.bytes == sum(len(entry.body) + module.OVERHEAD_BYTES for entry in entries) <= 8192
+        for entry in entries:
+            if entry.kind == "note":
+                assert entry.body == self.bodies[entry.sequence]
+            else:
+                assert msgspec.json.decode(entry.body, type=Dropped).total <= counts.dropped
+
+    def teardown(self) -> None:
+        self.box.close()
+        self.folder.cleanup()
+
+
+TestOutboxMachine = OutboxMachine.TestCase
+TestOutboxMachine.settings = settings(max_examples=15, stateful_step_count=15, deadline=None)

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ferryman.devices.fleet import collector
+from ferryman.devices.fleet.collector import parse_status, parse_telemetry
+from ferryman.runtime.contracts.envelope import Receipt
+from ferryman.runtime.contracts.messages import Status
+from ferryman.runtime.contracts.record import decode, encode
+from tests.support.measurements import measurement
+
+TOPIC = "ferryman/v1/pi/telemetry"
+GOOD: dict[str, Any] = {
+    "schema": 1,
+    "device": "pi",
+    "boot": "b",
+    "sequence": 1,
+    "time_ns": 1,
+    "kind": "note",
+    "body": {"a": [1, None, "é"]},
+}
+
+
+class Came:
+    """A delivery, without a broker."""
+
+    def __init__(self, topic: str, payload: bytes) -> None:
+        self.topic = topic
+        self.payload = payload
+
+
+def raw(**changes: object) -> bytes:
+    return json.dumps({**GOOD, **changes}).encode()
+
+
+def test_a_good_envelope_is_taken_and_unknown_fields_are_ignored():
+    envelope = parse_telemetry(TOPIC, raw(added_by_a_later_version=True))
+    assert (envelope.device, envelope.sequence) == ("pi", 1)
+    assert json.loads(bytes(envelope.body)) == GOOD["body"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"schema": 2}, "schema 2"),
+        ({"device": "other"}, "the topic says device 'pi'"),
+        ({"sequence": 0}, "out of range"),
+        ({"sequence": -1}, "out of range"),
+        ({"sequence": 1 << 63}, "out of range"),
+        ({"sequence": 1 << 80}, "not an envelope|out of range"),
+        ({"sequence": 1.5}, "not an envelope"),
+        ({"time_ns": -1}, "out of range"),
+        ({"boot": ""}, "1 to 256"),
+        ({"kind": "k" * 257}, "1 to 256"),
+        ({"kind": "measurement"}, "body is no measurement"),
+        ({"body": "x" * collector.MESSAGE_MAX_BYTES}, "are taken"),
+    ],
+)
+def test_a_bad_envelope_is_refused_with_its_reason(changes, reason):
+    with pytest.raises(ValueError, match=reason):
+        parse_telemetry(TOPIC, raw(**changes))
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"\xff\xfe", b"null", b"[]", b"{}", b"[" * 100_000, raw()[:-1], raw() + b"x", raw().replace(b"null", b"nul"),
+     raw().replace(b"null", b'"\xff"')],
+)  # fmt: skip
+def test_bytes_that_are_no_envelope_are_refused(payload):
+    with pytest.raises(ValueError, match="not an envelope"):
+        parse_telemetry(TOPIC, payload)
+
+
+@pytest.mark.parametrize("topic", ["ferryman/v1/pi/other", "x", "ferryman/v1/a b/telemetry", "ferryman/v1//telemetry"])
+def test_other_topics_are_refused(topic):
+    with pytest.raises(ValueError, match="is not ferryman/v1"):
+        parse_telemetry(topic, raw())
+
+
+def test_a_real_measurement_is_taken():
+    body = json.loads(encode(measurement()))
+    assert parse_telemetry(TOPIC, raw(kind="measurement", body=body)).kind == "measurement"
+
+
+def test_a_status_of_another_device_is_refused():
+    payload = encode(Status(device="other", online=True))
+    with pytest.raises(ValueError, match="the topic says device 'pi'"):
+        parse_status("ferryman/v1/pi/status", payload)
+
+
+def test_receipts_cover_what_is_stored_and_what_is_quarantined_with_a_name():
+    came = [Came(TOPIC, raw(sequence=s)) for s in (3, 1, 2, 7)]
+    came += [Came(TOPIC, raw(sequence=4, schema=9)), Came(TOPIC, b"garbage"), Came(TOPIC, raw(sequence=1 << 63))]
+    came += [Came("ferryman/v1/pi/status", b""), Came("ferryman/v1/pi/status", b"garbage")]
+    batch, (message,) = collector._sort(came)
+    assert [envelope.sequence for envelope, _, _ in batch.envelopes] == [3, 1, 2, 7]
+    assert [bad.raw for bad in batch.bad] == [came[4].payload, b"garbage", came[6].payload, b"garbage"]
+    assert message.topic == "ferryman/v1/pi/receipt"
+    assert decode(message.payload, Receipt) == Receipt(boot="b", ranges=((1, 4), (7, 7)))
+
+
+@given(
+    st.one_of(
+        st.binary(max_size=200),
+        st.dictionaries(
+            st.sampled_from([*GOOD, "extra"]),
+            st.one_of(st.none(), st.integers(), st.floats(), st.text(), st.lists(st.integers())),
+        ).map(lambda changes: raw(**changes)),
+    ),
+    st.one_of(st.just(TOPIC), st.just("ferryman/v1/pi/status"), st.text(max_size=40)),
+)
+def test_whatever_comes_is_either_stored_or_quarantined_and_never_crashes(payload, topic):
+    batch, receipts = collector._sort([Came(topic, payload)])
+    cleared = topic.endswith("/status") and not payload
+    assert len(batch.envelopes) + len(batch.bad) + len(batch.statuses) == (0 if cleared else 1)
+    for message in receipts:
+        assert decode(message.payload, Receipt).ranges
