@@ -1,0 +1,134 @@
+"""The devices file: one TOML table for each device.
+
+[kitchen]
+host = "kitchen.lan"
+user = "pi"
+broker = "mqtt://hub.lan"
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from ferryman.devices.transport.base import Transport
+from ferryman.devices.transport.local import LocalTransport
+from ferryman.runtime.contracts.errors import CallerError
+from ferryman.runtime.contracts.record import Record
+from ferryman.runtime.install import DEFAULT_ROOT
+
+LOCAL = "local"
+"""This machine; it needs no entry."""
+_DEFAULT_FILE = "~/.config/ferryman/devices.toml"
+
+
+class _Entry(Record, forbid_unknown_fields=True):
+    root: Path = DEFAULT_ROOT
+    """Of the device's slot store."""
+    command: str = "ferryman"
+    """How to call ferryman there, as a shell would."""
+    broker: str | None = None
+    """URL of the MQTT broker the device's agent talks to."""
+
+
+class LocalDevice(_Entry):
+    """This machine."""
+
+    name: str = LOCAL
+    command: str = f"{shlex.quote(sys.executable)} -m ferryman.cli"
+
+
+class SshDevice(_Entry):
+    """A device reached over SSH."""
+
+    name: str = ""
+    host: str
+    user: str
+    port: int = 22
+    key: Path | None = None
+    """Private key; without it, the SSH agent's keys and the default ones."""
+    known_hosts: Path = Path("~/.ssh/known_hosts")
+
+
+Device = LocalDevice | SshDevice
+
+
+def devices_file() -> Path:
+    """FERRYMAN_DEVICES, or the user's own file."""
+    return Path(os.environ.get("FERRYMAN_DEVICES") or _DEFAULT_FILE).expanduser()
+
+
+def read_devices(path: Path | None = None) -> dict[str, Device]:
+    """Read a devices file; `local` is always among the devices.
+
+    Args:
+        path: None takes `devices_file()`, which need not exist.
+
+    Raises:
+        CallerError: there is no such file, or it does not say what a devices file says; the message says where.
+    """
+    source = path or devices_file()
+    try:
+        tables = tomllib.loads(source.read_text())
+    except FileNotFoundError:
+        if path is not None:
+            raise CallerError(f"no devices file {path}") from None
+        tables = {}
+    except (OSError, ValueError) as error:
+        raise CallerError(f"devices file {source}: {error}") from error
+    return parse_devices(tables, source)
+
+
+def parse_devices(tables: Mapping[str, object], source: Path) -> dict[str, Device]:
+    """Make devices of TOML tables.
+
+    Raises:
+        CallerError: a table lacks a setting, or has one that is unknown or of the wrong type.
+    """
+    devices: dict[str, Device] = {LOCAL: LocalDevice()}
+    for name, table in tables.items():
+        kind: type[Device] = LocalDevice if name == LOCAL else SshDevice
+        try:
+            if not isinstance(table, dict):
+                raise msgspec.ValidationError(f"expected a table [{name}], found {table!r}")
+            if "name" in table:
+                raise msgspec.ValidationError("the table's own title is the name; remove `name`")
+            devices[name] = msgspec.convert({**table, "name": name}, kind)
+            shlex.split(devices[name].command)
+        except ValueError as error:
+            known = ", ".join(field for field in kind.__struct_fields__ if field != "name")
+            raise CallerError(f"devices file {source}, device {name!r}: {error}; settings are: {known}") from error
+    return devices
+
+
+def find_device(devices: Mapping[str, Device], name: str) -> Device:
+    """Look a device up.
+
+    Raises:
+        CallerError: there is none of that name; the message lists those there are.
+    """
+    if name not in devices:
+        raise CallerError(f"no device {name!r}; there are: {', '.join(sorted(devices))} (see {devices_file()})")
+    return devices[name]
+
+
+def connect(device: Device) -> Transport:
+    """Open the way to a device.
+
+    Raises:
+        LinkError: it cannot be reached, or one side does not trust the other.
+        CallerError: the key file cannot be used.
+    """
+    if isinstance(device, LocalDevice):
+        return LocalTransport()
+    from ferryman.devices.transport.ssh import SshAddress, SshTransport  # asyncssh: host only
+
+    return SshTransport(
+        SshAddress(host=device.host, user=device.user, port=device.port, key=device.key, known_hosts=device.known_hosts)
+    )

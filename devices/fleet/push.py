@@ -1,0 +1,134 @@
+"""Carry a package to a device and have it installed there."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from ferryman.devices.fleet.inventory import Device, connect
+from ferryman.devices.transport.base import CompletedCommand, Transport
+from ferryman.runtime.contracts.errors import CallerError, DeviceError, WireError, from_wire
+from ferryman.runtime.contracts.record import Record, decode
+from ferryman.runtime.contracts.slot import Slot
+from ferryman.runtime.install import InstallResult, Prepared
+from ferryman.runtime.package import open_package
+
+Progress = Callable[[str, int, int], None]
+"""Called with the step's name, the bytes done and the bytes there are to do (0, 0 where a step counts none)."""
+R = TypeVar("R", bound=Record)
+
+_PREPARE_TIMEOUT_S = 60.0
+_NOT_FOUND = 127
+_TAIL_CHARS = 500
+
+
+class PushResult(Record):
+    """What a push did, and how long each part took."""
+
+    device: str
+    package_sha256: str
+    package_bytes: int
+    active: Slot
+    connect_ns: int
+    upload_ns: int = 0
+    install: InstallResult | None = None
+    """None: the device had the package active already, and nothing was sent."""
+
+    @property
+    def upload_bytes_per_s(self) -> float | None:
+        """Throughput of the upload; None where there was none."""
+        return self.package_bytes / self.upload_ns * 1e9 if self.install else None
+
+
+def push(
+    package: Path,
+    device: Device,
+    *,
+    progress: Progress = lambda _step, _done, _total: None,
+    install_timeout_s: float = 600.0,
+) -> PushResult:
+    """Verify a package here, upload it, and install it there; whatever fails, the device's old slot serves.
+
+    Raises:
+        PackageError: the package is damaged; the device was not bothered.
+        CallerError: no such file, or a key file that cannot be used.
+        LinkError: the device cannot be reached, or the link broke; pushing again is safe.
+        DeviceError: the device lacks ferryman, room, or an interpreter, or an install is at work there.
+        ParityError: the device computes something else than the model.
+    """
+    progress("verify", 0, 0)
+    sha256 = _verify(package)
+    size_bytes = package.stat().st_size
+    progress("connect", 0, 0)
+    started = time.perf_counter_ns()
+    with connect(device) as transport:
+        connect_ns = time.perf_counter_ns() - started
+        prepare = ("prepare", sha256, str(size_bytes))
+        prepared = _ask(transport, device, prepare, Prepared, timeout_s=_PREPARE_TIMEOUT_S)
+        if prepared.active:
+            return PushResult(
+                device=device.name,
+                package_sha256=sha256,
+                package_bytes=size_bytes,
+                active=prepared.active,
+                connect_ns=connect_ns,
+            )
+        upload_started = time.perf_counter_ns()
+        _upload(transport, package, prepared.upload_to, progress)
+        upload_ns = time.perf_counter_ns() - upload_started
+        progress("install on the device", 0, 0)
+        installed = _ask(transport, device, ("install", prepared.upload_to), InstallResult, timeout_s=install_timeout_s)
+    return PushResult(
+        device=device.name,
+        package_sha256=sha256,
+        package_bytes=size_bytes,
+        active=installed.active,
+        connect_ns=connect_ns,
+        upload_ns=upload_ns,
+        install=installed,
+    )
+
+
+def _verify(package: Path) -> str:
+    try:
+        with open_package(package) as opened:
+            return opened.sha256
+    except OSError as error:
+        raise CallerError(f"cannot read the package {package}: {error.strerror}") from error
+
+
+def _upload(transport: Transport, package: Path, remote: str, progress: Progress) -> None:
+    try:
+        transport.put(package, remote, lambda done, total: progress("upload", done, total))
+    except DeviceError:  # the link lives: do not leave a full disk full
+        transport.run(("rm", "-f", remote), timeout_s=_PREPARE_TIMEOUT_S)
+        raise
+
+
+def _ask(transport: Transport, device: Device, words: Sequence[str], kind: type[R], *, timeout_s: float) -> R:
+    """Have the device's ferryman do something, and read its answer or raise its error."""
+    argv = (*shlex.split(device.command), words[0], "--root", str(device.root), "--json", *words[1:])
+    ended = transport.run(argv, timeout_s=timeout_s)
+    try:
+        if ended.exit_status == 0:
+            return decode(ended.stdout, kind)
+        error = from_wire(decode(ended.stdout, WireError))
+    except ValueError:
+        raise DeviceError(_describe(device, ended)) from None
+    raise type(error)(f"{device.name}: {error}")
+
+
+def _describe(device: Device, ended: CompletedCommand) -> str:
+    said = (ended.stderr or ended.stdout).decode(errors="replace").strip()[-_TAIL_CHARS:]
+    if ended.exit_status == _NOT_FOUND:
+        return (
+            f"{device.name} has no `{device.command}` ({said}); install ferryman there, or set `command` in the "
+            "devices file to where it is"
+        )
+    return (
+        f"`{device.command}` on {device.name} did not answer as ferryman does (exit status {ended.exit_status}): "
+        f"{said or 'it said nothing'}; see that ferryman there is installed and of this version"
+    )
