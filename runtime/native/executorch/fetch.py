@@ -1,3 +1,4 @@
+# ruff: noqa: INP001  # run by CMake, never imported
 """Fetch the pinned executorch wheel and unpack what the native library is built from.
 
 Run by CMake: `fetch.py MACHINE DIRECTORY` leaves `lib/*.so`, `include/` and `LICENSE` in DIRECTORY. The wheel is kept

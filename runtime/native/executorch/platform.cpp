@@ -137,13 +137,19 @@ Pool& the_pool() {
 } // namespace
 
 void init_platform() {
-  static std::once_flag once;
-  std::call_once(once, [] {
+  static std::mutex mutex;
+  static bool detected = false;
+  const std::lock_guard<std::mutex> lock(mutex);
+  // The executorch Python package, if it is in this process, shares our ExecuTorch and puts its own hooks there.
+  if (executorch::runtime::get_pal_impl()->emit_log_message != on_log) {
     executorch::runtime::register_pal(executorch::runtime::PalImpl::create(
-        nullptr, on_abort, nullptr, nullptr, on_log, nullptr, nullptr, __FILE__));
+        nullptr, on_abort, nullptr, nullptr, on_log, nullptr, nullptr, "ferryman"));
     executorch::runtime::runtime_init();
+  }
+  if (!detected) {
+    detected = true;
     detect_processor();
-  });
+  }
 }
 
 Call::Call() {

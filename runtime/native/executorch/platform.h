@@ -14,7 +14,7 @@ struct Aborted final : std::exception {
   }
 };
 
-// Sets up the process once: log lines, abort, processor detection with its stderr chatter caught.
+// Sets up log lines and abort, and once in a process detects the processor, with its stderr chatter caught.
 void init_platform();
 
 // Within its life, this thread's log lines are collected and an abort on this thread throws.
