@@ -145,17 +145,18 @@ class Publisher:
         self._wake.set()
 
     def _run(self) -> None:
-        pause_s = POLL_S
         while not self._stopping.is_set():
-            self._wake.wait(pause_s)
+            self._wake.wait(POLL_S)
             self._wake.clear()
             try:
                 self._turn(time.monotonic())
-                pause_s = POLL_S
             except LinkError:
-                pause_s = POLL_S  # on_down follows
+                pass  # on_down follows
             except DeviceError as error:
                 self._say(str(error))
+                self._stopping.wait(RETRY_DISK_S)
+            except Exception:  # the agent goes on without this thread, and nobody would see why nothing arrives
+                log.exception("publisher: trying again")
                 self._stopping.wait(RETRY_DISK_S)
 
     def _turn(self, now: float) -> None:

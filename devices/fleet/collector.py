@@ -6,11 +6,13 @@ acknowledges to the broker and sends the devices their receipts; while it commit
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,7 +70,9 @@ def parse_telemetry(topic: str, payload: bytes) -> Envelope:
         raise ValueError(f"{len(payload)} bytes, at most {MESSAGE_MAX_BYTES} are taken")
     try:
         envelope = msgspec.json.decode(payload, type=Envelope)
-        bytes(envelope.body).decode()
+        body = bytes(envelope.body)
+        body.decode()
+        msgspec.json.decode(body)  # what is stored can be read by whoever comes later
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"not an envelope: {error}") from error
     if envelope.schema != SCHEMA:
@@ -81,7 +85,7 @@ def parse_telemetry(topic: str, payload: bytes) -> Envelope:
         raise ValueError("sequence or time_ns out of range")
     if (kind := _BODIES.get(envelope.kind)) is not None:
         try:
-            decode(bytes(envelope.body), kind)
+            decode(body, kind)
         except ValueError as error:
             raise ValueError(f"body is no {envelope.kind}: {error}") from error
     return envelope
@@ -244,12 +248,24 @@ def run_collector(
     """Collect into `database` (made if missing) until `stop` is set.
 
     Raises:
-        StoreError: the database cannot be opened.
+        StoreError: the database cannot be opened, or another collector writes to it.
     """
     store = Store(database)
     try:
-        collector = Collector(broker, store)
-        collector.run(stop, on_progress)
-        return collector.progress
+        with _only_one(database):
+            collector = Collector(broker, store)
+            collector.run(stop, on_progress)
+            return collector.progress
     finally:
         store.close()
+
+
+@contextmanager
+def _only_one(database: Path) -> Iterator[None]:
+    """Two collectors on one store would share a session's name, and throw each other out without end."""
+    with database.with_name(f"{database.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StoreError(f"store {database}: another collector writes to it; stop that one first") from error
+        yield

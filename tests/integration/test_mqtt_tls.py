@@ -16,7 +16,6 @@ from ferryman.devices.mqtt import Link, parse_broker
 from ferryman.runtime.contracts.errors import LinkError
 from tests.support.mosquitto import Mosquitto
 
-
 # paho leaves a socket to the garbage collector when the handshake fails.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 

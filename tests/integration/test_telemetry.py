@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +17,10 @@ import pytest
 
 from ferryman.devices import topics
 from ferryman.devices.agent.outbox import Outbox
+from ferryman.devices.fleet.collector import run_collector
 from ferryman.devices.fleet.store import Store
 from ferryman.devices.mqtt import BrokerConfig, Link, Message
-from ferryman.runtime.contracts.errors import LinkError
+from ferryman.runtime.contracts.errors import LinkError, StoreError
 from tests.support.mosquitto import Mosquitto, free_port, wait_for_port
 from tests.support.telemetry import agent, collecting, fill, numbers, until
 
@@ -220,6 +222,15 @@ def test_a_collector_on_a_full_disk_acknowledges_nothing_and_goes_on_when_there_
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limits)
             until(lambda: outbox.counts().records == 0)
     assert store.totals() == (201, 0, 1)
+
+
+def test_a_second_collector_on_the_same_store_is_refused(tmp_path, outbox, store):
+    with Mosquitto(tmp_path) as broker, collector_process(broker, tmp_path):
+        fill(outbox, 1)
+        with agent(broker.config, outbox):
+            until(lambda: outbox.counts().records == 0)
+        with pytest.raises(StoreError, match="another collector writes to it"):
+            run_collector(broker.config, store.path, stop=threading.Event())
 
 
 def test_a_collector_ends_cleanly_on_sigterm(tmp_path, outbox):

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ferryman.devices.fleet import collector
 from ferryman.devices.fleet.collector import parse_status, parse_telemetry
+from ferryman.devices.fleet.store import Store
 from ferryman.runtime.contracts.envelope import Receipt
 from ferryman.runtime.contracts.messages import Status
 from ferryman.runtime.contracts.record import decode, encode
@@ -104,19 +106,38 @@ def test_receipts_cover_what_is_stored_and_what_is_quarantined_with_a_name():
     assert decode(message.payload, Receipt) == Receipt(boot="b", ranges=((1, 4), (7, 7)))
 
 
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(st.characters(exclude_categories=()))),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
+    max_leaves=8,
+)
+CHANGED = st.dictionaries(st.sampled_from([*GOOD, "extra"]), JSON).map(lambda changes: raw(**changes))
+TEXT_CHANGED = st.tuples(CHANGED, st.integers(0, 200), st.binary(max_size=4)).map(
+    lambda t: t[0][: t[1]] + t[2] + t[0][t[1] + len(t[2]) :]
+)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Iterator[Store]:
+    database = Store(tmp_path_factory.mktemp("store") / "store.db")
+    yield database
+    database.close()
+
+
+@settings(max_examples=300, deadline=None)
 @given(
-    st.one_of(
-        st.binary(max_size=200),
-        st.dictionaries(
-            st.sampled_from([*GOOD, "extra"]),
-            st.one_of(st.none(), st.integers(), st.floats(), st.text(), st.lists(st.integers())),
-        ).map(lambda changes: raw(**changes)),
-    ),
+    st.one_of(st.binary(max_size=200), CHANGED, TEXT_CHANGED),
     st.one_of(st.just(TOPIC), st.just("ferryman/v1/pi/status"), st.text(max_size=40)),
 )
-def test_whatever_comes_is_either_stored_or_quarantined_and_never_crashes(payload, topic):
+def test_whatever_comes_is_either_stored_or_quarantined_and_never_crashes(store, payload, topic):
+    before = store.totals()
     batch, receipts = collector._sort([Came(topic, payload)])
     cleared = topic.endswith("/status") and not payload
     assert len(batch.envelopes) + len(batch.bad) + len(batch.statuses) == (0 if cleared else 1)
+    inserted = store.insert(batch, 1)
+    after = store.totals()
+    assert after.records == before.records + inserted.new
+    assert after.quarantined <= before.quarantined + len(batch.bad) + inserted.conflicts
+    assert store.measurements() == []
     for message in receipts:
         assert decode(message.payload, Receipt).ranges
