@@ -18,6 +18,11 @@ from ferryman.runtime.contracts.manifest import Lowering, RuntimeName
 from ferryman.runtime.contracts.tensor import DynamicDim
 
 _DELEGATE = "DELEGATE"
+_GATHERS = (
+    torch.ops.aten.index.Tensor,
+    torch.ops.aten.gather.default,
+    torch.ops.aten.index_select.default,
+)
 
 
 class FlatCall(torch.nn.Module):
@@ -45,7 +50,7 @@ class TfliteBackend:
         """See `Backend.lower`."""
         import litert_torch
 
-        module = FlatCall(captured.program.module(), captured.in_spec)
+        module = FlatCall(_gather_no_bools(captured.program.module()), captured.in_spec)
         dynamic_shapes = _dynamic_shapes(captured)
         try:
             edge_model = litert_torch.convert(module, captured.example, dynamic_shapes=dynamic_shapes)
@@ -60,6 +65,20 @@ class TfliteBackend:
             path = Path(folder) / "model.tflite"
             edge_model.export(str(path))
             return Lowered(data=path.read_bytes(), lowering=_describe(path))
+
+
+def _gather_no_bools(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """Gather booleans as integers: GATHER of booleans is newer than the operators of tflite-runtime 2.14."""
+    for node in list(module.graph.nodes):
+        if node.target in _GATHERS and node.meta["val"].dtype == torch.bool:
+            with module.graph.inserting_before(node):
+                widened = module.graph.call_function(torch.ops.aten.to.dtype, (node.args[0], torch.int32))
+            with module.graph.inserting_after(node):
+                narrowed = module.graph.call_function(torch.ops.aten.to.dtype, (node, torch.bool))
+            node.replace_all_uses_with(narrowed, delete_user_cb=lambda user, keep=narrowed: user is not keep)
+            node.replace_input_with(node.args[0], widened)
+    module.recompile()
+    return module
 
 
 def _dynamic_shapes(captured: Captured) -> tuple[Any, ...] | None:

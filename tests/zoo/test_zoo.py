@@ -15,88 +15,74 @@ from tests.support.interpreters import INTERPRETERS, python_for
 from tests.zoo import models
 
 BAR_DB = 60.0
+NAMES = ("mobilenet_v2", "resnet20", "decoder", "lstm", "sentence_encoder")
+IMAGE_NETS = ("mobilenet_v2", "resnet20")
 pytestmark = pytest.mark.slow
 
 
-def _proofs(conversion):
-    return {proof.interpreter: proof for v in conversion.manifest.variants for proof in v.verified}
+@pytest.fixture(scope="module", params=NAMES)
+def conversion(request, tmp_path_factory):
+    return convert(f"tests.zoo.models:{request.param}", output=tmp_path_factory.mktemp(request.param))
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet20", "decoder", "lstm", "sentence_encoder"])
-def test_converts_and_holds_the_bar_on_three_interpreters(name, tmp_path):
-    made = convert(f"tests.zoo.models:{name}", output=tmp_path)
+def _sessions(conversion, folder):
+    """Each artifact of a package on each interpreter it was proven on."""
+    with open_package(conversion.path) as package:
+        for variant in package.manifest.variants:
+            artifact = folder / variant.payload.replace("/", "_")
+            artifact.write_bytes(package.read(variant.payload))
+            for interpreter in variant.requires.interpreters:
+                python = python_for(interpreter)
+                with IsolatedSession(artifact, variant.runtime, interpreter=interpreter, python=python) as session:
+                    yield session
 
-    proofs = _proofs(made)
+
+def test_converts_and_equals_eager_on_three_interpreters(conversion, tmp_path):
+    proofs = {proof.interpreter: proof for v in conversion.manifest.variants for proof in v.verified}
     assert set(proofs) == set(INTERPRETERS)
     assert all(proof.sqnr_db >= BAR_DB for proof in proofs.values())
     assert all(proof.vectors == 5 for proof in proofs.values())
 
-
-def test_image_nets_leave_nothing_outside_the_executorch_delegate(tmp_path):
-    for name in ("mobilenet_v2", "resnet20"):
-        made = convert(f"tests.zoo.models:{name}", to=["executorch"], output=tmp_path)
-
-        lowering = made.manifest.variants[0].lowering
+    lowering = {variant.runtime: variant.lowering for variant in conversion.manifest.variants}["executorch"]
+    if conversion.manifest.name in IMAGE_NETS:
         assert lowering.fallback == {}
         assert lowering.delegates == 1
+    if conversion.manifest.name == "sentence_encoder":
+        _embeddings_equal_eager(_sessions(conversion, tmp_path))
+    if conversion.manifest.name == "lstm":
+        _states_follow_eager(_sessions(conversion, tmp_path))
 
 
-def test_sentence_embeddings_equal_eager_on_three_interpreters(tmp_path):
+def _embeddings_equal_eager(sessions):
     module, _ = models.sentence_encoder()
-    made = convert("tests.zoo.models:sentence_encoder", output=tmp_path)
-
-    with open_package(made.path) as package:
-        for variant in package.manifest.variants:
-            artifact = tmp_path / variant.payload.replace("/", "_")
-            artifact.write_bytes(package.read(variant.payload))
-            for interpreter in variant.requires.interpreters:
-                _embeddings_equal(module, artifact, variant.runtime, interpreter)
-
-
-def _embeddings_equal(module, artifact, runtime, interpreter):
-    with IsolatedSession(artifact, runtime, interpreter=interpreter, python=python_for(interpreter)) as session:
+    for session in sessions:
         for text in models.SENTENCES:
             inputs = models.tokens(text)
             expected = module(*inputs).detach().numpy()[0]
             found = session.run([tensor.numpy() for tensor in inputs])[0][0]
             cosine = float(expected @ found / np.linalg.norm(expected) / np.linalg.norm(found))
-            assert cosine > 0.9999, (interpreter, text)
+            assert cosine > 0.9999, (session.interpreter, text)
 
 
-def test_lstm_carries_its_state_over_calls_like_eager(tmp_path):
+def _states_follow_eager(sessions):
     module, example = models.lstm()
-    made = convert("tests.zoo.models:lstm", output=tmp_path)
-
-    with open_package(made.path) as package:
-        for variant in package.manifest.variants:
-            artifact = tmp_path / variant.payload.replace("/", "_")
-            artifact.write_bytes(package.read(variant.payload))
-            for interpreter in variant.requires.interpreters:
-                python = python_for(interpreter)
-                with IsolatedSession(artifact, variant.runtime, interpreter=interpreter, python=python) as session:
-                    _follow(module, example, session)
-
-
-def _follow(module, example, session):
-    state = {name: tensor.clone() for name, tensor in example["state"].items()}
-    carried = [tensor.numpy() for tensor in tree_leaves(state)]
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(20):
-        frames = torch.randn(1, 5, 16, generator=generator)
-        expected = module(frames, state)
-        scores, *carried = session.run([frames.numpy(), *carried])
-        state = expected["state"]
-        np.testing.assert_allclose(scores, expected["scores"].detach().numpy(), atol=1e-5)
+    for session in sessions:
+        state = example["state"]
+        carried = [tensor.numpy() for tensor in tree_leaves(state)]
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(20):
+            frames = torch.randn(1, 5, 16, generator=generator)
+            expected = module(frames, state)
+            scores, *carried = session.run([frames.numpy(), *carried])
+            state = expected["state"]
+            np.testing.assert_allclose(scores, expected["scores"].detach().numpy(), atol=1e-5)
 
 
 def test_dynamic_batch_runs_at_every_size_on_executorch(tmp_path):
     module, _, _ = models.resnet20_dynamic()
     made = convert("tests.zoo.models:resnet20_dynamic", to=["executorch"], output=tmp_path)
 
-    with open_package(made.path) as package:
-        artifact = tmp_path / "model.pte"
-        artifact.write_bytes(package.read(package.manifest.variants[0].payload))
-    with IsolatedSession(artifact, "executorch") as session:
+    for session in _sessions(made, tmp_path):
         for batch in range(1, 9):
             images = torch.randn(batch, 3, 32, 32)
             found = session.run([images.numpy()])[0]

@@ -1,0 +1,66 @@
+# Every target sets up what it needs: two environments, and Debian packages when root and apt-get are at hand.
+#   .venv         the host: torch, executorch, litert-torch, test tools
+#   .venv-device  what a small device gets: no torch, no executorch package
+PYTHON ?= python3
+HOST := .venv/bin/python
+DEVICE := .venv-device/bin/python
+NATIVE := CMakeLists.txt $(wildcard runtime/native/executorch/*)
+PIP := -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help demo test test-slow lint bench clean wheel-aarch64 system
+
+help:
+	@echo "make demo           train, convert, push, run, measure and report on this machine, end to end"
+	@echo "make test           the quick tests; make test-slow: the others"
+	@echo "make lint           ruff, mypy, shellcheck"
+	@echo "make bench          every benchmark, as a table"
+	@echo "make wheel-aarch64  cross-build the wheel for a 64-bit Raspberry Pi into dist/"
+	@echo "make clean          remove what the others made, environments included"
+
+demo: system .venv/.ready .venv-device/.ready
+	$(HOST) -m tests.e2e.demo
+
+test: system .venv/.ready .venv-device/.ready
+	$(HOST) -m pytest -m "not slow"
+
+test-slow: system .venv/.ready .venv-device/.ready
+	$(HOST) -m pytest -m slow
+
+lint: .venv/.ready
+	@tests/support/need.sh shellcheck=shellcheck
+	$(HOST) -m ruff check
+	$(HOST) -m ruff format --check
+	$(HOST) -m mypy
+	if command -v shellcheck >/dev/null; then git ls-files '*.sh' .ci/run | xargs shellcheck; fi
+
+bench: system .venv/.ready .venv-device/.ready
+	$(HOST) -m tests.benchmarks
+
+wheel-aarch64: .venv/.ready
+	@tests/support/need.sh aarch64-linux-gnu-g++=g++-aarch64-linux-gnu
+	runtime/native/cross_aarch64.sh dist
+
+clean:
+	rm -rf .venv .venv-device .cache .demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+system:
+	@tests/support/need.sh g++=g++ mosquitto=mosquitto sshd=openssh-server sftp=openssh-client strace=strace
+
+# torch first and alone: without its exact version at hand, pip would take a build of several GB for GPUs.
+.venv/.ready: pyproject.toml $(NATIVE)
+	@tests/support/need.sh g++=g++
+	@echo "setting up .venv (torch and the converters: some minutes the first time)"
+	$(PYTHON) -m venv .venv
+	$(HOST) $(PIP) --upgrade pip
+	$(HOST) $(PIP) torch==2.13.0
+	$(HOST) $(PIP) --editable '.[convert,push,collector,dev]'
+	touch $@
+
+.venv-device/.ready: pyproject.toml $(NATIVE)
+	@tests/support/need.sh g++=g++
+	@echo "setting up .venv-device"
+	$(PYTHON) -m venv .venv-device
+	$(DEVICE) $(PIP) --upgrade pip
+	$(DEVICE) $(PIP) --editable '.[tflite,litert]'
+	touch $@
