@@ -19,7 +19,8 @@ from ferryman.devices import topics
 from ferryman.devices.agent.outbox import Outbox
 from ferryman.devices.agent.publisher import Publisher
 from ferryman.devices.agent.serving import Serving
-from ferryman.devices.mqtt import BrokerConfig, Delivery, Link, Message
+from ferryman.devices.broker import BrokerConfig
+from ferryman.devices.mqtt import Delivery, Link, Message
 from ferryman.runtime.contracts.errors import DeviceError, FerrymanError, LinkError, RequestTimeout, to_wire
 from ferryman.runtime.contracts.manifest import RuntimeName
 from ferryman.runtime.contracts.messages import (

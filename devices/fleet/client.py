@@ -10,7 +10,8 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from ferryman.devices import topics
-from ferryman.devices.mqtt import BrokerConfig, Delivery, Link, Message
+from ferryman.devices.broker import BrokerConfig
+from ferryman.devices.mqtt import Delivery, Link, Message
 from ferryman.runtime.contracts.errors import FerrymanError, LinkError, RequestTimeout, from_wire
 from ferryman.runtime.contracts.measurement import Measurement, ProfileSpec
 from ferryman.runtime.contracts.messages import (

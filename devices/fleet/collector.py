@@ -19,8 +19,9 @@ from typing import NamedTuple
 import msgspec
 
 from ferryman.devices import topics
+from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.fleet.store import Bad, Batch, Store, ranges
-from ferryman.devices.mqtt import BrokerConfig, Delivery, Link, Message
+from ferryman.devices.mqtt import Delivery, Link, Message
 from ferryman.runtime.contracts.envelope import SCHEMA, Envelope, Receipt
 from ferryman.runtime.contracts.errors import LinkError, StoreError
 from ferryman.runtime.contracts.measurement import Measurement

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ferryman.profiler.runner import profile_package
-
+from ferryman.devices.broker import BrokerConfig, parse_broker
 from ferryman.devices.fleet.client import PROFILE_TIMEOUT_S, AgentClient
 from ferryman.devices.fleet.inventory import Device, LocalDevice
-from ferryman.devices.mqtt import BrokerConfig, parse_broker
+from ferryman.profiler.runner import profile_package
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.measurement import Measurement, ProfileSpec
 from ferryman.runtime.package import open_package

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from ferryman.devices import topics
+from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.fleet.client import AgentClient
-from ferryman.devices.mqtt import BrokerConfig, Delivery, Link, Message
+from ferryman.devices.mqtt import Delivery, Link, Message
 from ferryman.runtime.contracts.errors import CallerError, LinkError, PackageError, RequestTimeout, to_wire
 from ferryman.runtime.contracts.measurement import ProfileSpec
 from ferryman.runtime.contracts.messages import (

@@ -12,7 +12,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from ferryman.devices.mqtt import Link, parse_broker
+from ferryman.devices.broker import parse_broker
+from ferryman.devices.mqtt import Link
 from ferryman.runtime.contracts.errors import LinkError
 from tests.support.mosquitto import Mosquitto
 

@@ -17,9 +17,10 @@ import pytest
 
 from ferryman.devices import topics
 from ferryman.devices.agent.outbox import Outbox
+from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.fleet.collector import run_collector
 from ferryman.devices.fleet.store import Store
-from ferryman.devices.mqtt import BrokerConfig, Link, Message
+from ferryman.devices.mqtt import Link, Message
 from ferryman.runtime.contracts.errors import LinkError, StoreError
 from tests.support.mosquitto import Mosquitto, free_port, wait_for_port
 from tests.support.telemetry import agent, collecting, fill, numbers, until

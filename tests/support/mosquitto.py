@@ -13,7 +13,7 @@ from typing import Self
 
 import pytest
 
-from ferryman.devices.mqtt import BrokerConfig
+from ferryman.devices.broker import BrokerConfig
 
 BINARY = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/sbin")
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from ferryman.devices.agent.outbox import Outbox
 from ferryman.devices.agent.publisher import Limits, Publisher
+from ferryman.devices.broker import parse_broker
 from ferryman.devices.fleet.collector import run_collector
-from ferryman.devices.mqtt import Link, parse_broker
+from ferryman.devices.mqtt import Link
 from ferryman.runtime.contracts.record import Record
 
 DEVICE = "pi"
