@@ -9,6 +9,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import sys
 import time
 import traceback
@@ -33,6 +34,7 @@ Progress = Callable[[str, int, int], None]
 GoldenCheck = Callable[[Path, Manifest], tuple[GoldenResult, ...]]
 R = TypeVar("R", bound=Record)
 
+_SHA256 = re.compile("[0-9a-f]{64}")
 _STALE_S = 120.0
 """An upload nobody wrote to for so long is dead: its connection would have timed out."""
 _BLOCK_BYTES = 4096
@@ -159,8 +161,11 @@ def prepare(root: Path, sha256: str, size_bytes: int) -> Prepared:
     """Get ready for an upload: sweep up what dead ones left, see that there is room for the package and its slot.
 
     Raises:
+        CallerError: `sha256` is none.
         DeviceError: no room, or another install at work.
     """
+    if not _SHA256.fullmatch(sha256):
+        raise CallerError(f"expected a SHA-256 in lower-case hex, found {sha256!r}")
     store = SlotStore(root)
     target = store.incoming.absolute() / f"{sha256}.part"
     with store.lock():

@@ -14,6 +14,7 @@ import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -50,7 +51,7 @@ class SshDevice(_Entry):
     name: str = ""
     host: str
     user: str
-    port: int = 22
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 22
     key: Path | None = None
     """Private key; without it, the SSH agent's keys and the default ones."""
     known_hosts: Path = Path("~/.ssh/known_hosts")
@@ -99,12 +100,18 @@ def parse_devices(tables: Mapping[str, object], source: Path) -> dict[str, Devic
                 raise msgspec.ValidationError(f"expected a table [{name}], found {table!r}")
             if "name" in table:
                 raise msgspec.ValidationError("the table's own title is the name; remove `name`")
-            devices[name] = msgspec.convert({**table, "name": name}, kind)
+            devices[name] = msgspec.convert({**table, "name": name}, kind, dec_hook=_to_path)
             shlex.split(devices[name].command)
         except ValueError as error:
             known = ", ".join(field for field in kind.__struct_fields__ if field != "name")
             raise CallerError(f"devices file {source}, device {name!r}: {error}; settings are: {known}") from error
     return devices
+
+
+def _to_path(kind: type, value: object) -> Path:
+    if kind is Path and isinstance(value, str) and value:
+        return Path(value)
+    raise ValueError(f"expected a path, found {value!r}")
 
 
 def find_device(devices: Mapping[str, Device], name: str) -> Device:

@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+import subprocess
+import time
+
+import pytest
+from click.testing import CliRunner
+
+from ferryman.runtime import install as install_module
+from ferryman.runtime.contracts.errors import (
+    CallerError,
+    DeviceError,
+    FerrymanError,
+    PackageError,
+    ParityError,
+    WireError,
+)
+from ferryman.runtime.contracts.record import decode
+from ferryman.runtime.install import (
+    InstallResult,
+    Prepared,
+    install,
+    install_command,
+    prepare,
+    prepare_command,
+    rollback_command,
+)
+from ferryman.runtime.slots import SlotStore
+from tests.support.packages import sha256_of, write_tiny_package
+
+
+def accept(_directory, _manifest):
+    return ()
+
+
+@pytest.fixture
+def store(tmp_path):
+    """add-2 serves from b, add-1 is the way back in a."""
+    store = SlotStore(tmp_path / "root")
+    for added in (1.0, 2.0):
+        install(write_tiny_package(tmp_path / f"{added:g}.ferry", added=added), store.root, golden=accept)
+    return store
+
+
+@pytest.fixture
+def new(tmp_path):
+    return write_tiny_package(tmp_path / "new.ferry", added=3.0)
+
+
+def serving(store):
+    """Name of what serves, every hash read back."""
+    return store.active().manifest.name
+
+
+def test_install_writes_the_inactive_slot_and_keeps_the_old_one(store, new):
+    steps = []
+    result = install(new, store.root, golden=accept, progress=lambda *step: steps.append(step))
+    assert (result.changed, result.active.name, result.active.package_name) == (True, "a", "add-3")
+    assert result.previous is not None
+    assert store.verify(result.previous).manifest.name == "add-2"
+    assert serving(store) == "add-3"
+    assert min(result.write_ns, result.read_back_ns, result.golden_ns, result.activate_ns) > 0
+    assert list(dict.fromkeys(step for step, _, _ in steps)) == [
+        "verify",
+        "write",
+        "read back",
+        "golden vectors",
+        "activate",
+    ]
+    assert ("write", result.written_bytes, result.written_bytes) in steps
+
+
+def test_installing_what_serves_changes_nothing(store, tmp_path):
+    before = store.read_state()
+    result = install(tmp_path / "2.ferry", store.root, golden=accept)
+    assert not result.changed
+    assert store.read_state() == before
+
+
+def test_a_damaged_active_slot_is_installed_again(store, tmp_path):
+    (store.directory("b") / "artifacts" / "model.tflite").write_bytes(b"rot")
+    result = install(tmp_path / "2.ferry", store.root, golden=accept)
+    assert (result.changed, result.active.name) == (True, "a")
+    assert serving(store) == "add-2"
+
+
+@pytest.mark.parametrize("error", [ParityError("12 dB"), KeyboardInterrupt()])
+def test_failing_golden_vectors_leave_the_old_slot_serving(store, new, error):
+    def refuse(directory, manifest):
+        assert (directory / manifest.variants[0].payload).is_file()
+        raise error
+
+    with pytest.raises(type(error)):
+        install(new, store.root, golden=refuse)
+    assert serving(store) == "add-2"
+    assert store.read_state().previous is None  # its files are gone, so it is no way back
+    assert not store.directory("a").exists()
+
+
+def test_a_bad_package_costs_nothing(store, new):
+    before = store.read_state()
+    new.write_bytes(new.read_bytes()[:-1])
+    with pytest.raises(PackageError):
+        install(new, store.root, golden=accept)
+    with pytest.raises(CallerError, match="no-such"):
+        install(new.with_name("no-such.ferry"), store.root, golden=accept)
+    assert store.read_state() == before
+    assert before.previous is not None
+    store.verify(before.previous)
+
+
+@pytest.mark.parametrize(
+    ("needs", "message"),
+    [
+        ({"isa": ("avx9000",)}, "fp32-tflite needs the instruction sets avx9000"),
+        ({"interpreters": {"tflite-runtime": "99.1"}}, r"fp32-tflite needs one of tflite-runtime >= 99\.1"),
+    ],
+)
+def test_a_package_this_device_cannot_run_costs_nothing(store, tmp_path, needs, message):
+    before = store.read_state()
+    package = write_tiny_package(tmp_path / "alien.ferry", added=4.0, **needs)
+    with pytest.raises(DeviceError, match=message):
+        install(package, store.root, golden=accept)
+    assert store.read_state() == before
+    assert before.previous is not None
+    store.verify(before.previous)
+
+
+def test_a_disk_without_room_is_told_before_anything_is_destroyed(store, new, monkeypatch):
+    before = store.read_state()
+    real = os.statvfs(store.root)
+    monkeypatch.setattr(install_module.os, "statvfs", lambda _: os.statvfs_result((*real[:4], 0, *real[5:])))
+    with pytest.raises(DeviceError, match="bytes free, found"):
+        install(new, store.root, golden=accept)
+    with pytest.raises(DeviceError, match="make room"):
+        prepare(store.root, "0" * 64, 10_000)
+    assert store.read_state() == before
+
+
+def test_a_write_the_kernel_refuses_leaves_the_old_slot_serving(store, tmp_path):
+    large = write_tiny_package(tmp_path / "large.ferry", added=4.0, padding=bytes(300_000))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    try:
+        with pytest.raises(DeviceError, match=rf"is full: \[Errno {errno.EFBIG}\]"):
+            install(large, store.root, golden=accept)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert serving(store) == "add-2"
+    assert not store.directory("a").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk takes root")
+def test_a_disk_that_is_full_for_real(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount here: {mounted.stderr.decode().strip()}")
+    try:
+        store = SlotStore(disk / "root")
+        install(write_tiny_package(tmp_path / "1.ferry"), store.root, golden=accept)
+        large = write_tiny_package(tmp_path / "large.ferry", added=2.0, padding=bytes(700_000))
+
+        def fill(step, _done, _total):
+            if step == "write":  # someone else takes the room after the check
+                (disk / "other").write_bytes(bytes(500_000))
+
+        with pytest.raises(DeviceError, match=r"full: .*No space left on device"):
+            install(large, store.root, golden=accept, progress=fill)
+        assert serving(store) == "add-1"
+        assert not store.directory("b").exists()
+        (disk / "other").unlink()
+        install(large, store.root, golden=accept)
+        assert serving(store) == "add-2"
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_two_installs_at_once_are_one_install_and_one_error(store, new, tmp_path):
+    other = write_tiny_package(tmp_path / "other.ferry", added=5.0)
+
+    def meanwhile(_directory, _manifest):
+        with pytest.raises(DeviceError, match=f"another install .process {os.getpid()}. is at work"):
+            install(other, store.root, golden=accept)
+        with pytest.raises(DeviceError, match="another install"):
+            prepare(store.root, sha256_of(other), 1)
+        return ()
+
+    install(new, store.root, golden=meanwhile)
+    assert serving(store) == "add-3"
+
+
+def test_an_uploaded_package_is_removed_whatever_comes_of_it(store, new, tmp_path):
+    for good in (False, True):
+        upload = store.incoming / "upload.part"
+        upload.write_bytes(new.read_bytes() if good else b"cut off")
+        try:
+            install(upload, store.root, golden=accept)
+        except FerrymanError:
+            assert not good
+        assert list(store.incoming.iterdir()) == []
+    assert new.exists()
+
+
+def test_leftovers_are_swept_and_live_uploads_are_not(store, new):
+    dead, live = store.incoming / "dead.part", store.incoming / "live.part"
+    for path in (dead, live):
+        path.touch()
+    long_ago = time.time() - 1000
+    os.utime(dead, (long_ago, long_ago))
+    (store.directory("a") / "half-written").touch()
+    install(new, store.root, golden=accept)
+    assert list(store.incoming.iterdir()) == [live]
+    assert not (store.directory("a") / "half-written").exists()
+
+
+def test_prepare_says_where_to_upload_and_whether_to(store, tmp_path):
+    wanted = prepare(store.root, "f" * 64, 1000)
+    assert wanted == Prepared(upload_to=str(store.incoming / f"{'f' * 64}.part"), active=None)
+    assert prepare(store.root, sha256_of(tmp_path / "2.ferry"), 1000).active == store.read_state().active
+
+
+@pytest.mark.parametrize("name", ["../../etc/cron.d/x", "short", "F" * 64, "f" * 63 + "/"])
+def test_prepare_takes_a_hash_and_nothing_else(store, name):
+    with pytest.raises(CallerError, match="SHA-256"):
+        prepare(store.root, name, 1000)
+
+
+def test_commands_answer_in_json(tmp_path):
+    package = write_tiny_package(tmp_path / "p.ferry")
+    root = ["--root", str(tmp_path / "root"), "--json"]
+
+    def call(command, *words):
+        done = CliRunner().invoke(command, [*words, *root])
+        return done.exit_code, done.stdout
+
+    code, answer = call(prepare_command, sha256_of(package), "1000")
+    assert code == 0
+    assert decode(answer.encode(), Prepared).active is None
+    code, answer = call(install_command, str(package))  # with the real golden check
+    result = decode(answer.encode(), InstallResult)
+    assert code == 0
+    assert result.golden[0].sqnr_db > 100
+    code, answer = call(rollback_command)
+    assert code == 1
+    assert decode(answer.encode(), WireError).party == "device"
+    code, answer = call(install_command, str(tmp_path / "no-such"))
+    assert code == 1
+    assert decode(answer.encode(), WireError).party == "caller"
