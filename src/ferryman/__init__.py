@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ferryman.devices.fleet.inventory import find_device, read_devices
     from ferryman.devices.fleet.profile import profile
     from ferryman.devices.fleet.push import push
-    from ferryman.devices.mqtt import parse_broker
+    from ferryman.devices.broker import parse_broker
     from ferryman.runtime.contracts.errors import FerrymanError
     from ferryman.runtime.contracts.measurement import Measurement, ProfileSpec
     from ferryman.runtime.package import open_package

@@ -197,7 +197,7 @@ main.add_command(prepare_command)
 def agent(device: str, broker: str, root: Path, confirm: Any) -> None:  # noqa: ANN401  # click has checked it
     """Run on the device: serve the active slot over MQTT and send telemetry."""
     from ferryman.devices.agent.agent import Agent, AgentConfig
-    from ferryman.devices.mqtt import parse_broker
+    from ferryman.devices.broker import parse_broker
 
     Agent(AgentConfig(device=device, root=root, broker=parse_broker(broker), confirm=confirm)).run(_stop_event())
 
@@ -307,7 +307,7 @@ def profile(
 def collect(broker: str, database: Path) -> None:
     """Store what devices send, until interrupted."""
     from ferryman.devices.fleet.collector import Progress, run_collector
-    from ferryman.devices.mqtt import parse_broker
+    from ferryman.devices.broker import parse_broker
 
     def show(progress: Progress) -> None:
         click.echo(f"\r{progress}", err=True, nl=not sys.stderr.isatty())
