@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ferryman.converter.api import convert
+    from ferryman.devices.broker import parse_broker
     from ferryman.devices.fleet.client import AgentClient
     from ferryman.devices.fleet.inventory import find_device, read_devices
     from ferryman.devices.fleet.profile import profile
     from ferryman.devices.fleet.push import push
-    from ferryman.devices.broker import parse_broker
     from ferryman.runtime.contracts.errors import FerrymanError
     from ferryman.runtime.contracts.measurement import Measurement, ProfileSpec
     from ferryman.runtime.package import open_package
@@ -33,7 +33,7 @@ _HOMES = {
     "find_device": "ferryman.devices.fleet.inventory",
     "open_package": "ferryman.runtime.package",
     "open_session": "ferryman.runtime.session",
-    "parse_broker": "ferryman.devices.mqtt",
+    "parse_broker": "ferryman.devices.broker",
     "profile": "ferryman.devices.fleet.profile",
     "push": "ferryman.devices.fleet.push",
     "read_devices": "ferryman.devices.fleet.inventory",

@@ -306,8 +306,8 @@ def profile(
 @click.option("--database", type=_PATH, default=Path("ferryman.sqlite"), show_default=True, help="SQLite file.")
 def collect(broker: str, database: Path) -> None:
     """Store what devices send, until interrupted."""
-    from ferryman.devices.fleet.collector import Progress, run_collector
     from ferryman.devices.broker import parse_broker
+    from ferryman.devices.fleet.collector import Progress, run_collector
 
     def show(progress: Progress) -> None:
         click.echo(f"\r{progress}", err=True, nl=not sys.stderr.isatty())
