@@ -1,0 +1,73 @@
+"""The aarch64 wheel, built here and run under qemu: shows that it works, and says nothing about speed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+NATIVE = ROOT / "runtime" / "native"
+HOST = r"""
+#include <cstdio>
+#include "session.h"
+
+int main(int, char** argv) {
+  ferryman_et_session* session;
+  if (ferryman_et_open(argv[1], 2, 0, &session)) {
+    return puts(ferryman_et_error()), 1;
+  }
+  const ferryman_et_tensor *in, *out;
+  ferryman_et_inputs(session, &in);
+  ferryman_et_outputs(session, &out);
+  for (int i = 0; i < 4; ++i) {
+    static_cast<float*>(in->data)[i] = static_cast<float>(i + 1);
+  }
+  if (ferryman_et_run(session, nullptr, nullptr)) {
+    return puts(ferryman_et_error()), 1;
+  }
+  for (int i = 0; i < 4; ++i) {
+    printf("%g ", static_cast<double>(static_cast<float*>(out->data)[i]));
+  }
+  ferryman_et_close(session);
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    """Folder of the native libraries of a cross-built wheel."""
+    for tool in ("aarch64-linux-gnu-g++", "qemu-aarch64-static"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed")
+    folder = tmp_path_factory.mktemp("cross")
+    environment = os.environ | {"PYTHON": sys.executable}
+    subprocess.run([NATIVE / "cross_aarch64.sh", folder], env=environment, check=True, capture_output=True)
+    (wheel,) = folder.glob("ferryman-*-py3-none-linux_aarch64.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder / "ferryman" / "runtime" / "native" / "lib"
+
+
+@pytest.mark.parametrize("cpu", ["cortex-a53", "cortex-a72"])
+def test_the_cross_built_library_runs_a_model(library, tmp_path, cpu):
+    (tmp_path / "host.cpp").write_text(HOST)
+    build = ["aarch64-linux-gnu-g++", tmp_path / "host.cpp", "-o", tmp_path / "host", f"-I{NATIVE / 'executorch'}"]
+    build += [f"-L{library}", "-lferryman_executorch", f"-Wl,-rpath,{library}", f"-Wl,-rpath-link,{library}"]
+    subprocess.run(build, check=True)
+    model = ROOT / "tests" / "golden" / "pte" / "linear.pte"
+    done = subprocess.run(
+        ["qemu-aarch64-static", "-L", "/usr/aarch64-linux-gnu", tmp_path / "host", model],
+        env=os.environ | {"QEMU_CPU": cpu},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "6 6 6 6 "), done.stderr
