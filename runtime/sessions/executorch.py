@@ -8,8 +8,8 @@ Threads: a session with one thread works in the caller's thread alone. Sessions 
 so all of them that are open in a process have to ask for the same number. Programs that the `executorch` package loaded
 in the same process use that pool as well, and are not counted: do not change its size under them.
 
-ExecuTorch verifies a file's structure, which catches truncation and most damage; some altered bytes still crash it. Open
-only files whose hash is known, or in a process of their own.
+ExecuTorch verifies the structure of a file, which catches truncation and most damage; some altered bytes crash it.
+Open only files whose hash is known, or in a process of their own.
 
 ExecuTorch's log lines arrive on the logger `ferryman.executorch`, after each call that produced any.
 """
