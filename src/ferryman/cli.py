@@ -310,7 +310,9 @@ def collect(broker: str, database: Path) -> None:
     from ferryman.devices.fleet.collector import Progress, run_collector
 
     def show(progress: Progress) -> None:
-        click.echo(f"\r{progress}", err=True, nl=not sys.stderr.isatty())
+        if sys.stderr.isatty():
+            counts = ", ".join(f"{name} {count}" for name, count in progress._asdict().items())
+            click.echo(f"\r{counts}", err=True, nl=False)
 
     click.echo(f"collecting into {database}; interrupt to stop", err=True)
     run_collector(parse_broker(broker), database, stop=_stop_event(), on_progress=show)

@@ -22,7 +22,8 @@ from ferryman.devices.fleet.collector import run_collector
 from ferryman.devices.fleet.store import Store
 from ferryman.devices.mqtt import Link, Message
 from ferryman.runtime.contracts.errors import LinkError, StoreError
-from tests.support.mosquitto import Mosquitto, free_port, wait_for_port
+from tests.support.broker import running_amqtt
+from tests.support.mosquitto import Mosquitto
 from tests.support.telemetry import agent, collecting, fill, numbers, until
 
 ROOT = Path(__file__).parents[2]
@@ -157,25 +158,9 @@ def test_wrong_credentials_are_a_clear_error_and_do_not_show_the_password(tmp_pa
     assert "secret" not in str(caught.value)
 
 
-_AMQTT = """
-import asyncio, sys
-from amqtt.broker import Broker
-async def main():
-    listeners = {"default": {"type": "tcp", "bind": f"127.0.0.1:{sys.argv[1]}"}}
-    access = {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}}
-    await Broker({"listeners": listeners, "plugins": access}).start()
-    await asyncio.Event().wait()
-asyncio.run(main())
-"""
-
-
 def test_a_broker_that_speaks_only_3_1_1_will_do(tmp_path, outbox, store):
     pytest.importorskip("amqtt", reason="amqtt is not installed")
-    port = free_port()
-    with (tmp_path / "amqtt.log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "-c", _AMQTT, str(port)], stdout=log, stderr=log)
-    try:
-        wait_for_port(port, 20)
+    with running_amqtt(tmp_path) as port:
         silent_on_v5 = BrokerConfig(host="127.0.0.1", port=port)
         told_so = BrokerConfig(host="127.0.0.1", port=port, only_3_1_1=True)
         fill(outbox, 100)
@@ -184,9 +169,6 @@ def test_a_broker_that_speaks_only_3_1_1_will_do(tmp_path, outbox, store):
             with agent(told_so, outbox):
                 until(lambda: outbox.counts().records == 0, 20)
         assert numbers(store) == list(range(100))
-    finally:
-        process.kill()
-        process.wait()
 
 
 @contextmanager

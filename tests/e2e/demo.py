@@ -1,0 +1,144 @@
+"""`make demo`: the whole path on this machine, with every part real; ends in minutes and leaves nothing running."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ferryman import AgentClient, open_package, parse_broker
+from ferryman.devices.fleet.store import Store
+from ferryman.runtime.contracts.errors import FerrymanError
+from tests.e2e import digits
+from tests.support.broker import running_broker
+from tests.support.interpreters import ROOT
+from tests.support.sshd import running_sshd
+
+DEVICE = "pi"
+RUNS = "200"
+HOST_COMMAND = Path(sys.executable).with_name("ferryman")
+DEVICE_COMMAND = ROOT / ".venv-device" / "bin" / "ferryman"
+_WAIT_S = 30.0
+
+
+def main(folder: Path = ROOT / ".demo") -> None:
+    """Run the demo; files stay in `folder`."""
+    started = time.monotonic()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    (folder / "sshd").mkdir(mode=0o700)
+    weights = folder / "digits.pt"
+    os.environ[digits.WEIGHTS] = str(weights)
+
+    _headline("1 train a small CNN on handwritten digits")
+    module = digits.train(lambda epoch, epochs, accuracy: print(f"  epoch {epoch:2}/{epochs}  test {accuracy:.1%}"))
+    torch.save(module.state_dict(), weights)
+
+    _headline("2 convert to both runtimes; every artifact is proven against eager on the real interpreters")
+    package = folder / "digits.ferry"
+    _ferryman("convert", "tests.e2e.digits:trained", "--name", "digits", "-o", str(folder))
+
+    with contextlib.ExitStack() as stack:
+        _headline("3 start a broker, an sshd, a collector, and an agent in the device environment (no torch there)")
+        broker = stack.enter_context(running_broker(folder))
+        sshd = stack.enter_context(running_sshd(folder / "sshd"))
+        root = folder / "device"
+        devices = folder / "devices.toml"
+        devices.write_text(
+            f'[{DEVICE}]\nhost = "{sshd.host}"\nport = {sshd.port}\nuser = "{sshd.user}"\nkey = "{sshd.key}"\n'
+            f'known_hosts = "{sshd.known_hosts}"\ncommand = "{DEVICE_COMMAND}"\nroot = "{root}"\nbroker = "{broker.url}"\n'
+        )
+        os.environ["FERRYMAN_DEVICES"] = str(devices)
+        database = folder / "ferryman.sqlite"
+        stack.enter_context(
+            _service(
+                folder / "collector.log", [HOST_COMMAND, "collect", "--broker", broker.url, "--database", database]
+            )
+        )
+        agent = [DEVICE_COMMAND, "agent", "--device", DEVICE, "--broker", broker.url, "--root", root]
+        stack.enter_context(_service(folder / "agent.log", agent))
+        print(f"  {broker.name} at {broker.url}, sshd at {sshd.host}:{sshd.port}")
+
+        _headline("4 push over SSH: write the inactive slot, read back, run golden vectors, switch")
+        _ferryman("push", str(package), DEVICE)
+
+        _headline("5 run on the device: every test image, against eager")
+        _compare_on_device(module, package, broker.url)
+
+        _headline("6 profile on the device; the measurements travel through its telemetry as well")
+        _ferryman("profile", str(package), DEVICE, "--runs", RUNS)
+
+        _headline("7 report from what the collector stored")
+        _wait_for_measurements(database)
+        _ferryman("report", "--database", str(database), "--html", str(folder / "report.html"))
+    print(f"\ndone in {time.monotonic() - started:.0f} s. The page: {folder / 'report.html'}")
+
+
+def _headline(text: str) -> None:
+    print(f"\n== {text}", flush=True)
+
+
+def _ferryman(*arguments: str) -> None:
+    print("$ ferryman " + " ".join(arguments), flush=True)
+    subprocess.run([HOST_COMMAND, *arguments], check=True, cwd=ROOT)
+
+
+@contextlib.contextmanager
+def _service(log: Path, command: Sequence[str | Path]) -> Iterator[None]:
+    print("$ " + " ".join(["ferryman", *map(str, command[1:])]) + f" 2> {log.name} &", flush=True)
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stderr=file)
+    try:
+        yield
+        if process.poll() is not None:
+            raise RuntimeError(f"it ended early with exit code {process.returncode}: {log.read_text()}")
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+def _compare_on_device(module: digits.Digits, package: Path, broker_url: str) -> None:
+    _, images, _, labels = digits.images()
+    with torch.no_grad():
+        eager = module(images).argmax(1).numpy()
+    accuracy = float((eager == labels.numpy()).mean())
+    print(f"  eager here: {accuracy:.2%} of {len(images)} test images right")
+    with open_package(package) as opened:
+        variants = opened.manifest.variants
+    with AgentClient(parse_broker(broker_url), DEVICE) as client:
+        for variant in variants:
+            for interpreter in variant.requires.interpreters:
+                answers = [
+                    client.infer([image.numpy()[None]], variant=variant.name, interpreter=interpreter)
+                    for image in images
+                ]
+                found = np.array([answer.outputs[0].to_array().argmax() for answer in answers])
+                if differing := int((found != eager).sum()):
+                    raise RuntimeError(f"{variant.name} on {interpreter} differs from eager on {differing} images")
+                on_device = float((found == labels.numpy()).mean())
+                print(f"  {variant.name} on {interpreter}: {on_device:.2%}, equal to eager on every image")
+
+
+def _wait_for_measurements(database: Path) -> None:
+    deadline = time.monotonic() + _WAIT_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(FerrymanError):
+            store = Store(database, create=False)
+            found = store.measurements()
+            store.close()
+            if found:
+                return
+        time.sleep(0.2)
+    raise RuntimeError(f"no measurement reached {database} in {_WAIT_S:g} s")
+
+
+if __name__ == "__main__":
+    main()
