@@ -52,10 +52,17 @@ def main(folder: Path = ROOT / ".demo") -> None:
         sshd = stack.enter_context(running_sshd(folder / "sshd"))
         root = folder / "device"
         devices = folder / "devices.toml"
-        devices.write_text(
-            f'[{DEVICE}]\nhost = "{sshd.host}"\nport = {sshd.port}\nuser = "{sshd.user}"\nkey = "{sshd.key}"\n'
-            f'known_hosts = "{sshd.known_hosts}"\ncommand = "{DEVICE_COMMAND}"\nroot = "{root}"\nbroker = "{broker.url}"\n'
-        )
+        settings = {
+            "host": sshd.host,
+            "user": sshd.user,
+            "key": sshd.key,
+            "known_hosts": sshd.known_hosts,
+            "command": DEVICE_COMMAND,
+            "root": root,
+            "broker": broker.url,
+        }
+        lines = [f"[{DEVICE}]", f"port = {sshd.port}", *(f'{name} = "{value}"' for name, value in settings.items())]
+        devices.write_text("\n".join(lines) + "\n")
         os.environ["FERRYMAN_DEVICES"] = str(devices)
         database = folder / "ferryman.sqlite"
         stack.enter_context(
