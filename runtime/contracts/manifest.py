@@ -28,7 +28,10 @@ class Requirements(Record, kw_only=True):
     isa: tuple[str, ...] = ()
     """Instruction sets (as in /proc/cpuinfo) without which the artifact does not run; empty: any."""
     memory_estimate_bytes: int
-    """Twice the artifact (runtimes pack weights anew) plus the largest set of activations alive at once: a model, not a measurement."""
+    """Twice the artifact (runtimes pack weights anew) plus the largest set of activations alive at once.
+
+    A model, not a measurement.
+    """
 
 
 class Lowering(Record):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from ferryman.runtime.contracts.manifest import Manifest, Variant
+from ferryman.runtime.session import INTERPRETERS
 
 
 def describe_manifest(manifest: Manifest, sha256: str) -> str:
@@ -41,6 +42,8 @@ def _variant(variant: Variant, size_bytes: int) -> Iterator[str]:
             f"    proven     {proof.interpreter} {proof.version}: {proof.sqnr_db:.1f} dB, "
             f"largest error {proof.max_abs_error:.2g}{top1} ({proof.vectors} input sets)"
         )
+    if missing := [name for name in INTERPRETERS[variant.runtime] if name not in variant.requires.interpreters]:
+        yield f"    not proven on {', '.join(missing)}, so devices will not run it there"
 
 
 def _counts(operators: Mapping[str, int]) -> str:
