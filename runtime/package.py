@@ -10,28 +10,30 @@ The seal is no signature: it tells damage, not forgery.
 from __future__ import annotations
 
 import hashlib
-import io
 import mmap
 import os
 import re
-import zipfile
+import stat
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
+from ferryman.runtime.archive import CRC_AT, SIZE_AT, Entry, ending, local_header
 from ferryman.runtime.contracts.errors import PackageError
 from ferryman.runtime.contracts.manifest import SCHEMA, GoldenVector, Manifest, Payload, Variant
 from ferryman.runtime.contracts.record import Record, decode, encode
-from ferryman.runtime.contracts.tensor import Signature, pack, unpack
+from ferryman.runtime.contracts.tensor import DTYPES, Signature, TensorSpec, pack, unpack
 
 PACKAGE_SUFFIX = ".ferry"
 MANIFEST = "manifest.json"
 _SEAL = b"ferryman sha256:"
 _HEX_DIGITS = 64
-_CHUNK_BYTES = 1 << 20
+_TAIL_BYTES = len(_SEAL) + _HEX_DIGITS
+_NAME = re.compile(r"\w[\w .+-]{0,99}")
 _PATH = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 
 
@@ -79,9 +81,10 @@ def write_package(
         PackageError: the arguments do not make a package that `open_package` would take.
         OSError: the disk refused.
     """
-    payloads = dict(artifacts)
     golden_paths = tuple(f"golden/{index}.msgpack" for index in range(len(golden)))
-    payloads.update(zip(golden_paths, map(pack, golden), strict=True))
+    if taken := sorted(set(golden_paths) & set(artifacts)):
+        raise PackageError(f"artifact path {taken[0]!r} is kept for golden vectors; choose another")
+    payloads = dict(sorted({**artifacts, **dict(zip(golden_paths, map(pack, golden), strict=True))}.items()))
     manifest = Manifest(
         name=name,
         signature=signature,
@@ -89,66 +92,72 @@ def write_package(
         golden=golden_paths,
         golden_sqnr_min_db=golden_sqnr_min_db,
         payloads=tuple(
-            Payload(path=p, size_bytes=len(payloads[p]), sha256=hashlib.sha256(payloads[p]).hexdigest())
-            for p in sorted(payloads)
+            Payload(path=path, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+            for path, data in payloads.items()
         ),
-        created_with=dict(sorted(created_with.items())),
+        created_with=dict(created_with),
     )
-    _check_manifest(manifest)
+    encoded = _encode(manifest)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with partial.open("w+b") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                for entry, data in ((MANIFEST, encode(manifest)), *sorted(payloads.items())):
-                    archive.writestr(_entry(entry), data)
-                archive.comment = _SEAL + b"0" * _HEX_DIGITS
-            digest = _seal(file)
+        with partial.open("wb") as file:
+            sha256 = _write(file, {MANIFEST: encoded, **payloads})
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    return digest
+    return sha256
 
 
-def _entry(name: str) -> zipfile.ZipInfo:
-    entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
-    entry.external_attr = 0o644 << 16
-    entry.create_system = 3  # Unix, wherever it is written
-    return entry
+def _encode(manifest: Manifest) -> bytes:
+    """Encode a manifest and read it back: what no reader would take is not written."""
+    try:
+        encoded = encode(manifest)
+    except ValueError as error:  # such as half a surrogate pair in a name
+        raise PackageError(f"{MANIFEST} cannot be written: {error}") from error
+    if len(encoded) > LIMITS.manifest_max_bytes:
+        raise PackageError(f"a manifest of {len(encoded)} bytes is more than {LIMITS.manifest_max_bytes}")
+    read_manifest(encoded)
+    return encoded
 
 
-def _seal(file: io.BufferedRandom) -> str:
-    """Replace the zeros at the end by the hash of all before them; return the hash of the whole file."""
-    sealed_bytes = file.seek(0, io.SEEK_END) - _HEX_DIGITS
-    whole = _hash(file, sealed_bytes)
-    digits = whole.hexdigest().encode()
-    file.seek(sealed_bytes)
-    file.write(digits)
-    whole.update(digits)
+def _write(file: BinaryIO, contents: Mapping[str, bytes]) -> str:
+    """Write every entry, the directory and the seal; return the hash of it all."""
+    whole = hashlib.sha256()
+    entries: list[Entry] = []
+    position = 0
+
+    def put(data: bytes) -> None:
+        nonlocal position
+        file.write(data)
+        whole.update(data)
+        position += len(data)
+
+    for name, data in contents.items():
+        entries.append(Entry(name, len(data), zlib.crc32(data), position))
+        put(local_header(entries[-1]))
+        put(data)
+    put(ending(entries, position, _TAIL_BYTES) + _SEAL)
+    put(whole.hexdigest().encode())
     return whole.hexdigest()
 
 
-def _hash(file: io.BufferedRandom | io.BufferedReader, length: int, start: int = 0) -> hashlib._Hash:
-    file.seek(start)
-    digest = hashlib.sha256()
-    while length and (chunk := file.read(min(_CHUNK_BYTES, length))):
-        digest.update(chunk)
-        length -= len(chunk)
-    return digest
-
-
 class Package:
-    """An open package: the seal holds, the form is canonical, and every payload has the hash the manifest states."""
+    """An open package: the seal holds, the form is canonical, and every payload has the hash the manifest states.
 
-    def __init__(self, path: Path, sha256: str, manifest: Manifest, spans: Mapping[str, tuple[int, int]]) -> None:
+    The file that was checked is the one that is read, whatever becomes of its path.
+    """
+
+    def __init__(
+        self, path: Path, sha256: str, manifest: Manifest, spans: Mapping[str, tuple[int, int]], mapped: mmap.mmap
+    ) -> None:
         self.path = path
         self.sha256 = sha256
         self.manifest = manifest
         self._spans = spans
-        with path.open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._view = memoryview(self._map)
+        self._map = mapped
+        self._view = memoryview(mapped)
 
     def read(self, path: str) -> memoryview:
         """One payload, in place; valid until `close`."""
@@ -200,68 +209,85 @@ def open_package(path: Path) -> Package:
     """Open and verify a package; nothing is written anywhere.
 
     Raises:
-        PackageError: it is truncated, altered, not canonical, of another schema, or hostile; the message says which.
+        PackageError: it is truncated, altered, not canonical, of another schema, hostile, or no file at all (a folder,
+            a pipe); the message says which.
         OSError: the file cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            digest = _check_seal(file, path)
-            manifest, spans = _check_zip(file)
-            _check_payloads(file, manifest, spans)
+        mapped = _map(path)
+        with memoryview(mapped) as view:
+            sha256 = _check_seal(view)
+            manifest, spans = _check_form(view)
     except PackageError as error:
         raise PackageError(f"{path}: {error}") from error
-    return Package(path, digest, manifest, spans)
+    return Package(path, sha256, manifest, spans, mapped)
 
 
-def _check_seal(file: io.BufferedReader, path: Path) -> str:
-    size = path.stat().st_size
-    if size > LIMITS.package_max_bytes:
-        raise PackageError(f"{size} bytes are more than the {LIMITS.package_max_bytes} a package may have")
-    tail_bytes = len(_SEAL) + _HEX_DIGITS
-    file.seek(max(0, size - tail_bytes))
-    tail = file.read(tail_bytes)
-    if len(tail) < tail_bytes or not tail.startswith(_SEAL):
-        raise PackageError("no seal at the end: not a ferryman package, or its end is missing; copy it again")
-    sealed = _hash(file, size - _HEX_DIGITS)
-    if sealed.hexdigest().encode() != tail[-_HEX_DIGITS:]:
-        raise PackageError("the seal does not match: bytes were changed or lost on the way; copy it again")
-    sealed.update(tail[-_HEX_DIGITS:])
-    return sealed.hexdigest()
-
-
-def _check_zip(file: io.BufferedReader) -> tuple[Manifest, dict[str, tuple[int, int]]]:
-    """Read the directory and insist on canonical form: stored, contiguous, in order, nothing beside the payloads."""
+def _map(path: Path) -> mmap.mmap:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait for its other end
     try:
-        with zipfile.ZipFile(file) as archive:
-            entries = archive.infolist()
-            directory_start = archive.start_dir
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, EOFError, KeyError) as error:
-        raise PackageError(f"not a zip file: {error}") from error
-    if len(entries) > LIMITS.payloads_max + 1:
-        raise PackageError(f"{len(entries)} entries are more than the {LIMITS.payloads_max} a package may have")
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise PackageError("not a regular file")
+        if found.st_size > LIMITS.package_max_bytes:
+            raise PackageError(f"{found.st_size} bytes are more than the {LIMITS.package_max_bytes} a package may have")
+        if not found.st_size:
+            raise PackageError("the file is empty; copy it again")
+        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+    finally:
+        os.close(descriptor)
+
+
+def _check_seal(view: memoryview) -> str:
+    """Compare the seal with the bytes; return the hash of the whole file."""
+    sealed_bytes = len(view) - _HEX_DIGITS
+    if bytes(view[-_TAIL_BYTES:-_HEX_DIGITS]) != _SEAL:
+        raise PackageError("no seal at the end: not a ferryman package, or its end is missing; copy it again")
+    whole = hashlib.sha256(view[:sealed_bytes])
+    if whole.hexdigest().encode() != bytes(view[sealed_bytes:]):
+        raise PackageError("the seal does not match: bytes were changed or lost on the way; copy it again")
+    whole.update(view[sealed_bytes:])
+    return whole.hexdigest()
+
+
+def _check_form(view: memoryview) -> tuple[Manifest, dict[str, tuple[int, int]]]:
+    """Insist that the file is what `write_package` would have written for its manifest and payloads."""
+    size = int.from_bytes(view[SIZE_AT : SIZE_AT + 4], "little")
+    entry, start, end = _entry_at(view, 0, MANIFEST, size)
+    if size > LIMITS.manifest_max_bytes:
+        raise PackageError(f"a manifest of {size} bytes is more than {LIMITS.manifest_max_bytes}")
+    manifest = read_manifest(bytes(view[start:end]))
+    entries = [entry]
     spans: dict[str, tuple[int, int]] = {}
-    position = 0
-    for entry in entries:
-        header = _entry(entry.filename)
-        header.CRC, header.compress_size, header.file_size = entry.CRC, entry.file_size, entry.file_size
-        expected = header.FileHeader()
-        file.seek(position)
-        if entry.header_offset != position or file.read(len(expected)) != expected:
-            raise PackageError(f"entry {entry.filename!r} is not in canonical form (stored, in place, no extras)")
-        start = position + len(expected)
-        position = start + entry.file_size
-        if entry.filename in spans:
-            raise PackageError(f"entry {entry.filename!r} is there twice")
-        spans[entry.filename] = (start, position)
-    if position != directory_start:
-        raise PackageError("there are bytes between the last entry and the directory")
-    if not entries or entries[0].filename != MANIFEST:
-        raise PackageError(f"the first entry is not {MANIFEST}")
-    start, end = spans.pop(MANIFEST)
-    if end - start > LIMITS.manifest_max_bytes:
-        raise PackageError(f"a manifest of {end - start} bytes is more than {LIMITS.manifest_max_bytes}")
-    file.seek(start)
-    return read_manifest(file.read(end - start)), spans
+    for payload in manifest.payloads:
+        entry, start, end = _entry_at(view, end, payload.path, payload.size_bytes)
+        if hashlib.sha256(view[start:end]).hexdigest() != payload.sha256:
+            raise PackageError(f"payload {payload.path!r} does not have the SHA-256 that the manifest states")
+        entries.append(entry)
+        spans[payload.path] = (start, end)
+    rest = view[end : len(view) - _HEX_DIGITS]
+    expected = ending(entries, end, _TAIL_BYTES) + _SEAL
+    if len(rest) != len(expected) or bytes(rest) != expected:
+        raise PackageError(
+            f"after the last payload, at byte {end}, there is something else than the entries' directory"
+        )
+    return manifest, spans
+
+
+def _entry_at(view: memoryview, position: int, name: str, size: int) -> tuple[Entry, int, int]:
+    """One entry with the span of its data, whose header must be exactly what it would be written with."""
+    crc = int.from_bytes(view[position + CRC_AT : position + CRC_AT + 4], "little")
+    entry = Entry(name, size, crc, position)
+    header = local_header(entry)
+    start = position + len(header)
+    end = start + size
+    if bytes(view[position:start]) != header or end > len(view):
+        raise PackageError(
+            f"expected entry {name!r} of {size} bytes at byte {position}, stored, without extras; found something else"
+        )
+    if zlib.crc32(view[start:end]) != crc:
+        raise PackageError(f"entry {name!r} does not have the CRC that its header states")
+    return entry, start, end
 
 
 class _SchemaOnly(Record):
@@ -289,27 +315,46 @@ def read_manifest(data: bytes) -> Manifest:
 
 
 def _check_manifest(manifest: Manifest) -> None:
+    if not _NAME.fullmatch(manifest.name):
+        raise PackageError(f"package name {manifest.name!r} is not 1 to 100 letters, digits, spaces or any of _ . + -")
+    _check_payloads(manifest)
+    names = [variant.name for variant in manifest.variants]
+    if not names or len(set(names)) != len(names):
+        raise PackageError(f"variants must be at least one and of different names, found {names}")
+    if not manifest.golden or len(set(manifest.golden)) != len(manifest.golden):
+        raise PackageError(
+            "golden vectors must be at least one and different ones: without them no device can prove what it runs; "
+            f"found {list(manifest.golden)}"
+        )
+    paths = {payload.path for payload in manifest.payloads}
+    if missing := {*manifest.golden, *(v.payload for v in manifest.variants)} - paths:
+        raise PackageError(f"payloads named but not listed: {', '.join(sorted(missing))}")
+    for signature in (manifest.signature, *(variant.signature for variant in manifest.variants)):
+        for spec in (*signature.inputs, *signature.outputs):
+            _check_spec(spec)
+
+
+def _check_payloads(manifest: Manifest) -> None:
+    if len(manifest.payloads) > LIMITS.payloads_max:
+        raise PackageError(f"{len(manifest.payloads)} payloads are more than the {LIMITS.payloads_max} it may have")
     paths = [payload.path for payload in manifest.payloads]
     for path in paths:
         if len(path) > LIMITS.path_max_chars or not _PATH.fullmatch(path) or path == MANIFEST:
             raise PackageError(f"payload path {path!r} is not a plain relative path")
     if paths != sorted(set(paths)):
         raise PackageError("payloads are not in order, or one is listed twice")
-    folders = {parent for path in paths for parent in Path(path).parents}
-    if clash := [path for path in paths if Path(path) in folders]:
-        raise PackageError(f"payload {clash[0]!r} is also a folder")
-    names = [variant.name for variant in manifest.variants]
-    if not names or len(set(names)) != len(names):
-        raise PackageError(f"variants must be at least one and of different names, found {names}")
-    if missing := {*manifest.golden, *(v.payload for v in manifest.variants)} - set(paths):
-        raise PackageError(f"payloads named but not listed: {', '.join(sorted(missing))}")
+    folders = {str(parent) for path in paths for parent in PurePosixPath(path).parents}
+    if clash := folders & {MANIFEST, *paths}:
+        raise PackageError(f"payload {min(clash)!r} is also a folder")
+    sizes = [payload.size_bytes for payload in manifest.payloads]
+    if min(sizes, default=0) < 0 or sum(sizes) > LIMITS.package_max_bytes:
+        raise PackageError(f"payload sizes must lie between 0 and {LIMITS.package_max_bytes} in all, found {sizes}")
 
 
-def _check_payloads(file: io.BufferedReader, manifest: Manifest, spans: Mapping[str, tuple[int, int]]) -> None:
-    if list(spans) != [payload.path for payload in manifest.payloads]:
-        raise PackageError("the entries are not the payloads the manifest lists")
-    for payload in manifest.payloads:
-        start, end = spans[payload.path]
-        found = _hash(file, end - start, start).hexdigest()
-        if end - start != payload.size_bytes or found != payload.sha256:
-            raise PackageError(f"payload {payload.path!r} is not the one the manifest describes")
+def _check_spec(spec: TensorSpec) -> None:
+    if spec.dtype not in DTYPES:
+        raise PackageError(f"tensor {spec.name!r} has dtype {spec.dtype!r}, none of {', '.join(DTYPES)}")
+    for dim in spec.shape:
+        low, high = (dim, dim) if isinstance(dim, int) else (dim.min, dim.max)
+        if not 0 <= low <= high:
+            raise PackageError(f"tensor {spec.name!r} has an impossible dimension {low}..{high}")

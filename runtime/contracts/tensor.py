@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.record import Record
 
 Array = NDArray[Any]
@@ -26,6 +27,10 @@ DTYPES = (
     "float32",
     "float64",
 )
+
+
+NDIM_MAX = 32
+"""What numpy 1 has room for."""
 
 
 class DynamicDim(Record):
@@ -67,22 +72,34 @@ class Tensor(Record):
         """View the bytes as an array.
 
         Raises:
-            ValueError: dtype unknown, or the bytes do not fill the shape.
+            ValueError: dtype unknown, the bytes do not fill the shape, or numpy has no such shape.
         """
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype {self.dtype!r} is none of {', '.join(DTYPES)}")
-        dtype = np.dtype(self.dtype)
+        dtype = np.dtype(self.dtype).newbyteorder("<")
+        if len(self.shape) > NDIM_MAX:
+            raise ValueError(f"{len(self.shape)} dimensions are more than the {NDIM_MAX} a tensor may have")
         if any(d < 0 for d in self.shape):
             raise ValueError(f"shape {self.shape} has a negative dimension")
         expected = math.prod(self.shape) * dtype.itemsize
         if len(self.data) != expected:
             raise ValueError(f"{self.dtype}{list(self.shape)} takes {expected} bytes, found {len(self.data)}")
-        return np.frombuffer(self.data, dtype=dtype).reshape(self.shape)
+        try:
+            return np.frombuffer(self.data, dtype=dtype).reshape(self.shape)
+        except OverflowError as error:  # a dimension beside a zero one
+            raise ValueError(f"shape {self.shape}: {error}") from error
 
 
 def to_tensor(array: Array) -> Tensor:
-    """Pack an array for a wire."""
-    dense = np.ascontiguousarray(array).reshape(array.shape)  # ascontiguousarray makes 0-d 1-d
+    """Pack an array for a wire.
+
+    Raises:
+        CallerError: its dtype is none of DTYPES.
+    """
+    if array.dtype.name not in DTYPES:
+        raise CallerError(f"arrays have one of the dtypes {', '.join(DTYPES)}; found {array.dtype}")
+    little = array.dtype.newbyteorder("<")
+    dense = np.ascontiguousarray(array, little).reshape(array.shape)  # ascontiguousarray makes 0-d 1-d
     return Tensor(dtype=dense.dtype.name, shape=dense.shape, data=dense.tobytes())
 
 
