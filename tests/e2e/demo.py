@@ -148,4 +148,4 @@ def _wait_for_measurements(database: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(Path, sys.argv[1:2]))
