@@ -322,7 +322,14 @@ class _Connection:
         # Small messages are all there is: waiting to fill a packet stalls the window for 40 ms at a time.
         open_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
+    def _acknowledge_now(self) -> None:
+        """Have the kernel acknowledge what came: a broker with Nagle's algorithm on waits for that to send more."""
+        open_socket = self._client.socket()
+        if open_socket is not None:
+            open_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
     def _on_publish(self, _c: object, _u: object, mid: int, reason: ReasonCode, _p: object) -> None:
+        _guard(self._acknowledge_now)
         problem = str(reason) if reason.value >= REFUSED else None
         with self._lock:
             done = self._waiting.pop(mid, None)
@@ -364,7 +371,11 @@ class _Connection:
         self.down.set()
 
     def _dispatcher(self, handler: Handler) -> Callable[[paho.Client, Any, paho.MQTTMessage], None]:
-        return lambda client, _, message: _guard(handler, Delivery(client, message))
+        def dispatch(client: paho.Client, _u: object, message: paho.MQTTMessage) -> None:
+            _guard(self._acknowledge_now)
+            _guard(handler, Delivery(client, message))
+
+        return dispatch
 
     def _on_message(self, client: paho.Client, _u: object, message: paho.MQTTMessage) -> None:
         # A persistent session may hold messages of a subscription an earlier version made.
