@@ -324,7 +324,7 @@ class _Connection:
 
     def _acknowledge_now(self) -> None:
         """Have the kernel acknowledge what came: a broker with Nagle's algorithm on waits for that to send more."""
-        open_socket = self._client.socket()
+        open_socket: Any = self._client.socket()
         if open_socket is not None:
             open_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 

@@ -45,7 +45,7 @@ class LocalDevice(_Entry):
     command: str = f"{shlex.quote(sys.executable)} -m ferryman.cli"
 
 
-class SshDevice(_Entry):
+class SshDevice(_Entry, kw_only=True):
     """A device reached over SSH."""
 
     name: str = ""

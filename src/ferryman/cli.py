@@ -338,7 +338,7 @@ def report(database: Path, device: str | None, package: str | None, html: Path) 
 
 
 def _show(found: list[tuple[str, Measurement]], html: Path | None, *, quiet: bool = False) -> None:
-    from ferryman.profiler import report as page
+    import ferryman.profiler.report as page
 
     if not quiet:
         click.echo(page.table(found))
