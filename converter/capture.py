@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sympy
 import torch
 from torch.utils._pytree import TreeSpec, keystr, tree_flatten, tree_flatten_with_path, tree_leaves, tree_unflatten
+from torch.utils._sympy.value_ranges import bound_sympy
 
+from ferryman.converter.reason import reason
 from ferryman.converter.source import Source
 from ferryman.runtime.contracts.errors import ModelError
 from ferryman.runtime.contracts.tensor import DTYPES, Array, DynamicDim, Signature, TensorSpec
@@ -32,7 +34,19 @@ class Captured:
         args, kwargs = tree_unflatten([tensor.clone() for tensor in inputs], self.in_spec)
         with torch.no_grad():
             outputs = self.source.module(*args, **kwargs)
-        return [leaf.detach().numpy() for leaf in tree_leaves(outputs)]
+        return [leaf.detach().clone().numpy() for leaf in tree_leaves(outputs)]  # a module may return its own buffer
+
+    def input_shapes(self, pick: Callable[[int, int], int]) -> list[tuple[int, ...]]:
+        """A shape for every input, dynamic dimensions as `pick(least, largest)` says, and all in agreement."""
+        chosen = {
+            symbol: pick(int(bounds.lower), int(bounds.upper))
+            for symbol, bounds in self.program.range_constraints.items()
+            if symbol.is_Symbol and isinstance(bounds.upper, sympy.Integer)
+        }
+        return [
+            tuple(dim if isinstance(dim, int) else int(dim.node.expr.subs(chosen)) for dim in node.meta["val"].shape)
+            for node in _input_nodes(self.program)
+        ]
 
 
 def capture(source: Source) -> Captured:
@@ -41,15 +55,18 @@ def capture(source: Source) -> Captured:
     Raises:
         ModelError: `torch.export` refuses, or an input or output is no tensor of a known dtype.
     """
+    leaves, in_spec = tree_flatten((source.args, dict(source.kwargs)))
+    # Copies: torch.export takes one tensor given for two inputs for one input, and would do so without a word.
+    example = [tensor.detach().clone() for tensor in leaves]
     program = source.program
     if program is None:
+        args, kwargs = tree_unflatten(example, in_spec)
         try:
             program = torch.export.export(
-                source.module, source.args, dict(source.kwargs), dynamic_shapes=source.dynamic_shapes, strict=False
+                source.module, args, kwargs, dynamic_shapes=source.dynamic_shapes, strict=False
             )
         except Exception as error:  # torch.export raises many kinds; each carries its advice
-            raise ModelError(f"torch.export cannot capture {source.name}: {error}") from error
-    example, in_spec = tree_flatten((source.args, dict(source.kwargs)))
+            raise ModelError(f"torch.export cannot capture {source.name}: {reason(error)}") from error
     return Captured(
         source=source,
         program=program,
@@ -59,10 +76,17 @@ def capture(source: Source) -> Captured:
     )
 
 
+def _input_nodes(program: torch.export.ExportedProgram) -> list[torch.fx.Node]:
+    nodes = {node.name: node for node in program.graph.nodes}
+    return [nodes[str(name)] for name in program.graph_signature.user_inputs]
+
+
 def _signature(source: Source, program: torch.export.ExportedProgram) -> Signature:
     nodes = {node.name: node for node in program.graph.nodes}
-    inputs = [nodes[str(name)] for name in program.graph_signature.user_inputs]
+    inputs = _input_nodes(program)
     outputs = [nodes.get(str(name)) for name in program.graph_signature.user_outputs]
+    if not outputs:
+        raise ModelError(f"{source.name} returns nothing; return a tensor, or several in a tuple, list or dict")
     output_names = _output_names(program, len(outputs))
     for name, node in zip(output_names, outputs, strict=True):
         if node is None or not isinstance(node.meta.get("val"), torch.Tensor):
@@ -77,14 +101,15 @@ def _signature(source: Source, program: torch.export.ExportedProgram) -> Signatu
 
 
 def _input_names(source: Source) -> list[str]:
-    names = list(inspect.signature(source.module.forward).parameters)
+    parameters = inspect.signature(source.module.forward).parameters.values()
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    rest_name = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL and p.name != "args"), "input")
     paths = tree_flatten_with_path((dict(enumerate(source.args)), dict(source.kwargs)))[0]
     found = []
     for (_, first, *rest), _ in paths:
         key: Any = getattr(first, "key", None)
         if isinstance(key, int):
-            # A saved program's module takes *args; so do some modules.
-            key = names[key] if key < len(names) and names[key] not in ("args", "kwargs") else f"input_{key}"
+            key = names[key] if key < len(names) else f"{rest_name}_{key - len(names)}"
         found.append(_dotted([key, *rest]))
     return found
 
@@ -114,14 +139,12 @@ def _dim(name: str, size: int | torch.SymInt, ranges: dict[sympy.Symbol, Any]) -
     if isinstance(size, int):
         return size
     expression = size.node.expr
-    if expression.is_integer and expression.is_number:
+    if expression.is_number:
         return int(expression)
-    bounds = [
-        expression.subs({s: getattr(ranges[s], end) for s in expression.free_symbols}) for end in ("lower", "upper")
-    ]
-    if not all(bound.is_number and bound.is_finite for bound in map(sympy.sympify, bounds)):
+    bounds = bound_sympy(expression, ranges)
+    if not (isinstance(bounds.lower, sympy.Integer) and isinstance(bounds.upper, sympy.Integer)):
         raise ModelError(
             f"{name}: dimension {expression} has no upper bound, and devices plan memory ahead: "
             "give torch.export.Dim(..., max=...)"
         )
-    return DynamicDim(symbol=str(expression), min=int(min(bounds)), max=int(max(bounds)))
+    return DynamicDim(symbol=str(expression), min=int(bounds.lower), max=int(bounds.upper))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
 from ferryman.converter.capture import Captured
-from ferryman.runtime.contracts.tensor import DynamicDim, TensorSpec
 
 _SEED = 20
 _LARGEST_SIZE = 64
@@ -23,14 +23,11 @@ def input_sets(captured: Captured, count: int) -> Iterator[tuple[torch.Tensor, .
     yield captured.example
     generator = torch.Generator().manual_seed(_SEED)
     for index in range(count):
-        yield tuple(
-            _random(spec, example, index, generator)
-            for spec, example in zip(captured.signature.inputs, captured.example, strict=True)
-        )
+        shapes = captured.input_shapes(partial(_size, index))
+        yield tuple(_random(shape, like, generator) for shape, like in zip(shapes, captured.example, strict=True))
 
 
-def _random(spec: TensorSpec, example: torch.Tensor, index: int, generator: torch.Generator) -> torch.Tensor:
-    shape = tuple(_size(dim, index) if isinstance(dim, DynamicDim) else dim for dim in spec.shape)
+def _random(shape: tuple[int, ...], example: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     if example.numel() == 0:
         return torch.zeros(shape, dtype=example.dtype)
     if example.is_floating_point():
@@ -39,9 +36,10 @@ def _random(spec: TensorSpec, example: torch.Tensor, index: int, generator: torc
         mean = float(finite.mean()) if finite.numel() else 0.0
         return (torch.randn(shape, generator=generator, dtype=torch.float64) * (spread or 1.0) + mean).to(example.dtype)
     low, high = int(example.min()), int(example.max())
-    return torch.randint(low, high + 1, shape, generator=generator).to(example.dtype)
+    above = min(high + 1, torch.iinfo(torch.int64).max)
+    return torch.randint(min(low, above - 1), above, shape, generator=generator).to(example.dtype)
 
 
-def _size(dim: DynamicDim, index: int) -> int:
-    low, high = max(dim.min, 1), max(min(dim.max, _LARGEST_SIZE), dim.min)
+def _size(index: int, least: int, largest: int) -> int:
+    low, high = max(least, 1), max(min(largest, _LARGEST_SIZE), least, 1)
     return (low, high, (low + high) // 2)[index % 3]

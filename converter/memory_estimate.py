@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import sympy
 import torch
 
 from ferryman.converter.capture import Captured
@@ -13,11 +14,16 @@ from ferryman.converter.capture import Captured
 def activations_peak_bytes(captured: Captured) -> int:
     """The largest sum of tensors alive at once when nodes run in graph order; dynamic dimensions at their largest."""
     graph = captured.program.graph
-    sizes = {symbol: int(bounds.upper) for symbol, bounds in captured.program.range_constraints.items()}
+    sizes = {
+        symbol: int(bounds.upper)
+        for symbol, bounds in captured.program.range_constraints.items()
+        if symbol.is_Symbol and isinstance(bounds.upper, sympy.Integer)
+    }
     last_use = {source: index for index, node in enumerate(graph.nodes) for source in node.all_input_nodes}
     stored = {
         *captured.program.graph_signature.inputs_to_parameters,
         *captured.program.graph_signature.inputs_to_buffers,
+        *captured.program.graph_signature.inputs_to_lifted_tensor_constants,
     }
     alive: dict[torch.fx.Node, int] = {}
     peak = 0
@@ -39,4 +45,7 @@ def _bytes(value: Any, sizes: dict[Any, int]) -> int:  # noqa: ANN401  # whateve
 
 
 def _size(dim: int | torch.SymInt, sizes: dict[Any, int]) -> int:
-    return dim if isinstance(dim, int) else int(dim.node.expr.subs(sizes))
+    if isinstance(dim, int):
+        return dim
+    found = dim.node.expr.subs(sizes)
+    return int(found) if found.is_number else 0  # a size without a bound, which only the data tells

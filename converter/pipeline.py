@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import platform
 import tempfile
 import time
@@ -17,11 +19,11 @@ from ferryman.converter.backends.base import Lowered
 from ferryman.converter.capture import Captured, capture
 from ferryman.converter.memory_estimate import activations_peak_bytes
 from ferryman.converter.quiet import quiet
-from ferryman.converter.source import load_source, make_source
+from ferryman.converter.source import Source, load_source, make_source
 from ferryman.converter.verify import SQNR_MIN_DB, References, make_references, verify
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.manifest import Manifest, Requirements, RuntimeName, Variant
-from ferryman.runtime.package import PACKAGE_SUFFIX, open_package, write_package
+from ferryman.runtime.package import PACKAGE_SUFFIX, check_name, open_package, write_package
 
 _TOOLS = ("ferryman", "torch", "executorch", "litert-torch", "ai-edge-litert", "numpy")
 
@@ -67,7 +69,8 @@ def convert(
     """Lower a model to each runtime, prove every artifact against eager, and write one package.
 
     Args:
-        model: an `nn.Module` in eval mode, or SOURCE as the command line takes it.
+        model: an `nn.Module` in eval mode, or SOURCE as the command line takes it (it brings its own `inputs` and
+            `dynamic_shapes`).
         inputs: the example call for an `nn.Module`: a tensor, a tuple of positional or a dict of keyword arguments.
         to: runtimes.
         output: a folder; the package is `<name>.ferry` in it.
@@ -78,7 +81,7 @@ def convert(
         progress: told what begins.
 
     Raises:
-        CallerError: SOURCE, a runtime or the form is not known.
+        CallerError: SOURCE, a runtime or the form is not known, or another argument is out of its range.
         ModelError: the model cannot be captured or lowered.
         ParityError: an artifact computes something else than eager; no package is written.
     """
@@ -87,14 +90,13 @@ def convert(
     if not to or not set(to) <= set(BACKENDS):
         raise CallerError(f"runtimes are one or more of {', '.join(BACKENDS)}; found {list(to)}")
     bar_db = SQNR_MIN_DB[form] if sqnr_min_db is None else sqnr_min_db
+    if not math.isfinite(bar_db):
+        raise CallerError(f"the bar must be a number of dB, found {bar_db}")
     clock = _Clock(progress)
 
     with clock.stage("load"), quiet():
-        source = (
-            load_source(model)
-            if isinstance(model, str)
-            else make_source(model, inputs, dynamic_shapes=dynamic_shapes, name=name)
-        )
+        source = _source(model, inputs, dynamic_shapes, name)
+        name = check_name(name or source.name)
     with clock.stage("capture"), quiet():
         captured = capture(source)
     lowered: dict[RuntimeName, Lowered] = {}
@@ -108,11 +110,11 @@ def convert(
         with clock.stage(f"verify {runtime}"):
             variants.append(_prove(captured, runtime, form, artifact, references, bar_db))
     with clock.stage("package"):
-        path = Path(output) / f"{name or source.name}{PACKAGE_SUFFIX}"
+        path = Path(output) / f"{name}{PACKAGE_SUFFIX}"
         path.parent.mkdir(parents=True, exist_ok=True)
         sha256 = write_package(
             path,
-            name=name or source.name,
+            name=name,
             signature=captured.signature,
             variants=variants,
             artifacts={v.payload: lowered[v.runtime].data for v in variants},
@@ -123,6 +125,14 @@ def convert(
         with open_package(path) as package:
             manifest = package.manifest
     return Conversion(path=path, sha256=sha256, manifest=manifest, seconds=clock.seconds)
+
+
+def _source(model: Any, inputs: Any, dynamic_shapes: Any, name: str | None) -> Source:  # noqa: ANN401  # see convert
+    if not isinstance(model, (str, os.PathLike)):
+        return make_source(model, inputs, dynamic_shapes=dynamic_shapes, name=name)
+    if inputs is not None or dynamic_shapes is not None:
+        raise CallerError(f"{model} brings its own inputs and dynamic shapes; give these with an nn.Module only")
+    return load_source(os.fspath(model))
 
 
 def _prove(

@@ -1,4 +1,4 @@
-"""Keep a toolchain's chatter, C++ logs included, out of the user's sight; hand it back when something fails."""
+"""Keep a toolchain's chatter, C++ logs included, out of the user's sight; `ferryman -vv` shows it."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
+from ferryman.converter.reason import reason
 from ferryman.runtime.contracts.errors import CallerError, ModelError
 
 PROGRAM_SUFFIX = ".pt2"
@@ -40,7 +41,7 @@ def load_source(text: str) -> Source:
     `torch.export.export` takes as `dynamic_shapes`. The current directory is on the import path.
 
     Raises:
-        CallerError: no such file, module or function, or the factory returns something else.
+        CallerError: no such file, module or function, or the factory fails, or returns something else.
         ModelError: the program cannot be read, or the module is in training mode.
     """
     if text.endswith(PROGRAM_SUFFIX):
@@ -48,7 +49,11 @@ def load_source(text: str) -> Source:
     module_name, colon, factory_name = text.partition(":")
     if not (colon and module_name and factory_name):
         raise CallerError(f"SOURCE is package.module:factory or a {PROGRAM_SUFFIX} file, found {text!r}")
-    made = _factory(module_name, factory_name)()
+    factory = _factory(module_name, factory_name)
+    try:
+        made = factory()
+    except Exception as error:  # someone else's code
+        raise CallerError(f"{text} failed: {type(error).__name__}: {reason(error)}") from error
     expected = "expected (nn.Module, inputs) or (nn.Module, inputs, dynamic_shapes)"
     if not isinstance(made, tuple) or len(made) not in (2, 3):
         raise CallerError(f"{text} returned {type(made).__name__}: {expected}")
@@ -68,8 +73,14 @@ def make_source(
     """Check a module and its example inputs.
 
     Raises:
+        CallerError: no module, or no inputs.
         ModelError: training mode, or an input that is not a tensor.
     """
+    if not isinstance(module, torch.nn.Module) or not isinstance(inputs, (tuple, list, dict, torch.Tensor)):
+        raise CallerError(
+            f"expected an nn.Module and example inputs, found {type(module).__name__} and {type(inputs).__name__}; "
+            "inputs are a tensor, a tuple of positional or a dict of keyword arguments"
+        )
     name = name or type(module).__name__
     training = [path or name for path, part in module.named_modules() if part.training]
     if training:
@@ -84,12 +95,16 @@ def make_source(
         bound = inspect.signature(module.forward).bind(*args, **kwargs)
     except TypeError as error:
         raise ModelError(f"{name}.forward does not take the example inputs: {error}") from error
-    for leaf in tree_leaves((bound.args, bound.kwargs)):
+    _check_tensors(name, (bound.args, bound.kwargs))
+    return Source(name=name, module=module, args=bound.args, kwargs=bound.kwargs, dynamic_shapes=dynamic_shapes)
+
+
+def _check_tensors(name: str, inputs: object) -> None:
+    for leaf in tree_leaves(inputs):
         if not isinstance(leaf, torch.Tensor):
             raise ModelError(
                 f"{name}: every input must be a tensor, found {leaf!r}; close over constants in a wrapper module"
             )
-    return Source(name=name, module=module, args=bound.args, kwargs=bound.kwargs, dynamic_shapes=dynamic_shapes)
 
 
 def _factory(module_name: str, factory_name: str) -> Callable[[], Any]:
@@ -101,6 +116,8 @@ def _factory(module_name: str, factory_name: str) -> Callable[[], Any]:
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
             raise CallerError(f"no module {error.name!r}; is it installed, or in the current directory?") from error
         raise CallerError(f"{module_name} cannot be imported: {error}") from error
+    except Exception as error:  # someone else's code
+        raise CallerError(f"{module_name} cannot be imported: {type(error).__name__}: {error}") from error
     factory = getattr(module, factory_name, None)
     if not callable(factory):
         there = ", ".join(n for n, f in vars(module).items() if inspect.isfunction(f) and not n.startswith("_"))
@@ -114,10 +131,11 @@ def _load_program(path: Path) -> Source:
     try:
         program = torch.export.load(path)
     except Exception as error:  # torch.export.load raises many kinds
-        raise ModelError(f"{path} is not a program that torch {torch.__version__} can load: {error}") from error
+        raise ModelError(f"{path} is not a program that torch {torch.__version__} can load: {reason(error)}") from error
     if program.example_inputs is None:
         raise ModelError(f"{path} holds no example inputs; save it again with torch.export.save from torch >= 2.3")
     args, kwargs = program.example_inputs
+    _check_tensors(str(path), (args, kwargs))
     return Source(
         name=path.name.removesuffix(PROGRAM_SUFFIX),
         module=program.module(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +13,8 @@ from ferryman.runtime.contracts.tensor import Array
 SQNR_CAP_DB = 200.0
 """Stands for equal to the bit; its negative for not comparable at all (JSON has no infinity)."""
 _LOGIT_RANKS = (2, 3)
+_ERROR_MAX = float(np.finfo(np.float64).max)
+"""Stands for infinity."""
 
 
 class Difference(Record):
@@ -47,15 +50,15 @@ def _compare_one(index: int, reference: Array, output: Array) -> Difference:
     expected, found = reference.astype(np.float64), output.astype(np.float64)
     finite = np.isfinite(expected)
     if not np.array_equal(expected[~finite], found[~finite], equal_nan=True) or not np.isfinite(found[finite]).all():
-        return Difference(
-            output=index, sqnr_db=-SQNR_CAP_DB, max_abs_error=float(np.finfo(np.float64).max), top1_agreement=0.0
-        )
+        return Difference(output=index, sqnr_db=-SQNR_CAP_DB, max_abs_error=_ERROR_MAX, top1_agreement=0.0)
     expected, found = expected[finite], found[finite]
-    error = expected - found
+    largest = max(np.abs(expected).max(initial=0.0), np.abs(found).max(initial=0.0))
+    scale = math.ldexp(1.0, max(math.frexp(largest)[1] - 1, -1000))  # so that squares neither overflow nor vanish
+    signal, noise = expected / scale, expected / scale - found / scale
     return Difference(
         output=index,
-        sqnr_db=_sqnr_db(float(np.linalg.norm(expected)), float(np.linalg.norm(error))),
-        max_abs_error=float(np.abs(error).max(initial=0.0)),
+        sqnr_db=_sqnr_db(float(np.linalg.norm(signal)), float(np.linalg.norm(noise))),
+        max_abs_error=min(float(np.abs(noise).max(initial=0.0)) * scale, _ERROR_MAX),
         top1_agreement=_top1(reference, output),
     )
 

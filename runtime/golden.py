@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from ferryman.runtime.compare import compare, worst
-from ferryman.runtime.contracts.errors import DeviceError, ParityError
+from ferryman.runtime.contracts.errors import CallerError, DeviceError, PackageError, ParityError
 from ferryman.runtime.contracts.manifest import GoldenVector, Manifest, Variant
 from ferryman.runtime.contracts.record import Record
+from ferryman.runtime.cpu import CPUINFO, instruction_sets
 from ferryman.runtime.isolated import IsolatedSession
 from ferryman.runtime.package import read_golden
-from ferryman.runtime.session import installed
+from ferryman.runtime.session import fit, installed
 
 
 class GoldenResult(Record):
@@ -23,7 +25,12 @@ class GoldenResult(Record):
 
 
 def usable_interpreters(variant: Variant) -> dict[str, str]:
-    """Interpreters of this device on which the variant is proven: name -> version, preferred first."""
+    """Interpreters of this device on which the variant is proven: name -> version, preferred first.
+
+    None where the processor lacks an instruction set that the variant needs.
+    """
+    if variant.requires.isa and not set(variant.requires.isa) <= instruction_sets(CPUINFO.read_text()):
+        return {}
     return {
         name: version
         for name, version in installed(variant.runtime).items()
@@ -43,9 +50,9 @@ def check_golden(directory: Path, manifest: Manifest) -> tuple[GoldenResult, ...
         RuntimeFault: an interpreter refuses a variant.
         RuntimeCrash: an interpreter died.
         DeviceError: the device can run none of the variants.
-        PackageError: a golden vector is malformed.
+        PackageError: a golden vector is malformed, or its inputs are not the signature's.
     """
-    vectors = [read_golden((directory / path).read_bytes(), path) for path in manifest.golden]
+    vectors = [_read_vector(directory, path, manifest) for path in manifest.golden]
     results = tuple(
         _check_one(directory, manifest, variant, interpreter, vectors)
         for variant in manifest.variants
@@ -58,6 +65,15 @@ def check_golden(directory: Path, manifest: Manifest) -> tuple[GoldenResult, ...
             + ", ".join(f"{name} >= {least}" for name, least in needs.items())
         )
     return results
+
+
+def _read_vector(directory: Path, path: str, manifest: Manifest) -> GoldenVector:
+    vector = read_golden((directory / path).read_bytes(), path)
+    try:
+        fit([tensor.to_array() for tensor in vector.inputs], manifest.signature)
+    except CallerError as error:
+        raise PackageError(f"golden vector {path} does not fit the model's signature: {error}") from error
+    return vector
 
 
 def _check_one(
@@ -86,4 +102,9 @@ def _at_least(version: str, least: str) -> bool:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.partition("+")[0].split(".") if part.isdigit())
+    """`2.14.0rc1+cpu` -> (2, 14): zeros at the end say nothing, and what follows the digits of a part neither."""
+    parts = [re.match(r"[0-9]*", part)[0] for part in version.partition("+")[0].split(".")]  # type: ignore[index]  # matches always
+    numbers = [int(part or 0) for part in parts]
+    while numbers and not numbers[-1]:
+        numbers.pop()
+    return tuple(numbers)

@@ -13,17 +13,21 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Literal, Self, TypeVar
 
-from ferryman.runtime.contracts.errors import RuntimeCrash, RuntimeFault, from_wire
+from ferryman.runtime.contracts.errors import DeviceError, RuntimeCrash, RuntimeFault, from_wire
 from ferryman.runtime.contracts.manifest import RuntimeName
 from ferryman.runtime.contracts.measurement import Memory
 from ferryman.runtime.contracts.record import Unavailable
-from ferryman.runtime.contracts.tensor import Array, to_tensors, unpack
-from ferryman.runtime.worker import LENGTH_BYTES, Answer, Failed, Open, Opened, Question, Ran, Run, write_frame
+from ferryman.runtime.contracts.tensor import Array, pack, to_tensors, unpack
+from ferryman.runtime.worker import LENGTH_BYTES, Answer, Failed, Open, Opened, Question, Ran, Run
 
 A = TypeVar("A", Opened, Ran)
 _STDERR_TAIL_BYTES = 2000
+_CHUNK_BYTES = 1 << 20
+_POLL_MAX_S = 3600.0
+_DEATH_S = 5.0
+"""Between closing its pipes and being gone; a worker that takes longer is ended."""
 
 
 class IsolatedSession:
@@ -52,18 +56,24 @@ class IsolatedSession:
         Raises:
             RuntimeFault: the interpreter refuses the artifact, or takes longer than `timeout_s`.
             RuntimeCrash: it died loading it.
-            DeviceError: no such interpreter there.
+            DeviceError: no such interpreter there, or `python` cannot be started.
         """
         self.timeout_s = timeout_s
         self._name = f"{interpreter or runtime} on {artifact.name}"
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the session
-        self._process = subprocess.Popen(
-            [str(python or sys.executable), "-P", "-m", "ferryman.runtime.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-        )
         try:
+            self._process = subprocess.Popen(
+                [str(python or sys.executable), "-P", "-m", "ferryman.runtime.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._stderr,
+                bufsize=0,
+            )
+        except OSError as error:
+            self._stderr.close()
+            raise DeviceError(f"{python or sys.executable} cannot be started: {error.strerror}") from error
+        try:
+            os.set_blocking(self._pipe("stdin"), False)  # a worker that hangs reads nothing
             opened = self._ask(
                 Open(artifact=str(artifact.absolute()), runtime=runtime, interpreter=interpreter, threads=threads),
                 Opened,
@@ -106,37 +116,65 @@ class IsolatedSession:
     ) -> None:
         self.close()
 
+    def kill(self) -> None:
+        """End the worker at once; may be called from another thread, where `run` then raises RuntimeCrash."""
+        self._process.kill()
+
     def _ask(self, question: Open | Run, kind: type[A]) -> A:
         deadline = time.monotonic() + self.timeout_s
-        assert self._process.stdin is not None  # noqa: S101  # PIPE above
         try:
-            write_frame(self._process.stdin, Question(body=question))  # type: ignore[arg-type]  # IO[bytes] is a BinaryIO
+            data = pack(Question(body=question))
+            self._write(len(data).to_bytes(LENGTH_BYTES, "little"), deadline)
+            self._write(data, deadline)
             length = int.from_bytes(self._read(LENGTH_BYTES, deadline), "little")
             answer = unpack(self._read(length, deadline), Answer).body
         except (BrokenPipeError, EOFError):
             raise RuntimeCrash(self._describe_death()) from None
+        except BaseException:  # its next answer would not be to the next question
+            self._process.kill()
+            raise
         if isinstance(answer, Failed):
             raise from_wire(answer.error)
         if not isinstance(answer, kind):
             raise RuntimeCrash(f"{self._name}: the worker answered {type(answer).__name__} instead of {kind.__name__}")
         return answer
 
+    def _pipe(self, name: Literal["stdin", "stdout"]) -> int:
+        pipe = getattr(self._process, name)
+        return int(pipe.fileno())
+
+    def _write(self, data: bytes, deadline: float) -> None:
+        pipe = self._pipe("stdin")
+        rest = memoryview(data)
+        while rest:
+            self._wait(pipe, select.POLLOUT, deadline)
+            rest = rest[os.write(pipe, rest[:_CHUNK_BYTES]) :]
+
     def _read(self, count: int, deadline: float) -> bytearray:
-        assert self._process.stdout is not None  # noqa: S101  # PIPE in the constructor
-        pipe = self._process.stdout.fileno()
+        pipe = self._pipe("stdout")
         data = bytearray()
         while len(data) < count:
-            if not select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                self._process.kill()
-                raise RuntimeFault(f"{self._name} did not answer within {self.timeout_s:g} s and was ended")
-            chunk = os.read(pipe, min(count - len(data), 1 << 20))
+            self._wait(pipe, select.POLLIN, deadline)
+            chunk = os.read(pipe, min(count - len(data), _CHUNK_BYTES))
             if not chunk:
                 raise EOFError
             data += chunk
         return data
 
+    def _wait(self, pipe: int, event: int, deadline: float) -> None:
+        poll = select.poll()
+        poll.register(pipe, event)
+        while not poll.poll(1000 * max(0.0, min(deadline - time.monotonic(), _POLL_MAX_S))):
+            if not time.monotonic() < deadline:
+                self._process.kill()
+                raise RuntimeFault(f"{self._name} did not answer within {self.timeout_s:g} s and was ended")
+
     def _describe_death(self) -> str:
-        code = self._process.wait()
+        try:
+            code = self._process.wait(_DEATH_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
         how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         self._stderr.seek(0, os.SEEK_END)
         self._stderr.seek(max(0, self._stderr.tell() - _STDERR_TAIL_BYTES))

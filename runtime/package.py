@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from ferryman.runtime.archive import CRC_AT, SIZE_AT, Entry, ending, local_header
-from ferryman.runtime.contracts.errors import PackageError
+from ferryman.runtime.contracts.errors import CallerError, PackageError
 from ferryman.runtime.contracts.manifest import SCHEMA, GoldenVector, Manifest, Payload, Variant
 from ferryman.runtime.contracts.record import Record, decode, encode
 from ferryman.runtime.contracts.tensor import DTYPES, Signature, TensorSpec, pack, unpack
@@ -108,6 +108,17 @@ def write_package(
     finally:
         partial.unlink(missing_ok=True)
     return sha256
+
+
+def check_name(name: str) -> str:
+    """Return `name`.
+
+    Raises:
+        CallerError: it cannot name a package.
+    """
+    if not _NAME.fullmatch(name):
+        raise CallerError(f"package name {name!r}: expected 1 to 100 letters, digits, spaces or any of _ . + -")
+    return name
 
 
 def _encode(manifest: Manifest) -> bytes:

@@ -112,12 +112,14 @@ def open_session(artifact: Path, runtime: RuntimeName, *, interpreter: str | Non
         threads: how many the interpreter may use.
 
     Raises:
-        CallerError: no such interpreter, or threads < 1.
+        CallerError: no such file or interpreter, or threads < 1.
         DeviceError: the interpreter is not installed.
         RuntimeFault: the interpreter does not take the artifact.
     """
     if threads < 1:
         raise CallerError(f"threads must be at least 1, found {threads}")
+    if not artifact.is_file():
+        raise CallerError(f"there is no file {artifact}")
     names = INTERPRETERS[runtime]
     if interpreter is None:
         have = installed(runtime)

@@ -15,6 +15,7 @@ from executorch.exir.pass_base import ExportPass, NodeMetadata, ProxyValue
 
 from ferryman.converter.backends.base import Lowered
 from ferryman.converter.capture import Captured
+from ferryman.converter.reason import reason
 from ferryman.runtime.contracts.errors import ModelError
 from ferryman.runtime.contracts.manifest import Lowering, RuntimeName
 
@@ -50,7 +51,7 @@ class ExecutorchBackend:
             )
             data = edge.to_executorch().buffer
         except Exception as error:  # the toolchain raises many kinds
-            raise ModelError(f"ExecuTorch cannot lower {captured.source.name}: {error}") from error
+            raise ModelError(f"ExecuTorch cannot lower {captured.source.name}: {reason(error)}") from error
         return Lowered(data=bytes(data), lowering=_describe(edge.exported_program().graph_module))
 
 

@@ -13,11 +13,13 @@ from torch.utils._pytree import TreeSpec, tree_leaves, tree_unflatten
 
 from ferryman.converter.backends.base import Lowered
 from ferryman.converter.capture import Captured
+from ferryman.converter.reason import reason
 from ferryman.runtime.contracts.errors import ModelError
 from ferryman.runtime.contracts.manifest import Lowering, RuntimeName
 from ferryman.runtime.contracts.tensor import DynamicDim
 
 _DELEGATE = "DELEGATE"
+_ADVICE = "fix the shapes, or use --to executorch"
 _GATHERS = (
     torch.ops.aten.index.Tensor,
     torch.ops.aten.gather.default,
@@ -56,11 +58,9 @@ class TfliteBackend:
             edge_model = litert_torch.convert(module, captured.example, dynamic_shapes=dynamic_shapes)
         except Exception as error:  # the toolchain raises many kinds
             advice = (
-                "; litert-torch lowers only some graphs with dynamic dimensions: fix the shapes, or use --to executorch"
-                if dynamic_shapes
-                else ""
+                f"; litert-torch lowers only some graphs with dynamic dimensions: {_ADVICE}" if dynamic_shapes else ""
             )
-            raise ModelError(f"litert-torch cannot lower {captured.source.name}: {error}{advice}") from error
+            raise ModelError(f"litert-torch cannot lower {captured.source.name}: {reason(error)}{advice}") from error
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.tflite"
             edge_model.export(str(path))
@@ -86,6 +86,11 @@ def _dynamic_shapes(captured: Captured) -> tuple[Any, ...] | None:
     made: dict[str, Any] = {}
 
     def dim(size: DynamicDim) -> Any:  # noqa: ANN401  # torch's own type is private
+        if not size.symbol.isidentifier():
+            raise ModelError(
+                f"{captured.source.name}: dimension {size.symbol} is computed from another, and litert-torch "
+                f"takes none such: {_ADVICE}"
+            )
         return made.setdefault(size.symbol, torch.export.Dim(size.symbol, min=max(size.min, 1), max=size.max))
 
     shapes = tuple(

@@ -34,7 +34,7 @@ from ferryman.runtime.contracts.messages import (
     Status,
 )
 from ferryman.runtime.contracts.record import encode
-from ferryman.runtime.contracts.slot import SlotState
+from ferryman.runtime.contracts.slot import Slot, SlotState
 from ferryman.runtime.contracts.tensor import pack, unpack
 from ferryman.runtime.session import INTERPRETERS, installed
 from ferryman.runtime.slots import SlotStore
@@ -44,6 +44,10 @@ log = logging.getLogger(__name__)
 OUTBOX = "outbox.sqlite"
 POLL_S = 1.0
 """How late a newly activated slot may be noticed."""
+STOP_GRACE_S = 5.0
+"""How long a request under way may take to end once the agent is told to stop."""
+TIMEOUT_MAX_S = 3600.0
+"""The most a request is given, whatever it asks for."""
 QUEUE_MAX = 16
 """Requests waiting; one more is told that the device is busy."""
 
@@ -84,6 +88,7 @@ class Agent:
         self._publisher = Publisher(self._outbox, config.device, self._link, confirm=config.confirm)
         self._requests: queue.Queue[tuple[Request, float]] = queue.Queue(QUEUE_MAX)
         self._seen: SlotState | None = None
+        self._trouble = ""
 
     def run(self, stop: threading.Event) -> None:
         """Serve until `stop` is set.
@@ -92,7 +97,7 @@ class Agent:
             DeviceError: another agent serves this root.
         """
         with _only_one(self._config.root):
-            worker = threading.Thread(target=self._work, args=(stop,), name="requests")
+            worker = threading.Thread(target=self._work, args=(stop,), name="requests", daemon=True)
             self._note_changes()
             self._link.start()
             self._publisher.start()
@@ -102,11 +107,14 @@ class Agent:
                     self._note_changes()
             finally:
                 stop.set()
-                worker.join()
+                worker.join(STOP_GRACE_S)
+                self._serving.abort()
+                worker.join(STOP_GRACE_S)  # a profiling run goes on; its process dies with this one
                 self._publisher.stop()
                 self._link.stop()
-                self._serving.close()
-                self._outbox.close()
+                if not worker.is_alive():
+                    self._serving.close()
+                    self._outbox.close()
 
     def _note_changes(self) -> None:
         """Announce a slot that another process activated, and put it on record."""
@@ -116,20 +124,25 @@ class Agent:
                 return
             self._outbox.append("slots", state, time.time_ns())
         except DeviceError as error:
-            log.error("%s", error)  # noqa: TRY400  # the message says it all
+            if str(error) != self._trouble:
+                log.error("%s", error)  # noqa: TRY400  # the message says it all
+            self._trouble = str(error)
             return
-        self._seen = state
+        self._seen, self._trouble = state, ""
         self._announce()
 
     def _announce(self) -> None:
-        """Publish birth; the will takes it back."""
+        """Publish birth; the will takes it back. An agent whose store is damaged is online and serves nothing."""
         try:
-            self._link.publish(Message(topic=self._will.topic, payload=encode(self._status()), retain=True))
+            slot = self._store.read_state().active
+        except DeviceError:
+            slot = None
+        try:
+            self._link.publish(Message(topic=self._will.topic, payload=encode(self._status(slot)), retain=True))
         except (LinkError, DeviceError) as error:
             log.debug("status not announced: %s", error)
 
-    def _status(self) -> Status:
-        slot = self._store.read_state().active
+    def _status(self, slot: Slot | None) -> Status:
         counts = self._outbox.counts()
         runtimes: tuple[RuntimeName, ...] = tuple(INTERPRETERS)
         return Status(
@@ -153,8 +166,9 @@ class Agent:
         if not topics.is_response(request.reply_to, self._config.device):
             log.warning("request %s wants its answer on %s, ignored", request.id, request.reply_to)
             return
+        given_s = min(request.timeout_s, TIMEOUT_MAX_S)  # none where it is no number, and then time is up at once
         try:
-            self._requests.put_nowait((request, time.monotonic() + request.timeout_s))
+            self._requests.put_nowait((request, time.monotonic() + given_s))
         except queue.Full:
             self._answer(request, Failure(error=to_wire(DeviceError(f"busy: {QUEUE_MAX} requests are waiting"))))
 
@@ -174,13 +188,13 @@ class Agent:
             self._answer(request, body)
 
     def _do(self, request: Request, left_s: float) -> InferReply | ProfileReply | Status | Failure:
-        if left_s <= 0:
+        if not left_s > 0:
             raise RequestTimeout(f"the request waited longer than its {request.timeout_s:g} s behind others")
         if isinstance(request.body, InferRequest):
             return self._serving.infer(request.body, left_s)
         if isinstance(request.body, ProfileRequest):
             return self._profile(request.body)
-        return self._status()
+        return self._status(self._store.read_state().active)
 
     def _profile(self, request: ProfileRequest) -> ProfileReply:
         from ferryman.profiler.runner import run_profile
@@ -201,7 +215,7 @@ class Agent:
         response = Response(id=request.id, device=self._config.device, body=body)
         try:
             self._link.publish(Message(topic=request.reply_to, payload=pack(response)))
-        except LinkError as error:
+        except (LinkError, ValueError) as error:  # ValueError: what paho says of a message MQTT cannot carry
             log.warning("answer to %s not sent: %s", request.id, error)
 
 

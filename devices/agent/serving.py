@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ferryman.runtime.contracts.errors import CallerError, DeviceError, RuntimeCrash, RuntimeFault
+import time
+
+from ferryman.runtime.contracts.errors import CallerError, DeviceError
 from ferryman.runtime.contracts.manifest import Variant
 from ferryman.runtime.contracts.messages import InferReply, InferRequest
 from ferryman.runtime.contracts.slot import Slot
@@ -51,10 +53,14 @@ class Serving:
         except ValueError as error:
             raise CallerError(f"inputs: {error}") from error
         inputs = fit(given, installed.manifest.signature)
+        deadline = time.monotonic() + timeout_s
         session = self._session(installed, variant, interpreter, timeout_s)
+        session.timeout_s = deadline - time.monotonic()
         try:
             outputs = session.run(inputs)
-        except (RuntimeCrash, RuntimeFault):
+        except CallerError:
+            raise
+        except BaseException:
             self._sessions.pop((variant.name, interpreter)).close()
             raise
         return InferReply(
@@ -63,6 +69,11 @@ class Serving:
             variant=variant.name,
             interpreter=interpreter,
         )
+
+    def abort(self) -> None:
+        """End every session's process, from any thread; a request under way fails with RuntimeCrash."""
+        for session in list(self._sessions.values()):
+            session.kill()
 
     def release(self) -> None:
         """Close the sessions, so that a profiling run has the device to itself."""
@@ -82,7 +93,6 @@ class Serving:
                 installed.directory / variant.payload, variant.runtime, interpreter=interpreter, timeout_s=timeout_s
             )
             self._sessions[variant.name, interpreter] = session
-        session.timeout_s = timeout_s
         return session
 
 
