@@ -235,7 +235,7 @@ def _float(text: str) -> float:
 
 
 def _each(folder: Path, pattern: str, read: Callable[[Path], T], none: str) -> list[T]:
-    files = sorted(folder.glob(pattern), key=lambda path: int(path.parents[1].name.removeprefix("cpu") or 0))
+    files = paths(folder, pattern)
     if not files:
         raise SensorError(f"{none} in {folder}")
     return [read(file) for file in files]

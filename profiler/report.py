@@ -51,7 +51,12 @@ def write_html(measurements: Found, path: Path) -> None:
         raise CallerError(f"{error}; install what pages need: pip install 'ferryman[collector]'") from error
 
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_clean
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_clean,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     template = environment.from_string(resources.files("ferryman.profiler").joinpath(_TEMPLATE).read_text("utf-8"))
     devices = [

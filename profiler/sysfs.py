@@ -7,7 +7,7 @@ from pathlib import Path
 
 _READ_MAX_BYTES = 1 << 20
 _INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
-_NUMBER = re.compile(r"(\d+)")
+_NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 class SensorError(Exception):
@@ -44,5 +44,13 @@ def read_int(path: Path) -> int:
 
 
 def paths(folder: Path, pattern: str) -> list[Path]:
-    """What matches, in the order people count: zone2 before zone10."""
-    return sorted(folder.glob(pattern), key=lambda path: [int(n) for n in _NUMBER.findall(path.name)])
+    """What matches, in the order people count: zone2 before zone10.
+
+    Raises:
+        SensorError: a folder on the way cannot be listed.
+    """
+    try:
+        found = list(folder.glob(pattern))
+    except OSError as error:
+        raise SensorError(f"{folder}: {error.strerror}") from error
+    return sorted(found, key=lambda path: ([int(n) for n in _NUMBER.findall(str(path))], path))

@@ -30,8 +30,12 @@ class InaSampler:
 
 def open_source(root: Path = Path("/")) -> InaSampler | Unavailable:
     """The first chip that can be read, or why none can; several may sit in series, so they are never added up."""
+    try:
+        folders = paths(root / "sys/class/hwmon", "hwmon*")
+    except SensorError as error:
+        return Unavailable(reason=f"INA hwmon: {error}")
     reasons = []
-    for folder in paths(root / "sys/class/hwmon", "hwmon*"):
+    for folder in folders:
         try:
             name = read_text(folder / "name")
             if name in _CHIPS:

@@ -6,6 +6,7 @@ header are not in it.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ def open_source(root: Path = Path("/")) -> PmicSampler | Unavailable:
     """The board's PMIC, or why it cannot be read."""
     for name in _PROGRAMS:
         program = root / name
-        if program.exists():
+        if os.access(program, os.X_OK):
             try:
                 return PmicSampler(program, tuple(_read_rails_w(program)))
             except SensorError as error:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ferryman.profiler.sysfs import SensorError, read_int, read_text
+from ferryman.profiler.sysfs import SensorError, paths, read_int, read_text
 from ferryman.runtime.contracts.record import Unavailable
 
 _CURRENT_MIN_UA = 10_000
@@ -28,7 +29,7 @@ class BatterySampler:
         status = read_text(self.folder / "status")
         if status != "Discharging":
             raise SensorError(f"{self.folder}: the battery is {status.lower()[:20]}; unplug the device to measure")
-        if (self.folder / "power_now").exists():
+        if os.access(self.folder / "power_now", os.F_OK):
             return abs(read_int(self.folder / "power_now")) / 1e6
         # The sign of a discharging current differs from driver to driver; the status has told the direction.
         current_ua = abs(read_int(self.folder / "current_now"))
@@ -39,8 +40,12 @@ class BatterySampler:
 
 def open_source(root: Path = Path("/")) -> BatterySampler | Unavailable:
     """The first battery that feeds this device, or why none can be read."""
+    try:
+        folders = paths(root / "sys/class/power_supply", "*")
+    except SensorError as error:
+        return Unavailable(reason=f"power_supply: {error}")
     reasons = []
-    for folder in sorted((root / "sys/class/power_supply").glob("*")):
+    for folder in folders:
         try:
             if read_text(folder / "type") in {"Battery", "UPS"} and not _of_peripheral(folder):
                 sampler = BatterySampler(folder, f"power_supply {folder.name}", ("whole device",))

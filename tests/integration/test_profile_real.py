@@ -1,0 +1,200 @@
+"""Real interpreters, each in a process of its own, on a real package."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import psutil
+import pytest
+
+from ferryman.profiler.runner import profile_package, run_profile
+from ferryman.profiler.stats import summarize
+from ferryman.runtime.contracts.errors import RuntimeCrash, RuntimeFault
+from ferryman.runtime.contracts.manifest import GoldenVector, Lowering, Manifest, Requirements, Variant
+from ferryman.runtime.contracts.measurement import Measurement, Memory, ProfileSpec
+from ferryman.runtime.contracts.record import Unavailable, decode, encode
+from ferryman.runtime.contracts.tensor import to_tensors
+from ferryman.runtime.package import open_package, write_package
+from ferryman.runtime.session import installed, open_session
+from tests.support.packages import write_tiny_package
+
+ROOT = Path(__file__).parents[2]
+DEVICE_PYTHON = ROOT / ".venv-device" / "bin" / "python"
+needs_litert = pytest.mark.skipif("ai-edge-litert" not in installed("tflite"), reason="ai-edge-litert is not installed")
+FOREVER = ProfileSpec(runs=50_000_000, interpreters=("ai-edge-litert",))
+
+
+def check(found: Measurement, spec: ProfileSpec) -> None:
+    """What holds of every measurement, whatever the interpreter."""
+    assert len(found.samples_ns) == spec.runs
+    assert len(found.warmup_ns) == spec.warmup_runs
+    assert min(*found.samples_ns, *found.warmup_ns, found.first_run_ns, found.load_ns, found.import_ns) > 0
+    phases = [getattr(found.memory, name) for name in ("start", "loaded", "first_run", "steady")]
+    assert all(isinstance(phase, Memory) for phase in phases), phases
+    peaks = [phase.peak_rss_bytes for phase in phases]
+    assert peaks == sorted(peaks)
+    for phase in phases:
+        assert 0 < phase.uss_bytes <= phase.pss_bytes <= phase.rss_bytes <= 2 * phase.peak_rss_bytes
+    assert found.before.versions == found.after.versions
+    assert found.before.versions[found.interpreter] == found.interpreter_version
+    if isinstance(found.energy, Unavailable):
+        assert found.energy.reason
+    assert decode(encode(found), Measurement) == found
+
+
+@needs_litert
+def test_a_package_is_measured_on_the_interpreter_here(tmp_path):
+    path = write_tiny_package(tmp_path / "tiny.ferry")
+    spec = ProfileSpec(runs=50, warmup_runs=5, interpreters=("ai-edge-litert",))
+    told: list[str] = []
+    (found,) = profile_package(path, spec, told.append)
+    check(found, spec)
+    with open_package(path) as package:
+        assert found.package_sha256 == package.sha256
+        assert found.artifact_bytes == len(package.read("artifacts/model.tflite"))
+    assert found.interpreter == "ai-edge-litert"
+    assert found.input_shapes == ((1, 4),)
+    assert told == ["1/1: fp32-tflite on ai-edge-litert, 50 runs"]
+
+
+@pytest.mark.skipif(not DEVICE_PYTHON.exists(), reason="there is no .venv-device")
+def test_both_tflite_interpreters_are_measured_in_the_device_environment(tmp_path):
+    path = write_tiny_package(tmp_path / "tiny.ferry")
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from ferryman.profiler.runner import profile_package\n"
+        "from ferryman.runtime.contracts.measurement import ProfileSpec\n"
+        "from ferryman.runtime.contracts.record import encode\n"
+        "for found in profile_package(Path(sys.argv[1]), ProfileSpec(runs=30)): print(encode(found).decode())\n"
+    )
+    done = subprocess.run([DEVICE_PYTHON, "-c", code, path], capture_output=True, timeout=120, check=True)
+    measured = [decode(line, Measurement) for line in done.stdout.splitlines()]
+    assert [one.interpreter for one in measured] == ["ai-edge-litert", "tflite-runtime"]
+    for one in measured:
+        check(one, ProfileSpec(runs=30))
+
+
+@pytest.mark.skipif(not installed("executorch"), reason="the native ExecuTorch library is not installed")
+def test_executorch_is_measured(tmp_path):
+    model = ROOT / "tests" / "golden" / "pte" / "linear.pte"
+    x, answer = np.ones((1, 4), np.float32), np.full((1, 4), 3, np.float32)
+    with open_session(model, "executorch") as session:
+        signature = session.signature
+    write_package(
+        tmp_path / "linear.ferry",
+        name="linear",
+        signature=signature,
+        variants=[
+            Variant(
+                name="fp32-executorch",
+                form="fp32",
+                runtime="executorch",
+                payload="artifacts/model.pte",
+                signature=signature,
+                requires=Requirements(interpreters={"executorch": "1.5.1"}, memory_estimate_bytes=1 << 20),
+                lowering=Lowering(delegated={}, fallback={"linear": 1}, delegates=0),
+                verified=(),
+            )
+        ],
+        artifacts={"artifacts/model.pte": model.read_bytes()},
+        golden=[GoldenVector(inputs=to_tensors([x]), outputs=to_tensors([answer]))],
+        golden_sqnr_min_db=60.0,
+        created_with={},
+    )
+    (found,) = profile_package(tmp_path / "linear.ferry", ProfileSpec(runs=30))
+    check(found, ProfileSpec(runs=30))
+    assert found.interpreter == "executorch"
+
+
+@needs_litert
+def test_the_median_agrees_with_a_plain_loop_over_the_same_session(tmp_path):
+    """Both time the same call; between processes on a shared machine a factor of three tells a wrong unit or scope."""
+    spec = ProfileSpec(runs=400, interpreters=("ai-edge-litert",))
+    (found,) = profile_package(write_tiny_package(tmp_path / "tiny.ferry"), spec)
+    directory, manifest, _ = extracted(tmp_path)
+    with open_session(directory / manifest.variants[0].payload, "tflite", interpreter="ai-edge-litert") as session:
+        inputs = [tensor.to_array() for tensor in golden_inputs(tmp_path)]
+        samples = []
+        for _ in range(400):
+            begin = time.perf_counter_ns()
+            session.run(inputs)
+            samples.append(time.perf_counter_ns() - begin)
+    assert 1 / 3 < summarize(found.samples_ns).p50_ns / summarize(samples).p50_ns < 3
+
+
+@needs_litert
+def test_a_refused_artifact_is_the_runtimes_own_message(tmp_path):
+    directory, manifest, sha256 = extracted(tmp_path)
+    (directory / manifest.variants[0].payload).write_bytes(b"not a model at all")
+    with pytest.raises(RuntimeFault, match=r"is not a \.tflite file"):
+        run_profile(directory, manifest, sha256, ProfileSpec(interpreters=("ai-edge-litert",)))
+
+
+@needs_litert
+def test_a_run_that_takes_too_long_is_ended(tmp_path):
+    directory, manifest, sha256 = extracted(tmp_path)
+    with pytest.raises(RuntimeFault, match="took longer than 2 s and was ended"):
+        run_profile(directory, manifest, sha256, msgspec.structs.replace(FOREVER, timeout_s=2.0))
+    assert not psutil.Process().children(recursive=True)
+
+
+@needs_litert
+def test_a_crash_names_what_was_measured_and_how_it_died(tmp_path):
+    directory, manifest, sha256 = extracted(tmp_path)
+    killer = threading.Thread(target=lambda: wait_for_child(os.getpid()).send_signal(signal.SIGSEGV))
+    killer.start()
+    with pytest.raises(RuntimeCrash, match="fp32-tflite on ai-edge-litert died of SIGSEGV"):
+        run_profile(directory, manifest, sha256, FOREVER)
+    killer.join()
+
+
+@needs_litert
+def test_the_measuring_process_dies_with_the_one_that_asked(tmp_path):
+    path = write_tiny_package(tmp_path / "tiny.ferry")
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from ferryman.profiler.runner import profile_package\n"
+        "from ferryman.runtime.contracts.measurement import ProfileSpec\n"
+        "profile_package(Path(sys.argv[1]), ProfileSpec(runs=50_000_000, interpreters=('ai-edge-litert',)))\n"
+    )
+    asking = subprocess.Popen([sys.executable, "-c", code, path], env=os.environ | {"TMPDIR": str(tmp_path)})
+    try:
+        measuring = wait_for_child(asking.pid)
+    finally:
+        asking.kill()
+        asking.wait()
+    measuring.wait(timeout=10)
+
+
+def extracted(tmp_path: Path) -> tuple[Path, Manifest, str]:
+    with open_package(write_tiny_package(tmp_path / "tiny.ferry")) as package:
+        for payload in package.manifest.payloads:
+            target = tmp_path / payload.path
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(package.read(payload.path))
+        return tmp_path, package.manifest, package.sha256
+
+
+def golden_inputs(tmp_path: Path):
+    with open_package(tmp_path / "tiny.ferry") as package:
+        return package.golden()[0].inputs
+
+
+def wait_for_child(pid: int) -> psutil.Process:
+    """The measuring process, once its interpreter is loaded: by then it has asked to be ended with its parent."""
+    parent = psutil.Process(pid)
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        for child in parent.children():
+            if any("ai_edge_litert" in region.path for region in child.memory_maps()):
+                return child
+        time.sleep(0.05)
+    raise AssertionError("no measuring process appeared")

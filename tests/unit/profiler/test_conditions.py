@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ferryman.profiler.conditions import clocks_mhz, cpu_model, governor, read_conditions
+from ferryman.profiler.energy import choose_source
+from ferryman.profiler.sysfs import SensorError
+from ferryman.runtime.contracts.measurement import Conditions, Reading
+from ferryman.runtime.contracts.record import Unavailable, decode, encode
+from tests.unit.profiler.trees import BATTERY, INA226, PI5, RAPL, write_tree
+
+EVERYTHING = PI5 | {
+    **{f"sys/class/powercap/{name}": text for name, text in RAPL.items()},
+    **{f"sys/class/hwmon/{name}": text for name, text in INA226.items()},
+    **{f"sys/class/power_supply/{name}": text for name, text in BATTERY.items()},
+}
+
+
+def test_a_raspberry_pi_5_is_described(tmp_path):
+    found = read_conditions({"tflite-runtime": "2.14.0"}, write_tree(tmp_path, PI5))
+    assert found.device_model == "Raspberry Pi 5 Model B Rev 1.0"
+    assert found.cpu_model == "4x Cortex-A76"
+    assert found.isa == ("asimd", "asimdhp", "asimddp")
+    assert found.governor == "ondemand"
+    assert found.clocks_mhz == (2400.0,) * 4
+    assert found.temperatures_c == (Reading(value=48.3, source="thermal_zone0 cpu-thermal"),)
+    assert found.load_1m == 0.52
+    assert found.memory_total_bytes == 8256624 * 1024
+    assert found.versions["tflite-runtime"] == "2.14.0"
+    assert {"ferryman", "python", "numpy"} <= set(found.versions)
+
+
+def test_an_x86_machine_names_its_processor_and_clocks():
+    cpuinfo = "processor\t: 0\nmodel name\t: AMD EPYC\ncpu MHz\t\t: 2445.428\n" * 2
+    assert cpu_model(cpuinfo) == "AMD EPYC"
+    assert clocks_mhz(Path("/nowhere"), cpuinfo) == (2445.428, 2445.428)
+
+
+def test_cores_of_several_kinds_are_counted_apart():
+    core = "CPU implementer\t: {}\nCPU part\t: {}\n"
+    cpuinfo = core.format("0x41", "0xd05") * 4 + core.format("0x41", "0xd0b") * 2 + core.format("0x61", "0x22")
+    assert cpu_model(cpuinfo) == "4x Cortex-A55 + 2x Cortex-A76 + 1x implementer 0x61 part 0x22"
+
+
+def test_governors_that_differ_are_all_named(tmp_path):
+    name = "sys/devices/system/cpu/cpu{}/cpufreq/scaling_governor"
+    root = write_tree(tmp_path, {name.format(0): "powersave\n", name.format(1): "performance\n"})
+    assert governor(root) == "powersave+performance"
+
+
+def test_a_device_that_shows_nothing_gives_reasons_and_no_zeros(tmp_path):
+    found = read_conditions({}, tmp_path)
+    for name in ("device_model", "cpu_model", "governor", "clocks_mhz", "temperatures_c", "load_1m"):
+        value = getattr(found, name)
+        assert isinstance(value, Unavailable), name
+        assert value.reason, name
+    assert isinstance(found.memory_total_bytes, Unavailable)
+
+
+def test_a_sleeping_sensor_is_left_out_and_the_others_stay(tmp_path):
+    zone = "sys/class/thermal/thermal_zone1"
+    root = write_tree(tmp_path, PI5 | {f"{zone}/type": "modem\n", f"{zone}/temp": "-274000\n"})
+    assert read_conditions({}, root).temperatures_c == (Reading(value=48.3, source="thermal_zone0 cpu-thermal"),)
+
+
+def test_a_sensor_with_an_io_error_says_so(tmp_path):
+    root = write_tree(tmp_path, PI5)
+    sensor = root / "sys/class/thermal/thermal_zone0/temp"
+    sensor.unlink()
+    sensor.symlink_to("/proc/self/mem")  # reading its first page gives EIO
+    found = read_conditions({}, root).temperatures_c
+    assert isinstance(found, Unavailable)
+    assert "Input/output error" in found.reason
+
+
+def test_temperatures_come_from_hwmon_where_there_are_no_zones(tmp_path):
+    root = write_tree(tmp_path, {"hwmon3/name": "k10temp\n", "hwmon3/temp1_input": "51000\n"}, "sys/class/hwmon")
+    assert read_conditions({}, root).temperatures_c == (Reading(value=51.0, source="hwmon3 k10temp"),)
+
+
+@pytest.mark.parametrize("text", ["", "processor : 0\n", "CPU part : 0xd0b\n", "model name :\n"])
+def test_a_processor_without_a_name_is_an_error(text):
+    with pytest.raises(SensorError, match="names no processor"):
+        cpu_model(text)
+
+
+HOSTILE = st.sampled_from([b"", b"\0", b"-1", b"nan\n", b"1e999 1", b"99999999999999999999", b"\xff\xfe", b":\n:"])
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.dictionaries(st.sampled_from(sorted(EVERYTHING)), HOSTILE | st.binary(max_size=60) | st.none(), max_size=20))
+def test_no_tree_however_hostile_breaks_a_reader(changes):
+    root = Path(tempfile.mkdtemp())
+    try:
+        write_tree(root, EVERYTHING)
+        for name, content in changes.items():
+            (root / name).unlink()
+            if content is not None:
+                (root / name).write_bytes(content)
+        found = read_conditions({}, root)
+        assert decode(encode(found), Conditions) == found
+        choose_source(root)
+    finally:
+        shutil.rmtree(root)

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from ferryman.profiler.runner import plan, profile_package, run_profile
+from ferryman.runtime.contracts.errors import CallerError, DeviceError, PackageError
+from ferryman.runtime.contracts.manifest import Manifest
+from ferryman.runtime.contracts.measurement import ProfileSpec
+from ferryman.runtime.package import open_package
+from tests.support.packages import write_tiny_package
+
+BOTH = {"ai-edge-litert": "2.3.0", "tflite-runtime": "2.14.0"}
+
+
+def manifest_of(tmp_path: Path, *, isa: tuple[str, ...] = ()) -> Manifest:
+    """Variants `fp32-tflite` and `other`."""
+    with open_package(write_tiny_package(tmp_path / "tiny.ferry", isa=isa)) as package:
+        (variant,) = package.manifest.variants
+        other = msgspec.structs.replace(variant, name="other")
+        return msgspec.structs.replace(package.manifest, variants=(variant, other))
+
+
+def names(pairs) -> list[tuple[str, str]]:
+    return [(variant.name, interpreter) for variant, interpreter in pairs]
+
+
+def test_everything_usable_is_planned_in_order(tmp_path):
+    found = plan(manifest_of(tmp_path), ProfileSpec(), lambda _: BOTH, frozenset())
+    assert names(found) == [(v, i) for v in ("fp32-tflite", "other") for i in BOTH]
+
+
+def test_the_spec_selects_variants_and_interpreters(tmp_path):
+    spec = ProfileSpec(variants=("other",), interpreters=("tflite-runtime",))
+    assert names(plan(manifest_of(tmp_path), spec, lambda _: BOTH, frozenset())) == [("other", "tflite-runtime")]
+
+
+def test_an_unknown_variant_is_the_callers_fault_and_the_others_are_listed(tmp_path):
+    with pytest.raises(CallerError, match=r"no variant int8 in package add-1; there are: fp32-tflite, other"):
+        plan(manifest_of(tmp_path), ProfileSpec(variants=("int8",)), lambda _: BOTH, frozenset())
+
+
+def test_an_interpreter_that_is_not_here_is_the_callers_fault_and_the_others_are_listed(tmp_path):
+    with pytest.raises(CallerError, match=r"no interpreter onnx .*there are: ai-edge-litert, tflite-runtime"):
+        plan(manifest_of(tmp_path), ProfileSpec(interpreters=("onnx",)), lambda _: BOTH, frozenset())
+
+
+def test_a_device_without_an_interpreter_is_told_what_to_install(tmp_path):
+    with pytest.raises(DeviceError, match=r"needed is one of ai-edge-litert >= 2\.0, tflite-runtime >= 2\.14"):
+        plan(manifest_of(tmp_path), ProfileSpec(), lambda _: {}, frozenset())
+
+
+def test_a_variant_for_another_processor_is_never_run(tmp_path):
+    manifest = manifest_of(tmp_path, isa=("avx512f",))
+    with pytest.raises(DeviceError, match="a processor with avx512f"):
+        plan(manifest, ProfileSpec(), lambda _: BOTH, frozenset({"avx2"}))
+    assert len(plan(manifest, ProfileSpec(), lambda _: BOTH, frozenset({"avx512f"}))) == 4
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [ProfileSpec(runs=0), ProfileSpec(warmup_runs=-1), ProfileSpec(threads=0), ProfileSpec(timeout_s=float("nan"))],
+)
+def test_numbers_out_of_range_are_refused_before_anything_runs(tmp_path, spec):
+    with pytest.raises(CallerError, match="must be"):
+        profile_package(write_tiny_package(tmp_path / "tiny.ferry"), spec)
+
+
+def test_a_package_without_golden_vectors_has_nothing_to_measure_on(tmp_path):
+    manifest = msgspec.structs.replace(manifest_of(tmp_path), golden=())
+    with pytest.raises(PackageError, match="no golden vector"):
+        run_profile(tmp_path, manifest, "00", ProfileSpec())
