@@ -24,7 +24,7 @@ Found = Sequence[tuple[str, Measurement]]
 """Device name and what was measured there."""
 
 UNAVAILABLE = "unavailable"
-_TEMPLATE = "report.html.jinja"
+_TEMPLATE = "report.html"
 
 
 def table(measurements: Found) -> str:
