@@ -10,8 +10,8 @@ from tests.benchmarks import path_agent, path_convert, path_push, path_session
 from tests.benchmarks.frame import main
 from tests.support import mosquitto
 
+# The small ones first: what torch leaves in this process must not weigh on them.
 PARTS = (*path_agent.PARTS, *path_push.PARTS, *path_session.PARTS, *path_convert.PARTS)
-"""The small ones first: what torch leaves in this process must not weigh on them."""
 
 
 def versions() -> dict[str, str]:

@@ -35,6 +35,7 @@ class _Pushes:
 
     def upload_seconds(self) -> float:
         self._next = 1 - self._next
+        os.sync()
         self.done.append(push(self.packages[self._next], self._device))
         return self.done[-1].upload_ns / 1e9
 
@@ -53,6 +54,7 @@ def measure() -> Iterator[Bar | Figure]:
         target = folder / "by-sftp"
 
         def sftp() -> float:
+            os.sync()  # what others left to be written must not weigh on either
             took = seconds_of(lambda: _sftp(sshd, f"put {pushes.packages[0]} {target}"))
             target.unlink()
             return took
