@@ -103,7 +103,7 @@ def _signature(source: Source, program: torch.export.ExportedProgram) -> Signatu
 def _input_names(source: Source) -> list[str]:
     parameters = inspect.signature(source.module.forward).parameters.values()
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    rest_name = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL and p.name != "args"), "input")
+    rest_name = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "input")
     paths = tree_flatten_with_path((dict(enumerate(source.args)), dict(source.kwargs)))[0]
     found = []
     for (_, first, *rest), _ in paths:

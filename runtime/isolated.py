@@ -12,9 +12,9 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, Self, TypeVar
+from typing import Literal, TypeVar
 
+from ferryman.runtime.closing import Closing
 from ferryman.runtime.contracts.errors import DeviceError, RuntimeCrash, RuntimeFault, from_wire
 from ferryman.runtime.contracts.manifest import RuntimeName
 from ferryman.runtime.contracts.measurement import Memory
@@ -30,7 +30,7 @@ _DEATH_S = 5.0
 """Between closing its pipes and being gone; a worker that takes longer is ended."""
 
 
-class IsolatedSession:
+class IsolatedSession(Closing):
     """Implements `Session` over a worker process."""
 
     def __init__(
@@ -105,17 +105,6 @@ class IsolatedSession:
                 with suppress(BrokenPipeError):  # the worker died with a request half sent
                     pipe.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def kill(self) -> None:
         """End the worker at once; may be called from another thread, where `run` then raises RuntimeCrash."""
         self._process.kill()
@@ -130,6 +119,9 @@ class IsolatedSession:
             answer = unpack(self._read(length, deadline), Answer).body
         except (BrokenPipeError, EOFError):
             raise RuntimeCrash(self._describe_death()) from None
+        except ValueError as error:
+            self._process.kill()
+            raise RuntimeCrash(f"the process that ran {self._name} answered no record: {error}") from error
         except BaseException:  # its next answer would not be to the next question
             self._process.kill()
             raise
