@@ -19,10 +19,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO
 
 from ferryman.runtime.archive import CRC_AT, SIZE_AT, Entry, ending, local_header
+from ferryman.runtime.closing import Closing
 from ferryman.runtime.contracts.errors import CallerError, PackageError
 from ferryman.runtime.contracts.manifest import SCHEMA, GoldenVector, Manifest, Payload, Variant
 from ferryman.runtime.contracts.record import Record, decode, encode
@@ -154,7 +154,7 @@ def _write(file: BinaryIO, contents: Mapping[str, bytes]) -> str:
     return whole.hexdigest()
 
 
-class Package:
+class Package(Closing):
     """An open package: the seal holds, the form is canonical, and every payload has the hash the manifest states.
 
     The file that was checked is the one that is read, whatever becomes of its path.
@@ -188,17 +188,6 @@ class Package:
         self._view.release()
         with suppress(BufferError):  # a caller still holds a payload; the map goes when it does
             self._map.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def read_golden(data: bytes | memoryview, path: str) -> GoldenVector:

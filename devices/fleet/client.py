@@ -6,12 +6,12 @@ import secrets
 import threading
 from collections.abc import Sequence
 from concurrent import futures
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from ferryman.devices import topics
 from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.mqtt import Delivery, Link, Message
+from ferryman.runtime.closing import Closing
 from ferryman.runtime.contracts.errors import FerrymanError, LinkError, RequestTimeout, from_wire
 from ferryman.runtime.contracts.measurement import Measurement, ProfileSpec
 from ferryman.runtime.contracts.messages import (
@@ -36,7 +36,7 @@ PROFILE_TIMEOUT_S = 600.0
 STATUS_TIMEOUT_S = 10.0
 
 
-class AgentClient:
+class AgentClient(Closing):
     """A conversation with one agent; several threads may ask at once.
 
     Every method that asks may raise: LinkError (no broker), RequestTimeout (no answer), and whatever error of the tree
@@ -92,17 +92,6 @@ class AgentClient:
     def close(self) -> None:
         """Disconnect."""
         self._link.stop()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _ask(self, body: InferRequest | ProfileRequest | StatusRequest, kind: type[R], timeout_s: float) -> R:
         request = Request(id=secrets.token_hex(16), reply_to=self._reply_to, timeout_s=timeout_s, body=body)

@@ -5,16 +5,15 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from ferryman.devices.transport.base import CHUNK_BYTES, CompletedCommand, Progress
+from ferryman.runtime.closing import Closing
 from ferryman.runtime.contracts.errors import DeviceError, RequestTimeout
 
 _NOT_FOUND = 127  # as a shell answers
 
 
-class LocalTransport:
+class LocalTransport(Closing):
     """Implements `Transport` without a network."""
 
     def put(self, local: Path, remote: str, progress: Progress) -> None:
@@ -43,14 +42,3 @@ class LocalTransport:
 
     def close(self) -> None:
         """See `Transport.close`."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

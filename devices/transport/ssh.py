@@ -13,12 +13,12 @@ from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Self, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import asyncssh
 
 from ferryman.devices.transport.base import CHUNK_BYTES, CompletedCommand, Progress
+from ferryman.runtime.closing import Closing
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, LinkError, RequestTimeout
 
 T = TypeVar("T")
@@ -50,7 +50,7 @@ class SshAddress:
         return f"{self.user}@{self.host}:{self.port}"
 
 
-class SshTransport:
+class SshTransport(Closing):
     """Implements `Transport`; the event loop runs only inside its calls."""
 
     def __init__(self, address: SshAddress, *, connect_timeout_s: float = 15.0, keepalive_s: float = 10.0) -> None:
@@ -142,17 +142,6 @@ class SshTransport:
         """See `Transport.close`."""
         self._connection.abort()
         self._runner.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _run(self, work: Coroutine[Any, Any, T], what: str) -> T:
         with self._link_errors(what):

@@ -23,12 +23,12 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 import ferryman.runtime
+from ferryman.runtime.closing import Closing
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, RuntimeFault
 from ferryman.runtime.contracts.tensor import Array, DynamicDim, Signature, TensorSpec
 from ferryman.runtime.session import fit
@@ -191,7 +191,7 @@ class _Port:
         return self.view.reshape(-1)[: math.prod(shape)].reshape(shape)
 
 
-class ExecutorchSession:
+class ExecutorchSession(Closing):
     """A loaded `.pte`; used by one thread at a time."""
 
     interpreter = "executorch"
@@ -293,15 +293,4 @@ class ExecutorchSession:
             self._native.close(handle)
 
     def __del__(self) -> None:
-        self.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
         self.close()

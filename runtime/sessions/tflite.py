@@ -7,11 +7,12 @@ import re
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType, TracebackType
-from typing import Any, Self
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
+from ferryman.runtime.closing import Closing
 from ferryman.runtime.contracts.errors import DeviceError, RuntimeFault
 from ferryman.runtime.contracts.tensor import Array, DynamicDim, Signature, TensorSpec
 from ferryman.runtime.session import fit
@@ -24,7 +25,7 @@ _DYNAMIC_MAX = 2**31 - 1
 _FILE_IDENTIFIER = b"TFL3"
 
 
-class TfliteSession:
+class TfliteSession(Closing):
     """Implements `Session`; tensors go in the order of the model's signature, `args_0, args_1, ...`."""
 
     def __init__(self, artifact: Path, interpreter: str, threads: int) -> None:
@@ -72,17 +73,6 @@ class TfliteSession:
     def close(self) -> None:
         """See `Session.close`."""
         self._tflite = self._invoke = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def load(interpreter: str) -> ModuleType:
