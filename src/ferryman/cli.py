@@ -19,8 +19,11 @@ from ferryman.runtime.install import DEFAULT_ROOT, install_command, prepare_comm
 if TYPE_CHECKING:
     from ferryman.devices.fleet.inventory import Device
     from ferryman.runtime.contracts.measurement import Measurement
+    from ferryman.runtime.contracts.tensor import Array
 
 _PATH = click.Path(path_type=Path)
+_EXTRAS = {"convert": "convert", "push": "push", "profile": "collector", "report": "collector"}
+"""Command -> the extra that brings what it imports."""
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -36,6 +39,13 @@ class _Commands(click.Group):
         except FerrymanError as error:
             logging.getLogger("ferryman").debug("traceback", exc_info=error)
             raise click.ClickException(f"{error.party}: {error}") from error
+        except ModuleNotFoundError as error:
+            extra = _EXTRAS.get(ctx.invoked_subcommand or "")
+            if extra is None:
+                raise
+            raise click.ClickException(
+                f"caller: {error.name} is not installed here; pip install 'ferryman[{extra}]'"
+            ) from error
         except BrokenPipeError:
             sys.stderr.close()  # whoever read our output has gone
             raise SystemExit(1) from None
@@ -47,15 +57,15 @@ class _Commands(click.Group):
 @click.version_option(__version__)
 @click.option("-v", "--verbose", count=True, help="Log more: once for progress, twice for toolchains and tracebacks.")
 def main(verbose: int) -> None:
-    r"""Carry compressed models to edge devices, and bring measurements back.
+    """Carry compressed models to edge devices, and bring measurements back.
 
     \b
     A model's journey:
       convert   PyTorch model -> package, proven on every interpreter
-      push      package -> device, over SSH; the old slot serves until the new one is proven there
+      push      package -> device, over SSH; the old one serves until it is proven
       profile   latency, memory and energy on the device
       collect   telemetry -> database;  report: database -> table and page
-    """
+    """  # noqa: D301  # click wants the very character, where it shall not wrap
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.basicConfig(level=logging.WARNING, format=_LOG_FORMAT)
     logging.getLogger("ferryman").setLevel(level)
@@ -161,6 +171,16 @@ def push(package: Path, device: tuple[str, ...], devices_file: Path | None) -> N
             click.echo(f"  {golden.variant} on {golden.interpreter} {golden.version}: {golden.sqnr_db:.1f} dB")
 
 
+def _read_npy(path: Path) -> Array:
+    from numpy.lib.format import read_array
+
+    try:
+        with path.open("rb") as file:
+            return read_array(file)
+    except (OSError, ValueError) as error:
+        raise CallerError(f"inputs are .npy files, and {path} is not one that can be read: {error}") from error
+
+
 class _Steps:
     """Prints each step once; an upload as a running percentage on a terminal."""
 
@@ -226,10 +246,7 @@ def run(
     from ferryman.devices.fleet.profile import broker_of
 
     target = _device(device, devices_file)
-    try:
-        arrays = [np.load(path, allow_pickle=False) for path in inputs]
-    except (OSError, ValueError) as error:
-        raise CallerError(f"inputs are .npy files: {error}") from error
+    arrays = [_read_npy(path) for path in inputs]
     with AgentClient(broker_of(target), target.name) as client:
         reply = client.infer(arrays, variant=variant, interpreter=interpreter, timeout_s=timeout)
     outputs = [tensor.to_array() for tensor in reply.outputs]

@@ -9,8 +9,11 @@ from ferryman.runtime.session import INTERPRETERS
 
 
 def describe_manifest(manifest: Manifest, sha256: str) -> str:
-    """Several lines: what goes in and out, then every variant with its size, its lowering and its proofs."""
-    return "\n".join(_lines(manifest, sha256))
+    """Several lines: what goes in and out, then every variant with its size, its lowering and its proofs.
+
+    What could steer a terminal is shown as `?`.
+    """
+    return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in _lines(manifest, sha256))
 
 
 def _lines(manifest: Manifest, sha256: str) -> Iterator[str]:
