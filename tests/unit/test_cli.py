@@ -256,9 +256,9 @@ def test_verbose_shows_the_traceback(tmp_path):
 
 
 def test_a_reader_that_went_away_is_no_traceback(tiny):
-    done = subprocess.run(
+    done = subprocess.run(  # noqa: S602  # a pipe is what it is about
         f"{sys.executable} -m ferryman.cli inspect {tiny} | true",
-        shell=True,  # noqa: S602  # a pipe is what it is about
+        shell=True,
         capture_output=True,
         text=True,
         check=False,

@@ -1,0 +1,481 @@
+"""The agent of the device environment, over a real broker, with real interpreters."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+import numpy as np
+import psutil
+import pytest
+
+from ferryman.devices import topics
+from ferryman.devices.agent import agent as agent_module
+from ferryman.devices.fleet.client import AgentClient
+from ferryman.devices.fleet.store import Store
+from ferryman.devices.mqtt import Link, Message
+from ferryman.runtime.contracts.errors import (
+    CallerError,
+    DeviceError,
+    RequestTimeout,
+    RuntimeCrash,
+    RuntimeFault,
+)
+from ferryman.runtime.contracts.measurement import ProfileSpec
+from ferryman.runtime.contracts.messages import InferRequest, Request, Response, StatusRequest
+from ferryman.runtime.contracts.tensor import Tensor, pack, to_tensors, unpack
+from ferryman.runtime.install import install
+from ferryman.runtime.package import open_package
+from ferryman.runtime.slots import SlotStore
+from tests.support.agent import AgentProcess, StatusWatch
+from tests.support.interpreters import DEVICE_PYTHON
+from tests.support.mosquitto import Mosquitto
+from tests.support.packages import sha256_of, write_tiny_package
+from tests.support.telemetry import collecting, until
+
+pytestmark = pytest.mark.skipif(not DEVICE_PYTHON.exists(), reason="there is no .venv-device; make .venv-device/.ready")
+X = np.arange(4, dtype=np.float32).reshape(1, 4)
+NOTICE_S = agent_module.POLL_S + 5
+
+
+@pytest.fixture
+def broker(tmp_path):
+    with Mosquitto(tmp_path) as mosquitto:
+        yield mosquitto.config
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def put(tmp_path, root):
+    """Install y = x + added on the device, as push does: another process than the agent's."""
+
+    def install_adding(added):
+        package = write_tiny_package(tmp_path / f"{added:g}.ferry", added=added)
+        install(package, root, golden=lambda _directory, _manifest: ())
+        return package
+
+    return install_adding
+
+
+@pytest.fixture
+def agent(broker, root, put):
+    """Serving y = x + 1."""
+    put(1.0)
+    with AgentProcess(broker, root) as process:
+        yield process
+
+
+@pytest.fixture
+def client(broker, agent):
+    with StatusWatch(broker) as status, AgentClient(broker, "pi") as client:
+        status.wait_for(lambda s: s.online)
+        yield client
+
+
+def added(client, **options):
+    """What the served model adds to its input."""
+    (output,) = client.infer([X], **options).outputs
+    return float((output.to_array() - X)[0, 0])
+
+
+def worker(agent):
+    """The one process that runs the artifact."""
+    (found,) = agent.workers()
+    return found
+
+
+# Status.
+
+
+def test_birth_tells_what_is_served_and_what_can_run_it(broker, root, put):
+    package = put(1.0)
+    with StatusWatch(broker) as status, AgentProcess(broker, root):
+        born = status.wait_for(lambda s: s.online)
+    assert (born.device, born.package_name, born.package_sha256) == ("pi", "add-1", sha256_of(package))
+    assert set(born.interpreters) == {"executorch", "ai-edge-litert", "tflite-runtime"}
+    assert born.boot
+    assert born.ferryman
+
+
+def test_a_killed_agent_is_offline_by_its_last_will_and_its_worker_ends(broker, agent, client):
+    added(client)
+    orphan = worker(agent)
+    with StatusWatch(broker) as status:
+        status.wait_for(lambda s: s.online)
+        agent.kill()
+        status.wait_for(lambda s: not s.online)
+    psutil.wait_procs([orphan], timeout=5)
+    assert not orphan.is_running()
+
+
+def test_sigterm_says_offline_and_leaves_no_process(broker, agent, client):
+    added(client)
+    child = worker(agent)
+    with StatusWatch(broker) as status:
+        agent.process.terminate()
+        assert agent.wait(5) == 0
+        status.wait_for(lambda s: not s.online)
+    assert not child.is_running()
+    assert "Traceback" not in agent.log.read_text()
+
+
+def test_status_is_answered_on_request(client):
+    status = client.status()
+    assert (status.online, status.package_name) == (True, "add-1")
+
+
+# Inference.
+
+
+def test_inference_equals_the_golden_outputs_on_every_interpreter(tmp_path, client):
+    with open_package(tmp_path / "1.ferry") as package:
+        golden = package.golden()
+    for interpreter in ("ai-edge-litert", "tflite-runtime"):
+        for vector in golden:
+            reply = client.infer([tensor.to_array() for tensor in vector.inputs], interpreter=interpreter)
+            assert (reply.variant, reply.interpreter) == ("fp32-tflite", interpreter)
+            assert reply.duration_ns > 0
+            for found, expected in zip(reply.outputs, vector.outputs, strict=True):
+                np.testing.assert_array_equal(found.to_array(), expected.to_array(), strict=True)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "match"),
+    [
+        ([], "expected 1 inputs .* found 0"),
+        ([X, X], "expected 1 inputs .* found 2"),
+        ([X[0]], r"input x: expected float32\[1, 4\] x, found shape \[4\]"),
+        ([np.ones((2, 4), np.float32)], "input x: expected"),
+        ([X.astype(np.float64)], "found dtype float64"),
+        ([X.astype(np.int64)], "found dtype int64"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_the_callers_fault(client, inputs, match):
+    with pytest.raises(CallerError, match=match):
+        client.infer(inputs)
+    assert added(client) == 1
+
+
+def test_a_malformed_tensor_is_the_callers_fault(client):
+    bad = Tensor(dtype="float32", shape=(1, 4), data=b"short")
+    with pytest.raises(CallerError, match="takes 16 bytes, found 5"):
+        client._ask(InferRequest(inputs=(bad,)), type(client.infer([X])), 10)
+
+
+def test_names_that_are_not_there_are_the_callers_fault(client):
+    with pytest.raises(CallerError, match="no variant 'nope'; there are: fp32-tflite"):
+        client.infer([X], variant="nope")
+    with pytest.raises(CallerError, match="interpreter 'onnx' does not run that; those that do: ai-edge-litert"):
+        client.infer([X], interpreter="onnx")
+    with pytest.raises(CallerError, match="interpreter 'executorch' does not run that"):
+        client.infer([X], interpreter="executorch")
+
+
+def test_an_agent_without_a_package_says_so_and_serves_the_first_one_pushed(broker, root, put):
+    with AgentProcess(broker, root), StatusWatch(broker) as status, AgentClient(broker, "pi") as client:
+        assert status.wait_for(lambda s: s.online).package_name is None
+        with pytest.raises(DeviceError, match=r"no package is active in .*; push one"):
+            client.infer([X])
+        put(1.0)
+        status.wait_for(lambda s: s.package_name == "add-1", NOTICE_S)
+        assert added(client) == 1
+
+
+# Slots.
+
+
+def test_a_package_pushed_while_serving_is_picked_up_and_a_rollback_too(broker, root, put, client):
+    with StatusWatch(broker) as status:
+        assert added(client) == 1
+        put(2.0)
+        assert added(client) == 2
+        status.wait_for(lambda s: s.package_name == "add-2", NOTICE_S)
+        SlotStore(root).rollback()
+        assert added(client) == 1
+        status.wait_for(lambda s: s.package_name == "add-1", NOTICE_S)
+
+
+def test_a_new_slot_leaves_no_worker_of_the_old_one(put, agent, client):
+    for value in (2.0, 3.0, 4.0):
+        put(value)
+        assert added(client) == value
+    assert len(agent.workers()) == 1
+
+
+def test_a_damaged_slot_is_the_devices_fault_until_it_is_pushed_anew(broker, root, put):
+    put(1.0)
+    artifact = SlotStore(root).directory("a") / "artifacts" / "model.tflite"
+    data = bytearray(artifact.read_bytes())
+    data[-20] ^= 1
+    artifact.write_bytes(data)
+    with AgentProcess(broker, root), StatusWatch(broker) as status, AgentClient(broker, "pi") as client:
+        status.wait_for(lambda s: s.online)
+        for _ in range(2):
+            with pytest.raises(DeviceError, match=r"slot a \(add-1\): .*; push the package again"):
+                client.infer([X])
+        put(1.0)
+        assert added(client) == 1
+
+
+def test_an_agent_with_a_damaged_store_is_online_and_says_what_is_wrong(broker, root, put):
+    put(1.0)
+    (root / "state.json").write_text("{")
+    with AgentProcess(broker, root) as agent, StatusWatch(broker) as status, AgentClient(broker, "pi") as client:
+        assert status.wait_for(lambda s: s.online).package_name is None
+        for ask in (client.status, lambda: client.infer([X])):
+            with pytest.raises(DeviceError, match="is not a slot state"):
+                ask()
+        time.sleep(2.5 * agent_module.POLL_S)
+        assert agent.log.read_text().count("is not a slot state") == 1  # not once a second
+
+
+# Profiling.
+
+
+def test_a_profile_is_answered_and_reaches_the_collector(broker, tmp_path, client):
+    store = Store(tmp_path / "store.sqlite")
+    spec = ProfileSpec(runs=5, warmup_runs=1, interpreters=("tflite-runtime",))
+    try:
+        with collecting(broker, store):
+            (measurement,) = client.profile(sha256_of(tmp_path / "1.ferry"), spec)
+            assert (measurement.package_name, measurement.interpreter) == ("add-1", "tflite-runtime")
+            assert len(measurement.samples_ns) == 5
+            until(lambda: bool(store.measurements(device="pi")))
+            (stored,) = store.measurements(device="pi")
+        assert stored.measurement == measurement
+    finally:
+        store.close()
+    assert added(client) == 1
+
+
+def test_a_profile_of_another_package_is_refused(client):
+    with pytest.raises(DeviceError, match=r"package 0{12} is not active here, add-1 [0-9a-f]{12} is; push it first"):
+        client.profile("0" * 64, ProfileSpec(runs=1))
+
+
+def test_a_profile_that_names_what_is_not_there_is_the_callers_fault(tmp_path, client):
+    sha256 = sha256_of(tmp_path / "1.ferry")
+    for spec in (ProfileSpec(variants=("nope",)), ProfileSpec(interpreters=("onnx",)), ProfileSpec(runs=0)):
+        with pytest.raises(CallerError):
+            client.profile(sha256, spec)
+
+
+# Crashes, hangs, floods.
+
+
+def test_a_worker_that_dies_is_reported_and_the_next_request_works(agent, client):
+    assert added(client) == 1
+    worker(agent).kill()
+    with pytest.raises(RuntimeCrash, match=r"the process that ran ai-edge-litert on model\.tflite died of SIGKILL"):
+        client.infer([X])
+    assert added(client) == 1
+    assert len(agent.workers()) == 1
+
+
+def test_a_worker_that_hangs_is_ended_in_time_and_the_next_request_works(agent, client):
+    assert added(client) == 1
+    hung = worker(agent)
+    hung.suspend()
+    begin = time.monotonic()
+    with pytest.raises((RuntimeFault, RequestTimeout)):
+        client.infer([X], timeout_s=1.0)
+    assert time.monotonic() - begin < 3
+    assert added(client) == 1
+    assert not hung.is_running()
+
+
+def test_more_requests_than_the_queue_holds_are_told_that_it_is_busy(agent, client):
+    assert added(client) == 1
+    worker(agent).suspend()
+
+    def ask(_):
+        try:
+            return added(client, timeout_s=4.0)
+        except (DeviceError, RequestTimeout) as error:
+            return error
+
+    count = agent_module.QUEUE_MAX + 5
+    with ThreadPoolExecutor(count) as pool:
+        answers = list(pool.map(ask, range(count)))
+    busy = [answer for answer in answers if "busy: 16 requests are waiting" in str(answer)]
+    assert 4 <= len(busy) <= 5  # one more where the first was not taken out of the queue yet
+    assert added(client) == 1
+
+
+@pytest.mark.parametrize("timeout_s", [float("nan"), 0.0, -1.0])
+def test_a_request_without_time_is_not_begun(broker, client, timeout_s):
+    with pytest.raises(RequestTimeout, match="waited longer than its"):
+        raise_for(answer_to(broker, StatusRequest(), timeout_s=timeout_s))
+    assert added(client) == 1
+
+
+@pytest.mark.parametrize("timeout_s", [float("inf"), 1e300])
+def test_a_request_with_all_the_time_there_is_is_answered_as_any_other(broker, client, timeout_s):
+    for value in (5.0, 7.0):
+        x = np.full((1, 4), value, np.float32)
+        body = answer_to(broker, InferRequest(inputs=to_tensors([x])), timeout_s=timeout_s).body
+        np.testing.assert_array_equal(body.outputs[0].to_array(), x + 1)
+    assert added(client) == 1
+
+
+def raise_for(response):
+    from ferryman.runtime.contracts.errors import from_wire
+
+    raise from_wire(response.body.error)
+
+
+def answer_to(broker, body, *, timeout_s=10.0, reply_to=None, wait_s=10.0):
+    """Send a request by hand; the response, or None."""
+    reply_to = reply_to or topics.response("pi", "byhand")
+    answers, arrived = [], threading.Event()
+
+    def on_response(delivery):
+        answers.append(unpack(delivery.payload, Response))
+        arrived.set()
+
+    link = Link(broker, "by-hand")
+    link.subscribe(reply_to, on_response)
+    link.start()
+    try:
+        link.wait_ready(10)
+        request = Request(id="1", reply_to=reply_to, timeout_s=timeout_s, body=body)
+        link.publish(Message(topic=topics.request("pi"), payload=pack(request)))
+        arrived.wait(wait_s)
+    finally:
+        link.stop()
+    return answers[0] if answers else None
+
+
+def test_garbage_is_ignored(broker, agent, client):
+    payloads = [
+        b"",
+        b"\xff" * 100,
+        os.urandom(1000),
+        b"\x91" * 100_000,
+        msgspec.msgpack.encode({"id": 1}),
+        msgspec.msgpack.encode({"id": "1", "reply_to": "x", "timeout_s": 1, "body": {"type": "reboot"}}),
+        pack(Request(id="1", reply_to="", timeout_s=1, body=StatusRequest())),
+    ]
+    link = Link(broker, "garbage")
+    link.start()
+    try:
+        link.wait_ready(10)
+        for payload in payloads:
+            link.publish(Message(topic=topics.request("pi"), payload=payload))
+        assert added(client) == 1
+    finally:
+        link.stop()
+    until(lambda: agent.log.read_text().count(", ignored") == len(payloads))
+    assert "Traceback" not in agent.log.read_text()
+
+
+@pytest.mark.parametrize(
+    "reply_to",
+    [
+        "ferryman/v1/other/response/x",
+        "ferryman/v1/pi/status",
+        "ferryman/v1/pi/response/a/b",
+        "anything",
+        "ferryman/v1/pi/request",
+    ],
+)
+def test_an_answer_somewhere_else_is_not_sent(broker, agent, client, reply_to):
+    if reply_to == topics.request("pi"):
+        link = Link(broker, "loop")
+        link.start()
+        link.wait_ready(10)
+        request = Request(id="1", reply_to=reply_to, timeout_s=5, body=StatusRequest())
+        link.publish(Message(topic=reply_to, payload=pack(request)))
+        link.stop()
+    elif reply_to.endswith("status"):
+        with StatusWatch(broker) as status:
+            before = status.wait_for(lambda s: s.online)
+            send(broker, reply_to)
+            time.sleep(0.5)
+            assert status.seen[-1] == before
+    else:
+        assert answer_to(broker, StatusRequest(), reply_to=reply_to, wait_s=0.5) is None
+    assert added(client) == 1
+    until(lambda: f"wants its answer on {reply_to}, ignored" in agent.log.read_text())
+
+
+def send(broker, reply_to):
+    link = Link(broker, "sender")
+    link.start()
+    link.wait_ready(10)
+    request = Request(id="1", reply_to=reply_to, timeout_s=5, body=StatusRequest())
+    link.publish(Message(topic=topics.request("pi"), payload=pack(request)))
+    link.stop()
+
+
+# Ends.
+
+
+def test_sigterm_in_the_middle_of_a_hung_request_ends_it(agent, client):
+    assert added(client) == 1
+    hung = worker(agent)
+    hung.suspend()
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(added, client, timeout_s=60)
+        time.sleep(0.5)
+        begin = time.monotonic()
+        agent.process.terminate()
+        assert agent.wait(2 * agent_module.STOP_GRACE_S) == 0
+        assert time.monotonic() - begin < 2 * agent_module.STOP_GRACE_S
+        with pytest.raises(RuntimeCrash):
+            asked.result(5)
+    assert not hung.is_running()
+
+
+@pytest.mark.slow
+def test_sigterm_in_the_middle_of_a_profile_leaves_no_process(tmp_path, agent, client):
+    with ThreadPoolExecutor(1) as pool:
+        spec = ProfileSpec(runs=20_000_000)
+        asked = pool.submit(client.profile, sha256_of(tmp_path / "1.ferry"), spec, timeout_s=12)
+        until(lambda: bool(agent.workers()))
+        children = agent.workers()
+        agent.process.terminate()
+        agent.wait(3 * agent_module.STOP_GRACE_S)
+        gone, _ = psutil.wait_procs(children, timeout=5)
+        assert len(gone) == len(children)
+        assert asked.exception(40) is not None
+
+
+def test_a_second_agent_on_the_same_root_is_refused(broker, root, agent, client):
+    with AgentProcess(broker, root, device="other") as second:
+        assert second.wait(10) == 1
+        assert f"Error: device: another agent serves {root}; stop it first" in second.log.read_text()
+    assert added(client) == 1
+
+
+def test_an_agent_starts_again_where_one_was_killed(broker, root, agent, client):
+    assert added(client) == 1
+    agent.kill()
+    with AgentProcess(broker, root), StatusWatch(broker) as status:
+        status.wait_for(lambda s: s.online)
+        assert added(client) == 1
+
+
+def test_a_root_that_cannot_be_made_is_one_message(tmp_path, broker):
+    (tmp_path / "file").touch()
+    command = [str(DEVICE_PYTHON.with_name("ferryman")), "agent", "--device", "pi"]
+    command += ["--broker", f"mqtt://127.0.0.1:{broker.port}", "--root", str(tmp_path / "file" / "root")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_interrupts_end_it_as_sigterm_does(agent, client):
+    assert client.status().online
+    agent.process.send_signal(signal.SIGINT)
+    assert agent.wait(5) == 0

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ferryman.devices.agent.serving import Serving, choose
+from ferryman.runtime.contracts.errors import CallerError, DeviceError, PackageError
+from ferryman.runtime.contracts.manifest import GoldenVector, Lowering, Requirements, Variant
+from ferryman.runtime.contracts.messages import InferRequest
+from ferryman.runtime.contracts.tensor import DynamicDim, Signature, TensorSpec, to_tensors
+from ferryman.runtime.golden import check_golden
+from ferryman.runtime.install import install
+from ferryman.runtime.package import open_package, write_package
+from ferryman.runtime.sessions import executorch
+from ferryman.runtime.slots import SlotStore
+
+PTE = Path(__file__).parents[3] / "golden" / "pte" / "dynamic.pte"
+BATCH = DynamicDim(symbol="batch", min=1, max=8)
+SIGNATURE = Signature(
+    inputs=(
+        TensorSpec(name="x", dtype="float32", shape=(BATCH, 4)),
+        TensorSpec(name="ids", dtype="int64", shape=(BATCH, 4)),
+        TensorSpec(name="mask", dtype="bool", shape=(BATCH,)),
+    ),
+    outputs=(
+        TensorSpec(name="y", dtype="float32", shape=(BATCH, 4)),
+        TensorSpec(name="next", dtype="int64", shape=(BATCH, 4)),
+        TensorSpec(name="not", dtype="bool", shape=(BATCH,)),
+    ),
+)
+
+
+def inputs(rows, columns=4):
+    return [np.ones((rows, columns), np.float32), np.ones((rows, columns), np.int64), np.ones(rows, np.bool_)]
+
+
+def write_dynamic(path, golden_inputs):
+    with executorch.open_session(PTE, threads=1) as session:
+        outputs = session.run(inputs(golden_inputs[0].shape[0]))
+        artifact_signature = session.signature
+    variant = Variant(
+        name="fp32-executorch",
+        form="fp32",
+        runtime="executorch",
+        payload="artifacts/model.pte",
+        signature=artifact_signature,
+        requires=Requirements(interpreters={"executorch": "1.5"}, memory_estimate_bytes=1 << 20),
+        lowering=Lowering(delegated={}, fallback={}, delegates=0),
+        verified=(),
+    )
+    write_package(
+        path,
+        name="dynamic",
+        signature=SIGNATURE,
+        variants=[variant],
+        artifacts={"artifacts/model.pte": PTE.read_bytes()},
+        golden=[GoldenVector(inputs=to_tensors(golden_inputs), outputs=to_tensors(outputs))],
+        golden_sqnr_min_db=60.0,
+        created_with={},
+    )
+    return path
+
+
+@pytest.fixture
+def serving(tmp_path):
+    install(write_dynamic(tmp_path / "d.ferry", inputs(3)), tmp_path / "root")
+    serving = Serving(SlotStore(tmp_path / "root"))
+    yield serving
+    serving.close()
+
+
+def infer(serving, arrays, **names):
+    return serving.infer(InferRequest(inputs=to_tensors(arrays), **names), 20.0)
+
+
+def test_the_models_signature_guards_an_artifact_that_takes_any_smaller_size(serving):
+    """ExecuTorch marks whole tensors as dynamic, so the artifact alone would take [3, 2] where the model has [n, 4]."""
+    for rows in (1, 3, 8):
+        assert infer(serving, inputs(rows)).outputs[0].shape == (rows, 4)
+    with pytest.raises(CallerError, match=r"input x: expected float32\[batch:1\.\.8, 4\] x, found shape \[3, 2\]"):
+        infer(serving, inputs(3, columns=2))
+    with pytest.raises(CallerError, match=r"input x: .*found shape \[9, 4\]"):
+        infer(serving, inputs(9))
+
+
+def test_dimensions_of_one_symbol_must_agree(serving):
+    x, _, mask = inputs(3)
+    with pytest.raises(CallerError, match="input ids: expected"):
+        infer(serving, [x, inputs(2)[1], mask])
+
+
+def test_a_golden_vector_with_a_wrong_static_dimension_is_the_packages_fault(tmp_path):
+    x, ids, mask = inputs(3)
+    path = write_dynamic(tmp_path / "d.ferry", [x[:, :2], ids[:, :2], mask])
+    with pytest.raises(PackageError, match=r"golden vector golden/0\.msgpack does not fit the model's signature"):
+        install(path, tmp_path / "root")
+    assert SlotStore(tmp_path / "root").read_state().active is None
+
+
+def test_a_session_is_kept_and_closed_with_its_slot(serving, tmp_path):
+    infer(serving, inputs(1))
+    (first,) = serving._sessions.values()
+    infer(serving, inputs(2))
+    assert list(serving._sessions.values()) == [first]
+    serving.release()
+    assert not serving._sessions
+    assert infer(serving, inputs(1)).outputs
+
+
+def test_an_unforeseen_error_does_not_leave_a_session_that_answers_the_question_before(serving, monkeypatch):
+    infer(serving, inputs(1))
+    (session,) = serving._sessions.values()
+    monkeypatch.setattr(session, "_read", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        infer(serving, inputs(1))
+    assert not serving._sessions
+    assert infer(serving, inputs(2)).outputs[0].shape == (2, 4)
+
+
+def variant(name, *interpreters, isa=()):
+    return Variant(
+        name=name,
+        form="fp32",
+        runtime="tflite",
+        payload="p",
+        signature=SIGNATURE,
+        requires=Requirements(interpreters=dict.fromkeys(interpreters, "1"), isa=isa, memory_estimate_bytes=1),
+        lowering=Lowering(delegated={}, fallback={}, delegates=0),
+        verified=(),
+    )
+
+
+def test_the_first_variant_this_device_can_run_is_chosen():
+    variants = (variant("a", "tflite-runtime", isa=("avx9000",)), variant("b", "ai-edge-litert"))
+    found, interpreter = choose(variants, None, None)
+    assert (found.name, interpreter) == ("b", "ai-edge-litert")
+    with pytest.raises(DeviceError, match="this device"):
+        choose(variants, "a", None)
+
+
+def test_a_variant_for_another_processor_is_not_run_by_the_golden_check(tmp_path):
+    """It would end in an illegal instruction, and the variants that do run here with it."""
+    with open_package(write_dynamic(tmp_path / "d.ferry", inputs(3))) as package:
+        manifest = package.manifest
+        for path in ("artifacts/model.pte", "golden/0.msgpack"):
+            target = tmp_path / path
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(package.read(path))
+    foreign = variant("foreign", "ai-edge-litert", isa=("avx9000",))
+    both = type(manifest)(**{**{f: getattr(manifest, f) for f in manifest.__struct_fields__},
+                             "variants": (foreign, *manifest.variants)})  # fmt: skip
+    assert [result.variant for result in check_golden(tmp_path, both)] == ["fp32-executorch"]
