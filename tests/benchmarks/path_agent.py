@@ -29,7 +29,7 @@ MEMORY = Goal("idle agent, resident memory with all children", "<", 60.0, "MB")
 START = Goal("agent start until its online status is at the broker", "<", 1.0, "s")
 DEVICE = "bench"
 _STARTS = 9
-_SETTLE_S = 5.0
+_SETTLE_S = 3.0
 _WAIT_S = 30.0
 
 

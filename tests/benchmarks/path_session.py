@@ -71,26 +71,26 @@ def _bare_loop(folder: Path) -> ctypes._NamedFuncPointer:
     return bare
 
 
-def latency() -> Iterator[Bar | Figure]:
+def latency() -> list[Bar | Figure]:
     """ResNet-20, four images a call, one thread each, in one process, a call of each in turn."""
     progress("latency beside executorch's own Python module")
-    with tempfile.TemporaryDirectory() as folder:
+    from ferryman.converter.quiet import quiet
+
+    with tempfile.TemporaryDirectory() as folder, quiet():
         pte = Path(folder) / "resnet20.pte"
         image = _resnet20(pte)
         with executorch.open_session(pte, threads=1) as session:
-            yield from _beside(session, pte, image)
+            return list(_beside(session, pte, image))
 
 
 def _resnet20(pte: Path) -> np.ndarray:
     from ferryman.converter.backends.executorch import ExecutorchBackend
     from ferryman.converter.capture import capture
-    from ferryman.converter.quiet import quiet
     from ferryman.converter.source import make_source
     from tests.zoo.models import resnet20
 
     module, inputs = resnet20()
-    with quiet():
-        pte.write_bytes(ExecutorchBackend().lower(capture(make_source(module, inputs))).data)
+    pte.write_bytes(ExecutorchBackend().lower(capture(make_source(module, inputs))).data)
     return inputs[0].numpy()
 
 
