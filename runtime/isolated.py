@@ -59,6 +59,7 @@ class IsolatedSession(Closing):
             DeviceError: no such interpreter there, or `python` cannot be started.
         """
         self.timeout_s = timeout_s
+        self._lost = False
         self._name = f"{interpreter or runtime} on {artifact.name}"
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the session
         try:
@@ -110,6 +111,8 @@ class IsolatedSession(Closing):
         self._process.kill()
 
     def _ask(self, question: Open | Run, kind: type[A]) -> A:
+        if self._lost:
+            raise RuntimeCrash(self._describe_death())
         deadline = time.monotonic() + self.timeout_s
         try:
             data = pack(Question(body=question))
@@ -120,16 +123,21 @@ class IsolatedSession(Closing):
         except (BrokenPipeError, EOFError):
             raise RuntimeCrash(self._describe_death()) from None
         except ValueError as error:
-            self._process.kill()
+            self._abandon()
             raise RuntimeCrash(f"the process that ran {self._name} answered no record: {error}") from error
         except BaseException:  # its next answer would not be to the next question
-            self._process.kill()
+            self._abandon()
             raise
         if isinstance(answer, Failed):
             raise from_wire(answer.error)
         if not isinstance(answer, kind):
             raise RuntimeCrash(f"{self._name}: the worker answered {type(answer).__name__} instead of {kind.__name__}")
         return answer
+
+    def _abandon(self) -> None:
+        """End the worker and hear no more of it: an answer may be in the pipe already."""
+        self._lost = True
+        self._process.kill()
 
     def _pipe(self, name: Literal["stdin", "stdout"]) -> int:
         pipe = getattr(self._process, name)
@@ -158,7 +166,6 @@ class IsolatedSession(Closing):
         poll.register(pipe, event)
         while not poll.poll(1000 * max(0.0, min(deadline - time.monotonic(), _POLL_MAX_S))):
             if not time.monotonic() < deadline:
-                self._process.kill()
                 raise RuntimeFault(f"{self._name} did not answer within {self.timeout_s:g} s and was ended")
 
     def _describe_death(self) -> str:

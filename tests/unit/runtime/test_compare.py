@@ -9,7 +9,6 @@ from hypothesis.extra import numpy as hnp
 from ferryman.runtime.compare import SQNR_CAP_DB, Difference, compare, worst
 from ferryman.runtime.contracts.record import decode, encode
 
-
 FLOATS = hnp.arrays(np.float64, st.integers(0, 6), elements=st.floats(width=64))
 
 

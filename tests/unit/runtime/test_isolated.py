@@ -83,6 +83,7 @@ def _interrupted(session):
 
     def interrupt(*_):
         session._read = read
+        time.sleep(0.2)  # so that the answer is in the pipe already
         raise KeyboardInterrupt
 
     session._read = interrupt
