@@ -293,10 +293,11 @@ _root_option = click.option(
     show_default=True,
     help="Directory of the slot store.",
 )
+_SETTINGS = {"help_option_names": ["-h", "--help"]}
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, of errors too.")
 
 
-@click.command("install")
+@click.command("install", context_settings=_SETTINGS)
 @click.argument("package", type=click.Path(path_type=Path))
 @_root_option
 @_json_option
@@ -314,7 +315,7 @@ def install_command(package: Path, root: Path, as_json: bool) -> None:
         click.echo(f"  {golden.variant} on {golden.interpreter} {golden.version}: {golden.sqnr_db:.1f} dB")
 
 
-@click.command("prepare", hidden=True)
+@click.command("prepare", hidden=True, context_settings=_SETTINGS)
 @click.argument("sha256")
 @click.argument("size_bytes", type=int)
 @_root_option
@@ -325,7 +326,7 @@ def prepare_command(sha256: str, size_bytes: int, root: Path, as_json: bool) -> 
     click.echo(f"upload to {prepared.upload_to}" if prepared.active is None else "active already")
 
 
-@click.command("rollback")
+@click.command("rollback", context_settings=_SETTINGS)
 @_root_option
 @_json_option
 def rollback_command(root: Path, as_json: bool) -> None:
