@@ -30,10 +30,21 @@ class Captured:
     in_spec: TreeSpec
 
     def eager(self, inputs: Sequence[torch.Tensor]) -> list[Array]:
-        """What the module answers: the reference for every artifact."""
-        args, kwargs = tree_unflatten([tensor.clone() for tensor in inputs], self.in_spec)
+        """What the module answers: the reference for every artifact.
+
+        Raises:
+            ModelError: it changes an input in place.
+        """
+        given = [tensor.clone() for tensor in inputs]
+        args, kwargs = tree_unflatten(given, self.in_spec)
         with torch.no_grad():
             outputs = self.source.module(*args, **kwargs)
+        for spec, tensor in zip(self.signature.inputs, given, strict=True):
+            if tensor._version:  # noqa: SLF001  # counts changes in place, also those through views
+                raise ModelError(
+                    f"{self.source.name} changes its input {spec.name} in place, and no artifact changes its caller's "
+                    "arrays: return a new tensor instead"
+                )
         return [leaf.detach().clone().numpy() for leaf in tree_leaves(outputs)]  # a module may return its own buffer
 
     def input_shapes(self, pick: Callable[[int, int], int]) -> list[tuple[int, ...]]:
@@ -57,7 +68,8 @@ def capture(source: Source) -> Captured:
     """
     leaves, in_spec = tree_flatten((source.args, dict(source.kwargs)))
     # Copies: torch.export takes one tensor given for two inputs for one input, and would do so without a word.
-    example = [tensor.detach().clone() for tensor in leaves]
+    # In one memory order: artifacts take contiguous inputs whatever the example's layout was.
+    example = [tensor.detach().clone(memory_format=torch.contiguous_format) for tensor in leaves]
     program = source.program
     if program is None:
         args, kwargs = tree_unflatten(example, in_spec)

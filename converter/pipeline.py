@@ -24,6 +24,7 @@ from ferryman.converter.verify import SQNR_MIN_DB, References, make_references, 
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.manifest import Manifest, Requirements, RuntimeName, Variant
 from ferryman.runtime.package import PACKAGE_SUFFIX, check_name, open_package, write_package
+from ferryman.runtime.session import INTERPRETERS
 
 _TOOLS = ("ferryman", "torch", "executorch", "litert-torch", "ai-edge-litert", "numpy")
 
@@ -64,6 +65,7 @@ def convert(
     name: str | None = None,
     dynamic_shapes: Any = None,  # noqa: ANN401  # torch's own type is Any
     sqnr_min_db: float | None = None,
+    interpreters: Sequence[str] = (),
     progress: Callable[[str], None] = lambda _: None,
 ) -> Conversion:
     """Lower a model to each runtime, prove every artifact against eager, and write one package.
@@ -78,6 +80,7 @@ def convert(
         name: of the package; None takes the factory's, file's or class's.
         dynamic_shapes: as `torch.export.export` takes it.
         sqnr_min_db: the bar every output must hold; None takes the form's.
+        interpreters: prove on these of a runtime's only, and let the package run on no others; empty: all found.
         progress: told what begins.
 
     Raises:
@@ -89,6 +92,9 @@ def convert(
         raise CallerError(f"form {form!r} is not known; there are: {', '.join(SQNR_MIN_DB)}")
     if not to or not set(to) <= set(BACKENDS):
         raise CallerError(f"runtimes are one or more of {', '.join(BACKENDS)}; found {list(to)}")
+    if unknown := set(interpreters) - {name for names in INTERPRETERS.values() for name in names}:
+        there = ", ".join(name for names in INTERPRETERS.values() for name in names)
+        raise CallerError(f"interpreter {', '.join(sorted(unknown))} is not known; there are: {there}")
     bar_db = SQNR_MIN_DB[form] if sqnr_min_db is None else sqnr_min_db
     if not math.isfinite(bar_db):
         raise CallerError(f"the bar must be a number of dB, found {bar_db}")
@@ -108,7 +114,7 @@ def convert(
     variants = []
     for runtime, artifact in lowered.items():
         with clock.stage(f"verify {runtime}"):
-            variants.append(_prove(captured, runtime, form, artifact, references, bar_db))
+            variants.append(_prove(captured, runtime, form, artifact, references, bar_db, interpreters))
     with clock.stage("package"):
         path = Path(output) / f"{name}{PACKAGE_SUFFIX}"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,14 +142,20 @@ def _source(model: Any, inputs: Any, dynamic_shapes: Any, name: str | None) -> S
 
 
 def _prove(
-    captured: Captured, runtime: RuntimeName, form: str, artifact: Lowered, references: References, bar_db: float
+    captured: Captured,
+    runtime: RuntimeName,
+    form: str,
+    artifact: Lowered,
+    references: References,
+    bar_db: float,
+    interpreters: Sequence[str],
 ) -> Variant:
     name = f"{runtime}-{form}"
     backend = BACKENDS[runtime]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"model{backend.suffix}"
         path.write_bytes(artifact.data)
-        signature, verified = verify(path, name, runtime, references, bar_db)
+        signature, verified = verify(path, name, runtime, references, bar_db, interpreters)
     return Variant(
         name=name,
         form=form,

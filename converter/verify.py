@@ -48,26 +48,37 @@ class Interpreter:
 def make_references(captured: Captured) -> References:
     """Run eager over the example and random inputs."""
     sets = list(input_sets(captured, _RANDOM_SETS))
-    return References(
+    before = {name: buffer.clone() for name, buffer in captured.source.module.named_buffers()}
+    references = References(
         inputs=tuple(tuple(tensor.numpy() for tensor in one) for one in sets),
         outputs=tuple(tuple(captured.eager(one)) for one in sets),
     )
+    for name, buffer in captured.source.module.named_buffers():  # a model with state is given back as it came
+        buffer.copy_(before[name])
+    return references
 
 
-def interpreters(runtime: RuntimeName) -> list[Interpreter]:
+def interpreters(runtime: RuntimeName, only: Sequence[str] = ()) -> list[Interpreter]:
     """Where artifacts of `runtime` can be verified: this environment, then the device environment.
 
     The device environment (tflite-runtime and numpy < 2, which do not go with torch's numpy) is the Python named by
     FERRYMAN_DEVICE_PYTHON, else `.venv-device/bin/python` in the current directory, else none.
 
+    Args:
+        runtime: whose.
+        only: where it names interpreters of this runtime, these and no others.
+
     Raises:
-        CallerError: FERRYMAN_DEVICE_PYTHON names no file.
+        CallerError: FERRYMAN_DEVICE_PYTHON names no file, or one of `only` is not to be found.
     """
     found = [Interpreter(name, Path(sys.executable)) for name in installed(runtime)]
     device = _device_python()
     if device and runtime == "tflite" and "tflite-runtime" not in installed(runtime):
         found.append(Interpreter("tflite-runtime", device))
-    return found
+    named = [name for name in INTERPRETERS[runtime] if name in only]
+    if missing := set(named) - {place.name for place in found}:
+        raise CallerError(f"{', '.join(missing)} is not installed here; see {DEVICE_PYTHON} in the README")
+    return [place for place in found if not named or place.name in named]
 
 
 def _device_python() -> Path | None:
@@ -81,9 +92,14 @@ def _device_python() -> Path | None:
 
 
 def verify(
-    artifact: Path, variant: str, runtime: RuntimeName, references: References, sqnr_min_db: float
+    artifact: Path,
+    variant: str,
+    runtime: RuntimeName,
+    references: References,
+    sqnr_min_db: float,
+    only: Sequence[str] = (),
 ) -> tuple[Signature, tuple[Verification, ...]]:
-    """Run an artifact on every interpreter there is for it.
+    """Run an artifact on every interpreter there is for it (see `interpreters`).
 
     Returns:
         The artifact's own signature, and one verification an interpreter.
@@ -92,7 +108,7 @@ def verify(
         ParityError: an output is under the bar, or an interpreter refuses the artifact or dies of it; the message
             names the artifact, the interpreter and the worst output.
     """
-    places = interpreters(runtime)
+    places = interpreters(runtime, only)
     if not places:
         raise ParityError(
             f"{variant} cannot be proven here, so it is not packaged: install one of {', '.join(INTERPRETERS[runtime])}"
@@ -114,7 +130,9 @@ def _verify_on(
             differences = list(_differences(session, references))
             signature, version = session.signature, session.version
     except (FerrymanError, ValueError) as error:
-        raise ParityError(f"{variant} on {place.name}: {error}") from error
+        others = [name for name in INTERPRETERS[runtime] if name != place.name]
+        advice = f"; to do without {place.name}, name those to prove it on (--interpreter)" if others else ""
+        raise ParityError(f"{variant} on {place.name}: {error}{advice}") from error
     worst_set, lowest = min(enumerate(differences), key=lambda pair: min(d.sqnr_db for d in pair[1]))
     worst = min(lowest, key=lambda d: d.sqnr_db)
     if worst.sqnr_db < sqnr_min_db:

@@ -100,8 +100,19 @@ def _device(name: str, devices_file: Path | None) -> Device:
 @click.option("-o", "--output", type=_PATH, default=Path(), help="Folder for the package [default: here].")
 @click.option("--name", help="Name of the package [default: that of the factory or file].")
 @click.option("--min-sqnr", type=float, help="Bar in dB that every output must hold [default: the form's].")
+@click.option(
+    "--interpreter",
+    multiple=True,
+    help="Prove on this one of its runtime's only, and run on no other; may be given twice [default: all found].",
+)
 def convert(
-    source: str, to: tuple[Any, ...], form: str, output: Path, name: str | None, min_sqnr: float | None
+    source: str,
+    to: tuple[Any, ...],
+    form: str,
+    output: Path,
+    name: str | None,
+    min_sqnr: float | None,
+    interpreter: tuple[str, ...],
 ) -> None:
     """Lower SOURCE, prove every artifact against eager, and write a package.
 
@@ -120,6 +131,7 @@ def convert(
         output=output,
         name=name,
         sqnr_min_db=min_sqnr,
+        interpreters=interpreter,
         progress=lambda stage: click.echo(f"  {stage}", err=True),
     )
     click.echo(describe_manifest(made.manifest, made.sha256))

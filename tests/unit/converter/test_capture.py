@@ -9,7 +9,7 @@ from ferryman.converter.capture import capture
 from ferryman.converter.source import load_source, make_source
 from ferryman.runtime.contracts.errors import ModelError
 from ferryman.runtime.contracts.tensor import DynamicDim
-from tests.unit.converter.nets import captured
+from tests.unit.converter.nets import Function, captured
 
 X = torch.arange(6.0).reshape(3, 2)
 
@@ -170,3 +170,16 @@ def test_what_cannot_be_exported_is_refused_in_few_lines_with_the_cause_kept():
         captured(lambda a: a if a.sum() > 0 else -a, X)
     assert len(str(caught.value).splitlines()) <= 4
     assert "draft_export" in str(caught.value.__cause__)
+
+
+def test_a_model_that_changes_its_input_is_refused():
+    found = capture(make_source(Function(lambda x: x.view(1, 2).add_(1)), torch.zeros(2)))
+    with pytest.raises(ModelError, match=r"changes its input .* in place"):
+        found.eager(found.example)
+
+
+def test_examples_in_any_memory_layout_are_captured_contiguous():
+    image = torch.randn(1, 4, 8, 8).to(memory_format=torch.channels_last)
+    found = capture(make_source(Function(lambda x: x * 2), image))
+    assert found.example[0].is_contiguous()
+    assert torch.equal(found.example[0], image)

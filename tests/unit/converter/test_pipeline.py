@@ -157,3 +157,31 @@ def test_an_operator_no_runtime_has_is_named_in_few_lines(monkeypatch, runtime, 
         convert(Function(torch.special.bessel_j0), X, to=[runtime], name="net")
     assert len(str(caught.value).splitlines()) <= 4
     assert len(str(caught.value.__cause__)) > len(str(caught.value)) / 2
+
+
+def test_only_the_interpreters_named_are_proven_and_required(tmp_path):
+    made = convert(adds(1), X, to=["tflite"], output=tmp_path, name="net", interpreters=["ai-edge-litert"])
+    assert set(made.manifest.variants[0].requires.interpreters) == {"ai-edge-litert"}
+
+
+def test_an_interpreter_that_is_unknown_or_not_here_is_refused(tmp_path):
+    with pytest.raises(CallerError, match="interpreter tensorrt is not known; there are: executorch"):
+        convert(adds(1), X, to=["tflite"], output=tmp_path, interpreters=["tensorrt"])
+    with pytest.raises(CallerError, match="tflite-runtime is not installed here"):
+        convert(adds(1), X, to=["tflite"], output=tmp_path, interpreters=["tflite-runtime"])
+
+
+def test_a_model_with_state_is_given_back_as_it_came(tmp_path):
+    class Counts(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(1))
+
+        def forward(self, x):
+            self.calls.add_(1)
+            return x + self.calls
+
+    module = Counts().eval()
+    with pytest.raises(ParityError):  # the artifact adds one, the model a growing number
+        convert(module, X, to=["tflite"], output=tmp_path)
+    assert module.calls.item() == 0
