@@ -10,6 +10,7 @@ import errno
 import hashlib
 import os
 import re
+import secrets
 import sys
 import time
 import traceback
@@ -35,7 +36,7 @@ GoldenCheck = Callable[[Path, Manifest], tuple[GoldenResult, ...]]
 R = TypeVar("R", bound=Record)
 
 _SHA256 = re.compile("[0-9a-f]{64}")
-_STALE_S = 120.0
+_STALE_S = 60.0
 """An upload nobody wrote to for so long is dead: its connection would have timed out."""
 _BLOCK_BYTES = 4096
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -167,9 +168,9 @@ def prepare(root: Path, sha256: str, size_bytes: int) -> Prepared:
     if not _SHA256.fullmatch(sha256):
         raise CallerError(f"expected a SHA-256 in lower-case hex, found {sha256!r}")
     store = SlotStore(root)
-    target = store.incoming.absolute() / f"{sha256}.part"
+    # A name of its own: two pushes of one package at once must not write into one file.
+    target = store.incoming.absolute() / f"{sha256}.{secrets.token_hex(4)}.part"
     with store.lock():
-        target.unlink(missing_ok=True)
         _sweep(store.incoming)
         state = store.read_state()
         if _is_active(store, state, sha256):

@@ -9,8 +9,9 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -32,6 +33,7 @@ from ferryman.runtime.contracts.messages import (
     Request,
     Response,
     Status,
+    StatusRequest,
 )
 from ferryman.runtime.contracts.record import encode
 from ferryman.runtime.contracts.slot import Slot, SlotState
@@ -50,6 +52,10 @@ TIMEOUT_MAX_S = 3600.0
 """The most a request is given, whatever it asks for."""
 QUEUE_MAX = 16
 """Requests waiting; one more is told that the device is busy."""
+
+
+Body = InferReply | ProfileReply | Status | Failure
+"""What an answer holds."""
 
 
 @dataclass(frozen=True)
@@ -167,8 +173,12 @@ class Agent:
             log.warning("request %s wants its answer on %s, ignored", request.id, request.reply_to)
             return
         given_s = min(request.timeout_s, TIMEOUT_MAX_S)  # none where it is no number, and then time is up at once
+        deadline = time.monotonic() + given_s
+        if isinstance(request.body, StatusRequest):  # quick, and must not wait behind a profile
+            self._answer_with(request, partial(self._do, request, deadline))
+            return
         try:
-            self._requests.put_nowait((request, time.monotonic() + given_s))
+            self._requests.put_nowait((request, deadline))
         except queue.Full:
             self._answer(request, Failure(error=to_wire(DeviceError(f"busy: {QUEUE_MAX} requests are waiting"))))
 
@@ -178,16 +188,21 @@ class Agent:
                 request, deadline = self._requests.get(timeout=POLL_S)
             except queue.Empty:
                 continue
-            try:
-                body = self._do(request, deadline - time.monotonic())
-            except FerrymanError as error:
-                body = Failure(error=to_wire(error))
-            except Exception as error:  # one bad request must not end the agent
-                log.exception("request %s failed", request.id)
-                body = Failure(error=to_wire(error))
-            self._answer(request, body)
+            self._answer_with(request, partial(self._do, request, deadline))
 
-    def _do(self, request: Request, left_s: float) -> InferReply | ProfileReply | Status | Failure:
+    def _answer_with(self, request: Request, work: Callable[[], Body]) -> None:
+        body: Body
+        try:
+            body = work()
+        except FerrymanError as error:
+            body = Failure(error=to_wire(error))
+        except Exception as error:  # one bad request must not end the agent
+            log.exception("request %s failed", request.id)
+            body = Failure(error=to_wire(error))
+        self._answer(request, body)
+
+    def _do(self, request: Request, deadline: float) -> Body:
+        left_s = deadline - time.monotonic()
         if not left_s > 0:
             raise RequestTimeout(f"the request waited longer than its {request.timeout_s:g} s behind others")
         if isinstance(request.body, InferRequest):
@@ -211,7 +226,7 @@ class Agent:
         self._publisher.wake()
         return ProfileReply(measurements=measurements)
 
-    def _answer(self, request: Request, body: InferReply | ProfileReply | Status | Failure) -> None:
+    def _answer(self, request: Request, body: Body) -> None:
         response = Response(id=request.id, device=self._config.device, body=body)
         try:
             self._link.publish(Message(topic=request.reply_to, payload=pack(response)))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ferryman import __version__
-from ferryman.runtime.contracts.errors import CallerError, FerrymanError
+from ferryman.runtime.contracts.errors import CallerError, DeviceError, FerrymanError, LinkError, ParityError
 from ferryman.runtime.install import DEFAULT_ROOT, install_command, prepare_command, rollback_command
 
 if TYPE_CHECKING:
@@ -164,13 +164,21 @@ def push(package: Path, device: tuple[str, ...], devices_file: Path | None) -> N
     """Upload PACKAGE to each DEVICE over SSH and install it there.
 
     The device writes its inactive slot, reads it back, runs the golden vectors, and only then switches; on any failure
-    the old slot keeps serving.
+    the old slot keeps serving. One device's failure does not keep the others from theirs.
     """
     from ferryman.devices.fleet.push import push as run
 
     targets = [_device(name, devices_file) for name in device]
+    failed = []
     for target in targets:
-        result = run(package, target, progress=_Steps(target.name))
+        try:
+            result = run(package, target, progress=_Steps(target.name))
+        except (DeviceError, LinkError, ParityError) as error:
+            if len(targets) == 1:
+                raise
+            click.echo(f"{target.name}: {error.party}: {error}", err=True)
+            failed.append(target.name)
+            continue
         if result.install is None:
             click.echo(f"{target.name}: {result.active.package_name} was active already")
             continue
@@ -181,6 +189,8 @@ def push(package: Path, device: tuple[str, ...], devices_file: Path | None) -> N
         )
         for golden in result.install.golden:
             click.echo(f"  {golden.variant} on {golden.interpreter} {golden.version}: {golden.sqnr_db:.1f} dB")
+    if failed:
+        raise DeviceError(f"{len(failed)} of {len(targets)} devices keep what they had: {', '.join(failed)}")
 
 
 def _read_npy(path: Path) -> Array:

@@ -36,9 +36,9 @@ def _variant(variant: Variant, size_bytes: int) -> Iterator[str]:
     yield f"  {variant.name}  {size_bytes:,} bytes  {variant.payload}"
     yield f"    delegated  {_counts(lowering.delegated)} in {lowering.delegates} call(s)"
     yield f"    fell back  {_counts(lowering.fallback)}"
-    memory_mb = variant.requires.memory_estimate_bytes / 1e6
+    memory_kb = variant.requires.memory_estimate_bytes / 1e3
     isa = f", instruction sets {', '.join(variant.requires.isa)}" if variant.requires.isa else ""
-    yield f"    needs      {needs}{isa}; about {memory_mb:.1f} MB (estimate)"
+    yield f"    needs      {needs}{isa}; about {memory_kb:,.0f} kB (estimate)"
     for proof in variant.verified:
         top1 = "" if proof.top1_agreement is None else f", top-1 agreement {proof.top1_agreement:.1%}"
         yield (

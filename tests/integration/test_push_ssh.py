@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -181,6 +182,10 @@ def test_link_cut_in_the_middle_of_an_upload(scene):
     assert killed
     scene.assert_old_serves()
     assert push(large, scene.device).install is not None  # and what the first try left is no obstacle
+    (left,) = scene.store.incoming.iterdir()
+    long_ago = time.time() - 1000
+    os.utime(left, (long_ago, long_ago))
+    assert push(large, scene.device).install is None
     assert list(scene.store.incoming.iterdir()) == []
 
 
@@ -247,3 +252,19 @@ def test_disk_that_fills_up_during_the_upload(scene, small_disk):
     ):
         link.put(large, str(target), lambda _done, _total: None)
     shutil.rmtree(small_disk / "root", ignore_errors=True)
+
+
+def test_one_devices_failure_does_not_keep_the_others_from_theirs(scene, tmp_path):
+    new = write_tiny_package(scene.tmp / "new.ferry", added=2.0)
+    devices = tmp_path / "devices.toml"
+    root = tmp_path / "local-root"
+    devices.write_text(
+        f'[local]\nroot = "{root}"\n\n[gone]\nhost = "127.0.0.1"\nport = 1\nuser = "x"\n'
+        f'key = "{scene.device.key}"\nknown_hosts = "{scene.device.known_hosts}"\n'
+    )
+    command = [sys.executable, "-m", "ferryman.cli", "push", str(new), "gone", "local", "--devices", str(devices)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "gone: link: " in done.stderr
+    assert "1 of 2 devices keep what they had: gone" in done.stderr
+    assert SlotStore(root).active().slot.package_sha256 == sha256_of(new)

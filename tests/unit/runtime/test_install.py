@@ -225,7 +225,9 @@ def test_leftovers_are_swept_and_live_uploads_are_not(store, new):
 
 def test_prepare_says_where_to_upload_and_whether_to(store, tmp_path):
     wanted = prepare(store.root, "f" * 64, 1000)
-    assert wanted == Prepared(upload_to=str(store.incoming / f"{'f' * 64}.part"), active=None)
+    assert wanted.active is None
+    assert wanted.upload_to.startswith(str(store.incoming / f"{'f' * 64}."))
+    assert prepare(store.root, "f" * 64, 1000).upload_to != wanted.upload_to  # two pushes at once do not meet
     assert prepare(store.root, sha256_of(tmp_path / "2.ferry"), 1000).active == store.read_state().active
 
 
