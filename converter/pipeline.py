@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import tempfile
@@ -21,9 +20,10 @@ from ferryman.converter.memory_estimate import activations_peak_bytes
 from ferryman.converter.quiet import quiet
 from ferryman.converter.source import Source, load_source, make_source
 from ferryman.converter.verify import SQNR_MIN_DB, References, make_references, verify
+from ferryman.runtime.compare import SQNR_CAP_DB
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.manifest import Manifest, Requirements, RuntimeName, Variant
-from ferryman.runtime.package import PACKAGE_SUFFIX, check_name, open_package, write_package
+from ferryman.runtime.package import PACKAGE_SUFFIX, SQNR_LEAST_DB, check_name, open_package, write_package
 from ferryman.runtime.session import INTERPRETERS
 
 _TOOLS = ("ferryman", "torch", "executorch", "litert-torch", "ai-edge-litert", "numpy")
@@ -96,8 +96,8 @@ def convert(
         there = ", ".join(name for names in INTERPRETERS.values() for name in names)
         raise CallerError(f"interpreter {', '.join(sorted(unknown))} is not known; there are: {there}")
     bar_db = SQNR_MIN_DB[form] if sqnr_min_db is None else sqnr_min_db
-    if not math.isfinite(bar_db):
-        raise CallerError(f"the bar must be a number of dB, found {bar_db}")
+    if not SQNR_LEAST_DB <= bar_db <= SQNR_CAP_DB:
+        raise CallerError(f"the bar must be {SQNR_LEAST_DB:g} to {SQNR_CAP_DB:g} dB, found {bar_db:g}")
     clock = _Clock(progress)
 
     with clock.stage("load"), quiet():

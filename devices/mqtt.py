@@ -12,6 +12,7 @@ import random
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,8 @@ KEEPALIVE_S = 30
 CONNECT_TIMEOUT_S = 10.0
 RETRY_FIRST_S = 0.25
 RETRY_CAP_S = 30.0
+STABLE_S = 5.0
+"""A connection that held for less does not count as a good one."""
 REFUSED = 0x80
 """Reason codes from here on are refusals (MQTT 5, section 2.4)."""
 ANSWER_TIMEOUT_S = 5.0
@@ -61,6 +64,8 @@ class Delivery:
     def __init__(self, client: paho.Client, message: paho.MQTTMessage) -> None:
         self.topic = message.topic
         self.payload = bytes(message.payload)
+        self.retained = message.retain
+        """Sent before we subscribed, and kept by the broker for whoever comes."""
         self._client = client
         self._mid = message.mid
         self._qos = message.qos
@@ -176,9 +181,17 @@ class Link:
     def _run(self) -> None:
         attempt = 0
         while not self._stopping.is_set():
+            began = time.monotonic()
             problem = self._attempt()
-            if problem is None:
+            if problem is None and time.monotonic() - began >= STABLE_S:
                 attempt = 0
+            elif problem is None:
+                if attempt and not self._stopping.is_set():
+                    log.warning(
+                        "broker %s: thrown out again at once: does another client call itself %s?",
+                        self.broker.address,
+                        self._client_id,
+                    )
             elif problem != self._problem or attempt == 0:
                 log.warning("broker %s: %s; retrying", self.broker.address, problem)
             self._problem = problem or "connection lost"

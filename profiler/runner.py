@@ -7,8 +7,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
+
+import msgspec
 
 from ferryman.profiler.measure import Outcome, Task
 from ferryman.runtime.contracts.errors import (
@@ -26,6 +29,10 @@ from ferryman.runtime.cpu import CPUINFO, instruction_sets
 from ferryman.runtime.golden import usable_interpreters
 from ferryman.runtime.package import open_package
 
+RUNS_MAX = 1_000_000
+"""Every sample is kept, and travels."""
+THREADS_MAX = 1024
+TIMEOUT_MAX_S = 86_400
 _LAST_WORDS_CHARS = 2000
 Progress = Callable[[str], None]
 
@@ -51,6 +58,8 @@ def run_profile(
     package_sha256: str,
     spec: ProfileSpec,
     progress: Progress | None = None,
+    *,
+    timeout_s: float = TIMEOUT_MAX_S,
 ) -> tuple[Measurement, ...]:
     """Measure every (variant, interpreter) the spec selects and this device can run.
 
@@ -60,6 +69,7 @@ def run_profile(
         package_sha256: its identity, for the record.
         spec: what to run and how long.
         progress: told, in words, what begins.
+        timeout_s: bounds all of it together; `spec.timeout_s` bounds each.
 
     Raises:
         CallerError: the spec names a variant or interpreter that is not there, or a number out of range.
@@ -72,6 +82,7 @@ def run_profile(
     if not manifest.golden:
         raise PackageError(f"package {manifest.name} has no golden vector, so there is no input to measure on")
     measurements = []
+    deadline = time.monotonic() + timeout_s
     pairs = plan(manifest, spec, usable_interpreters, instruction_sets(CPUINFO.read_text()))
     for number, (variant, interpreter) in enumerate(pairs, start=1):
         if progress:
@@ -83,7 +94,7 @@ def run_profile(
             variant=variant,
             interpreter=interpreter,
             golden=manifest.golden[0],
-            spec=spec,
+            spec=msgspec.structs.replace(spec, timeout_s=min(spec.timeout_s, max(deadline - time.monotonic(), 0.001))),
             parent_pid=os.getpid(),
         )
         measurements.append(_measure_apart(task))
@@ -137,15 +148,15 @@ def plan(
 
 
 def _check_spec(spec: ProfileSpec) -> None:
-    for name, value, least in (
-        ("threads", spec.threads, 1),
-        ("warmup_runs", spec.warmup_runs, 0),
-        ("runs", spec.runs, 1),
+    for name, value, least, most in (
+        ("threads", spec.threads, 1, THREADS_MAX),
+        ("warmup_runs", spec.warmup_runs, 0, RUNS_MAX),
+        ("runs", spec.runs, 1, RUNS_MAX),
     ):
-        if value < least:
-            raise CallerError(f"{name} must be at least {least}, found {value}")
-    if not spec.timeout_s > 0:
-        raise CallerError(f"timeout_s must be more than 0, found {spec.timeout_s:g}")
+        if not least <= value <= most:
+            raise CallerError(f"{name} must be {least} to {most:,}, found {value:,}")
+    if not 0 < spec.timeout_s <= TIMEOUT_MAX_S:
+        raise CallerError(f"timeout_s must be more than 0 and at most {TIMEOUT_MAX_S:,}, found {spec.timeout_s:g}")
 
 
 def _measure_apart(task: Task) -> Measurement:

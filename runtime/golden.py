@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
+
 from ferryman.runtime.compare import compare, worst
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, PackageError, ParityError
 from ferryman.runtime.contracts.manifest import GoldenVector, Manifest, Variant
@@ -50,9 +52,12 @@ def check_golden(directory: Path, manifest: Manifest) -> tuple[GoldenResult, ...
         RuntimeFault: an interpreter refuses a variant.
         RuntimeCrash: an interpreter died.
         DeviceError: the device can run none of the variants.
-        PackageError: a golden vector is malformed, or its inputs are not the signature's.
+        PackageError: a golden vector is malformed, its inputs are not the signature's, or they prove nothing.
     """
     vectors = [_read_vector(directory, path, manifest) for path in manifest.golden]
+    expected = [tensor.to_array() for vector in vectors for tensor in vector.outputs]
+    if not any(np.isfinite(array).any() for array in expected) and any(array.size for array in expected):
+        raise PackageError(f"package {manifest.name}: no golden output is finite, so they prove nothing")
     results = tuple(
         _check_one(directory, manifest, variant, interpreter, vectors)
         for variant in manifest.variants

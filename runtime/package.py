@@ -23,16 +23,20 @@ from typing import BinaryIO
 
 from ferryman.runtime.archive import CRC_AT, SIZE_AT, Entry, ending, local_header
 from ferryman.runtime.closing import Closing
+from ferryman.runtime.compare import SQNR_CAP_DB
 from ferryman.runtime.contracts.errors import CallerError, PackageError
 from ferryman.runtime.contracts.manifest import SCHEMA, GoldenVector, Manifest, Payload, Variant
 from ferryman.runtime.contracts.record import Record, decode, encode
-from ferryman.runtime.contracts.tensor import DTYPES, Signature, TensorSpec, pack, unpack
+from ferryman.runtime.contracts.tensor import DTYPES, Signature, pack, unpack
 
 PACKAGE_SUFFIX = ".ferry"
 MANIFEST = "manifest.json"
 _SEAL = b"ferryman sha256:"
 _HEX_DIGITS = 64
 _TAIL_BYTES = len(_SEAL) + _HEX_DIGITS
+_VERSION = re.compile(r"\d{1,9}(\.\d{1,9}){0,5}([.+-]?[A-Za-z][A-Za-z0-9.+-]{0,40})?", re.ASCII)
+SQNR_LEAST_DB = 5.0
+"""A bar below that proves nothing: noise of more than half the signal."""
 _NAME = re.compile(r"\w[\w .+-]{0,99}")
 _PATH = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 
@@ -329,9 +333,16 @@ def _check_manifest(manifest: Manifest) -> None:
     paths = {payload.path for payload in manifest.payloads}
     if missing := {*manifest.golden, *(v.payload for v in manifest.variants)} - paths:
         raise PackageError(f"payloads named but not listed: {', '.join(sorted(missing))}")
-    for signature in (manifest.signature, *(variant.signature for variant in manifest.variants)):
-        for spec in (*signature.inputs, *signature.outputs):
-            _check_spec(spec)
+    if not SQNR_LEAST_DB <= manifest.golden_sqnr_min_db <= SQNR_CAP_DB:
+        raise PackageError(
+            f"golden_sqnr_min_db must be {SQNR_LEAST_DB:g} to {SQNR_CAP_DB:g} dB, found {manifest.golden_sqnr_min_db:g}"
+        )
+    _check_signature(manifest.signature)
+    for variant in manifest.variants:
+        _check_signature(variant.signature)
+        for name, least in variant.requires.interpreters.items():
+            if not _VERSION.fullmatch(least):
+                raise PackageError(f"variant {variant.name!r} asks for {name} {least[:40]!r}, which is no version")
 
 
 def _check_payloads(manifest: Manifest) -> None:
@@ -351,10 +362,11 @@ def _check_payloads(manifest: Manifest) -> None:
         raise PackageError(f"payload sizes must lie between 0 and {LIMITS.package_max_bytes} in all, found {sizes}")
 
 
-def _check_spec(spec: TensorSpec) -> None:
-    if spec.dtype not in DTYPES:
-        raise PackageError(f"tensor {spec.name!r} has dtype {spec.dtype!r}, none of {', '.join(DTYPES)}")
-    for dim in spec.shape:
-        low, high = (dim, dim) if isinstance(dim, int) else (dim.min, dim.max)
-        if not 0 <= low <= high:
-            raise PackageError(f"tensor {spec.name!r} has an impossible dimension {low}..{high}")
+def _check_signature(signature: Signature) -> None:
+    for spec in (*signature.inputs, *signature.outputs):
+        if spec.dtype not in DTYPES:
+            raise PackageError(f"tensor {spec.name!r} has dtype {spec.dtype!r}, none of {', '.join(DTYPES)}")
+        for dim in spec.shape:
+            low, high = (dim, dim) if isinstance(dim, int) else (dim.min, dim.max)
+            if not 0 <= low <= high:
+                raise PackageError(f"tensor {spec.name!r} has an impossible dimension {low}..{high}")

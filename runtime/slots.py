@@ -88,8 +88,8 @@ class SlotStore:
             lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise DeviceError(
-                f"cannot write the slot store {self.root}: {error.strerror}; "
-                "run as a user who may, or name another --root"
+                f"cannot write the slot store {self.root}: {error.filename}: {error.strerror}; "
+                "put that right, run as a user who may, or name another --root"
             ) from error
         try:
             try:
@@ -145,10 +145,10 @@ class SlotStore:
     def clear(self, name: SlotName) -> None:
         """Unlink everything in a slot that the state does not name."""
         directory = self.directory(name)
-        if directory.is_symlink():
-            directory.unlink()
-        elif directory.exists():
+        if directory.is_dir() and not directory.is_symlink():
             shutil.rmtree(directory)
+        else:
+            directory.unlink(missing_ok=True)
         _fsync_directory(self._slots)
 
     def write(self, name: SlotName, path: str, data: bytes | memoryview) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import BinaryIO
@@ -21,6 +22,7 @@ from ferryman.runtime.memory import read_memory
 from ferryman.runtime.session import Session, open_session
 
 LENGTH_BYTES = 8
+_PARENT_POLL_S = 1.0
 
 
 class Open(Record, tag="open"):
@@ -112,8 +114,24 @@ def _answer(question: Open | Run, session: Session | None) -> tuple[Opened | Ran
     return Ran(outputs=to_tensors(outputs), duration_ns=duration_ns, memory_after=read_memory()), session
 
 
+def _end_with_parent() -> None:
+    """End this process soon after the one that started it: a run that hangs would not notice the end of the input.
+
+    Not by PR_SET_PDEATHSIG, which fires when the parent's starting *thread* ends.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_POLL_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
 def main() -> None:
     """Answer questions until the input ends."""
+    _end_with_parent()
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     session: Session | None = None

@@ -164,6 +164,9 @@ class Agent:
         )
 
     def _on_request(self, delivery: Delivery) -> None:
+        if delivery.retained:  # it would come again on every connection
+            log.warning("request on %s is a retained message, ignored; clear it on the broker", delivery.topic)
+            return
         try:
             request = unpack(delivery.payload, Request)
         except ValueError as error:
@@ -208,10 +211,10 @@ class Agent:
         if isinstance(request.body, InferRequest):
             return self._serving.infer(request.body, left_s)
         if isinstance(request.body, ProfileRequest):
-            return self._profile(request.body)
+            return self._profile(request.body, left_s)
         return self._status(self._store.read_state().active)
 
-    def _profile(self, request: ProfileRequest) -> ProfileReply:
+    def _profile(self, request: ProfileRequest, left_s: float) -> ProfileReply:
         from ferryman.profiler.runner import run_profile
 
         active = self._serving.current()
@@ -221,7 +224,9 @@ class Agent:
                 f"{active.slot.package_sha256[:12]} is; push it first"
             )
         self._serving.release()
-        measurements = run_profile(active.directory, active.manifest, active.slot.package_sha256, request.spec)
+        measurements = run_profile(
+            active.directory, active.manifest, active.slot.package_sha256, request.spec, timeout_s=left_s
+        )
         self._outbox.append_all([("measurement", measurement) for measurement in measurements], time.time_ns())
         self._publisher.wake()
         return ProfileReply(measurements=measurements)

@@ -63,8 +63,9 @@ class Serving:
         except BaseException:
             self._sessions.pop((variant.name, interpreter)).close()
             raise
+        promised = zip(outputs, installed.manifest.signature.outputs, strict=True)
         return InferReply(
-            outputs=to_tensors(outputs),
+            outputs=to_tensors([array.astype(spec.dtype, copy=False) for array, spec in promised]),
             duration_ns=session.last_run_ns,
             variant=variant.name,
             interpreter=interpreter,

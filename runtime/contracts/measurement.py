@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+import msgspec
 
 from ferryman.runtime.contracts.record import Record, Unavailable
 
 SCHEMA = 1
+INT64_MAX = (1 << 63) - 1
+Int64 = Annotated[int, msgspec.Meta(ge=-INT64_MAX - 1, le=INT64_MAX)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX)]
+"""Bytes, nanoseconds, runs: what a reader may compute with without asking how long the number is."""
 
 
 class ProfileSpec(Record):
@@ -16,10 +22,10 @@ class ProfileSpec(Record):
     """Empty: all."""
     interpreters: tuple[str, ...] = ()
     """Empty: every one on the device that can run the variant."""
-    threads: int = 1
-    warmup_runs: int = 10
+    threads: Int64 = 1
+    warmup_runs: Int64 = 10
     """Not in the statistics, kept in the record; the first run after loading comes before them."""
-    runs: int = 200
+    runs: Int64 = 200
     timeout_s: float = 600.0
     """For each (variant, interpreter), from the start of its process to its record."""
 
@@ -27,10 +33,10 @@ class ProfileSpec(Record):
 class Memory(Record, tag="memory"):
     """One process, from the kernel (/proc/PID/smaps_rollup, VmHWM), in bytes."""
 
-    rss_bytes: int
-    pss_bytes: int
-    uss_bytes: int
-    peak_rss_bytes: int
+    rss_bytes: Count
+    pss_bytes: Count
+    uss_bytes: Count
+    peak_rss_bytes: Count
 
 
 class MemoryPhases(Record):
@@ -56,14 +62,14 @@ class Energy(Record, tag="energy"):
     energy_j: float
     window_s: float
     """From the first reading to the last; the timed runs lie within."""
-    runs: int
+    runs: Count
     """Inferences within the window."""
     source: str
     rails: tuple[str, ...]
     """What the source covers, under its own names."""
     unit: Literal["W", "J"]
     """Of `values`: power, integrated by the trapezoid rule, or a counter of joules, first taken from last."""
-    times_ns: tuple[int, ...]
+    times_ns: tuple[Count, ...]
     """When each reading was taken, from the first one on."""
     values: tuple[float, ...]
 
@@ -73,7 +79,7 @@ class Conditions(Record):
 
     device_model: str | Unavailable
     cpu_model: str | Unavailable
-    cpu_count: int
+    cpu_count: Count
     isa: tuple[str, ...]
     """Those of the instruction sets that kernels choose by; the kernel's names."""
     governor: str | Unavailable
@@ -83,11 +89,11 @@ class Conditions(Record):
     temperatures_c: tuple[Reading, ...] | Unavailable
     """Every thermal zone that can be read."""
     load_1m: float | Unavailable
-    memory_total_bytes: int | Unavailable
-    memory_available_bytes: int | Unavailable
+    memory_total_bytes: Count | Unavailable
+    memory_available_bytes: Count | Unavailable
     kernel: str
     machine: str
-    affinity: tuple[int, ...]
+    affinity: tuple[Count, ...]
     """Cores the measuring process may use."""
     versions: dict[str, str]
     """ferryman, python, numpy, and the interpreter under its own name."""
@@ -96,7 +102,7 @@ class Conditions(Record):
 class Measurement(Record, kw_only=True):
     """One (package, variant, interpreter) on one device."""
 
-    schema: int = SCHEMA
+    schema: Count = SCHEMA
     package_name: str
     package_sha256: str
     variant: str
@@ -104,19 +110,19 @@ class Measurement(Record, kw_only=True):
     runtime: str
     interpreter: str
     interpreter_version: str
-    artifact_bytes: int
-    input_shapes: tuple[tuple[int, ...], ...]
+    artifact_bytes: Count
+    input_shapes: tuple[tuple[Count, ...], ...]
     """Of the golden input every run was made on."""
     spec: ProfileSpec
-    started_at_ns: int
+    started_at_ns: Count
     """Device wall clock, Unix epoch."""
-    import_ns: int
+    import_ns: Count
     """The interpreter's own libraries, before any artifact."""
-    load_ns: int
+    load_ns: Count
     """open_session until it can run; some interpreters defer work to the first run."""
-    first_run_ns: int
-    warmup_ns: tuple[int, ...]
-    samples_ns: tuple[int, ...]
+    first_run_ns: Count
+    warmup_ns: tuple[Count, ...]
+    samples_ns: tuple[Count, ...]
     """Every timed run, in order; nothing is left out."""
     memory: MemoryPhases
     energy: Energy | Unavailable

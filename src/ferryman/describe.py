@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from ferryman.runtime.contracts.manifest import Manifest, Variant
+from ferryman.runtime.contracts.tensor import Signature
 from ferryman.runtime.session import INTERPRETERS
 
 
@@ -25,6 +26,7 @@ def _lines(manifest: Manifest, sha256: str) -> Iterator[str]:
     for variant in manifest.variants:
         yield ""
         yield from _variant(variant, sizes[variant.payload])
+        yield from _narrowed(manifest.signature, variant.signature)
     yield ""
     yield f"  golden vectors: {len(manifest.golden)}, bar {manifest.golden_sqnr_min_db:g} dB"
     yield "  made with: " + ", ".join(f"{tool} {version}" for tool, version in manifest.created_with.items())
@@ -47,6 +49,17 @@ def _variant(variant: Variant, size_bytes: int) -> Iterator[str]:
         )
     if missing := [name for name in INTERPRETERS[variant.runtime] if name not in variant.requires.interpreters]:
         yield f"    not proven on {', '.join(missing)}, so devices will not run it there"
+
+
+def _narrowed(model: Signature, artifact: Signature) -> Iterator[str]:
+    """What the artifact carries in a smaller type than the model does."""
+    pairs = [
+        *zip(model.inputs, artifact.inputs, strict=False),
+        *zip(model.outputs, artifact.outputs, strict=False),
+    ]
+    changed = [f"{ours.name} {ours.dtype} as {theirs.dtype}" for ours, theirs in pairs if ours.dtype != theirs.dtype]
+    if changed:
+        yield f"    narrower   {', '.join(changed)}: inputs that do not fit are refused, overflow inside goes unnoticed"
 
 
 def _counts(operators: Mapping[str, int]) -> str:

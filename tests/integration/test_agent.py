@@ -269,6 +269,15 @@ def test_a_profile_that_names_what_is_not_there_is_the_callers_fault(tmp_path, c
             client.profile(sha256, spec)
 
 
+def test_a_profile_ends_with_the_time_of_its_request(tmp_path, agent, client):
+    begin = time.monotonic()
+    with pytest.raises((RuntimeFault, RequestTimeout), match=r"took longer|no answer|in time"):
+        client.profile(sha256_of(tmp_path / "1.ferry"), ProfileSpec(runs=1_000_000), timeout_s=3.0)
+    assert time.monotonic() - begin < 6
+    until(lambda: not agent.workers())
+    assert added(client) == 1
+
+
 # Crashes, hangs, floods.
 
 
@@ -378,6 +387,27 @@ def test_garbage_is_ignored(broker, agent, client):
     assert "Traceback" not in agent.log.read_text()
 
 
+def test_a_retained_request_is_not_carried_out(broker, root, put):
+    put(1.0)
+    reply_to = topics.response("pi", "by-hand")
+    answers = []
+    request = Request(id="1", reply_to=reply_to, timeout_s=5, body=StatusRequest())
+    link = Link(broker, "by-hand")
+    link.subscribe(reply_to, lambda delivery: answers.append(delivery.payload))
+    link.start()
+    try:
+        link.wait_ready(10)
+        link.publish(Message(topic=topics.request("pi"), payload=pack(request), retain=True))
+        with AgentProcess(broker, root) as agent:
+            until(lambda: "retained message, ignored" in agent.log.read_text())
+            with StatusWatch(broker) as status, AgentClient(broker, "pi") as client:
+                status.wait_for(lambda s: s.online)
+                assert client.status().online
+    finally:
+        link.stop()
+    assert not answers
+
+
 @pytest.mark.parametrize(
     "reply_to",
     [
@@ -439,7 +469,7 @@ def test_sigterm_in_the_middle_of_a_hung_request_ends_it(agent, client):
 @pytest.mark.slow
 def test_sigterm_in_the_middle_of_a_profile_leaves_no_process(tmp_path, agent, client):
     with ThreadPoolExecutor(1) as pool:
-        spec = ProfileSpec(runs=20_000_000)
+        spec = ProfileSpec(runs=1_000_000, warmup_runs=1_000_000)
         asked = pool.submit(client.profile, sha256_of(tmp_path / "1.ferry"), spec, timeout_s=12)
         until(lambda: bool(agent.workers()))
         children = agent.workers()

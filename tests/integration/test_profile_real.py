@@ -29,7 +29,7 @@ from tests.support.packages import write_tiny_package
 ROOT = Path(__file__).parents[2]
 DEVICE_PYTHON = ROOT / ".venv-device" / "bin" / "python"
 needs_litert = pytest.mark.skipif("ai-edge-litert" not in installed("tflite"), reason="ai-edge-litert is not installed")
-FOREVER = ProfileSpec(runs=50_000_000, interpreters=("ai-edge-litert",))
+FOREVER = ProfileSpec(runs=1_000_000, warmup_runs=1_000_000, interpreters=("ai-edge-litert",))
 
 
 def check(found: Measurement, spec: ProfileSpec) -> None:
@@ -163,7 +163,8 @@ def test_the_measuring_process_dies_with_the_one_that_asked(tmp_path):
         "import sys; from pathlib import Path\n"
         "from ferryman.profiler.runner import profile_package\n"
         "from ferryman.runtime.contracts.measurement import ProfileSpec\n"
-        "profile_package(Path(sys.argv[1]), ProfileSpec(runs=50_000_000, interpreters=('ai-edge-litert',)))\n"
+        "spec = ProfileSpec(runs=1_000_000, warmup_runs=1_000_000, interpreters=('ai-edge-litert',))\n"
+        "profile_package(Path(sys.argv[1]), spec)\n"
     )
     asking = subprocess.Popen([sys.executable, "-c", code, path], env=os.environ | {"TMPDIR": str(tmp_path)})
     try:
@@ -171,7 +172,7 @@ def test_the_measuring_process_dies_with_the_one_that_asked(tmp_path):
     finally:
         asking.kill()
         asking.wait()
-    measuring.wait(timeout=10)
+    measuring.wait(timeout=2)
 
 
 def extracted(tmp_path: Path) -> tuple[Path, Manifest, str]:

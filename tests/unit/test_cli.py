@@ -109,6 +109,16 @@ def test_inspect_prints_what_a_package_holds_needs_and_proves(run, tiny):
         assert part in result.output
 
 
+def test_inspect_says_where_an_artifact_is_narrower_than_the_model(run, tiny, tmp_path):
+    entries = contents(tiny)
+    manifest = json.loads(entries.pop("manifest.json"))
+    assert "narrower" not in run("inspect", tiny).output
+    manifest["signature"]["inputs"][0]["dtype"] = "float64"
+    path = tmp_path / "narrow.ferry"
+    path.write_bytes(forged(manifest, entries))
+    assert "narrower   x float64 as float32" in run("inspect", path).output
+
+
 def test_inspect_as_json_is_the_manifest(run, tiny):
     assert json.loads(run("inspect", "--json", tiny).output) == json.loads(contents(tiny)["manifest.json"])
 

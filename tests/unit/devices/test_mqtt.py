@@ -1,6 +1,9 @@
 from __future__ import annotations
 
-from ferryman.devices.mqtt import backoff_s
+import time
+
+from ferryman.devices.mqtt import Link, backoff_s
+from tests.support.mosquitto import Mosquitto
 
 
 def test_backoff_doubles_up_to_its_cap_with_jitter():
@@ -8,3 +11,18 @@ def test_backoff_doubles_up_to_its_cap_with_jitter():
         waits = {backoff_s(attempt, 1.0, 30.0) for _ in range(50)}
         assert len(waits) > 1
         assert all(whole / 2 <= wait <= whole for wait in waits)
+
+
+def test_two_clients_of_one_name_do_not_throw_each_other_out_without_end(tmp_path, caplog):
+    """MQTT 5, 3.1.4: the newcomer takes over the session. A loss right after connecting must not reset the backoff."""
+    with Mosquitto(tmp_path) as broker:
+        links = [Link(broker.config, "twin") for _ in range(2)]
+        ready = []
+        for link in links:
+            link.on_ready(lambda: ready.append(1))
+            link.start()
+        time.sleep(4)
+        for link in links:
+            link.stop()
+    assert 2 <= len(ready) <= 12
+    assert "does another client call itself twin?" in caplog.text

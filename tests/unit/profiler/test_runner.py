@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from ferryman.profiler.runner import plan, profile_package, run_profile
+from ferryman.profiler.runner import RUNS_MAX, THREADS_MAX, plan, profile_package, run_profile
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, PackageError
 from ferryman.runtime.contracts.manifest import Manifest
 from ferryman.runtime.contracts.measurement import ProfileSpec
@@ -61,7 +61,15 @@ def test_a_variant_for_another_processor_is_never_run(tmp_path):
 
 @pytest.mark.parametrize(
     "spec",
-    [ProfileSpec(runs=0), ProfileSpec(warmup_runs=-1), ProfileSpec(threads=0), ProfileSpec(timeout_s=float("nan"))],
+    [
+        ProfileSpec(runs=0),
+        ProfileSpec(runs=RUNS_MAX + 1),
+        ProfileSpec(warmup_runs=-1),
+        ProfileSpec(threads=0),
+        ProfileSpec(threads=THREADS_MAX + 1),
+        ProfileSpec(timeout_s=float("nan")),
+        ProfileSpec(timeout_s=float("inf")),
+    ],
 )
 def test_numbers_out_of_range_are_refused_before_anything_runs(tmp_path, spec):
     with pytest.raises(CallerError, match="must be"):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -88,6 +90,27 @@ def _interrupted(session):
 
     session._read = interrupt
     session.run([X])
+
+
+def test_a_hung_worker_does_not_outlive_whoever_started_it(artifact, tmp_path):
+    """It cannot notice the end of its input, for it is not reading."""
+    hang = "import time; from ferryman.runtime import worker; worker._answer = lambda *_: time.sleep(60); worker.main()"
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nexec '{sys.executable}' -c '{hang}'\n")
+    python.chmod(0o755)
+    starter = "import sys; from pathlib import Path; from ferryman.runtime.isolated import IsolatedSession as S; "
+    starter += "S(Path(sys.argv[1]), 'tflite', python=Path(sys.argv[2]))"
+    with subprocess.Popen([sys.executable, "-c", starter, str(artifact), str(python)]) as parent:
+        watched = psutil.Process(parent.pid)
+        deadline = time.monotonic() + 20
+        while not any("worker" in " ".join(child.cmdline()) for child in watched.children()):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        (hung,) = watched.children()
+        time.sleep(2)  # it has imported what it needs, and sleeps
+        parent.kill()
+    _, alive = psutil.wait_procs([hung], timeout=10)
+    assert not alive
 
 
 def test_it_can_be_killed_from_another_thread(session):

@@ -397,6 +397,20 @@ def _symlink(manifest, payloads):
     ]
 
 
+@pytest.mark.parametrize("bar_db", [-200.0, 0.0, 4.9, 200.1, 1e300])
+def test_a_bar_that_proves_nothing_is_refused(parts, refused, bar_db):
+    manifest, payloads = parts
+    refused(forged({**manifest, "golden_sqnr_min_db": bar_db}, payloads), "golden_sqnr_min_db must be 5 to 200 dB")
+
+
+@pytest.mark.parametrize("least", ["", "latest", "1.", "9" * 5000, "1.2\x1b[2J", "٣", "1 2"])
+def test_a_version_that_is_none_is_refused(parts, refused, least):
+    manifest, payloads = parts
+    manifest = json.loads(json.dumps(manifest))
+    manifest["variants"][0]["requires"]["interpreters"] = {"tflite-runtime": least}
+    refused(forged(manifest, payloads), "which is no version")
+
+
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize(
     ("entries", "match"),

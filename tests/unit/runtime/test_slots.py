@@ -200,3 +200,17 @@ def test_the_slot_names_the_package_it_came_from(root, tmp_path):
     assert state.active.package_sha256 == sha256_of(tmp_path / "2.ferry")
     manifest = (SlotStore(root).directory("b") / "manifest.json").read_bytes()
     assert state.active.manifest_sha256 == hashlib.sha256(manifest).hexdigest()
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_what_stands_where_a_slot_belongs_is_cleared_by_the_next_install(root, tmp_path, kind):
+    directory = SlotStore(root).directory("a")
+    directory.rename(tmp_path / "away")
+    if kind == "file":
+        directory.write_text("no folder")
+    else:
+        directory.symlink_to(tmp_path / "away")
+    put(root, write_tiny_package(tmp_path / "3.ferry", added=3.0))
+    state = SlotStore(root).read_state()
+    assert (state.active.name, state.active.package_name) == ("a", "add-3")
+    assert (tmp_path / "away" / "manifest.json").exists()

@@ -119,6 +119,14 @@ def test_an_unforeseen_error_does_not_leave_a_session_that_answers_the_question_
     assert infer(serving, inputs(2)).outputs[0].shape == (2, 4)
 
 
+def test_outputs_have_the_types_that_the_model_promises_whatever_the_artifact_narrowed(serving, monkeypatch):
+    infer(serving, inputs(1))
+    (session,) = serving._sessions.values()
+    run = session.run
+    monkeypatch.setattr(session, "run", lambda arrays: [a.astype("i4") if a.dtype == "i8" else a for a in run(arrays)])
+    assert [tensor.dtype for tensor in infer(serving, inputs(2)).outputs] == ["float32", "int64", "bool"]
+
+
 def variant(name, *interpreters, isa=()):
     return Variant(
         name=name,
