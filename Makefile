@@ -4,7 +4,7 @@
 PYTHON ?= python3
 HOST := .venv/bin/python
 DEVICE := .venv-device/bin/python
-NATIVE := CMakeLists.txt $(wildcard runtime/native/executorch/*)
+NATIVE := CMakeLists.txt $(wildcard runtime/native/*/*)
 PIP := -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help demo test test-slow lint bench clean wheel-aarch64 system

@@ -27,10 +27,10 @@ from typing import Any
 
 import numpy as np
 
-import ferryman.runtime
 from ferryman.runtime.closing import Closing
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, RuntimeFault
 from ferryman.runtime.contracts.tensor import Array, DynamicDim, Signature, TensorSpec
+from ferryman.runtime.native_library import native_library
 from ferryman.runtime.session import fit
 
 VERSION = "1.5.1"
@@ -96,17 +96,9 @@ class _Native:
             raise CallerError(message) if code == _THREADS_BUSY else RuntimeFault(message)
 
 
-def _library_path() -> Path | None:
-    for folder in ferryman.runtime.__path__:
-        path = Path(folder) / "native" / "lib" / _LIBRARY
-        if path.exists():
-            return path
-    return None
-
-
 @functools.cache
 def _native() -> _Native:
-    path = _library_path()
+    path = native_library(_LIBRARY)
     if path is None:
         raise DeviceError(f"ferryman's {_LIBRARY} is not installed; install ferryman with pip, which builds it")
     try:
@@ -130,7 +122,7 @@ def load() -> None:
 
 def version() -> str | None:
     """Version of ExecuTorch; None when the native library is not installed."""
-    return VERSION if _library_path() else None
+    return VERSION if native_library(_LIBRARY) else None
 
 
 def open_session(artifact: Path, *, threads: int, etdump: bool = False) -> ExecutorchSession:

@@ -33,7 +33,7 @@ with open_session(Path(sys.argv[1]), "executorch") as session:
     assert session.run([np.ones((1, 4), "float32")])[0].tolist() == [[3, 3, 3, 3]]
 assert not {"torch", "executorch"} & set(sys.modules)
 print(ferryman.__file__)
-print(executorch._library_path())
+from ferryman.runtime.native_library import native_library; print(native_library(executorch._LIBRARY))
 """
 
 

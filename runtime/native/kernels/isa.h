@@ -1,0 +1,77 @@
+// What each instruction set gives: the loops where the time goes, one translation unit each.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace ferryman::kernels {
+
+constexpr size_t kLanes = 16;  // output channels in a block of weights
+constexpr size_t kWordBits = 32;
+
+struct Windows {
+  const uint32_t* const* at;
+  const size_t* offsets;
+  size_t runs, run_words;
+};
+
+struct Isa {
+  const char* name;
+
+  // out[row * out_stride + c / 32]: bit c % 32 is x[row * channels + c] >= 0.
+  void (*pack_rows)(const float* x, size_t rows, size_t channels, uint32_t* out, size_t out_stride);
+
+  // out[pixel * out_stride + c / 32]: bit c % 32 is x[c * plane + pixel] >= 0, for pixel < pixels.
+  void (*pack_planes)(const float* x, size_t plane, size_t pixels, size_t channels, uint32_t* out, size_t out_stride);
+
+  // counts[pixel * count_stride + 16 * block + lane]: bits in which an activation window and a lane of weights,
+  // w[block * block_stride + 16 * k + lane], differ. The words of a window are those at `windows.at[pixel] + offset`, a
+  // run of them for each offset; k counts them through.
+  void (*differences)(
+      const Windows& windows,
+      size_t pixels,
+      const uint32_t* w,
+      size_t block_stride,
+      size_t blocks,
+      int32_t* counts,
+      size_t count_stride);
+
+  // sums[pixel * sum_stride + 16 * block + lane]: those a[pixel * a_stride + k] whose weight bit k is 1, added up in
+  // the order of k < depth.
+  void (*selected_sums)(
+      const float* a,
+      size_t a_stride,
+      size_t pixels,
+      const uint32_t* w,
+      size_t block_stride,
+      size_t blocks,
+      size_t depth,
+      float* sums,
+      size_t sum_stride);
+
+  // x[0..count) in 16 interleaved sums, then these in order.
+  float (*sum)(const float* x, size_t count);
+
+  // out[n] = scale[n] * float(base[n] - 2 * counts[n]) + bias[n], each operation rounded.
+  void (*scale_counts)(
+      const int32_t* counts, const int32_t* base, const float* scale, const float* bias, size_t n, float* out);
+
+  // counts[32 * word + bit]: how many taps differ there; a[tap][word] against w[tap * words + word], and where a[tap] is
+  // null the tap does not count.
+  void (*count_taps)(const uint32_t* const* a, const uint32_t* w, size_t taps, size_t words, int32_t* counts);
+
+  // Bit n of out is base[n] - 2 * counts[n] >= threshold[n]; the last word's other bits are 0.
+  void (*compare_counts)(
+      const int32_t* counts, const int32_t* base, const int32_t* threshold, size_t n, uint32_t* out);
+
+  // out[c * out_stride + r] = in[r * in_stride + c] for r < rows, c < columns.
+  void (*transpose)(const float* in, size_t in_stride, size_t rows, size_t columns, float* out, size_t out_stride);
+};
+
+extern const Isa kAvx512, kAvx2, kX86_64, kNeon, kScalar;
+
+
+// The one in use.
+const Isa& isa();
+
+} // namespace ferryman::kernels

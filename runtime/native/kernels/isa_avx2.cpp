@@ -1,0 +1,138 @@
+// AVX2.
+#include <immintrin.h>
+
+#include "isa.h"
+
+namespace ferryman::kernels {
+namespace {
+
+constexpr size_t kPixels = 2;
+constexpr size_t kBlocks = 2;
+constexpr size_t kDepth = 31;  // a byte of differences counts up to 8 a word
+
+struct Words {
+  __m256i half[2];
+};
+struct Counts {  // a byte each, four to a lane
+  __m256i half[2];
+};
+struct Floats {
+  __m256 half[2];
+};
+
+inline Words load(const uint32_t* from) {
+  const auto* at = reinterpret_cast<const __m256i*>(from);
+  return {{_mm256_loadu_si256(at), _mm256_loadu_si256(at + 1)}};
+}
+
+inline Words splat(uint32_t word) {
+  const __m256i all = _mm256_set1_epi32(static_cast<int>(word));
+  return {{all, all}};
+}
+
+inline Counts zero() {
+  return {{_mm256_setzero_si256(), _mm256_setzero_si256()}};
+}
+
+inline void add_differences(Counts& counts, const Words& a, const Words& b) {
+  const __m256i of_nibble = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
+  const __m256i nibble = _mm256_set1_epi8(15);
+  for (size_t i = 0; i < 2; ++i) {
+    const __m256i differ = _mm256_xor_si256(a.half[i], b.half[i]);
+    const __m256i low = _mm256_and_si256(differ, nibble);
+    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(differ, 4), nibble);
+    counts.half[i] = _mm256_add_epi8(
+        counts.half[i], _mm256_add_epi8(_mm256_shuffle_epi8(of_nibble, low), _mm256_shuffle_epi8(of_nibble, high)));
+  }
+}
+
+inline void flush(int32_t* to, const Counts& counts, bool first) {
+  for (size_t i = 0; i < 2; ++i) {
+    auto* at = reinterpret_cast<__m256i*>(to) + i;
+    const __m256i pairs = _mm256_maddubs_epi16(counts.half[i], _mm256_set1_epi8(1));
+    const __m256i lanes = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    _mm256_storeu_si256(at, first ? lanes : _mm256_add_epi32(_mm256_loadu_si256(at), lanes));
+  }
+}
+
+inline Floats zero_floats() {
+  return {{_mm256_setzero_ps(), _mm256_setzero_ps()}};
+}
+
+inline Words select(const Words& weights, size_t bit) {
+  const __m256i one = _mm256_set1_epi32(1 << bit);
+  return {{
+      _mm256_cmpeq_epi32(_mm256_and_si256(weights.half[0], one), one),
+      _mm256_cmpeq_epi32(_mm256_and_si256(weights.half[1], one), one),
+  }};
+}
+
+inline void add_selected(Floats& sums, const Words& selected, float x) {
+  const __m256 all = _mm256_set1_ps(x);
+  for (size_t i = 0; i < 2; ++i) {
+    sums.half[i] = _mm256_add_ps(sums.half[i], _mm256_and_ps(all, _mm256_castsi256_ps(selected.half[i])));
+  }
+}
+
+inline void store(float* to, const Floats& sums) {
+  _mm256_storeu_ps(to, sums.half[0]);
+  _mm256_storeu_ps(to + 8, sums.half[1]);
+}
+
+inline uint32_t signs(const float* x) {
+  uint32_t word = 0;
+  for (size_t i = 0; i < 4; ++i) {
+    const __m256 positive = _mm256_cmp_ps(_mm256_loadu_ps(x + 8 * i), _mm256_setzero_ps(), _CMP_GE_OQ);
+    word |= static_cast<uint32_t>(_mm256_movemask_ps(positive)) << (8 * i);
+  }
+  return word;
+}
+
+inline uint32_t at_least(const int32_t* counts, const int32_t* base, const int32_t* threshold) {
+  uint32_t word = 0;
+  for (size_t i = 0; i < 4; ++i) {
+    const auto at = [i](const int32_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from) + i); };
+    const __m256i dot = _mm256_sub_epi32(at(base), _mm256_slli_epi32(at(counts), 1));
+    const __m256i less = _mm256_cmpgt_epi32(at(threshold), dot);
+    word |= static_cast<uint32_t>(~_mm256_movemask_ps(_mm256_castsi256_ps(less)) & 0xff) << (8 * i);
+  }
+  return word;
+}
+
+inline void transpose8(const float* in, size_t in_stride, float* out, size_t out_stride) {
+  __m256 rows[8], turned[8];
+  for (size_t i = 0; i < 8; ++i) {
+    rows[i] = _mm256_loadu_ps(in + i * in_stride);
+  }
+  for (size_t i = 0; i < 8; i += 2) {
+    turned[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+    turned[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+  }
+  for (size_t i = 0; i < 8; i += 4) {
+    rows[i] = _mm256_shuffle_ps(turned[i], turned[i + 2], 0x44);
+    rows[i + 1] = _mm256_shuffle_ps(turned[i], turned[i + 2], 0xee);
+    rows[i + 2] = _mm256_shuffle_ps(turned[i + 1], turned[i + 3], 0x44);
+    rows[i + 3] = _mm256_shuffle_ps(turned[i + 1], turned[i + 3], 0xee);
+  }
+  for (size_t i = 0; i < 4; ++i) {
+    _mm256_storeu_ps(out + i * out_stride, _mm256_permute2f128_ps(rows[i], rows[i + 4], 0x20));
+    _mm256_storeu_ps(out + (i + 4) * out_stride, _mm256_permute2f128_ps(rows[i], rows[i + 4], 0x31));
+  }
+}
+
+inline void transpose16(const float* in, size_t in_stride, float* out, size_t out_stride) {
+  for (size_t r = 0; r < 16; r += 8) {
+    for (size_t c = 0; c < 16; c += 8) {
+      transpose8(in + r * in_stride + c, in_stride, out + c * out_stride + r, out_stride);
+    }
+  }
+}
+
+} // namespace
+} // namespace ferryman::kernels
+
+#include "isa_impl.h"
+
+namespace ferryman::kernels {
+const Isa kAvx2 = make("avx2");
+} // namespace ferryman::kernels

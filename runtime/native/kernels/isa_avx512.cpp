@@ -1,0 +1,107 @@
+// AVX-512 F, BW, DQ, VL and VPOPCNTDQ.
+#include <immintrin.h>
+
+#include "isa.h"
+
+namespace ferryman::kernels {
+namespace {
+
+constexpr size_t kPixels = 4;
+constexpr size_t kBlocks = 1;
+constexpr size_t kDepth = SIZE_MAX;
+
+using Words = __m512i;
+using Counts = __m512i;
+using Floats = __m512;
+
+inline Words load(const uint32_t* from) {
+  return _mm512_loadu_si512(from);
+}
+
+inline Words splat(uint32_t word) {
+  return _mm512_set1_epi32(static_cast<int>(word));
+}
+
+inline Counts zero() {
+  return _mm512_setzero_si512();
+}
+
+inline void add_differences(Counts& counts, Words a, Words b) {
+  counts = _mm512_add_epi32(counts, _mm512_popcnt_epi32(_mm512_xor_si512(a, b)));
+}
+
+inline void flush(int32_t* to, Counts counts, bool) {
+  _mm512_storeu_si512(to, counts);
+}
+
+inline Floats zero_floats() {
+  return _mm512_setzero_ps();
+}
+
+inline __mmask16 select(Words weights, size_t bit) {
+  return _mm512_test_epi32_mask(weights, _mm512_set1_epi32(1 << bit));
+}
+
+inline void add_selected(Floats& sums, __mmask16 selected, float x) {
+  sums = _mm512_mask_add_ps(sums, selected, sums, _mm512_set1_ps(x));
+}
+
+inline void store(float* to, Floats sums) {
+  _mm512_storeu_ps(to, sums);
+}
+
+inline uint32_t signs(const float* x) {
+  const __m512 zeros = _mm512_setzero_ps();
+  const __mmask16 low = _mm512_cmp_ps_mask(_mm512_loadu_ps(x), zeros, _CMP_GE_OQ);
+  const __mmask16 high = _mm512_cmp_ps_mask(_mm512_loadu_ps(x + 16), zeros, _CMP_GE_OQ);
+  return static_cast<uint32_t>(low) | static_cast<uint32_t>(high) << 16;
+}
+
+inline uint32_t at_least(const int32_t* counts, const int32_t* base, const int32_t* threshold) {
+  __mmask16 half[2];
+  for (size_t i = 0; i < 2; ++i) {
+    const __m512i twice = _mm512_slli_epi32(_mm512_loadu_si512(counts + 16 * i), 1);
+    const __m512i dot = _mm512_sub_epi32(_mm512_loadu_si512(base + 16 * i), twice);
+    half[i] = _mm512_cmpge_epi32_mask(dot, _mm512_loadu_si512(threshold + 16 * i));
+  }
+  return static_cast<uint32_t>(half[0]) | static_cast<uint32_t>(half[1]) << 16;
+}
+
+inline void transpose16(const float* in, size_t in_stride, float* out, size_t out_stride) {
+  __m512 rows[16], turned[16];
+  for (size_t i = 0; i < 16; ++i) {
+    rows[i] = _mm512_loadu_ps(in + i * in_stride);
+  }
+  for (size_t i = 0; i < 16; i += 2) {  // pairs of rows
+    turned[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
+    turned[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
+  }
+  for (size_t i = 0; i < 16; i += 4) {  // 4 x 4 within each 128 bits
+    rows[i] = _mm512_shuffle_ps(turned[i], turned[i + 2], 0x44);
+    rows[i + 1] = _mm512_shuffle_ps(turned[i], turned[i + 2], 0xee);
+    rows[i + 2] = _mm512_shuffle_ps(turned[i + 1], turned[i + 3], 0x44);
+    rows[i + 3] = _mm512_shuffle_ps(turned[i + 1], turned[i + 3], 0xee);
+  }
+  for (size_t i = 0; i < 4; ++i) {  // quarters of 128 bits
+    const __m512 a = _mm512_shuffle_f32x4(rows[i], rows[i + 4], 0x88);
+    const __m512 b = _mm512_shuffle_f32x4(rows[i], rows[i + 4], 0xdd);
+    const __m512 c = _mm512_shuffle_f32x4(rows[i + 8], rows[i + 12], 0x88);
+    const __m512 d = _mm512_shuffle_f32x4(rows[i + 8], rows[i + 12], 0xdd);
+    turned[i] = _mm512_shuffle_f32x4(a, c, 0x88);
+    turned[i + 8] = _mm512_shuffle_f32x4(a, c, 0xdd);
+    turned[i + 4] = _mm512_shuffle_f32x4(b, d, 0x88);
+    turned[i + 12] = _mm512_shuffle_f32x4(b, d, 0xdd);
+  }
+  for (size_t i = 0; i < 16; ++i) {
+    _mm512_storeu_ps(out + i * out_stride, turned[i]);
+  }
+}
+
+} // namespace
+} // namespace ferryman::kernels
+
+#include "isa_impl.h"
+
+namespace ferryman::kernels {
+const Isa kAvx512 = make("avx512");
+} // namespace ferryman::kernels

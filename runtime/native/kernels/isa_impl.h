@@ -1,0 +1,341 @@
+// The loops every instruction set shares, over what its own unit defines before including this:
+//   Words      16 words, a block of weights at one depth        load(const uint32_t*), splat(uint32_t)
+//   Counts     16 running counts                                zero(), add_differences(Counts&, Words, Words)
+//   kDepth     how many words a Counts can take                 flush(int32_t* to, Counts, bool first)
+//   Floats     16 running sums                                  zero_floats(), store(float*, Floats)
+//   add_selected(Floats&, Words weights, size_t bit, float x)   adds x in the lanes whose bit is 1
+//   signs(const float*)          32 floats -> a word, bit = x >= 0
+//   at_least(const int32_t* counts, base, threshold)  32 lanes -> a word
+//   transpose16(in, in_stride, out, out_stride)       16 x 16
+//   kPixels, kBlocks             the tile that fits the registers
+// Everything is static: code built for one processor must not be merged with another's. No standard library here.
+#include "isa.h"
+
+namespace ferryman::kernels {
+namespace {
+
+template <size_t kM, size_t kN>
+void flush_all(int32_t* counts, size_t count_stride, Counts (&running)[kM][kN], bool first) {
+  for (size_t m = 0; m < kM; ++m) {
+    for (size_t n = 0; n < kN; ++n) {
+      flush(counts + m * count_stride + n * kLanes, running[m][n], first);
+      running[m][n] = zero();
+    }
+  }
+}
+
+template <size_t kM, size_t kN>
+void difference_tile(
+    const Windows& windows,
+    size_t pixel,
+    const uint32_t* w,
+    size_t block_stride,
+    int32_t* counts,
+    size_t count_stride) {
+  Counts running[kM][kN];
+  for (size_t m = 0; m < kM; ++m) {
+    for (size_t n = 0; n < kN; ++n) {
+      running[m][n] = zero();
+    }
+  }
+  bool first = true;
+  size_t room = kDepth;
+  for (size_t run = 0; run < windows.runs; ++run) {
+    const uint32_t* a[kM];
+    for (size_t m = 0; m < kM; ++m) {
+      a[m] = windows.at[pixel + m] + windows.offsets[run];
+    }
+    for (size_t begin = 0; begin < windows.run_words;) {
+      const size_t end = windows.run_words - begin > room ? begin + room : windows.run_words;
+      room -= end - begin;
+      for (size_t k = begin; k < end; ++k, w += kLanes) {
+        Words weights[kN];
+        for (size_t n = 0; n < kN; ++n) {
+          weights[n] = load(w + n * block_stride);
+        }
+        for (size_t m = 0; m < kM; ++m) {
+          const Words activations = splat(a[m][k]);
+          for (size_t n = 0; n < kN; ++n) {
+            add_differences(running[m][n], activations, weights[n]);
+          }
+        }
+      }
+      begin = end;
+      if (room == 0) {
+        flush_all(counts, count_stride, running, first);
+        first = false;
+        room = kDepth;
+      }
+    }
+  }
+  flush_all(counts, count_stride, running, first);
+}
+
+template <size_t kM, size_t kN>
+void selected_tile(
+    const float* a,
+    size_t a_stride,
+    const uint32_t* w,
+    size_t block_stride,
+    size_t depth,
+    float* sums,
+    size_t sum_stride) {
+  Floats running[kM][kN];
+  for (size_t m = 0; m < kM; ++m) {
+    for (size_t n = 0; n < kN; ++n) {
+      running[m][n] = zero_floats();
+    }
+  }
+  for (size_t k = 0; k < depth; k += kWordBits) {
+    Words weights[kN];
+    for (size_t n = 0; n < kN; ++n) {
+      weights[n] = load(w + n * block_stride + kLanes * (k / kWordBits));
+    }
+    const size_t bits = depth - k < kWordBits ? depth - k : kWordBits;
+    for (size_t bit = 0; bit < bits; ++bit) {
+      for (size_t n = 0; n < kN; ++n) {
+        const auto selected = select(weights[n], bit);
+        for (size_t m = 0; m < kM; ++m) {
+          add_selected(running[m][n], selected, a[m * a_stride + k + bit]);
+        }
+      }
+    }
+  }
+  for (size_t m = 0; m < kM; ++m) {
+    for (size_t n = 0; n < kN; ++n) {
+      store(sums + m * sum_stride + n * kLanes, running[m][n]);
+    }
+  }
+}
+
+struct DifferenceTile {
+  const Windows& windows;
+  const uint32_t* w;
+  size_t block_stride;
+  int32_t* counts;
+  size_t count_stride;
+
+  template <size_t kM, size_t kN>
+  void run(size_t pixel, size_t block) const {
+    int32_t* const to = counts + pixel * count_stride + block * kLanes;
+    difference_tile<kM, kN>(windows, pixel, w + block * block_stride, block_stride, to, count_stride);
+  }
+};
+
+struct SelectedTile {
+  const float* a;
+  size_t a_stride;
+  const uint32_t* w;
+  size_t block_stride;
+  size_t depth;
+  float* sums;
+  size_t sum_stride;
+
+  template <size_t kM, size_t kN>
+  void run(size_t pixel, size_t block) const {
+    float* const to = sums + pixel * sum_stride + block * kLanes;
+    selected_tile<kM, kN>(a + pixel * a_stride, a_stride, w + block * block_stride, block_stride, depth, to, sum_stride);
+  }
+};
+
+// Tiles of kM pixels by kN blocks from (pixel, block) down, the last ones with fewer pixels.
+template <size_t kM, size_t kN, typename Tile>
+void columns(const Tile& tile, size_t pixel, size_t pixels, size_t block) {
+  for (; pixels - pixel >= kM; pixel += kM) {
+    tile.template run<kM, kN>(pixel, block);
+  }
+  if constexpr (kM > 1) {
+    if (pixel < pixels) {
+      columns<kM - 1, kN>(tile, pixel, pixels, block);
+    }
+  }
+}
+
+template <size_t kN, typename Tile>
+void rows(const Tile& tile, size_t pixels, size_t block, size_t blocks) {
+  for (; blocks - block >= kN; block += kN) {
+    columns<kPixels, kN>(tile, 0, pixels, block);
+  }
+  if constexpr (kN > 1) {
+    if (block < blocks) {
+      rows<kN - 1>(tile, pixels, block, blocks);
+    }
+  }
+}
+
+void differences(
+    const Windows& windows,
+    size_t pixels,
+    const uint32_t* w,
+    size_t block_stride,
+    size_t blocks,
+    int32_t* counts,
+    size_t count_stride) {
+  rows<kBlocks>(DifferenceTile{windows, w, block_stride, counts, count_stride}, pixels, 0, blocks);
+}
+
+void selected_sums(
+    const float* a,
+    size_t a_stride,
+    size_t pixels,
+    const uint32_t* w,
+    size_t block_stride,
+    size_t blocks,
+    size_t depth,
+    float* sums,
+    size_t sum_stride) {
+  rows<kBlocks>(SelectedTile{a, a_stride, w, block_stride, depth, sums, sum_stride}, pixels, 0, blocks);
+}
+
+float sum(const float* x, size_t count) {
+  float parts[kLanes] = {};
+  size_t k = 0;
+  for (; k + kLanes <= count; k += kLanes) {
+    for (size_t lane = 0; lane < kLanes; ++lane) {
+      parts[lane] += x[k + lane];
+    }
+  }
+  for (size_t lane = 0; k + lane < count; ++lane) {
+    parts[lane] += x[k + lane];
+  }
+  float total = 0;
+  for (size_t lane = 0; lane < kLanes; ++lane) {
+    total += parts[lane];
+  }
+  return total;
+}
+
+void pack_rows(const float* x, size_t rows, size_t channels, uint32_t* out, size_t out_stride) {
+  for (size_t row = 0; row < rows; ++row, x += channels, out += out_stride) {
+    size_t c = 0;
+    for (; c + kWordBits <= channels; c += kWordBits) {
+      out[c / kWordBits] = signs(x + c);
+    }
+    if (c < channels) {
+      uint32_t word = 0;
+      for (size_t bit = 0; c + bit < channels; ++bit) {
+        word |= static_cast<uint32_t>(x[c + bit] >= 0) << bit;
+      }
+      out[c / kWordBits] = word;
+    }
+  }
+}
+
+void pack_planes(const float* x, size_t plane, size_t pixels, size_t channels, uint32_t* out, size_t out_stride) {
+  constexpr size_t kRun = 16;
+  for (size_t c = 0; c < channels; c += kWordBits) {
+    const size_t bits = channels - c < kWordBits ? channels - c : kWordBits;
+    for (size_t begin = 0; begin < pixels; begin += kRun) {
+      const float* at = x + c * plane + begin;
+      uint32_t* const to = out + begin * out_stride + c / kWordBits;
+      uint32_t words[kRun] = {};
+      if (begin + kRun <= pixels) {
+        for (size_t bit = 0; bit < bits; ++bit, at += plane) {
+          for (size_t pixel = 0; pixel < kRun; ++pixel) {
+            words[pixel] |= at[pixel] >= 0 ? 1u << bit : 0;
+          }
+        }
+        for (size_t pixel = 0; pixel < kRun; ++pixel) {
+          to[pixel * out_stride] = words[pixel];
+        }
+        continue;
+      }
+      for (size_t bit = 0; bit < bits; ++bit, at += plane) {
+        for (size_t pixel = 0; begin + pixel < pixels; ++pixel) {
+          words[pixel] |= at[pixel] >= 0 ? 1u << bit : 0;
+        }
+      }
+      for (size_t pixel = 0; begin + pixel < pixels; ++pixel) {
+        to[pixel * out_stride] = words[pixel];
+      }
+    }
+  }
+}
+
+// In bit slices: 15 taps fill four, which are then spread over the lanes.
+void count_taps(const uint32_t* const* a, const uint32_t* w, size_t taps, size_t words, int32_t* counts) {
+  constexpr size_t kRun = 15;
+  for (size_t word = 0; word < words; ++word) {
+    int32_t* const to = counts + word * kWordBits;
+    for (size_t begin = 0; begin < taps; begin += kRun) {
+      uint32_t ones = 0, twos = 0, fours = 0, eights = 0;
+      const size_t end = taps - begin < kRun ? taps : begin + kRun;
+      for (size_t tap = begin; tap < end; ++tap) {
+        if (a[tap]) {
+          uint32_t carry = a[tap][word] ^ w[tap * words + word];
+          uint32_t next = ones & carry;
+          ones ^= carry;
+          carry = twos & next;
+          twos ^= next;
+          next = fours & carry;
+          fours ^= carry;
+          eights ^= next;
+        }
+      }
+      for (size_t bit = 0; bit < kWordBits; ++bit) {
+        const uint32_t count =
+            (ones >> bit & 1) | (twos >> bit & 1) << 1 | (fours >> bit & 1) << 2 | (eights >> bit & 1) << 3;
+        to[bit] = static_cast<int32_t>(count) + (begin ? to[bit] : 0);
+      }
+    }
+  }
+}
+
+void scale_counts(
+    const int32_t* counts, const int32_t* base, const float* scale, const float* bias, size_t n, float* out) {
+  for (size_t i = 0; i < n; ++i) {
+    out[i] = scale[i] * static_cast<float>(base[i] - 2 * counts[i]) + bias[i];
+  }
+}
+
+void compare_counts(const int32_t* counts, const int32_t* base, const int32_t* threshold, size_t n, uint32_t* out) {
+  size_t i = 0;
+  for (; i + kWordBits <= n; i += kWordBits) {
+    out[i / kWordBits] = at_least(counts + i, base + i, threshold + i);
+  }
+  if (i < n) {
+    uint32_t word = 0;
+    for (size_t bit = 0; i + bit < n; ++bit) {
+      word |= static_cast<uint32_t>(base[i + bit] - 2 * counts[i + bit] >= threshold[i + bit]) << bit;
+    }
+    out[i / kWordBits] = word;
+  }
+}
+
+void transpose(const float* in, size_t in_stride, size_t rows, size_t columns, float* out, size_t out_stride) {
+  for (size_t r = 0; r < rows; r += kLanes) {
+    for (size_t c = 0; c < columns; c += kLanes) {
+      const float* from = in + r * in_stride + c;
+      float* to = out + c * out_stride + r;
+      if (r + kLanes <= rows && c + kLanes <= columns) {
+        transpose16(from, in_stride, to, out_stride);
+        continue;
+      }
+      const size_t height = rows - r < kLanes ? rows - r : kLanes;
+      const size_t width = columns - c < kLanes ? columns - c : kLanes;
+      for (size_t i = 0; i < width; ++i) {
+        for (size_t j = 0; j < height; ++j) {
+          to[i * out_stride + j] = from[j * in_stride + i];
+        }
+      }
+    }
+  }
+}
+
+constexpr Isa make(const char* name) {
+  return {
+      name,
+      pack_rows,
+      pack_planes,
+      differences,
+      selected_sums,
+      sum,
+      scale_counts,
+      count_taps,
+      compare_counts,
+      transpose,
+  };
+}
+
+} // namespace
+} // namespace ferryman::kernels

@@ -1,0 +1,125 @@
+// Plain C++, built twice: `x86_64` with the vectors that every x86-64 processor has, `scalar` with none.
+#include "isa.h"
+
+namespace ferryman::kernels {
+namespace {
+
+constexpr size_t kPixels = 1;
+constexpr size_t kBlocks = 1;
+constexpr size_t kDepth = SIZE_MAX;
+
+struct Words {
+  uint32_t lane[kLanes];
+};
+struct Counts {
+  uint32_t lane[kLanes];
+};
+struct Floats {
+  float lane[kLanes];
+};
+
+inline Words load(const uint32_t* from) {
+  Words words;
+  for (size_t i = 0; i < kLanes; ++i) {
+    words.lane[i] = from[i];
+  }
+  return words;
+}
+
+inline Words splat(uint32_t word) {
+  Words words;
+  for (size_t i = 0; i < kLanes; ++i) {
+    words.lane[i] = word;
+  }
+  return words;
+}
+
+inline Counts zero() {
+  return {};
+}
+
+inline void add_differences(Counts& counts, const Words& a, const Words& b) {
+  for (size_t i = 0; i < kLanes; ++i) {
+    uint32_t x = a.lane[i] ^ b.lane[i];
+    x -= (x >> 1) & 0x55555555;
+    x = (x & 0x33333333) + ((x >> 2) & 0x33333333);
+    x = (x + (x >> 4)) & 0x0f0f0f0f;
+    x += x >> 8;
+    counts.lane[i] += (x + (x >> 16)) & 63;
+  }
+}
+
+inline void flush(int32_t* to, const Counts& counts, bool) {
+  for (size_t i = 0; i < kLanes; ++i) {
+    to[i] = static_cast<int32_t>(counts.lane[i]);
+  }
+}
+
+inline Floats zero_floats() {
+  return {};
+}
+
+inline Words select(const Words& weights, size_t bit) {
+  Words selected;
+  for (size_t i = 0; i < kLanes; ++i) {
+    selected.lane[i] = 0 - (weights.lane[i] >> bit & 1);
+  }
+  return selected;
+}
+
+inline void add_selected(Floats& sums, const Words& selected, float x) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, sizeof bits);
+  Floats added;
+  Words kept;
+  for (size_t i = 0; i < kLanes; ++i) {
+    kept.lane[i] = selected.lane[i] & bits;
+  }
+  __builtin_memcpy(&added, &kept, sizeof added);
+  for (size_t i = 0; i < kLanes; ++i) {
+    sums.lane[i] += added.lane[i];
+  }
+}
+
+inline void store(float* to, const Floats& sums) {
+  for (size_t i = 0; i < kLanes; ++i) {
+    to[i] = sums.lane[i];
+  }
+}
+
+inline uint32_t signs(const float* x) {
+  uint32_t word = 0;
+  for (size_t i = 0; i < kWordBits; ++i) {
+    word |= static_cast<uint32_t>(x[i] >= 0) << i;
+  }
+  return word;
+}
+
+inline uint32_t at_least(const int32_t* counts, const int32_t* base, const int32_t* threshold) {
+  uint32_t word = 0;
+  for (size_t i = 0; i < kWordBits; ++i) {
+    word |= static_cast<uint32_t>(base[i] - 2 * counts[i] >= threshold[i]) << i;
+  }
+  return word;
+}
+
+inline void transpose16(const float* in, size_t in_stride, float* out, size_t out_stride) {
+  for (size_t i = 0; i < kLanes; ++i) {
+    for (size_t j = 0; j < kLanes; ++j) {
+      out[i * out_stride + j] = in[j * in_stride + i];
+    }
+  }
+}
+
+} // namespace
+} // namespace ferryman::kernels
+
+#include "isa_impl.h"
+
+namespace ferryman::kernels {
+#ifdef FERRYMAN_SCALAR
+const Isa kScalar = make("scalar");
+#else
+const Isa kX86_64 = make("x86_64");
+#endif
+} // namespace ferryman::kernels
