@@ -24,6 +24,7 @@ test: system .venv/.ready .venv-device/.ready
 	$(HOST) -m pytest -m "not slow"
 
 test-slow: system .venv/.ready .venv-device/.ready
+	@tests/support/need.sh cmake=cmake aarch64-linux-gnu-g++=g++-aarch64-linux-gnu qemu-aarch64-static=qemu-user-static
 	$(HOST) -m pytest -m slow
 
 lint: .venv/.ready

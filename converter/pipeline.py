@@ -13,16 +13,20 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from ferryman.converter.backends import BACKENDS
 from ferryman.converter.backends.base import Lowered
 from ferryman.converter.capture import Captured, capture
+from ferryman.converter.lower_binary import lower_binary
 from ferryman.converter.memory_estimate import activations_peak_bytes
 from ferryman.converter.quiet import quiet
 from ferryman.converter.source import Source, load_source, make_source
 from ferryman.converter.verify import SQNR_MIN_DB, References, make_references, verify
+from ferryman.runtime import kernels
 from ferryman.runtime.compare import SQNR_CAP_DB
 from ferryman.runtime.contracts.errors import CallerError
-from ferryman.runtime.contracts.manifest import Manifest, Requirements, RuntimeName, Variant
+from ferryman.runtime.contracts.manifest import LayerForm, Manifest, Requirements, RuntimeName, Variant
 from ferryman.runtime.package import PACKAGE_SUFFIX, SQNR_LEAST_DB, check_name, open_package, write_package
 from ferryman.runtime.session import INTERPRETERS
 
@@ -105,6 +109,10 @@ def convert(
         name = check_name(name or source.name)
     with clock.stage("capture"), quiet():
         captured = capture(source)
+    layers: tuple[LayerForm, ...] = ()
+    if form == "binary":
+        with clock.stage("find binary layers"), quiet():
+            captured, layers = lower_binary(captured)
     lowered: dict[RuntimeName, Lowered] = {}
     for runtime in dict.fromkeys(to):
         with clock.stage(f"lower to {runtime}"), quiet():
@@ -114,7 +122,8 @@ def convert(
     variants = []
     for runtime, artifact in lowered.items():
         with clock.stage(f"verify {runtime}"):
-            variants.append(_prove(captured, runtime, form, artifact, references, bar_db, interpreters))
+            variant = _prove(captured, runtime, form, artifact, references, bar_db, interpreters)
+            variants.append(replace(variant, layers=layers))
     with clock.stage("package"):
         path = Path(output) / f"{name}{PACKAGE_SUFFIX}"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -164,6 +173,7 @@ def _prove(
         signature=signature,
         requires=Requirements(
             interpreters={v.interpreter: v.version for v in verified},
+            operators=kernels.VERSION if artifact.lowering.kernels else 0,
             memory_estimate_bytes=2 * len(artifact.data) + activations_peak_bytes(captured),
         ),
         lowering=artifact.lowering,

@@ -26,7 +26,7 @@ from ferryman.runtime.contracts.manifest import Manifest, Variant
 from ferryman.runtime.contracts.measurement import Measurement, ProfileSpec
 from ferryman.runtime.contracts.tensor import pack, unpack
 from ferryman.runtime.cpu import CPUINFO, instruction_sets
-from ferryman.runtime.golden import usable_interpreters
+from ferryman.runtime.golden import missing_operators, usable_interpreters
 from ferryman.runtime.package import open_package
 
 RUNS_MAX = 1_000_000
@@ -134,10 +134,12 @@ def plan(
         ]
         needs = {f"{name} >= {least}" for requires in asked for name, least in requires.interpreters.items()}
         sets = {name for requires in asked for name in requires.isa} - isa
+        operators = {needed for variant in manifest.variants if (needed := missing_operators(variant))}
         raise DeviceError(
             f"this device can run none of {', '.join(spec.variants or names)}; "
             f"needed is one of {', '.join(sorted(needs))}"
             + (f" and a processor with {', '.join(sorted(sets))}" if sets else "")
+            + "".join(f" and {needed}" for needed in sorted(operators))
         )
     present = list(dict.fromkeys(interpreter for _, interpreter in possible))
     if unknown := sorted(set(spec.interpreters) - set(present)):

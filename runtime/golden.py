@@ -7,14 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
+from ferryman.runtime import kernels
 from ferryman.runtime.compare import compare, worst
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, PackageError, ParityError
 from ferryman.runtime.contracts.manifest import GoldenVector, Manifest, Variant
 from ferryman.runtime.contracts.record import Record
+from ferryman.runtime.contracts.tensor import Signature
 from ferryman.runtime.cpu import CPUINFO, instruction_sets
 from ferryman.runtime.isolated import IsolatedSession
 from ferryman.runtime.package import read_golden
-from ferryman.runtime.session import fit, installed
+from ferryman.runtime.session import fit, installed, shape_fits
 
 
 class GoldenResult(Record):
@@ -29,15 +31,26 @@ class GoldenResult(Record):
 def usable_interpreters(variant: Variant) -> dict[str, str]:
     """Interpreters of this device on which the variant is proven: name -> version, preferred first.
 
-    None where the processor lacks an instruction set that the variant needs.
+    None where the processor lacks an instruction set that the variant needs, or this ferryman an operator.
     """
     if variant.requires.isa and not set(variant.requires.isa) <= instruction_sets(CPUINFO.read_text()):
+        return {}
+    if missing_operators(variant):
         return {}
     return {
         name: version
         for name, version in installed(variant.runtime).items()
         if name in variant.requires.interpreters and _at_least(version, variant.requires.interpreters[name])
     }
+
+
+def missing_operators(variant: Variant) -> str:
+    """What the variant needs of ferryman's own operators and this device has not; empty when nothing."""
+    have = kernels.version() or 0
+    if variant.requires.operators <= have:
+        return ""
+    found = f"version {have}" if have else "none"
+    return f"ferryman's operators of version {variant.requires.operators}, found {found} (install a newer ferryman)"
 
 
 def check_golden(directory: Path, manifest: Manifest) -> tuple[GoldenResult, ...]:
@@ -52,7 +65,7 @@ def check_golden(directory: Path, manifest: Manifest) -> tuple[GoldenResult, ...
         RuntimeFault: an interpreter refuses a variant.
         RuntimeCrash: an interpreter died.
         DeviceError: the device can run none of the variants.
-        PackageError: a golden vector is malformed, its inputs are not the signature's, or they prove nothing.
+        PackageError: a golden vector is malformed, is not what the signature says, or proves nothing.
     """
     vectors = [_read_vector(directory, path, manifest) for path in manifest.golden]
     expected = [tensor.to_array() for vector in vectors for tensor in vector.outputs]
@@ -76,9 +89,20 @@ def _read_vector(directory: Path, path: str, manifest: Manifest) -> GoldenVector
     vector = read_golden((directory / path).read_bytes(), path)
     try:
         fit([tensor.to_array() for tensor in vector.inputs], manifest.signature)
-    except CallerError as error:
+        _expect_outputs(vector, manifest.signature)
+    except (CallerError, PackageError) as error:
         raise PackageError(f"golden vector {path} does not fit the model's signature: {error}") from error
     return vector
+
+
+def _expect_outputs(vector: GoldenVector, signature: Signature) -> None:
+    """Compare eager's answers with what the model is said to answer; artifacts may narrow, the model may not."""
+    if len(vector.outputs) != len(signature.outputs):
+        raise PackageError(f"expected {len(signature.outputs)} outputs, found {len(vector.outputs)}")
+    sizes: dict[str, int] = {}
+    for tensor, spec in zip(vector.outputs, signature.outputs, strict=True):
+        if tensor.dtype != spec.dtype or not shape_fits(tensor.shape, spec, sizes):
+            raise PackageError(f"expected {spec.describe()}, found {tensor.dtype}{list(tensor.shape)}")
 
 
 def _check_one(
@@ -93,10 +117,9 @@ def _check_one(
             except ValueError as error:
                 raise ParityError(f"variant {variant.name} on {interpreter}: {error}") from error
             lowest_db = min(lowest_db, difference.sqnr_db)
-            if difference.sqnr_db < manifest.golden_sqnr_min_db:
+            if shortfall := difference.shortfall(manifest.golden_sqnr_min_db):
                 raise ParityError(
-                    f"variant {variant.name} on {interpreter} {session.version}: output {difference.output} reaches "
-                    f"{difference.sqnr_db:.1f} dB of the {manifest.golden_sqnr_min_db:g} dB the package promises; "
+                    f"variant {variant.name} on {interpreter} {session.version}: {shortfall}; "
                     "this device computes something else than the model"
                 )
         return GoldenResult(variant=variant.name, interpreter=interpreter, version=session.version, sqnr_db=lowest_db)

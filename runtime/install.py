@@ -25,7 +25,7 @@ from ferryman.runtime.contracts.manifest import Manifest, Variant
 from ferryman.runtime.contracts.record import Record, encode
 from ferryman.runtime.contracts.slot import Slot, SlotName, SlotState
 from ferryman.runtime.cpu import CPUINFO, instruction_sets
-from ferryman.runtime.golden import GoldenResult, check_golden, usable_interpreters
+from ferryman.runtime.golden import GoldenResult, check_golden, missing_operators, usable_interpreters
 from ferryman.runtime.package import MANIFEST, Package, open_package
 from ferryman.runtime.slots import SlotStore, activated, inactive
 
@@ -103,6 +103,8 @@ def check_device(manifest: Manifest, isa: frozenset[str]) -> None:
 def _missing(variant: Variant, isa: frozenset[str]) -> str:
     if absent := sorted(set(variant.requires.isa) - isa):
         return f"the instruction sets {', '.join(absent)}, which this processor lacks"
+    if operators := missing_operators(variant):
+        return operators
     if not usable_interpreters(variant):
         least = (f"{name} >= {version}" for name, version in variant.requires.interpreters.items())
         return f"one of {', '.join(least)} (pip install it)"

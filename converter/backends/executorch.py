@@ -13,6 +13,7 @@ from executorch.exir.dialects._ops import ops as exir_ops
 from executorch.exir.lowered_backend_module import get_lowered_submodules
 from executorch.exir.pass_base import ExportPass, NodeMetadata, ProxyValue
 
+from ferryman.converter import operators
 from ferryman.converter.backends.base import Lowered
 from ferryman.converter.capture import Captured
 from ferryman.converter.reason import reason
@@ -60,10 +61,13 @@ def _describe(graph_module: torch.fx.GraphModule) -> Lowering:
     delegated: Counter[str] = Counter()
     for _, part, _ in parts:
         delegated.update(_operators(part.original_module.graph.nodes))
+    left = Counter(_operators(graph_module.graph.nodes))
+    own = {name: count for name, count in sorted(left.items()) if name.startswith(f"{operators.NAMESPACE}::")}
     return Lowering(
         delegated=dict(sorted(delegated.items())),
-        fallback=dict(sorted(Counter(_operators(graph_module.graph.nodes)).items())),
+        fallback={name: count for name, count in sorted(left.items()) if name not in own},
         delegates=len(parts),
+        kernels=own,
     )
 
 

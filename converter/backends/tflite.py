@@ -17,8 +17,10 @@ from ferryman.converter.reason import reason
 from ferryman.runtime.contracts.errors import ModelError
 from ferryman.runtime.contracts.manifest import Lowering, RuntimeName
 from ferryman.runtime.contracts.tensor import DynamicDim
+from ferryman.runtime.sessions.tflite import TfliteSession
 
 _DELEGATE = "DELEGATE"
+_OWN = "ferryman."
 _ADVICE = "fix the shapes, or use --to executorch"
 _GATHERS = (
     torch.ops.aten.index.Tensor,
@@ -52,7 +54,10 @@ class TfliteBackend:
         """See `Backend.lower`."""
         import litert_torch
 
-        module = FlatCall(_gather_no_bools(captured.program.module()), captured.in_spec)
+        from ferryman.converter.backends.tflite_operators import put_channels_last
+
+        program = put_channels_last(_gather_no_bools(captured.program.module()))
+        module = FlatCall(program, captured.in_spec)
         dynamic_shapes = _dynamic_shapes(captured)
         try:
             edge_model = litert_torch.convert(module, captured.example, dynamic_shapes=dynamic_shapes)
@@ -101,19 +106,19 @@ def _dynamic_shapes(captured: Captured) -> tuple[Any, ...] | None:
 
 
 def _describe(path: Path) -> Lowering:
-    """Ask the interpreter which nodes its delegate took."""
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(model_path=str(path), num_threads=1)
-    interpreter.allocate_tensors()
-    nodes: Sequence[dict[str, Any]] = interpreter._get_ops_details()  # noqa: SLF001  # there is no public way
+    """Ask the interpreter which nodes its delegates took."""
+    with TfliteSession(path, "ai-edge-litert", threads=1) as session:
+        nodes: Sequence[dict[str, Any]] = session._tflite._get_ops_details()  # noqa: SLF001  # there is no public way
     calls = [node for node in nodes if node["op_name"] == _DELEGATE]
     taken = {index for call in calls for index in _covered(call, nodes)}
-    operators = [node for node in nodes if node["op_name"] != _DELEGATE]
+    # A node of our own stands there twice: as it was, and as the delegate's kernel with the same outputs.
+    own = {tuple(node["outputs"]): node for node in nodes if node["op_name"].startswith(_OWN)}
+    stock = [node for node in nodes if node["op_name"] != _DELEGATE and not node["op_name"].startswith(_OWN)]
     return Lowering(
-        delegated=_count(node for node in operators if node["index"] in taken),
-        fallback=_count(node for node in operators if node["index"] not in taken),
+        delegated=_count(node for node in stock if node["index"] in taken),
+        fallback=_count(node for node in stock if node["index"] not in taken),
         delegates=len(calls),
+        kernels=_count(own.values()),
     )
 
 

@@ -27,6 +27,8 @@ class Requirements(Record, kw_only=True):
     """Interpreter name -> least version; any one of them suffices."""
     isa: tuple[str, ...] = ()
     """Instruction sets (as in /proc/cpuinfo) without which the artifact does not run; empty: any."""
+    operators: int = 0
+    """Least version of ferryman's own operators (`ferryman.runtime.kernels.VERSION`); 0: it uses none."""
     memory_estimate_bytes: int
     """Twice the artifact (runtimes pack weights anew) plus the largest set of activations alive at once.
 
@@ -43,6 +45,8 @@ class Lowering(Record):
     """Operator -> how many nodes run in the runtime's own kernels."""
     delegates: int
     """How many delegate calls one inference makes."""
+    kernels: dict[str, int] = {}
+    """Operator of ferryman's own -> how many nodes its kernels run."""
 
 
 class Verification(Record):
@@ -58,6 +62,16 @@ class Verification(Record):
     """Share of rows whose largest logit is the same; None where the output is not a row of logits."""
 
 
+class LayerForm(Record):
+    """What became of one convolution or linear layer."""
+
+    path: str
+    """Of the module in the model."""
+    form: str
+    note: str
+    """How it runs, or why it was left as it was."""
+
+
 class Variant(Record):
     """One artifact a device can choose."""
 
@@ -70,6 +84,8 @@ class Variant(Record):
     requires: Requirements
     lowering: Lowering
     verified: tuple[Verification, ...]
+    layers: tuple[LayerForm, ...] = ()
+    """Of a compressed form: every layer that could have taken it, in order."""
 
 
 class GoldenVector(Record):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
+import mmap
 import re
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -12,9 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from ferryman.runtime import kernels
 from ferryman.runtime.closing import Closing
-from ferryman.runtime.contracts.errors import DeviceError, RuntimeFault
+from ferryman.runtime.contracts.errors import CallerError, DeviceError, RuntimeFault
 from ferryman.runtime.contracts.tensor import Array, DynamicDim, Signature, TensorSpec
+from ferryman.runtime.native_library import native_library
 from ferryman.runtime.session import fit
 
 _MODULES = {
@@ -23,6 +28,10 @@ _MODULES = {
 }
 _DYNAMIC_MAX = 2**31 - 1
 _FILE_IDENTIFIER = b"TFL3"
+_DELEGATE = "libferryman_tflite.so"
+_OWN_OPERATORS = b"ferryman."
+_OPERATOR_CODES_MAX = 4096
+"""More than any artifact has; a hostile count must not keep us."""
 
 
 class TfliteSession(Closing):
@@ -35,8 +44,14 @@ class TfliteSession(Closing):
         with artifact.open("rb") as file:
             if file.read(8)[4:] != _FILE_IDENTIFIER:
                 raise RuntimeFault(f"{artifact.name} is not a .tflite file")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                own = has_own_operators(data)
         try:
-            self._tflite: Any = module.Interpreter(model_path=str(artifact), num_threads=threads)
+            # Each interpreter has its own: it counts on the delegate to outlive it, and holds it for that.
+            delegates = [_load_delegate(module, threads)] if own else []
+            self._tflite: Any = module.Interpreter(
+                model_path=str(artifact), num_threads=threads, experimental_delegates=delegates
+            )
             self._inputs, self._outputs = _in_call_order(self._tflite)
             self._shapes = [tuple(int(d) for d in detail["shape"]) for detail in self._inputs]
             self._allocate()
@@ -53,9 +68,11 @@ class TfliteSession(Closing):
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """See `Session.run`."""
+        if self._tflite is None:
+            raise CallerError("the session is closed; open it again")
         arrays = fit(inputs, self.signature)
         try:
-            if any(a.shape != s for a, s in zip(arrays, self._shapes, strict=True)):
+            if [a.shape for a in arrays] != self._shapes:
                 self._resize(arrays)
             for detail, array in zip(self._inputs, arrays, strict=True):
                 self._tflite.set_tensor(detail["index"], array)
@@ -65,6 +82,7 @@ class TfliteSession(Closing):
             raise RuntimeFault(f"{self.interpreter} {self.version}: {error}") from error
 
     def _resize(self, arrays: Sequence[Array]) -> None:
+        self._shapes = []  # when it fails on the way, the next run must not trust the old ones
         for detail, array in zip(self._inputs, arrays, strict=True):
             self._tflite.resize_tensor_input(detail["index"], array.shape, strict=True)
         self._allocate()
@@ -91,10 +109,63 @@ def open_session(artifact: Path, *, interpreter: str, threads: int) -> TfliteSes
     """Load a `.tflite` file.
 
     Raises:
-        DeviceError: the interpreter is not installed.
+        CallerError: see `kernels.load`, for an artifact with operators of ferryman's own.
+        DeviceError: the interpreter is not installed, or what such operators need.
         RuntimeFault: it does not take the artifact.
     """
     return TfliteSession(artifact, interpreter, threads)
+
+
+def has_own_operators(data: mmap.mmap | bytes) -> bool:
+    """Whether a `.tflite` file names operators of ferryman's; False for bytes that are no such file.
+
+    Reads the names and no more: the file may be large, and pages that are touched count as memory.
+    """
+    try:
+        return any(name == _OWN_OPERATORS for name in _custom_operators(data, len(_OWN_OPERATORS)))
+    except struct.error:  # beyond the end
+        return False
+
+
+def _custom_operators(data: mmap.mmap | bytes, length: int) -> Iterator[bytes]:
+    """The first `length` bytes of every `Model.operator_codes[].custom_code` (TFLite's schema.fbs)."""
+    codes = _flatbuffer_field(data, _number(data, "<I", 0), 1)
+    if codes is None:
+        return
+    for i in range(min(_number(data, "<I", codes), _OPERATOR_CODES_MAX)):
+        at = codes + 4 * (i + 1)
+        name = _flatbuffer_field(data, at + _number(data, "<I", at), 1)
+        if name is not None:
+            yield data[name + 4 : name + 4 + length]
+
+
+def _flatbuffer_field(data: mmap.mmap | bytes, table: int, field: int) -> int | None:
+    """Where the string or vector in a table's field is; None: the table has no such field."""
+    vtable = table - _number(data, "<i", table)
+    slot = 4 + 2 * field
+    offset = _number(data, "<H", vtable + slot) if slot < _number(data, "<H", vtable) else 0
+    return table + offset + _number(data, "<I", table + offset) if offset else None
+
+
+def _number(data: mmap.mmap | bytes, form: str, at: int) -> int:
+    if at < 0:  # would count from the end
+        raise struct.error
+    return int(struct.unpack_from(form, data, at)[0])
+
+
+def _load_delegate(module: ModuleType, threads: int) -> object:
+    path = native_library(_DELEGATE)
+    if path is None:
+        raise DeviceError(
+            f"the artifact holds operators of ferryman's own, and their {_DELEGATE} is not installed; "
+            "install ferryman with pip, which builds it"
+        )
+    kernels.load()
+    try:
+        ctypes.CDLL(str(path))  # load_delegate would leave half an object behind when this fails
+    except OSError as error:
+        raise DeviceError(f"{path} does not load: {error}") from error
+    return module.load_delegate(str(path), {"num_threads": threads})
 
 
 def _in_call_order(interpreter: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:  # noqa: ANN401

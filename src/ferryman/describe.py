@@ -38,6 +38,8 @@ def _variant(variant: Variant, size_bytes: int) -> Iterator[str]:
     yield f"  {variant.name}  {size_bytes:,} bytes  {variant.payload}"
     yield f"    delegated  {_counts(lowering.delegated)} in {lowering.delegates} call(s)"
     yield f"    fell back  {_counts(lowering.fallback)}"
+    if lowering.kernels:
+        yield f"    own        {_counts(lowering.kernels)}, ferryman's operators of version {variant.requires.operators}"
     memory_kb = variant.requires.memory_estimate_bytes / 1e3
     isa = f", instruction sets {', '.join(variant.requires.isa)}" if variant.requires.isa else ""
     yield f"    needs      {needs}{isa}; about {memory_kb:,.0f} kB (estimate)"
@@ -47,6 +49,10 @@ def _variant(variant: Variant, size_bytes: int) -> Iterator[str]:
             f"    proven     {proof.interpreter} {proof.version}: {proof.sqnr_db:.1f} dB, "
             f"largest error {proof.max_abs_error:.2g}{top1} ({proof.vectors} input sets)"
         )
+    if variant.layers:
+        taken = [layer for layer in variant.layers if layer.form == variant.form]
+        left = [f"{layer.path} ({layer.note})" for layer in variant.layers if layer.form != variant.form]
+        yield f"    layers     {len(taken)} of {len(variant.layers)} {variant.form}; left: {', '.join(left) or 'none'}"
     if missing := [name for name in INTERPRETERS[variant.runtime] if name not in variant.requires.interpreters]:
         yield f"    not proven on {', '.join(missing)}, so devices will not run it there"
 

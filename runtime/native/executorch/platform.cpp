@@ -15,18 +15,9 @@
 #include <executorch/runtime/platform/runtime.h>
 
 #include "session.h"
+#include "threadpool.h"
 
 extern "C" bool cpuinfo_initialize(void);
-
-// The wheel exports the pool but ships no header for it.
-namespace executorch::extension::threadpool {
-class ThreadPool {
- public:
-  size_t get_thread_count() const;
-  bool _unsafe_reset_threadpool(uint32_t count);
-};
-ThreadPool* get_threadpool();
-} // namespace executorch::extension::threadpool
 
 using executorch::extension::threadpool::get_threadpool;
 using executorch::extension::threadpool::NoThreadPoolGuard;

@@ -1,0 +1,100 @@
+"""ferryman's operators in `.tflite`: custom operators that the external delegate of native/tflite takes.
+
+Images have their channels last there. The numbers of an operator are its custom options: little-endian int32, version
+first (see native/tflite/delegate.cpp).
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import torch
+from litert_converter.mlir import ir
+from litert_converter.mlir.dialects import stablehlo
+from litert_torch.backend.lowerings import registry
+from litert_torch.backend.lowerings.utils import node_meta_to_ir_types
+
+from ferryman.converter import operators
+
+VERSION = 1
+_SIGNS, _BITS, _REALS = range(3)
+_TO_LAST = (0, 2, 3, 1)
+_TO_FIRST = (0, 3, 1, 2)
+ferryman = torch.ops.ferryman
+_CONVS = (ferryman.binary_conv2d.default, ferryman.binary_conv2d_sign.default)
+_CHANNELS_LAST = 7
+"""Place in an operator's window."""
+
+
+def put_channels_last(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """Give image operators their floats with channels last; neighbours' permutations cancel out in the toolchain."""
+    convs = [node for node in module.graph.nodes if node.target in _CONVS]
+    packed = {node for node in convs if node.args[0].meta["val"].dtype == torch.int32}
+    for node in convs:
+        x, *_ = args = list(node.args)
+        args[len(args) - (2 if node.target == _CONVS[0] else 1)] = True
+        if node not in packed:
+            with module.graph.inserting_before(node):
+                args[0] = module.graph.call_function(torch.ops.aten.permute.default, (x, list(_TO_LAST)))
+        node.args = tuple(args)
+        if node.target == _CONVS[0]:
+            with module.graph.inserting_after(node):
+                back = module.graph.call_function(torch.ops.aten.permute.default, (node, list(_TO_FIRST)))
+            node.replace_all_uses_with(back, delete_user_cb=lambda user, keep=back: user is not keep)
+    module.recompile()
+    return module
+
+
+def _custom(context: Any, name: str, operands: list[Any], numbers: list[int]) -> Any:  # noqa: ANN401  # untyped toolchain
+    options = struct.pack(f"<{len(numbers) + 1}i", VERSION, *numbers).hex().upper()
+    # What the converter reads a TFLite operator from.
+    attributes = f'{{custom_code = "ferryman.{name}", custom_option = #tfl<const_bytes : "0x{options}">}}'
+    return stablehlo.custom_call(
+        result=node_meta_to_ir_types(context.node),
+        inputs=operands,
+        call_target_name=ir.StringAttr.get("tfl.custom"),
+        has_side_effect=ir.BoolAttr.get(False),
+        backend_config=ir.StringAttr.get(attributes),
+    )
+
+
+def _kind(context: Any, *, real: bool) -> int:  # noqa: ANN401  # untyped toolchain
+    if context.node.args[0].meta["val"].dtype == torch.int32:
+        return _BITS
+    return _REALS if real else _SIGNS
+
+
+def _window_numbers(window: operators.Window, out: int, kind: int, *, bits_out: bool) -> list[int]:
+    channels, kernel, stride, padding, dilation, groups, pad_value, _ = window
+    return [channels, out, *kernel, *stride, *dilation, *padding, groups, pad_value, kind, int(bits_out)]
+
+
+def _out(context: Any) -> int:  # noqa: ANN401  # untyped toolchain
+    """Output channels: as many as the third operand has."""
+    return int(context.node.args[2].meta["val"].numel())
+
+
+@registry.lower(ferryman.binary_conv2d.default)  # type: ignore[untyped-decorator]
+def _conv2d(context: Any, x: Any, weight: Any, scale: Any, bias: Any, *numbers: Any) -> Any:  # noqa: ANN401
+    *window, real = numbers
+    options = _window_numbers(tuple(window), _out(context), _kind(context, real=real), bits_out=False)
+    return _custom(context, "binary_conv2d", [x, weight, scale, bias], options)
+
+
+@registry.lower(ferryman.binary_conv2d_sign.default)  # type: ignore[untyped-decorator]
+def _conv2d_sign(context: Any, x: Any, weight: Any, threshold: Any, *window: Any) -> Any:  # noqa: ANN401
+    options = _window_numbers(window, _out(context), _kind(context, real=False), bits_out=True)
+    return _custom(context, "binary_conv2d", [x, weight, threshold], options)
+
+
+@registry.lower(ferryman.binary_linear.default)  # type: ignore[untyped-decorator]
+def _linear(context: Any, x: Any, weight: Any, scale: Any, bias: Any, channels: int, real: bool) -> Any:  # noqa: ANN401
+    options = [channels, _out(context), _kind(context, real=real), 0]
+    return _custom(context, "binary_linear", [x, weight, scale, bias], options)
+
+
+@registry.lower(ferryman.binary_linear_sign.default)  # type: ignore[untyped-decorator]
+def _linear_sign(context: Any, x: Any, weight: Any, threshold: Any, channels: int) -> Any:  # noqa: ANN401
+    options = [channels, _out(context), _kind(context, real=False), 1]
+    return _custom(context, "binary_linear", [x, weight, threshold], options)

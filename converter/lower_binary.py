@@ -1,0 +1,447 @@
+"""Binary layers of a captured program -> ferryman's operators; everything else is left as it was.
+
+A layer is taken when its weights have one magnitude in each output channel. Its input counts as signs when it is the
+sign of something (see `recognise`), else as real numbers. What follows and is a scale and an offset per channel (batch
+norms too) is folded into the operator. Where nothing but other binary layers sees the sign of its output, that comes
+out packed, by an integer threshold per channel that is found by computing what lies between for every possible dot
+product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+from torch.utils._pytree import tree_unflatten
+
+from ferryman.converter import operators
+from ferryman.converter.bits import pack_weights
+from ferryman.converter.capture import Captured
+from ferryman.converter.inputs import input_sets
+from ferryman.converter.reason import reason
+from ferryman.converter.recognise import Recogniser, channel_axis
+from ferryman.runtime.contracts.errors import ModelError
+from ferryman.runtime.contracts.manifest import LayerForm
+from ferryman.runtime.contracts.tensor import DynamicDim
+
+aten = torch.ops.aten
+_IMAGE_RANK = 4
+_ZERO_CHECK_SETS = 4
+_DOTS_AT_ONCE = 512
+_NAMED = 5
+
+
+@dataclass(eq=False)
+class _Layer:
+    """A convolution or linear layer that becomes an operator."""
+
+    node: Node
+    source: Node
+    """What the operator is fed: floats whose signs count, or real numbers."""
+    sign: Node | None
+    """The node that is the sign of `source`; None for real activations."""
+    weight: torch.Tensor
+    """float32[out, in / groups, kh, kw], -1 and 1."""
+    scale: torch.Tensor
+    bias: torch.Tensor
+    """float32[out] each, of the dot products; what is folded in changes them."""
+    window: operators.Window | None
+    """None: a linear layer."""
+    ends: tuple[Node, ...]
+    """Whose value the operator gives: `node`, or the last node folded into it, or the signs of either."""
+    threshold: torch.Tensor | None = None
+    """int32[out]: the operator gives packed signs."""
+    packed_by: _Layer | None = None
+    """Whose packed signs the operator is fed."""
+
+    @property
+    def out(self) -> int:
+        return int(self.weight.shape[0])
+
+    @property
+    def depth(self) -> int:
+        """Inputs of one output."""
+        return int(self.weight[0].numel())
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A convolution's or linear's arguments, whichever operator it is."""
+
+    x: Node
+    weight: Node
+    bias: Node | None
+    window: operators.Window | None = None
+
+
+def lower_binary(captured: Captured) -> tuple[Captured, tuple[LayerForm, ...]]:
+    """Rewrite a program; `eager` stays the original module.
+
+    Returns:
+        The program with operators in the place of its binary layers, and what became of each convolution and linear.
+
+    Raises:
+        ModelError: no layer of it is binary, or the result cannot be captured again.
+    """
+    module = captured.program.module(check_guards=False)
+    recogniser = Recogniser(module)
+    zeros = _Zeros(captured, module)
+    found = {
+        node: _take(node, call, recogniser, zeros)
+        for node in module.graph.nodes
+        if (call := _read_call(node)) is not None
+    }
+    layers = [one for one in found.values() if isinstance(one, _Layer)]
+    if not layers:
+        why = "; ".join(f"{_path(node)}: {note}" for node, note in list(found.items())[:_NAMED])
+        raise ModelError(
+            f"{captured.source.name} has no binary layer ({why or 'no convolution and no linear'}): the weights of one "
+            "have one magnitude in each output channel, as those of ferryman's BinaryConv2d and BinaryLinear"
+        )
+    for layer in layers:
+        _pack_output(layer, layers, recogniser)
+    for layer in layers:
+        if layer.threshold is None:
+            _fold(layer, recogniser)
+    forms = tuple(
+        LayerForm(path=_path(node), form="binary", note=_describe(one))
+        if isinstance(one, _Layer)
+        else LayerForm(path=_path(node), form="fp32", note=one)
+        for node, one in found.items()
+    )
+    made: dict[Node, Node] = {}
+    for index, layer in enumerate(layers):
+        made |= dict.fromkeys(layer.ends, _insert(module, layer, index, made))
+    return _capture_again(captured, module), forms
+
+
+def _path(node: Node) -> str:
+    """Of the module that the node came from."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    name = str(stack[-1][0]) if stack else ""
+    return name.removeprefix("L['self'].") or node.name
+
+
+def _describe(layer: _Layer) -> str:
+    given = "reals" if layer.sign is None else "signs" if layer.packed_by is None else "packed signs"
+    return f"{given} in, {'floats' if layer.threshold is None else 'packed signs'} out"
+
+
+# Finding layers.
+
+
+def _read_call(node: Node) -> _Call | None:
+    if node.op != "call_function":
+        return None
+    args: list[Any] = list(node.args)
+    if node.target == aten.linear.default:
+        return _Call(*args[:2], *args[2:] or [None])
+    if node.target == aten.convolution.default:
+        *args, transposed, _, groups = args
+        if transposed:
+            return None
+        args.append(groups)
+    elif node.target not in (aten.conv2d.default, aten.conv2d.padding):
+        return None
+    defaults = [None, None, None, [1, 1], [0, 0], [1, 1], 1]
+    x, weight, bias, stride, padding, dilation, groups = args + defaults[len(args) :]
+    shape = weight.meta["val"].shape
+    if len(shape) != _IMAGE_RANK or x.meta["val"].dim() != _IMAGE_RANK:
+        return None
+    kernel = [int(size) for size in shape[2:]]
+    stride, dilation = _pair(stride), _pair(dilation)
+    window = (int(shape[1]) * groups, kernel, stride, _padding(padding, kernel, dilation), dilation, groups, 0, False)
+    return _Call(x, weight, bias, window)
+
+
+def _pair(value: Sequence[int]) -> list[int]:
+    return [int(v) for v in value] * (1 if len(value) > 1 else 2)
+
+
+def _padding(padding: Sequence[int] | str, kernel: Sequence[int], dilation: Sequence[int]) -> list[int]:
+    """Top, left, bottom, right."""
+    if padding == "valid":
+        return [0, 0, 0, 0]
+    if padding == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        return [t // 2 for t in total] + [t - t // 2 for t in total]
+    return _pair(padding) * 2  # type: ignore[arg-type]  # a sequence by now
+
+
+class _Zeros:
+    """Which nodes are zero somewhere, over the example and some random inputs."""
+
+    def __init__(self, captured: Captured, module: GraphModule) -> None:
+        self._captured = captured
+        self._module = module
+        self._seen: set[Node] | None = None
+
+    def __contains__(self, node: Node) -> bool:
+        if self._seen is None:
+            self._seen = set()
+            runner = _Watcher(self._module, self._seen)
+            with torch.no_grad():
+                for inputs in input_sets(self._captured, _ZERO_CHECK_SETS):
+                    runner.run(*inputs, enable_io_processing=False)
+        return node in self._seen
+
+
+class _Watcher(torch.fx.Interpreter):
+    def __init__(self, module: GraphModule, seen: set[Node]) -> None:
+        super().__init__(module)
+        self._seen_zero = seen
+
+    def run_node(self, n: Node) -> Any:  # noqa: ANN401  # Interpreter's signature
+        value = super().run_node(n)
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and bool((value == 0).any()):
+            self._seen_zero.add(n)
+        return value
+
+
+def _take(node: Node, call: _Call, recogniser: Recogniser, zeros: _Zeros) -> _Layer | str:
+    """A layer, or why it is none."""
+    constants = recogniser.constants
+    if call.weight not in constants or (call.bias is not None and call.bias not in constants):
+        return "its weights depend on the input"
+    weight = constants[call.weight]
+    if weight.dtype != torch.float32 or node.meta["val"].dtype != torch.float32:
+        return f"its weights are {weight.dtype}"
+    magnitude = weight.abs().flatten(1)
+    if not bool((magnitude == magnitude[:, :1]).all()):
+        return "its weights have more than one magnitude in a channel"
+    source, window = call.x, call.window
+    padded = _read_pad(source) if window else None
+    if window and padded and recogniser.sign(padded[0]):
+        merged = _merge_padding(window, *padded[1:])
+        if merged is not None:
+            source, window = padded[0], merged
+    sign = recogniser.sign(source)
+    if sign is not None and sign.at_zero != 1 and sign.of in zeros:
+        return f"its input is 0 in places, where its sign activation gives {sign.at_zero:g} and not 1"
+    signs = torch.where(weight >= 0, 1.0, -1.0)
+    out = weight.shape[0]
+    return _Layer(
+        node=node,
+        source=sign.of if sign else call.x,
+        sign=sign.node if sign else None,
+        weight=signs.reshape(*weight.shape, *[1] * (_IMAGE_RANK - weight.dim())),
+        scale=magnitude[:, 0].clone(),
+        bias=torch.zeros(out) if call.bias is None else constants[call.bias].clone(),
+        window=(window if sign else call.window),
+        ends=(node,),
+    )
+
+
+def _read_pad(node: Node) -> tuple[Node, list[int], float] | None:
+    """What a constant pad pads, by left, right, top and bottom, with which value."""
+    if node.op != "call_function" or node.target not in (aten.constant_pad_nd.default, aten.pad.default):
+        return None
+    source, pads, *rest = node.args
+    if node.target == aten.pad.default:
+        if rest and rest[0] != "constant":
+            return None
+        rest = rest[1:]
+    value = rest[0] if rest else None
+    if not isinstance(source, Node) or not isinstance(pads, Sequence) or len(pads) != _IMAGE_RANK:
+        return None
+    sizes = [int(size) for size in pads if isinstance(size, int) and size >= 0]
+    return (source, sizes, float(value or 0)) if len(sizes) == _IMAGE_RANK else None  # type: ignore[arg-type]  # a number
+
+
+def _merge_padding(window: operators.Window, pads: Sequence[int], value: float) -> operators.Window | None:
+    channels, kernel, stride, padding, dilation, groups, _, last = window
+    if value not in (-1.0, 0.0, 1.0) or (value and any(padding)):
+        return None
+    left, right, top, bottom = pads
+    both = [at + more for at, more in zip(padding, (top, left, bottom, right), strict=True)]
+    return (channels, kernel, stride, both, dilation, groups, int(value), last)
+
+
+# What follows a layer.
+
+
+def _fold(layer: _Layer, recogniser: Recogniser) -> None:
+    """Take in the scales and offsets that nothing else sees before."""
+    while len(layer.ends[0].users) == 1:
+        (user,) = layer.ends[0].users
+        factor_offset = _read_affine(user, layer, recogniser)
+        if factor_offset is None:
+            return
+        factor, offset = factor_offset
+        layer.scale = layer.scale * factor
+        layer.bias = layer.bias * factor + offset
+        layer.ends = (user,)
+
+
+def _read_affine(user: Node, layer: _Layer, recogniser: Recogniser) -> tuple[torch.Tensor, torch.Tensor] | None:
+    if user.op != "call_function" or set(user.kwargs) - {"alpha"} or user.kwargs.get("alpha", 1) != 1:
+        return None
+    if user.target == aten.batch_norm.default:
+        return _read_batch_norm(user, layer, recogniser)
+    kind = getattr(user.target, "overloadpacket", None)
+    if kind not in _AFFINE or len(user.args) != 2:  # noqa: PLR2004  # two operands
+        return None
+    ours = user.args.index(layer.ends[0])
+    other = _per_channel(user.args[1 - ours], layer, recogniser)
+    if other is None or (kind == aten.div and ours == 1):
+        return None
+    one, none = torch.ones(layer.out), torch.zeros(layer.out)
+    first_less = (one, -other) if ours == 0 else (-one, other)
+    return {
+        aten.mul: (other, none),
+        aten.div: (1 / other, none),
+        aten.add: (one, other),
+        aten.sub: first_less,
+        aten.rsub: (-one, other) if ours == 0 else (one, -other),
+    }[kind]
+
+
+_AFFINE = (aten.mul, aten.div, aten.add, aten.sub, aten.rsub)
+
+
+def _read_batch_norm(user: Node, layer: _Layer, recogniser: Recogniser) -> tuple[torch.Tensor, torch.Tensor] | None:
+    x, *parameters, training, _, epsilon, _ = user.args
+    if x is not layer.ends[0] or training or channel_axis(user.meta["val"].dim()) != 1:
+        return None
+    values = [None if p is None else _per_channel(p, layer, recogniser, axis_only=True) for p in parameters]
+    weight, bias, mean, variance = values
+    if mean is None or variance is None:
+        return None
+    factor = 1 / torch.sqrt(variance + float(epsilon))  # type: ignore[arg-type]  # a number
+    factor = factor if weight is None else factor * weight
+    return factor, (torch.zeros(layer.out) if bias is None else bias) - mean * factor
+
+
+def _per_channel(value: Any, layer: _Layer, recogniser: Recogniser, *, axis_only: bool = False) -> torch.Tensor | None:  # noqa: ANN401  # an fx argument
+    """float32[out] of a constant that is the same for all but the channels."""
+    if isinstance(value, (int, float)):
+        return torch.full((layer.out,), float(value))
+    if not isinstance(value, Node) or value not in recogniser.constants:
+        return None
+    tensor = recogniser.constants[value].float()
+    rank = layer.node.meta["val"].dim()
+    if axis_only or tensor.dim() == 0:
+        return tensor.expand(layer.out) if tensor.numel() in (1, layer.out) else None
+    sizes = [1] * (rank - tensor.dim()) + list(tensor.shape)
+    axis = channel_axis(rank)
+    if (
+        len(sizes) > rank
+        or any(size != 1 for at, size in enumerate(sizes) if at != axis)
+        or sizes[axis] not in (1, layer.out)
+    ):
+        return None
+    return tensor.reshape(-1).expand(layer.out)
+
+
+def _pack_output(layer: _Layer, layers: Sequence[_Layer], recogniser: Recogniser) -> None:
+    """Have the operator give packed signs, where the signs of its output are all that anything sees of it."""
+    if layer.sign is None:
+        return
+    signs = {other.sign: recogniser.region(layer.node, other.sign) for other in layers if other.sign is not None}
+    regions = {sign: region for sign, region in signs.items() if region}
+    readers = [other for other in layers if other.sign in regions]
+    inside = {layer.node, *(node for region in regions.values() for node in region)}
+    # A reader may pad the sign first.
+    outside = {node for other in readers for node in (other.node, *other.node.all_input_nodes) if node not in inside}
+    if not readers or any(user not in inside | outside for node in inside for user in node.users):
+        return
+    if any((other.window is None) != (layer.window is None) for other in readers):
+        return
+    found = [_find_threshold(layer, sign, recogniser) for sign in regions]
+    turned, thresholds = found[0] or (None, None)
+    if (
+        turned is None
+        or thresholds is None
+        or any(one is None or not torch.equal(one[0], turned) or not torch.equal(one[1], thresholds) for one in found)
+    ):
+        return
+    layer.threshold = thresholds
+    layer.weight = torch.where(turned.reshape(-1, 1, 1, 1), -layer.weight, layer.weight)
+    layer.ends = tuple(regions)
+    for other in readers:
+        other.packed_by = layer
+
+
+def _find_threshold(layer: _Layer, sign: Node, recogniser: Recogniser) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Which channels' signs fall as the dot product rises, and the least dot product (there, negated) that gives +1.
+
+    None where a sign is neither -1 nor 1, or changes more than once.
+    """
+    signs = []
+    rank = layer.node.meta["val"].dim()
+    shape = [1] * rank
+    shape[channel_axis(rank)] = layer.out
+    dots = torch.arange(-layer.depth, layer.depth + 1, dtype=torch.float32)
+    for some in torch.split(dots, _DOTS_AT_ONCE):
+        raw = some.reshape(-1, 1) * layer.scale + layer.bias
+        found = recogniser.evaluate(layer.node, sign, raw.reshape(-1, *shape[1:]))
+        if found is None:
+            return None
+        signs.append(found.reshape(-1, layer.out))
+    table = torch.cat(signs)
+    if not bool((table.abs() == 1).all()):
+        return None
+    positive = table > 0
+    steps = positive[1:].int() - positive[:-1].int()
+    rises, falls = (steps == 1).sum(0), (steps == -1).sum(0)
+    if bool((rises + falls > 1).any()):
+        return None
+    least = torch.where(positive.any(0), positive.int().argmax(0) - layer.depth, layer.depth + 1)
+    negated = positive.flip(0).int().argmax(0) - layer.depth
+    turned = falls == 1
+    return turned, torch.where(turned, negated, least).int()
+
+
+# Rewriting.
+
+
+def _insert(module: GraphModule, layer: _Layer, index: int, made_before: Mapping[Node, Node]) -> Node:
+    groups = layer.window[5] if layer.window else 1
+    tensors = {"weight": torch.from_numpy(pack_weights(layer.weight.numpy(), groups))}
+    tensors |= {"scale": layer.scale, "bias": layer.bias} if layer.threshold is None else {"threshold": layer.threshold}
+    graph = module.graph
+    with graph.inserting_after(min(layer.ends)):
+        constants = []
+        for name, value in tensors.items():
+            module.register_buffer(f"ferryman_{index}_{name}", value.contiguous())
+            constants.append(graph.get_attr(f"ferryman_{index}_{name}"))
+        source = layer.source if layer.packed_by is None else layer.packed_by.ends[0]
+        source = made_before.get(source, source)
+        numbers = layer.window or (layer.depth,)
+        name = ("binary_conv2d" if layer.window else "binary_linear") + ("" if layer.threshold is None else "_sign")
+        real = () if layer.threshold is not None else (layer.sign is None,)
+        made = graph.call_function(
+            getattr(torch.ops.ferryman, name).default, (source, *constants, *map(_listed, numbers), *real)
+        )
+    for constant in constants:  # the graph's order: constants before their user
+        made.prepend(constant)
+    made.meta = {key: layer.node.meta[key] for key in ("nn_module_stack", "stack_trace") if key in layer.node.meta}
+    for end in layer.ends:
+        end.replace_all_uses_with(made)
+    return made
+
+
+def _listed(value: Any) -> Any:  # noqa: ANN401  # a number or several
+    return list(value) if isinstance(value, Sequence) else value
+
+
+def _capture_again(captured: Captured, module: GraphModule) -> Captured:
+    module.graph.eliminate_dead_code()
+    used = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    for name in [name for name, _ in (*module.named_parameters(), *module.named_buffers()) if name not in used]:
+        owner, _, attribute = name.rpartition(".")
+        delattr(module.get_submodule(owner), attribute)
+    module.recompile()
+    dynamic = captured.source.dynamic_shapes
+    sizes = [size for spec in captured.signature.inputs for size in spec.shape]
+    if dynamic is None and any(isinstance(size, DynamicDim) for size in sizes):
+        raise ModelError(f"{captured.source.name} was saved with dynamic shapes; give the module itself instead")
+    args, kwargs = tree_unflatten(list(captured.example), captured.in_spec)
+    try:
+        program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
+    except Exception as error:  # torch.export raises many kinds
+        raise ModelError(f"{captured.source.name} cannot be captured with binary operators: {reason(error)}") from error
+    return replace(captured, program=program)
