@@ -14,9 +14,8 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from ferryman.converter.reason import reason
+from ferryman.converter.source_text import PROGRAM_SUFFIX, parse_source
 from ferryman.runtime.contracts.errors import CallerError, ModelError
-
-PROGRAM_SUFFIX = ".pt2"
 
 
 @dataclass(frozen=True)
@@ -44,14 +43,20 @@ def load_source(text: str) -> Source:
         CallerError: no such file, module or function, or the factory fails, or returns something else.
         ModelError: the program cannot be read, or the module is in training mode.
     """
-    if text.endswith(PROGRAM_SUFFIX):
-        return _load_program(Path(text))
-    module_name, colon, factory_name = text.partition(":")
-    if not (colon and module_name and factory_name):
-        raise CallerError(f"SOURCE is package.module:factory or a {PROGRAM_SUFFIX} file, found {text!r}")
+    parsed = parse_source(text)
+    if isinstance(parsed, Path):
+        return _load_program(parsed)
+    module_name, factory_name = parsed
     factory = _factory(module_name, factory_name)
+    if isinstance(factory, torch.nn.Module) or (isinstance(factory, type) and issubclass(factory, torch.nn.Module)):
+        raise CallerError(
+            f"{text} is a module itself; SOURCE must name a factory: a function that takes nothing and returns "
+            "(module, inputs)"
+        )
     try:
         made = factory()
+    except SystemExit as error:
+        raise CallerError(f"{text} ended the process ({_exit(error)}); a factory returns (module, inputs)") from error
     except Exception as error:  # someone else's code
         raise CallerError(f"{text} failed: {type(error).__name__}: {reason(error)}") from error
     expected = "expected (nn.Module, inputs) or (nn.Module, inputs, dynamic_shapes)"
@@ -74,7 +79,7 @@ def make_source(
 
     Raises:
         CallerError: no module, or no inputs.
-        ModelError: training mode, or an input that is not a tensor.
+        ModelError: training mode, or an input that is not a dense CPU tensor.
     """
     if not isinstance(module, torch.nn.Module) or not isinstance(inputs, (tuple, list, dict, torch.Tensor)):
         raise CallerError(
@@ -105,6 +110,12 @@ def _check_tensors(name: str, inputs: object) -> None:
             raise ModelError(
                 f"{name}: every input must be a tensor, found {leaf!r}; close over constants in a wrapper module"
             )
+        if leaf.layout != torch.strided or leaf.device.type != "cpu":
+            layout = str(leaf.layout).removeprefix("torch.")
+            raise ModelError(
+                f"{name}: every input must be a dense CPU tensor, found a {layout} tensor on {leaf.device.type}; "
+                "give .to_dense() or .cpu() ones with values"
+            )
 
 
 def _factory(module_name: str, factory_name: str) -> Callable[[], Any]:
@@ -116,6 +127,11 @@ def _factory(module_name: str, factory_name: str) -> Callable[[], Any]:
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
             raise CallerError(f"no module {error.name!r}; is it installed, or in the current directory?") from error
         raise CallerError(f"{module_name} cannot be imported: {error}") from error
+    except SystemExit as error:
+        raise CallerError(
+            f"{module_name} ended the process while it was imported ({_exit(error)}); put what a script does under "
+            'if __name__ == "__main__"'
+        ) from error
     except Exception as error:  # someone else's code
         raise CallerError(f"{module_name} cannot be imported: {type(error).__name__}: {error}") from error
     factory = getattr(module, factory_name, None)
@@ -125,9 +141,11 @@ def _factory(module_name: str, factory_name: str) -> Callable[[], Any]:
     return factory  # type: ignore[no-any-return]  # what it returns is checked by the caller
 
 
+def _exit(error: SystemExit) -> str:
+    return f"exit code {error.code or 0}"  # text, of sys.exit("text")
+
+
 def _load_program(path: Path) -> Source:
-    if not path.is_file():
-        raise CallerError(f"no file {path}")
     try:
         program = torch.export.load(path)
     except Exception as error:  # torch.export.load raises many kinds

@@ -142,9 +142,11 @@ def _when(m: Measurement) -> str:
 
 COLUMNS: tuple[tuple[str, Callable[[Measurement], str]], ...] = (
     ("package", lambda m: _printable(m.package_name)),
+    ("SHA-256", lambda m: _printable(m.package_sha256[:12])),
     ("variant", lambda m: _printable(m.variant)),
     ("interpreter", lambda m: _printable(f"{m.interpreter} {m.interpreter_version}")),
     ("threads", lambda m: str(m.spec.threads)),
+    ("runs", lambda m: str(len(m.samples_ns))),
     ("p50 ms", _percentile(50)),
     ("p90 ms", _percentile(90)),
     ("p99 ms", _percentile(99)),
@@ -156,7 +158,7 @@ COLUMNS: tuple[tuple[str, Callable[[Measurement], str]], ...] = (
     ("artifact kB", lambda m: number(m.artifact_bytes / 1e3)),
     ("measured UTC", _when),
 )
-_TEXT_COLUMNS = 3
+_TEXT_COLUMNS = 4
 
 
 def _label(m: Measurement) -> str:

@@ -15,16 +15,27 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 import ferryman
 from ferryman.devices import topics
-from ferryman.devices.agent.outbox import Outbox
+from ferryman.devices.agent.outbox import BODY_MAX_BYTES, Outbox
 from ferryman.devices.agent.publisher import Publisher
 from ferryman.devices.agent.serving import Serving
 from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.mqtt import Delivery, Link, Message
-from ferryman.runtime.contracts.errors import DeviceError, FerrymanError, LinkError, RequestTimeout, to_wire
+from ferryman.runtime.contracts.errors import (
+    CallerError,
+    DeviceError,
+    FerrymanError,
+    LinkError,
+    RequestTimeout,
+    to_wire,
+)
 from ferryman.runtime.contracts.manifest import RuntimeName
+from ferryman.runtime.contracts.measurement import Energy, Measurement
 from ferryman.runtime.contracts.messages import (
+    CancelRequest,
     Failure,
     InferReply,
     InferRequest,
@@ -76,7 +87,7 @@ class Agent:
 
         Raises:
             CallerError: the device's name cannot stand in a topic.
-            DeviceError: the outbox cannot be opened.
+            DeviceError: the root cannot be made, or the outbox not be opened.
         """
         self._config = config
         self._will = Message(
@@ -84,7 +95,13 @@ class Agent:
             payload=encode(Status(device=config.device, online=False)),
             retain=True,
         )
-        config.root.mkdir(parents=True, exist_ok=True)
+        try:
+            config.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DeviceError(
+                f"cannot make the folder {config.root}: {error.strerror}; make it for the user who runs the agent, or "
+                "name another --root"
+            ) from error
         self._outbox = Outbox(config.root / OUTBOX)
         self._store = SlotStore(config.root)
         self._serving = Serving(self._store)
@@ -93,6 +110,8 @@ class Agent:
         self._link.on_ready(self._announce)
         self._publisher = Publisher(self._outbox, config.device, self._link, confirm=config.confirm)
         self._requests: queue.Queue[tuple[Request, float]] = queue.Queue(QUEUE_MAX)
+        self._cancelled: dict[str, threading.Event] = {}
+        """Id of every request that waits or is worked on -> set once nobody waits for its answer any more."""
         self._seen: SlotState | None = None
         self._trouble = ""
 
@@ -115,7 +134,9 @@ class Agent:
                 stop.set()
                 worker.join(STOP_GRACE_S)
                 self._serving.abort()
-                worker.join(STOP_GRACE_S)  # a profiling run goes on; its process dies with this one
+                for cancelled in list(self._cancelled.values()):
+                    cancelled.set()
+                worker.join(STOP_GRACE_S)
                 self._publisher.stop()
                 self._link.stop()
                 if not worker.is_alive():
@@ -135,6 +156,10 @@ class Agent:
             self._trouble = str(error)
             return
         self._seen, self._trouble = state, ""
+        if state.active:
+            log.info(
+                "slot %s serves %s %.12s", state.active.name, state.active.package_name, state.active.package_sha256
+            )
         self._announce()
 
     def _announce(self) -> None:
@@ -175,14 +200,20 @@ class Agent:
         if not topics.is_response(request.reply_to, self._config.device):
             log.warning("request %s wants its answer on %s, ignored", request.id, request.reply_to)
             return
+        if isinstance(request.body, CancelRequest):
+            if (cancelled := self._cancelled.get(request.body.request)) is not None:
+                cancelled.set()
+            return
         given_s = min(request.timeout_s, TIMEOUT_MAX_S)  # none where it is no number, and then time is up at once
         deadline = time.monotonic() + given_s
         if isinstance(request.body, StatusRequest):  # quick, and must not wait behind a profile
             self._answer_with(request, partial(self._do, request, deadline))
             return
+        self._cancelled[request.id] = threading.Event()
         try:
             self._requests.put_nowait((request, deadline))
         except queue.Full:
+            self._cancelled.pop(request.id, None)
             self._answer(request, Failure(error=to_wire(DeviceError(f"busy: {QUEUE_MAX} requests are waiting"))))
 
     def _work(self, stop: threading.Event) -> None:
@@ -192,9 +223,11 @@ class Agent:
             except queue.Empty:
                 continue
             self._answer_with(request, partial(self._do, request, deadline))
+            self._cancelled.pop(request.id, None)
 
     def _answer_with(self, request: Request, work: Callable[[], Body]) -> None:
         body: Body
+        begin = time.monotonic()
         try:
             body = work()
         except FerrymanError as error:
@@ -202,6 +235,9 @@ class Agent:
         except Exception as error:  # one bad request must not end the agent
             log.exception("request %s failed", request.id)
             body = Failure(error=to_wire(error))
+        ended = f"{body.error.party}: {body.error.message}" if isinstance(body, Failure) else "done"
+        kind = request.body.__struct_config__.tag
+        log.info("request %s %s: %s in %.3f s", kind, request.id, ended, time.monotonic() - begin)
         self._answer(request, body)
 
     def _do(self, request: Request, deadline: float) -> Body:
@@ -211,12 +247,18 @@ class Agent:
         if isinstance(request.body, InferRequest):
             return self._serving.infer(request.body, left_s)
         if isinstance(request.body, ProfileRequest):
-            return self._profile(request.body, left_s)
+            return self._profile(request.body, left_s, self._cancelled.get(request.id))
         return self._status(self._store.read_state().active)
 
-    def _profile(self, request: ProfileRequest, left_s: float) -> ProfileReply:
-        from ferryman.profiler.runner import run_profile
+    def _profile(self, request: ProfileRequest, left_s: float, cancelled: threading.Event | None) -> ProfileReply:
+        from ferryman.profiler.runner import RECORD_RUNS_MAX, run_profile
 
+        runs = request.spec.runs + request.spec.warmup_runs
+        if runs > RECORD_RUNS_MAX:
+            raise CallerError(
+                f"runs and warmup_runs together are at most {RECORD_RUNS_MAX:,} on a device, for a telemetry record "
+                f"holds no more; found {runs:,}; ask for fewer, or profile there with `local`"
+            )
         active = self._serving.current()
         if active.slot.package_sha256 != request.package_sha256:
             raise DeviceError(
@@ -225,9 +267,15 @@ class Agent:
             )
         self._serving.release()
         measurements = run_profile(
-            active.directory, active.manifest, active.slot.package_sha256, request.spec, timeout_s=left_s
+            active.directory,
+            active.manifest,
+            active.slot.package_sha256,
+            request.spec,
+            lambda step: log.info("profile %s", step),
+            timeout_s=left_s,
+            cancelled=cancelled,
         )
-        self._outbox.append_all([("measurement", measurement) for measurement in measurements], time.time_ns())
+        self._outbox.append_all([("measurement", as_record(one)) for one in measurements], time.time_ns())
         self._publisher.wake()
         return ProfileReply(measurements=measurements)
 
@@ -237,6 +285,20 @@ class Agent:
             self._link.publish(Message(topic=request.reply_to, payload=pack(response)))
         except (LinkError, ValueError) as error:  # ValueError: what paho says of a message MQTT cannot carry
             log.warning("answer to %s not sent: %s", request.id, error)
+
+
+def as_record(measurement: Measurement) -> Measurement:
+    """What of a measurement fits a telemetry record: all of it, or all but the readings that its joules come from."""
+    energy = measurement.energy
+    if not isinstance(energy, Energy) or len(encode(measurement)) <= BODY_MAX_BYTES:
+        return measurement
+    log.warning(
+        "the %s energy readings of %s on %s are more than a telemetry record holds; only the one who asked gets them",
+        f"{len(energy.values):,}",
+        measurement.variant,
+        measurement.interpreter,
+    )
+    return msgspec.structs.replace(measurement, energy=msgspec.structs.replace(energy, times_ns=(), values=()))
 
 
 @contextlib.contextmanager

@@ -63,9 +63,10 @@ class Serving:
         except BaseException:
             self._sessions.pop((variant.name, interpreter)).close()
             raise
-        promised = zip(outputs, installed.manifest.signature.outputs, strict=True)
+        specs = installed.manifest.signature.outputs
         return InferReply(
-            outputs=to_tensors([array.astype(spec.dtype, copy=False) for array, spec in promised]),
+            outputs=to_tensors([a.astype(spec.dtype, copy=False) for a, spec in zip(outputs, specs, strict=True)]),
+            names=tuple(spec.name for spec in specs),
             duration_ns=session.last_run_ns,
             variant=variant.name,
             interpreter=interpreter,

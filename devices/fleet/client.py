@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from ferryman.runtime.closing import Closing
 from ferryman.runtime.contracts.errors import FerrymanError, LinkError, RequestTimeout, from_wire
 from ferryman.runtime.contracts.measurement import Measurement, ProfileSpec
 from ferryman.runtime.contracts.messages import (
+    CancelRequest,
     Failure,
     InferReply,
     InferRequest,
@@ -34,13 +36,16 @@ CONNECT_TIMEOUT_S = 10.0
 INFER_TIMEOUT_S = 30.0
 PROFILE_TIMEOUT_S = 600.0
 STATUS_TIMEOUT_S = 10.0
+ONLINE_WAIT_S = 0.5
+"""How long a device may take to be online, by its retained status, before a request to it."""
+CANCEL_WAIT_S = 1.0
 
 
 class AgentClient(Closing):
     """A conversation with one agent; several threads may ask at once.
 
-    Every method that asks may raise: LinkError (no broker), RequestTimeout (no answer), and whatever error of the tree
-    the agent answers with.
+    Every method that asks may raise: LinkError (no broker, or the device is offline), RequestTimeout (no answer), and
+    whatever error of the tree the agent answers with.
     """
 
     def __init__(self, broker: BrokerConfig, device: str) -> None:
@@ -55,6 +60,7 @@ class AgentClient(Closing):
         self._reply_to = topics.response(device, client)
         self._waiting: dict[str, futures.Future[Response]] = {}
         self._lock = threading.Lock()
+        self._status_came = threading.Condition()
         self._last_status: Status | None = None
         self._link = Link(broker, f"ferryman-client-{client}")
         self._link.subscribe(self._reply_to, self._on_response)
@@ -94,6 +100,7 @@ class AgentClient(Closing):
         self._link.stop()
 
     def _ask(self, body: InferRequest | ProfileRequest | StatusRequest, kind: type[R], timeout_s: float) -> R:
+        self._check_online(timeout_s)
         request = Request(id=secrets.token_hex(16), reply_to=self._reply_to, timeout_s=timeout_s, body=body)
         answer: futures.Future[Response] = futures.Future()
         with self._lock:
@@ -106,6 +113,9 @@ class AgentClient(Closing):
             response = answer.result(timeout_s)
         except futures.TimeoutError:
             raise RequestTimeout(self._silence(timeout_s)) from None
+        except KeyboardInterrupt:
+            self._cancel(request.id)
+            raise
         finally:
             with self._lock:
                 del self._waiting[request.id]
@@ -117,6 +127,28 @@ class AgentClient(Closing):
                 "its ferryman and this one do not fit together"
             )
         return response.body
+
+    def _check_online(self, timeout_s: float) -> None:
+        """Raise LinkError for a device whose status says offline; one that never reported is asked all the same."""
+        with self._status_came:
+            self._status_came.wait_for(
+                lambda: self._last_status is not None and self._last_status.online, min(timeout_s, ONLINE_WAIT_S)
+            )
+            if self._last_status is not None and not self._last_status.online:
+                raise LinkError(
+                    f"device {self.device}: its status says offline; start its agent, or check its power and network"
+                )
+
+    def _cancel(self, request_id: str) -> None:
+        """Tell the agent that nobody waits any more; whether that arrives is not waited for long."""
+        body = CancelRequest(request=request_id)
+        cancel = Request(id=secrets.token_hex(16), reply_to=self._reply_to, timeout_s=CANCEL_WAIT_S, body=body)
+        sent = threading.Event()
+        with contextlib.suppress(LinkError):
+            self._link.publish(
+                Message(topic=topics.request(self.device), payload=pack(cancel)), lambda _problem: sent.set()
+            )
+            sent.wait(CANCEL_WAIT_S)
 
     def _refused(self, answer: futures.Future[Response], problem: str | None) -> None:
         if problem is not None and not answer.done():
@@ -145,7 +177,9 @@ class AgentClient(Closing):
             answer.set_result(response)
 
     def _on_status(self, delivery: Delivery) -> None:
-        try:
-            self._last_status = decode(delivery.payload, Status)
-        except ValueError:
-            self._last_status = None
+        status = None
+        with contextlib.suppress(ValueError):
+            status = decode(delivery.payload, Status)
+        with self._status_came:
+            self._last_status = status
+            self._status_came.notify_all()

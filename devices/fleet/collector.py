@@ -244,9 +244,12 @@ def run_collector(
     database: Path,
     *,
     stop: threading.Event,
+    on_connected: Callable[[], None] = lambda: None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Progress:
     """Collect into `database` (made if missing) until `stop` is set.
+
+    `on_connected` is called on each connection to the broker.
 
     Raises:
         StoreError: the database cannot be opened, or another collector writes to it.
@@ -255,6 +258,7 @@ def run_collector(
     try:
         with _only_one(database):
             collector = Collector(broker, store)
+            collector.link.on_ready(on_connected)
             collector.run(stop, on_progress)
             return collector.progress
     finally:

@@ -65,7 +65,7 @@ def devices_file() -> Path:
     return Path(os.environ.get("FERRYMAN_DEVICES") or _DEFAULT_FILE).expanduser()
 
 
-def read_devices(path: Path | None = None) -> dict[str, Device]:
+def read_devices(path: Path | str | None = None) -> dict[str, Device]:
     """Read a devices file; `local` is always among the devices.
 
     Args:
@@ -74,7 +74,7 @@ def read_devices(path: Path | None = None) -> dict[str, Device]:
     Raises:
         CallerError: there is no such file, or it does not say what a devices file says; the message says where.
     """
-    source = path or devices_file()
+    source = Path(path) if path else devices_file()
     try:
         tables = tomllib.loads(source.read_text())
     except FileNotFoundError:
@@ -130,12 +130,17 @@ def connect(device: Device) -> Transport:
 
     Raises:
         LinkError: it cannot be reached, or one side does not trust the other.
-        CallerError: the key file cannot be used.
+        CallerError: the key file or the known-hosts file cannot be used.
     """
     if isinstance(device, LocalDevice):
         return LocalTransport()
     from ferryman.devices.transport.ssh import SshAddress, SshTransport  # asyncssh: host only
 
-    return SshTransport(
-        SshAddress(host=device.host, user=device.user, port=device.port, key=device.key, known_hosts=device.known_hosts)
-    )
+    try:
+        return SshTransport(
+            SshAddress(
+                host=device.host, user=device.user, port=device.port, key=device.key, known_hosts=device.known_hosts
+            )
+        )
+    except CallerError as error:
+        raise CallerError(f"{device.name}: {error}") from error

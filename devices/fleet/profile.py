@@ -15,7 +15,7 @@ from ferryman.runtime.package import open_package
 
 
 def profile(
-    package: Path,
+    package: Path | str,
     device: Device,
     spec: ProfileSpec | None = None,
     *,
@@ -29,7 +29,8 @@ def profile(
 
     Raises:
         PackageError: the package is damaged.
-        CallerError: the spec names what does not exist, or the device has no broker in the devices file.
+        CallerError: no such file, the spec names what does not exist or more runs than the device takes, or the device
+            has no broker in the devices file.
         DeviceError: the device serves another package, or cannot run it.
         LinkError: the broker or the device does not answer.
     """

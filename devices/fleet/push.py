@@ -1,4 +1,4 @@
-"""Carry a package to a device and have it installed there."""
+"""Carry a package to a device and have it installed there, or have the one before serve again."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TypeVar
 
 from ferryman.devices.fleet.inventory import Device, connect
 from ferryman.devices.transport.base import CompletedCommand, Transport
-from ferryman.runtime.contracts.errors import CallerError, DeviceError, WireError, from_wire
+from ferryman.runtime.contracts.errors import DeviceError, WireError, from_wire
 from ferryman.runtime.contracts.record import Record, decode
-from ferryman.runtime.contracts.slot import Slot
+from ferryman.runtime.contracts.slot import Slot, SlotState
 from ferryman.runtime.install import InstallResult, Prepared
 from ferryman.runtime.package import open_package
 
@@ -21,6 +21,7 @@ Progress = Callable[[str, int, int], None]
 R = TypeVar("R", bound=Record)
 
 _PREPARE_TIMEOUT_S = 60.0
+_ROLLBACK_TIMEOUT_S = 60.0
 _NOT_FOUND = 127
 _TAIL_CHARS = 500
 
@@ -44,7 +45,7 @@ class PushResult(Record):
 
 
 def push(
-    package: Path,
+    package: Path | str,
     device: Device,
     *,
     progress: Progress = lambda _step, _done, _total: None,
@@ -54,13 +55,15 @@ def push(
 
     Raises:
         PackageError: the package is damaged; the device was not bothered.
-        CallerError: no such file, or a key file that cannot be used.
+        CallerError: no such file, or a key or known-hosts file that cannot be used.
         LinkError: the device cannot be reached, or the link broke; pushing again is safe.
         DeviceError: the device lacks ferryman, room, or an interpreter, or an install is at work there.
         ParityError: the device computes something else than the model.
     """
     progress("verify", 0, 0)
-    sha256 = _verify(package)
+    package = Path(package)
+    with open_package(package) as opened:
+        sha256 = opened.sha256
     size_bytes = package.stat().st_size
     progress("connect", 0, 0)
     started = time.perf_counter_ns()
@@ -92,12 +95,19 @@ def push(
     )
 
 
-def _verify(package: Path) -> str:
-    try:
-        with open_package(package) as opened:
-            return opened.sha256
-    except OSError as error:
-        raise CallerError(f"cannot read the package {package}: {error.strerror}") from error
+def rollback(device: Device) -> Slot:
+    """Let a device's previously active package serve again; returns its slot.
+
+    Raises:
+        CallerError: a key or known-hosts file cannot be used.
+        LinkError: the device cannot be reached, or the link broke.
+        DeviceError: the device lacks ferryman, or a previous package that is intact, or an install is at work there.
+    """
+    with connect(device) as transport:
+        state = _ask(transport, device, ("rollback",), SlotState, timeout_s=_ROLLBACK_TIMEOUT_S)
+    if state.active is None:
+        raise DeviceError(f"{device.name} rolled back to nothing; see that ferryman there is of this version")
+    return state.active
 
 
 def _upload(transport: Transport, package: Path, remote: str, progress: Progress) -> None:

@@ -63,7 +63,7 @@ class SshTransport(Closing):
 
         Raises:
             LinkError: nobody there, an unknown or changed host key, or the device does not let us in.
-            CallerError: the key file cannot be used.
+            CallerError: the key file or the known-hosts file cannot be used.
         """
         self._address = address
         self._known_hosts = address.known_hosts.expanduser()
@@ -71,20 +71,22 @@ class SshTransport(Closing):
         try:
             with self._link_errors("connect"):
                 self._connection = self._runner.run(self._connect(connect_timeout_s, keepalive_s))
-        except BaseException:
+        except BaseException as error:
             self._runner.close()
+            if isinstance(error, ValueError):  # what asyncssh says of a known-hosts file
+                raise CallerError(f"{self._known_hosts}: {error}; mend that line, or take it out") from error
             raise
 
     async def _connect(self, connect_timeout_s: float, keepalive_s: float) -> asyncssh.SSHClientConnection:
-        if not self._known_hosts.exists():
-            raise asyncssh.HostKeyNotVerifiable("there is no known-hosts file")
         key = self._address.key
+        # A missing file knows no host, which shows once somebody answers. Not b"": that would mean ~/.ssh/known_hosts.
+        known_hosts = str(self._known_hosts) if self._known_hosts.exists() else b"# none"
         return await asyncssh.connect(
             self._address.host,
             self._address.port,
             username=self._address.user,
             config=None,  # the devices file says everything
-            known_hosts=str(self._known_hosts),
+            known_hosts=known_hosts,
             preferred_auth="publickey",
             encryption_algs=_CIPHERS,
             connect_timeout=connect_timeout_s,
@@ -168,9 +170,10 @@ class SshTransport(Closing):
                 f"the key {there.key} cannot be used: {error}; one with a passphrase goes into ssh-agent, "
                 "and `key` out of the devices file"
             ) from error
-        except FileNotFoundError as error:
-            raise CallerError(f"{error.filename}: no such file") from error
         except (asyncssh.Error, OSError, TimeoutError) as error:
+            if isinstance(error, OSError) and error.filename:
+                raise CallerError(f"{error.filename}: {error.strerror}; correct it in the devices file") from error
             raise LinkError(
-                f"{what}: the link to {there} failed: {str(error) or 'no answer in time'}; check power and network"
+                f"{what}: the link to {there} failed: {str(error) or 'no answer in time'}; check power and network, "
+                "and `host` and `port` in the devices file"
             ) from error

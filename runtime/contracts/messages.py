@@ -29,13 +29,19 @@ class StatusRequest(Record, tag="status"):
     """Ask who is there."""
 
 
+class CancelRequest(Record, tag="cancel"):
+    """Nobody waits for the answer to `request` any more; is not answered itself."""
+
+    request: str
+
+
 class Request(Record):
     """One question; `id` correlates, `reply_to` is the topic the answer goes to."""
 
     id: str
     reply_to: str
     timeout_s: float
-    body: InferRequest | ProfileRequest | StatusRequest
+    body: InferRequest | ProfileRequest | StatusRequest | CancelRequest
 
 
 class InferReply(Record, tag="infer"):
@@ -45,6 +51,8 @@ class InferReply(Record, tag="infer"):
     duration_ns: int
     variant: str
     interpreter: str
+    names: tuple[str, ...] = ()
+    """Of the outputs; empty from agents that do not tell."""
 
 
 class ProfileReply(Record, tag="profile"):

@@ -11,7 +11,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ferryman.converter.api import convert
+    from ferryman.converter.api import BinaryConv2d, BinaryLinear, compress, convert
     from ferryman.devices.broker import parse_broker
     from ferryman.devices.fleet.client import AgentClient
     from ferryman.devices.fleet.inventory import find_device, read_devices
@@ -26,9 +26,12 @@ __version__ = metadata.version("ferryman")
 
 _HOMES = {
     "AgentClient": "ferryman.devices.fleet.client",
+    "BinaryConv2d": "ferryman.converter.api",
+    "BinaryLinear": "ferryman.converter.api",
     "FerrymanError": "ferryman.runtime.contracts.errors",
     "Measurement": "ferryman.runtime.contracts.measurement",
     "ProfileSpec": "ferryman.runtime.contracts.measurement",
+    "compress": "ferryman.converter.api",
     "convert": "ferryman.converter.api",
     "find_device": "ferryman.devices.fleet.inventory",
     "open_package": "ferryman.runtime.package",
@@ -41,10 +44,13 @@ _HOMES = {
 
 __all__ = [
     "AgentClient",
+    "BinaryConv2d",
+    "BinaryLinear",
     "FerrymanError",
     "Measurement",
     "ProfileSpec",
     "__version__",
+    "compress",
     "convert",
     "find_device",
     "open_package",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ferryman import __version__
-from ferryman.runtime.contracts.errors import CallerError, DeviceError, FerrymanError, LinkError, ParityError
+from ferryman.runtime.contracts.errors import CallerError, DeviceError, FerrymanError
 from ferryman.runtime.install import DEFAULT_ROOT, install_command, prepare_command, rollback_command
 
 if TYPE_CHECKING:
@@ -22,8 +24,14 @@ if TYPE_CHECKING:
     from ferryman.runtime.contracts.tensor import Array
 
 _PATH = click.Path(path_type=Path)
-_EXTRAS = {"convert": "convert", "push": "push", "profile": "collector", "report": "collector"}
-"""Command -> the extra that brings what it imports."""
+_INSTALL = {
+    "convert": "torch==2.13.0, then 'ferryman[convert]'",  # torch alone first: pip would take its build for GPUs
+    "push": "'ferryman[push]'",
+    "rollback": "'ferryman[push]'",
+    "profile": "'ferryman[collector]'",
+    "report": "'ferryman[collector]'",
+}
+"""Command -> what pip is to install for what it imports."""
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -40,12 +48,10 @@ class _Commands(click.Group):
             logging.getLogger("ferryman").debug("traceback", exc_info=error)
             raise click.ClickException(f"{error.party}: {error}") from error
         except ModuleNotFoundError as error:
-            extra = _EXTRAS.get(ctx.invoked_subcommand or "")
-            if extra is None:
+            what = _INSTALL.get(ctx.invoked_subcommand or "")
+            if what is None:
                 raise
-            raise click.ClickException(
-                f"caller: {error.name} is not installed here; pip install 'ferryman[{extra}]'"
-            ) from error
+            raise click.ClickException(f"caller: {error.name} is not installed here; pip install {what}") from error
         except BrokenPipeError:
             sys.stderr.close()  # whoever read our output has gone
             raise SystemExit(1) from None
@@ -120,6 +126,10 @@ def convert(
     or a .pt2 file saved with torch.export.save. An artifact that computes something else than the model on any
     interpreter found is an error, and no package is written.
     """
+    from ferryman.converter.source_text import parse_source
+
+    parse_source(source)
+    _make_folder(output)
     click.echo("loading the toolchains", err=True)
     from ferryman.converter.api import convert as run
     from ferryman.describe import describe_manifest
@@ -138,6 +148,15 @@ def convert(
     click.echo(f"\n{made.path}  {made.path.stat().st_size:,} bytes")
     slowest = sorted(made.seconds.items(), key=lambda item: -item[1])
     click.echo("time: " + ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in slowest if seconds > 0.05))  # noqa: PLR2004
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CallerError(f"-o names a folder, and {path}: {error.strerror}; name another") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise CallerError(f"-o: you may not write in {path}; name another folder")
 
 
 @main.command()
@@ -167,13 +186,16 @@ def push(package: Path, device: tuple[str, ...], devices_file: Path | None) -> N
     the old slot keeps serving. One device's failure does not keep the others from theirs.
     """
     from ferryman.devices.fleet.push import push as run
+    from ferryman.runtime.package import open_package
 
     targets = [_device(name, devices_file) for name in device]
+    if len(targets) > 1:
+        open_package(package).close()  # what is wrong with it is wrong for all of them
     failed = []
     for target in targets:
         try:
             result = run(package, target, progress=_Steps(target.name))
-        except (DeviceError, LinkError, ParityError) as error:
+        except FerrymanError as error:
             if len(targets) == 1:
                 raise
             click.echo(f"{target.name}: {error.party}: {error}", err=True)
@@ -219,8 +241,29 @@ class _Steps:
 
 
 main.add_command(install_command)
-main.add_command(rollback_command)
 main.add_command(prepare_command)
+
+
+@main.command()
+@click.argument("device", required=False)
+@_devices_option
+@click.option("--root", type=_PATH, help=f"Without DEVICE: directory of the slot store [default: {DEFAULT_ROOT}].")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; without DEVICE, of errors too.")
+@click.pass_context
+def rollback(
+    ctx: click.Context, device: str | None, devices_file: Path | None, root: Path | None, as_json: bool
+) -> None:
+    """Let the previously active package serve again: on DEVICE, or on this one."""
+    if device is None:
+        ctx.invoke(rollback_command, root=root or DEFAULT_ROOT, as_json=as_json)
+        return
+    if root is not None:
+        raise click.UsageError("the devices file names DEVICE's root; leave --root out")
+    from ferryman.devices.fleet.push import rollback as run
+    from ferryman.runtime.contracts.record import encode
+
+    active = run(_device(device, devices_file))
+    click.echo(encode(active) if as_json else f"{device}: {active.package_name} is active again in slot {active.name}")
 
 
 @main.command()
@@ -250,7 +293,7 @@ def agent(device: str, broker: str, root: Path, confirm: Any) -> None:  # noqa: 
 @_devices_option
 @click.option("--variant", help="Variant of the package [default: the first the device can run].")
 @click.option("--interpreter", help="Interpreter [default: the preferred one of the device].")
-@click.option("-o", "--output", type=_PATH, help="Write the outputs to this .npz file.")
+@click.option("-o", "--output", type=_PATH, help="Write the outputs, under their names, to this .npz file.")
 @click.option("--timeout", type=float, default=30.0, show_default=True, help="Seconds to wait for the answer.")
 def run(
     device: str,
@@ -262,8 +305,7 @@ def run(
     timeout: float,
 ) -> None:
     """Ask DEVICE's agent for one inference on INPUTS (.npy files in the model's order)."""
-    import numpy as np
-
+    from ferryman.describe import printable
     from ferryman.devices.fleet.client import AgentClient
     from ferryman.devices.fleet.profile import broker_of
 
@@ -271,34 +313,62 @@ def run(
     arrays = [_read_npy(path) for path in inputs]
     with AgentClient(broker_of(target), target.name) as client:
         reply = client.infer(arrays, variant=variant, interpreter=interpreter, timeout_s=timeout)
-    outputs = [tensor.to_array() for tensor in reply.outputs]
+    arrays = [tensor.to_array() for tensor in reply.outputs]
+    named = len(set(reply.names)) == len(arrays)
+    outputs = dict(zip(reply.names if named else (f"output_{n}" for n in range(len(arrays))), arrays, strict=True))
+    told = {name: printable(f"{name} {array.dtype}{list(array.shape)}") for name, array in outputs.items()}
     click.echo(f"{reply.variant} on {reply.interpreter}: {reply.duration_ns / 1e6:.3f} ms", err=True)
     if output:
-        np.savez(output, *outputs)
+        path = output if output.suffix == ".npz" else output.with_name(f"{output.name}.npz")
+        _write_npz(path, outputs)
+        click.echo(f"wrote {path}: {', '.join(told.values())}")
         return
-    for array in outputs:
-        click.echo(f"{array.dtype}{list(array.shape)}\n{array}")
+    for name, array in outputs.items():
+        click.echo(f"{told[name]}\n{array}")
+
+
+def _write_npz(path: Path, arrays: dict[str, Array]) -> None:
+    """As numpy.savez, which has no room for an output that is called `file`."""
+    from numpy.lib.format import write_array
+
+    try:
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                    write_array(entry, array, allow_pickle=False)
+    except OSError as error:
+        raise CallerError(f"cannot write {path}: {error.strerror}; name another with -o") from error
 
 
 @main.command()
 @click.argument("device")
 @_devices_option
-def status(device: str, devices_file: Path | None) -> None:
-    """Ask DEVICE's agent what it serves, and print the answer as JSON."""
+@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+@click.option("--timeout", type=float, default=10.0, show_default=True, help="Seconds to wait for the answer.")
+def status(device: str, devices_file: Path | None, as_json: bool, timeout: float) -> None:
+    """Ask DEVICE's agent what it serves, what could run there, and what it has yet to send."""
+    from ferryman.describe import describe_status
     from ferryman.devices.fleet.client import AgentClient
     from ferryman.devices.fleet.profile import broker_of
     from ferryman.runtime.contracts.record import encode
 
     target = _device(device, devices_file)
     with AgentClient(broker_of(target), target.name) as client:
-        click.echo(encode(client.status()))
+        answer = client.status(timeout_s=timeout)
+    click.echo(encode(answer) if as_json else describe_status(answer))
 
 
 @main.command()
 @click.argument("package", type=_PATH)
 @click.argument("device")
 @_devices_option
-@click.option("--runs", type=click.IntRange(min=1), default=200, show_default=True, help="Timed runs.")
+@click.option(
+    "--runs",
+    type=click.IntRange(min=1),
+    default=200,
+    show_default=True,
+    help="Timed runs: at most 70,000 on a device, warm-up included; 1,000,000 on `local`.",
+)
 @click.option("--warmup", type=click.IntRange(min=0), default=10, show_default=True, help="Runs before them.")
 @click.option(
     "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads an interpreter may use."
@@ -348,13 +418,17 @@ def collect(broker: str, database: Path) -> None:
     from ferryman.devices.broker import parse_broker
     from ferryman.devices.fleet.collector import Progress, run_collector
 
+    parsed = parse_broker(broker)
+
     def show(progress: Progress) -> None:
         if sys.stderr.isatty():
             counts = ", ".join(f"{name} {count}" for name, count in progress._asdict().items())
             click.echo(f"\r{counts}", err=True, nl=False)
 
-    click.echo(f"collecting into {database}; interrupt to stop", err=True)
-    run_collector(parse_broker(broker), database, stop=_stop_event(), on_progress=show)
+    def tell() -> None:
+        click.echo(f"collecting from {parsed.address} into {database}; interrupt to stop", err=True)
+
+    run_collector(parsed, database, stop=_stop_event(), on_connected=tell, on_progress=show)
 
 
 @main.command()

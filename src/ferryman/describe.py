@@ -1,20 +1,40 @@
-"""A manifest for people."""
+"""Records for people; what could steer a terminal is shown as `?`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
 from ferryman.runtime.contracts.manifest import Manifest, Variant
+from ferryman.runtime.contracts.messages import Status
 from ferryman.runtime.contracts.tensor import Signature
 from ferryman.runtime.session import INTERPRETERS
 
+_LAYERS_SHOWN = 4
+
 
 def describe_manifest(manifest: Manifest, sha256: str) -> str:
-    """Several lines: what goes in and out, then every variant with its size, its lowering and its proofs.
+    """Several lines: what goes in and out, then every variant with its size, its lowering and its proofs."""
+    return "\n".join(map(printable, _lines(manifest, sha256)))
 
-    What could steer a terminal is shown as `?`.
-    """
-    return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in _lines(manifest, sha256))
+
+def describe_status(status: Status) -> str:
+    """Several lines: whether the device is there, what it serves, what could run there, what waits to be sent."""
+    serves = (
+        f"{status.package_name} ({status.package_sha256:.12})" if status.package_sha256 else "nothing; push a package"
+    )
+    interpreters = ", ".join(f"{name} {version}" for name, version in status.interpreters.items())
+    lines = (
+        f"{status.device}: {'online' if status.online else 'offline'}, ferryman {status.ferryman}",
+        f"  serves        {serves}",
+        f"  interpreters  {interpreters or 'none'}",
+        f"  telemetry     {status.outbox_pending:,} records waiting, {status.outbox_dropped:,} dropped",
+    )
+    return "\n".join(map(printable, lines))
+
+
+def printable(line: str) -> str:
+    """One line, without what could steer a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in line)
 
 
 def _lines(manifest: Manifest, sha256: str) -> Iterator[str]:
@@ -39,22 +59,34 @@ def _variant(variant: Variant, size_bytes: int) -> Iterator[str]:
     yield f"    delegated  {_counts(lowering.delegated)} in {lowering.delegates} call(s)"
     yield f"    fell back  {_counts(lowering.fallback)}"
     if lowering.kernels:
-        yield f"    own        {_counts(lowering.kernels)}, ferryman's operators of version {variant.requires.operators}"
+        yield f"    own        {_counts(lowering.kernels)} (operators of version {variant.requires.operators})"
     memory_kb = variant.requires.memory_estimate_bytes / 1e3
     isa = f", instruction sets {', '.join(variant.requires.isa)}" if variant.requires.isa else ""
     yield f"    needs      {needs}{isa}; about {memory_kb:,.0f} kB (estimate)"
     for proof in variant.verified:
+        few = "" if proof.distinct in (None, proof.vectors) else f", {proof.distinct} of them distinct"
         top1 = "" if proof.top1_agreement is None else f", top-1 agreement {proof.top1_agreement:.1%}"
         yield (
             f"    proven     {proof.interpreter} {proof.version}: {proof.sqnr_db:.1f} dB, "
-            f"largest error {proof.max_abs_error:.2g}{top1} ({proof.vectors} input sets)"
+            f"largest error {proof.max_abs_error:.2g}{top1} ({proof.vectors} input sets{few})"
         )
     if variant.layers:
-        taken = [layer for layer in variant.layers if layer.form == variant.form]
-        left = [f"{layer.path} ({layer.note})" for layer in variant.layers if layer.form != variant.form]
-        yield f"    layers     {len(taken)} of {len(variant.layers)} {variant.form}; left: {', '.join(left) or 'none'}"
+        yield from _layers(variant)
     if missing := [name for name in INTERPRETERS[variant.runtime] if name not in variant.requires.interpreters]:
-        yield f"    not proven on {', '.join(missing)}, so devices will not run it there"
+        yield f"    not proven on {', '.join(missing)}, so devices will not run it there; to prove it, install that here"
+        yield "               (tflite-runtime: in an environment of its own, named by FERRYMAN_DEVICE_PYTHON)"
+
+
+def _layers(variant: Variant) -> Iterator[str]:
+    """How many layers have the form and how they run, then those that have not, by reason."""
+    paths: dict[tuple[str, str], list[str]] = {}
+    for layer in variant.layers:
+        paths.setdefault((layer.form, layer.note), []).append(layer.path)
+    taken = sum(len(found) for (form, _), found in paths.items() if form == variant.form)
+    yield f"    layers     {taken} of {len(variant.layers)} {variant.form}"
+    for (form, note), found in paths.items():
+        shown = ", ".join(dict.fromkeys(found[:_LAYERS_SHOWN])) + (" ..." if len(found) > _LAYERS_SHOWN else "")
+        yield f"               {len(found)} {form}: {note} ({shown})"
 
 
 def _narrowed(model: Signature, artifact: Signature) -> Iterator[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ferryman import AgentClient, open_package, parse_broker
+from ferryman import AgentClient, compress, open_package, parse_broker
 from ferryman.devices.fleet.store import Store
 from ferryman.runtime.contracts.errors import FerrymanError
 from tests.e2e import digits
@@ -35,19 +35,16 @@ def main(folder: Path = ROOT / ".demo") -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     (folder / "sshd").mkdir(mode=0o700)
-    weights = folder / "digits.pt"
-    os.environ[digits.WEIGHTS] = str(weights)
+    models = _train(folder)
 
-    _headline("1 train a small CNN on handwritten digits")
-    module = digits.train(lambda epoch, epochs, accuracy: print(f"  epoch {epoch:2}/{epochs}  test {accuracy:.1%}"))
-    torch.save(module.state_dict(), weights)
-
-    _headline("2 convert to both runtimes; every artifact is proven against eager on the real interpreters")
-    package = folder / "digits.ferry"
+    _headline("3 convert both to both runtimes; every artifact is proven against eager on the real interpreters")
+    packages = {"digits": folder / "digits.ferry", "digits-binary": folder / "digits-binary.ferry"}
     _ferryman("convert", "tests.e2e.digits:trained", "--name", "digits", "-o", str(folder))
+    binary = ["convert", "tests.e2e.digits:trained_binary", "--form", "binary", "--name", "digits-binary"]
+    _ferryman(*binary, "-o", str(folder))
 
     with contextlib.ExitStack() as stack:
-        _headline("3 start a broker, an sshd, a collector, and an agent in the device environment (no torch there)")
+        _headline("4 start a broker, an sshd, a collector, and an agent in the device environment (no torch there)")
         broker = stack.enter_context(running_broker(folder))
         sshd = stack.enter_context(running_sshd(folder / "sshd"))
         root = folder / "device"
@@ -74,19 +71,41 @@ def main(folder: Path = ROOT / ".demo") -> None:
         stack.enter_context(_service(folder / "agent.log", agent))
         print(f"  {broker.name} at {broker.url}, sshd at {sshd.host}:{sshd.port}")
 
-        _headline("4 push over SSH: write the inactive slot, read back, run golden vectors, switch")
-        _ferryman("push", str(package), DEVICE)
+        _headline("5 push over SSH: write the inactive slot, read back, run golden vectors, switch;")
+        print("   then run every test image there, and profile: measurements travel through telemetry as well")
+        for name, package in packages.items():
+            _ferryman("push", str(package), DEVICE)
+            _compare_on_device(models[name], package, broker.url)
+            _ferryman("profile", str(package), DEVICE, "--runs", RUNS)
 
-        _headline("5 run on the device: every test image, against eager")
-        _compare_on_device(module, package, broker.url)
-
-        _headline("6 profile on the device; the measurements travel through its telemetry as well")
-        _ferryman("profile", str(package), DEVICE, "--runs", RUNS)
-
-        _headline("7 report from what the collector stored")
+        _headline("6 report from what the collector stored")
         _wait_for_measurements(database)
         _ferryman("report", "--database", str(database), "--html", str(folder / "report.html"))
     print(f"\ndone in {time.monotonic() - started:.0f} s. The page: {folder / 'report.html'}")
+    print("What the demo started is stopped again: the commands above show what was run, and need it to run once more.")
+
+
+def _train(folder: Path) -> dict[str, torch.nn.Module]:
+    """A float CNN and its binary copy; their weights go where the factories of `digits` look."""
+    os.environ[digits.WEIGHTS] = str(folder / "digits.pt")
+    os.environ[digits.BINARY_WEIGHTS] = str(folder / "digits-binary.pt")
+    _headline("1 train a small CNN on handwritten digits")
+    module = digits.train(lambda epoch, epochs, accuracy: print(f"  epoch {epoch:2}/{epochs}  test {accuracy:.1%}"))
+    torch.save(module.state_dict(), os.environ[digits.WEIGHTS])
+
+    _headline("2 compress it: weights and activations of -1 and 1 in the middle layers, then a short fine-tune")
+    torch.manual_seed(0)
+    made = compress(
+        module,
+        "binary",
+        loader=digits.Batches(),
+        progress=lambda epoch, epochs, loss: print(f"  epoch {epoch:2}/{epochs}  loss {loss:.3f}"),
+    )
+    torch.save(made.model.state_dict(), os.environ[digits.BINARY_WEIGHTS])
+    for decision in made.decisions:
+        print(f"  {decision.path:12} {decision.decision:8} {decision.reason}")
+    print(f"  test accuracy: {digits.accuracy(made.model):.1%}, before {digits.accuracy(module):.1%}")
+    return {"digits": module, "digits-binary": made.model}
 
 
 def _headline(text: str) -> None:
@@ -112,7 +131,7 @@ def _service(log: Path, command: Sequence[str | Path]) -> Iterator[None]:
         process.wait(timeout=20)
 
 
-def _compare_on_device(module: digits.Digits, package: Path, broker_url: str) -> None:
+def _compare_on_device(module: torch.nn.Module, package: Path, broker_url: str) -> None:
     _, images, _, labels = digits.images()
     with torch.no_grad():
         eager = module(images).argmax(1).numpy()

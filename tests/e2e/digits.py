@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn import functional
 
 WEIGHTS = "FERRYMAN_DIGITS"
-"""Environment variable that names the file of the trained weights."""
+BINARY_WEIGHTS = "FERRYMAN_DIGITS_BINARY"
+"""Environment variables that name the files of the trained weights."""
 _EPOCHS = 12
 
 
@@ -67,8 +68,36 @@ def train(on_epoch: Callable[[int, int, float], None] = lambda *_: None) -> Digi
     return module
 
 
+class Batches:
+    """The training digits, shuffled anew by torch's generator for each epoch."""
+
+    def __init__(self, size: int = 64) -> None:
+        self.images, _, self.labels, _ = images()
+        self.size = size
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for batch in torch.randperm(len(self.images)).split(self.size):
+            yield self.images[batch], self.labels[batch]
+
+
+def accuracy(module: nn.Module) -> float:
+    """On the test digits."""
+    _, test_images, _, labels = images()
+    with torch.no_grad():
+        return float((module(test_images).argmax(1) == labels).float().mean())
+
+
 def trained() -> tuple[Digits, tuple[torch.Tensor]]:
     """Give what `ferryman convert tests.e2e.digits:trained` asks for."""
     module = Digits()
     module.load_state_dict(torch.load(Path(os.environ[WEIGHTS]), weights_only=True))
+    return module.eval(), (images()[1][:1],)
+
+
+def trained_binary() -> tuple[nn.Module, tuple[torch.Tensor]]:
+    """The same for its binary copy."""
+    from ferryman.converter.compress.binary import binarize
+
+    module, _ = binarize(Digits())
+    module.load_state_dict(torch.load(Path(os.environ[BINARY_WEIGHTS]), weights_only=True))
     return module.eval(), (images()[1][:1],)

@@ -19,7 +19,8 @@ def test_the_demo_runs_to_its_end_and_leaves_no_process_behind(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
 
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("equal to eager on every image") == len(INTERPRETERS)
+    assert done.stdout.count("equal to eager on every image") == 2 * len(INTERPRETERS)  # float and binary
+    assert "is stopped again" in done.stdout.splitlines()[-1]
     page = (folder / "report.html").read_text()
     assert all(interpreter in page for interpreter in INTERPRETERS)
     left = [

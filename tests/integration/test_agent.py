@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -16,9 +17,11 @@ import pytest
 
 from ferryman.devices import topics
 from ferryman.devices.agent import agent as agent_module
+from ferryman.devices.agent.outbox import BODY_MAX_BYTES
 from ferryman.devices.fleet.client import AgentClient
 from ferryman.devices.fleet.store import Store
 from ferryman.devices.mqtt import Link, Message
+from ferryman.profiler.runner import RECORD_RUNS_MAX
 from ferryman.runtime.contracts.errors import (
     CallerError,
     DeviceError,
@@ -26,14 +29,16 @@ from ferryman.runtime.contracts.errors import (
     RuntimeCrash,
     RuntimeFault,
 )
-from ferryman.runtime.contracts.measurement import ProfileSpec
+from ferryman.runtime.contracts.measurement import Energy, ProfileSpec
 from ferryman.runtime.contracts.messages import InferRequest, Request, Response, StatusRequest
+from ferryman.runtime.contracts.record import encode
 from ferryman.runtime.contracts.tensor import Tensor, pack, to_tensors, unpack
 from ferryman.runtime.install import install
 from ferryman.runtime.package import open_package
 from ferryman.runtime.slots import SlotStore
 from tests.support.agent import AgentProcess, StatusWatch
 from tests.support.interpreters import DEVICE_PYTHON
+from tests.support.measurements import measurement
 from tests.support.mosquitto import Mosquitto
 from tests.support.packages import sha256_of, write_tiny_package
 from tests.support.telemetry import collecting, until
@@ -235,7 +240,7 @@ def test_an_agent_with_a_damaged_store_is_online_and_says_what_is_wrong(broker, 
             with pytest.raises(DeviceError, match="is not a slot state"):
                 ask()
         time.sleep(2.5 * agent_module.POLL_S)
-        assert agent.log.read_text().count("is not a slot state") == 1  # not once a second
+        assert agent.log.read_text().count(" ERROR ") == 1  # not once a second
 
 
 # Profiling.
@@ -269,13 +274,92 @@ def test_a_profile_that_names_what_is_not_there_is_the_callers_fault(tmp_path, c
             client.profile(sha256, spec)
 
 
+def test_more_runs_than_a_record_holds_are_refused_before_any_is_made(tmp_path, agent, client):
+    sha256 = sha256_of(tmp_path / "1.ferry")
+    spec = ProfileSpec(runs=RECORD_RUNS_MAX, warmup_runs=1)
+    with pytest.raises(CallerError, match=r"at most 70,000 .*found 70,001; .*`local`"):
+        client.profile(sha256, spec)
+    assert "measure" not in agent.log.read_text()
+
+
+def test_what_the_record_cannot_hold_of_the_energy_is_left_out_of_it_and_said(caplog):
+    readings = 200_000
+    energy = Energy(
+        energy_j=6.0,
+        window_s=2.0,
+        runs=3,
+        source="a meter",
+        rails=("all",),
+        unit="W",
+        times_ns=tuple(range(10**9, 10**9 + readings)),
+        values=(3.0,) * readings,
+    )
+    whole = msgspec.structs.replace(measurement(), energy=energy)
+    kept = agent_module.as_record(whole)
+    assert len(encode(kept)) <= BODY_MAX_BYTES
+    assert msgspec.structs.replace(kept.energy, times_ns=energy.times_ns, values=energy.values) == energy
+    assert kept.energy.values == ()
+    assert "the 200,000 energy readings" in caplog.text
+    assert agent_module.as_record(measurement()) == measurement()
+
+
+def test_the_most_runs_fit_a_record_however_slow_they_are():
+    slowest_ns = int(agent_module.TIMEOUT_MAX_S * 1e9)
+    whole = msgspec.structs.replace(measurement(), samples_ns=(slowest_ns,) * RECORD_RUNS_MAX)
+    room_for_the_rest = 64 << 10
+    assert len(encode(whole)) + room_for_the_rest <= BODY_MAX_BYTES
+
+
+def suspended_measurement(agent):
+    """The process that measures, at work and never done."""
+    until(lambda: any("measure" in " ".join(p.cmdline()) for p in agent.workers()))
+    (measuring,) = agent.workers()
+    measuring.suspend()
+    return measuring
+
+
 def test_a_profile_ends_with_the_time_of_its_request(tmp_path, agent, client):
     begin = time.monotonic()
-    with pytest.raises((RuntimeFault, RequestTimeout), match=r"took longer|no answer|in time"):
-        client.profile(sha256_of(tmp_path / "1.ferry"), ProfileSpec(runs=1_000_000), timeout_s=3.0)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(client.profile, sha256_of(tmp_path / "1.ferry"), ProfileSpec(), timeout_s=3.0)
+        suspended_measurement(agent)
+        with pytest.raises((RuntimeFault, RequestTimeout), match=r"took longer|no answer|in time"):
+            asked.result(10)
     assert time.monotonic() - begin < 6
     until(lambda: not agent.workers())
     assert added(client) == 1
+
+
+def test_a_profile_nobody_waits_for_any_more_is_ended(tmp_path, agent, client):
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(client.profile, sha256_of(tmp_path / "1.ferry"), ProfileSpec(), timeout_s=60.0)
+        measuring = suspended_measurement(agent)
+        (request_id,) = client._waiting
+        client._cancel("of nobody")
+        client._cancel(request_id)
+        with pytest.raises(RuntimeFault, match=r"measuring fp32-tflite on .* was cancelled"):
+            asked.result(5)
+    assert not measuring.is_running()
+    assert added(client) == 1
+
+
+def test_the_log_tells_of_installs_requests_and_profiles(tmp_path, broker, put, agent, client):
+    assert added(client) == 1
+    with pytest.raises(CallerError):
+        client.infer([])
+    client.profile(sha256_of(tmp_path / "1.ferry"), ProfileSpec(runs=3, interpreters=("tflite-runtime",)))
+    until(lambda: "request profile" in agent.log.read_text())
+    log = agent.log.read_text()
+    assert re.search(r"slot a serves add-1 [0-9a-f]{12}\n", log)
+    assert re.search(r"request infer [0-9a-f]{32}: done in [0-9.]+ s\n", log)
+    assert re.search(r"request infer [0-9a-f]{32}: caller: expected 1 inputs.* in [0-9.]+ s\n", log)
+    assert "profile 1/1: fp32-tflite on tflite-runtime, 3 runs\n" in log
+    put(2.0)
+    until(lambda: "slot b serves add-2" in agent.log.read_text())
+
+
+def test_the_reply_names_the_outputs(client):
+    assert client.infer([X]).names == ("y",)
 
 
 # Crashes, hangs, floods.
@@ -469,10 +553,8 @@ def test_sigterm_in_the_middle_of_a_hung_request_ends_it(agent, client):
 @pytest.mark.slow
 def test_sigterm_in_the_middle_of_a_profile_leaves_no_process(tmp_path, agent, client):
     with ThreadPoolExecutor(1) as pool:
-        spec = ProfileSpec(runs=1_000_000, warmup_runs=1_000_000)
-        asked = pool.submit(client.profile, sha256_of(tmp_path / "1.ferry"), spec, timeout_s=12)
-        until(lambda: bool(agent.workers()))
-        children = agent.workers()
+        asked = pool.submit(client.profile, sha256_of(tmp_path / "1.ferry"), ProfileSpec(), timeout_s=12)
+        children = [suspended_measurement(agent)]
         agent.process.terminate()
         agent.wait(3 * agent_module.STOP_GRACE_S)
         gone, _ = psutil.wait_procs(children, timeout=5)

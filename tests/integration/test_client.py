@@ -17,6 +17,7 @@ from ferryman.devices.mqtt import Delivery, Link, Message
 from ferryman.runtime.contracts.errors import CallerError, LinkError, PackageError, RequestTimeout, to_wire
 from ferryman.runtime.contracts.measurement import ProfileSpec
 from ferryman.runtime.contracts.messages import (
+    CancelRequest,
     Failure,
     InferReply,
     InferRequest,
@@ -29,6 +30,7 @@ from ferryman.runtime.contracts.record import encode
 from ferryman.runtime.contracts.tensor import pack, unpack
 from tests.support.measurements import measurement
 from tests.support.mosquitto import Mosquitto, free_port
+from tests.support.telemetry import until
 
 Answer = Callable[[Request], list[Response]]
 
@@ -139,7 +141,7 @@ def test_answers_to_others_from_others_and_late_ones_are_ignored(broker):
         assert client.infer([np.array([2])]).outputs[0].to_array().tolist() == [2]
 
 
-def test_a_timeout_says_whether_the_device_was_ever_seen_or_is_offline(broker):
+def test_a_timeout_says_whether_the_device_was_ever_seen(broker):
     with AgentClient(broker, "pi") as client:
         with pytest.raises(RequestTimeout, match=r"device pi: no answer in 0.2 s; it has never reported"):
             client.status(timeout_s=0.2)
@@ -147,9 +149,38 @@ def test_a_timeout_says_whether_the_device_was_ever_seen_or_is_offline(broker):
             time.sleep(0.1)
             with pytest.raises(RequestTimeout, match="its status says online"):
                 client.status(timeout_s=0.2)
-        time.sleep(0.1)
-        with pytest.raises(RequestTimeout, match="its status says offline"):
-            client.status(timeout_s=0.2)
+
+
+def test_a_device_that_is_offline_is_not_waited_for(broker):
+    with answering(broker, double):
+        pass
+    with AgentClient(broker, "pi") as client:
+        begin = time.monotonic()
+        with pytest.raises(LinkError, match="device pi: its status says offline; start its agent") as caught:
+            client.status(timeout_s=30)
+        assert time.monotonic() - begin < 5
+        assert not isinstance(caught.value, RequestTimeout)
+        with answering(broker, double):
+            assert client.infer([np.array([2])]).outputs[0].to_array().tolist() == [2]
+
+
+def test_one_who_is_interrupted_tells_the_agent(broker, monkeypatch):
+    asked: list[Request] = []
+
+    def answer(request: Request) -> list[Response]:
+        asked.append(request)
+        return []
+
+    def interrupted(_answer, _timeout_s):
+        until(lambda: bool(asked))
+        raise KeyboardInterrupt
+
+    with answering(broker, answer), AgentClient(broker, "pi") as client:
+        monkeypatch.setattr("concurrent.futures.Future.result", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            client.profile("00", ProfileSpec())
+        until(lambda: len(asked) == 2)
+    assert asked[1].body == CancelRequest(request=asked[0].id)
 
 
 def test_no_broker_is_a_clear_error(monkeypatch):

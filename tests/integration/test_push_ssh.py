@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from ferryman.devices.fleet.inventory import SshDevice
-from ferryman.devices.fleet.push import push
+from ferryman.devices.fleet.push import push, rollback
 from ferryman.devices.transport.ssh import SshAddress, SshTransport
 from ferryman.runtime.contracts.errors import (
     CallerError,
@@ -122,13 +122,46 @@ def test_wrong_key_is_refused_naming_it(scene):
 
 
 def test_missing_key_file_is_the_callers_fault(scene):
-    with pytest.raises(CallerError, match="no-such-key"):
+    with pytest.raises(CallerError, match=r"^bench: .*no-such-key: No such file"):
         push(write_tiny_package(scene.tmp / "new.ferry"), scene.with_(key=scene.tmp / "no-such-key"))
 
 
+def test_a_key_file_that_is_none_is_the_callers_fault(scene):
+    (scene.tmp / "folder").mkdir()
+    (scene.tmp / "text").write_text("hello")
+    for name in ("folder", "text"):
+        with pytest.raises(CallerError, match=f"^bench: .*{name}"):
+            push(write_tiny_package(scene.tmp / "new.ferry"), scene.with_(key=scene.tmp / name))
+
+
+def test_a_known_hosts_file_that_is_none_is_the_callers_fault(scene):
+    (scene.tmp / "text").write_text("hello\n")
+    with pytest.raises(CallerError, match=r"^bench: .*text: Invalid known hosts entry"):
+        push(write_tiny_package(scene.tmp / "new.ferry"), scene.with_(known_hosts=scene.tmp / "text"))
+
+
 def test_nobody_listening_is_a_link_error(scene):
-    with pytest.raises(LinkError, match=r"127\.0\.0\.1:1 failed"):
-        push(write_tiny_package(scene.tmp / "new.ferry"), scene.with_(port=1))
+    for known_hosts in (scene.sshd.known_hosts, scene.sshd.empty_known_hosts, scene.tmp / "no such file"):
+        with pytest.raises(LinkError, match=r"127\.0\.0\.1:1 failed: .*Connect call failed.*; check power"):
+            push(write_tiny_package(scene.tmp / "new.ferry"), scene.with_(port=1, known_hosts=known_hosts))
+
+
+def test_a_missing_known_hosts_file_does_not_let_the_users_own_one_answer(scene, monkeypatch):
+    home = scene.tmp / "home" / ".ssh"
+    home.mkdir(parents=True)
+    (home / "known_hosts").write_text(scene.sshd.known_hosts.read_text())
+    monkeypatch.setenv("HOME", str(home.parent))
+    with pytest.raises(LinkError, match="host key"):
+        push(write_tiny_package(scene.tmp / "new.ferry"), scene.with_(known_hosts=scene.tmp / "no such file"))
+
+
+def test_rollback_lets_the_device_serve_what_it_served_before(scene):
+    push(write_tiny_package(scene.tmp / "new.ferry", added=2.0), scene.device)
+    active = rollback(scene.device)
+    assert active.package_sha256 == scene.old_sha256
+    scene.assert_old_serves()
+    with pytest.raises(DeviceError, match=r"^bench: no previous slot to roll back to"):
+        rollback(scene.device)
 
 
 def test_damaged_package_is_refused_before_connecting(scene):
@@ -254,17 +287,48 @@ def test_disk_that_fills_up_during_the_upload(scene, small_disk):
     shutil.rmtree(small_disk / "root", ignore_errors=True)
 
 
-def test_one_devices_failure_does_not_keep_the_others_from_theirs(scene, tmp_path):
-    new = write_tiny_package(scene.tmp / "new.ferry", added=2.0)
-    devices = tmp_path / "devices.toml"
-    root = tmp_path / "local-root"
+@pytest.fixture
+def fleet(scene):
+    """Runs ferryman with a devices file of one device that is gone, one with a bad key, and this machine."""
+    devices = scene.tmp / "devices.toml"
+    reached = f'port = {scene.sshd.port}\nknown_hosts = "{scene.sshd.known_hosts}"\n'
     devices.write_text(
-        f'[local]\nroot = "{root}"\n\n[gone]\nhost = "127.0.0.1"\nport = 1\nuser = "x"\n'
-        f'key = "{scene.device.key}"\nknown_hosts = "{scene.device.known_hosts}"\n'
+        f'[local]\nroot = "{scene.tmp / "local root"}"\n'
+        f'[gone]\nhost = "127.0.0.1"\nport = 1\nuser = "x"\nkey = "{scene.sshd.key}"\n'
+        f'[keyless]\nhost = "127.0.0.1"\nuser = "x"\nkey = "no-such-key"\n{reached}'
+        f'[bench]\nhost = "127.0.0.1"\nuser = "{scene.sshd.user}"\nkey = "{scene.sshd.key}"\n{reached}'
+        f'command = "{FERRYMAN}"\nroot = "{scene.device.root}"\n'
     )
-    command = [sys.executable, "-m", "ferryman.cli", "push", str(new), "gone", "local", "--devices", str(devices)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    def ferryman(*words):
+        command = [sys.executable, "-m", "ferryman.cli", *map(str, words), "--devices", str(devices)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    return ferryman
+
+
+def test_one_devices_failure_does_not_keep_the_others_from_theirs(scene, fleet):
+    new = write_tiny_package(scene.tmp / "new.ferry", added=2.0)
+    done = fleet("push", new, "keyless", "gone", "local")
     assert done.returncode == 1
     assert "gone: link: " in done.stderr
-    assert "1 of 2 devices keep what they had: gone" in done.stderr
-    assert SlotStore(root).active().slot.package_sha256 == sha256_of(new)
+    assert "keyless: caller: " in done.stderr
+    assert "2 of 3 devices keep what they had: keyless, gone" in done.stderr
+    assert SlotStore(scene.tmp / "local root").active().slot.package_sha256 == sha256_of(new)
+
+
+@pytest.mark.parametrize("words", [("new.ferry", "gone", "nope", "local"), ("nope.ferry", "gone", "local")])
+def test_a_wrong_name_stops_a_push_before_it_begins(scene, fleet, words):
+    write_tiny_package(scene.tmp / "new.ferry", added=2.0)
+    done = fleet("push", scene.tmp / words[0], *words[1:])
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: caller: ")
+    assert "nope" in done.stderr
+    assert not (scene.tmp / "local root").exists()
+
+
+def test_rollback_of_a_device_from_the_command_line(scene, fleet):
+    assert fleet("push", write_tiny_package(scene.tmp / "new.ferry", added=2.0), "bench").returncode == 0
+    done = fleet("rollback", "bench")
+    assert (done.returncode, done.stdout) == (0, "bench: add-1 is active again in slot a\n")
+    scene.assert_old_serves()

@@ -3,8 +3,10 @@ from __future__ import annotations
 import json
 import logging
 import re
+import signal
 import subprocess
 import sys
+from importlib import metadata
 
 import click
 import numpy as np
@@ -13,9 +15,14 @@ from click.testing import CliRunner
 
 import ferryman
 from ferryman.cli import main
+from ferryman.devices.fleet import client as client_module
+from ferryman.profiler.runner import RECORD_RUNS_MAX, RUNS_MAX
 from ferryman.runtime.contracts.errors import _BY_PARTY
+from ferryman.runtime.contracts.messages import InferReply, Status
+from ferryman.runtime.contracts.tensor import to_tensors
 from tests.support.forge import contents, forged
 from tests.support.interpreters import DEVICE_PYTHON
+from tests.support.mosquitto import Mosquitto, free_port
 from tests.support.packages import sha256_of, write_tiny_package
 
 WIDTH = 80
@@ -126,7 +133,7 @@ def test_inspect_as_json_is_the_manifest(run, tiny):
 def test_a_hostile_package_cannot_steer_the_terminal(run, tiny, tmp_path):
     entries = contents(tiny)
     manifest = json.loads(entries.pop("manifest.json"))
-    manifest["variants"][0]["name"] = "\x1b[2Jgone\r\n\u202e"
+    manifest["created_with"] = {"\x1b[2Jgone\r\n\u202e": "1"}
     path = tmp_path / "hostile.ferry"
     path.write_bytes(forged(manifest, entries))
     result = run("inspect", path)
@@ -226,11 +233,171 @@ def test_our_errors_are_one_message_that_names_the_party(run, tmp_path, case, pa
     assert party in _BY_PARTY
 
 
-def test_a_missing_file_is_one_message(run):
-    result = run("inspect", "nope.ferry")
+@pytest.mark.parametrize("words", [("inspect", "nope.ferry"), ("profile", "nope.ferry", "local")])
+def test_a_missing_package_is_one_message_that_says_what_to_do(run, words):
+    result = run(*words)
     assert result.exit_code == 1
-    assert result.output.startswith("Error: ")
-    assert "nope.ferry" in result.output
+    assert result.output.startswith("Error: caller: cannot read the package nope.ferry: No such file or directory; ")
+    assert "`ferryman convert` wrote" in result.output
+
+
+def refuse_toolchains(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ferryman.converter.api", None)  # importing it would raise
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("mymodels",), "SOURCE is package.module:factory or a .pt2 file, found 'mymodels'"),
+        (("nope.pt2",), "no file nope.pt2"),
+        (("a:b", "-o", "file"), "-o names a folder, and file: File exists; name another"),
+        (("a:b", "-o", "file/folder"), "-o names a folder, and file/folder: Not a directory; name another"),
+    ],
+)
+def test_simple_mistakes_are_found_before_the_toolchains_load(run, tmp_path, monkeypatch, words, message):
+    refuse_toolchains(monkeypatch)
+    (tmp_path / "file").touch()
+    result = run("convert", *words)
+    assert result.exit_code == 1
+    assert result.output.startswith(f"Error: caller: {message}")
+    assert "loading" not in result.output
+
+
+def test_an_agents_root_that_is_a_file_says_what_to_do(run, tmp_path):
+    (tmp_path / "file").touch()
+    result = run("agent", "--device", "pi", "--broker", "mqtt://127.0.0.1", "--root", "file")
+    assert result.exit_code == 1
+    assert re.search(r"Error: device: cannot make the folder file: File exists; .*--root", result.output)
+
+
+def test_the_message_names_the_torch_that_the_extra_wants(run, monkeypatch):
+    refuse_toolchains(monkeypatch)
+    (torch,) = (
+        need.partition(";")[0]
+        for need in metadata.requires("ferryman")
+        if need.startswith("torch==") and "convert" in need
+    )
+    result = run("convert", "a:b")
+    assert result.output.endswith(f"is not installed here; pip install {torch}, then 'ferryman[convert]'\n")
+
+
+# What asks an agent.
+
+
+class Answers:
+    """In the place of AgentClient."""
+
+    names = ("scores", "file")
+
+    def __init__(self, broker, device):
+        self.device = device
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def infer(self, inputs, **_):
+        arrays = [np.ones((1, 2), np.float32), np.arange(3)]
+        return InferReply(
+            outputs=to_tensors(arrays), names=self.names, duration_ns=5_000_000, variant="v", interpreter="i"
+        )
+
+    def status(self, *, timeout_s):
+        assert timeout_s == 3
+        return Status(
+            device=self.device,
+            online=True,
+            ferryman="0.1.0",
+            package_name="digits\x1b[2J",
+            package_sha256="ab" * 32,
+            interpreters={"executorch": "1.5.1"},
+            outbox_pending=2,
+        )
+
+
+@pytest.fixture
+def answered(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(client_module, "AgentClient", Answers)
+    (tmp_path / "devices.toml").write_text('[pi]\nhost = "h"\nuser = "u"\nbroker = "mqtt://127.0.0.1"\n')
+    np.save(tmp_path / "x.npy", np.ones(3))
+    return lambda *words: run(*words, "--devices", "devices.toml")
+
+
+def test_status_reads_as_lines_and_as_json(answered):
+    result = answered("status", "pi", "--timeout", "3")
+    assert result.output.splitlines() == [
+        "pi: online, ferryman 0.1.0",
+        "  serves        digits?[2J (abababababab)",
+        "  interpreters  executorch 1.5.1",
+        "  telemetry     2 records waiting, 0 dropped",
+    ]
+    assert json.loads(answered("status", "pi", "--timeout", "3", "--json").stdout)["outbox_pending"] == 2
+
+
+def test_outputs_are_printed_under_their_names(answered):
+    output = answered("run", "pi", "x.npy").output
+    assert "scores float32[1, 2]\n[[1. 1.]]\n" in output
+    assert "file int64[3]\n[0 1 2]\n" in output
+
+
+@pytest.mark.parametrize(("given", "written"), [("o.npz", "o.npz"), ("o", "o.npz"), ("o.v1", "o.v1.npz")])
+def test_outputs_are_written_under_their_names_to_the_path_that_is_told(answered, tmp_path, given, written):
+    result = answered("run", "pi", "x.npy", "-o", given)
+    assert result.exit_code == 0, result.output
+    assert f"wrote {written}: scores float32[1, 2], file int64[3]\n" in result.output
+    with np.load(tmp_path / written) as found:
+        assert list(found) == ["scores", "file"]
+        assert found["file"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("names", [(), ("y",), ("y", "y")])
+def test_outputs_without_a_name_each_are_numbered(answered, tmp_path, monkeypatch, names):
+    monkeypatch.setattr(Answers, "names", names)
+    answered("run", "pi", "x.npy", "-o", "o.npz")
+    with np.load(tmp_path / "o.npz") as found:
+        assert list(found) == ["output_0", "output_1"]
+
+
+def test_outputs_that_cannot_be_written_say_what_to_do(answered):
+    result = answered("run", "pi", "x.npy", "-o", "no/such/folder")
+    assert result.exit_code == 1
+    assert "caller: cannot write no/such/folder.npz: No such file or directory; name another with -o" in result.output
+
+
+def test_the_help_tells_how_many_runs_there_may_be(run):
+    text = " ".join(run("profile", "--help").output.split())
+    assert f"{RECORD_RUNS_MAX:,} on a device, warm-up included; {RUNS_MAX:,} on `local`" in text
+
+
+def test_rollback_takes_a_device_or_a_root(run):
+    result = run("rollback", "local", "--root", "root")
+    assert result.exit_code == 2
+    assert "the devices file names DEVICE's root" in result.output
+
+
+@pytest.mark.parametrize("url", ["http://nonsense", None])
+def test_the_collector_says_that_it_collects_once_it_does(tmp_path, url):
+    url = url or f"mqtt://127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "ferryman.cli", "collect", "--broker", url, "--database", str(tmp_path / "d")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            first = process.stderr.readline()
+        finally:
+            process.terminate()
+    assert first
+    assert "collecting" not in first
+
+
+def test_the_collector_tells_where_from_and_where_to(tmp_path):
+    with Mosquitto(tmp_path) as broker:
+        url = f"mqtt://127.0.0.1:{broker.config.port}"
+        command = [sys.executable, "-m", "ferryman.cli", "collect", "--broker", url, "--database", str(tmp_path / "d")]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr.readline() == f"collecting from {url} into {tmp_path / 'd'}; interrupt to stop\n"
+            process.send_signal(signal.SIGINT)
+        assert process.returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -285,5 +452,7 @@ def test_the_command_works_in_the_device_environment():
         assert (done.returncode, done.stderr) == (0, "")
     done = subprocess.run([command, "convert", "a:b"], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert re.search(r"Error: caller: \w+ is not installed here; pip install 'ferryman\[convert\]'\n$", done.stderr)
+    assert re.search(
+        r"Error: caller: \w+ is not installed here; pip install torch==\S+, then 'ferryman\[convert\]'\n$", done.stderr
+    )
     assert "Traceback" not in done.stderr

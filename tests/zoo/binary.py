@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,25 +11,6 @@ from torch.nn import functional
 from ferryman.converter.compress.binary import binarize, fine_tune, recalibrate_batch_norm
 from ferryman.converter.compress.binary_modules import BinaryConv2d, BinaryLinear
 from tests.e2e import digits
-
-
-class DigitBatches:
-    """The training digits, shuffled anew by torch's generator for each epoch."""
-
-    def __init__(self, size: int = 64) -> None:
-        self.images, _, self.labels, _ = digits.images()
-        self.size = size
-
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for batch in torch.randperm(len(self.images)).split(self.size):
-            yield self.images[batch], self.labels[batch]
-
-
-def digits_accuracy(module: nn.Module) -> float:
-    """On the test digits."""
-    _, images, _, labels = digits.images()
-    with torch.no_grad():
-        return float((module(images).argmax(1) == labels).float().mean())
 
 
 @dataclass(frozen=True)
@@ -46,12 +26,12 @@ def train_digits_binary(*, epochs: int = 8, lr: float = 1e-2, estimator: str = "
     dense = digits.train()
     torch.manual_seed(0)
     model, _ = binarize(dense, estimator=estimator)
-    binary = fine_tune(model, DigitBatches(), epochs=epochs, lr=lr).model
+    binary = fine_tune(model, digits.Batches(), epochs=epochs, lr=lr).model
     return TrainedDigits(
         dense=dense,
         binary=binary,
-        dense_accuracy=digits_accuracy(dense),
-        binary_accuracy=digits_accuracy(binary),
+        dense_accuracy=digits.accuracy(dense),
+        binary_accuracy=digits.accuracy(binary),
     )
 
 
@@ -62,9 +42,11 @@ def digits_binary():
 class _BinaryStep(nn.Module):
     """One binary 3x3 convolution with a shortcut of its own around it (Bi-Real Net, Liu et al. 2018)."""
 
-    def __init__(self, inside: int, outside: int, stride: int, pad_value: int) -> None:
+    def __init__(self, inside: int, outside: int, stride: int, pad_value: int, *, dense: bool) -> None:
         super().__init__()
-        self.conv = BinaryConv2d(inside, outside, 3, stride, 1, pad_value=pad_value)
+        self.conv: nn.Module = BinaryConv2d(inside, outside, 3, stride, 1, pad_value=pad_value)
+        if dense:
+            self.conv = nn.Sequential(nn.Hardtanh(), nn.Conv2d(inside, outside, 3, stride, 1, bias=False))
         self.norm = nn.BatchNorm2d(outside)
         self.down = nn.Sequential()
         if stride != 1 or inside != outside:
@@ -79,10 +61,13 @@ class _BinaryStep(nn.Module):
 class BinaryResNet18(nn.Module):
     """ResNet-18 with 16 binary convolutions; the stem, the 1x1 shortcuts and the head are float.
 
-    No activation function but the sign: a ReLU before it would leave no negative numbers.
+    No activation function but the sign: a ReLU before it would leave no negative numbers. `dense` makes its float twin,
+    with Hardtanh in the place of the sign.
     """
 
-    def __init__(self, width: int = 64, classes: int = 10, stem_stride: int = 1, pad_value: int = 0) -> None:
+    def __init__(
+        self, width: int = 64, classes: int = 10, stem_stride: int = 1, pad_value: int = 0, *, dense: bool = False
+    ) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, width, 3, stem_stride, 1, bias=False), nn.BatchNorm2d(width))
         steps: list[nn.Module] = []
@@ -90,13 +75,37 @@ class BinaryResNet18(nn.Module):
         for stage in range(4):
             for index in range(4):
                 outside = width << stage
-                steps.append(_BinaryStep(inside, outside, 2 if stage and index == 0 else 1, pad_value))
+                stride = 2 if stage and index == 0 else 1
+                steps.append(_BinaryStep(inside, outside, stride, pad_value, dense=dense))
                 inside = outside
         self.steps = nn.Sequential(*steps)
         self.head = nn.Linear(inside, classes)
 
     def forward(self, image):
         return self.head(self.steps(self.stem(image)).mean((2, 3)))
+
+
+def digits_as_images(size: int = 16) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The digits, enlarged and in three channels: train images, test images, train labels, test labels."""
+    train, test, *labels = digits.images()
+    made = [functional.interpolate(part, size=size, mode="bilinear").repeat(1, 3, 1, 1) for part in (train, test)]
+    return made[0], made[1], *labels
+
+
+def train_resnet18(width: int = 16, *, epochs: int = 3) -> TrainedDigits:
+    """A float ResNet of this shape and its binary twin, both trained on the enlarged digits."""
+    train, test, train_labels, test_labels = digits_as_images()
+    batches = [(train[at], train_labels[at]) for at in torch.arange(len(train)).split(64)]
+
+    def accuracy(module: nn.Module) -> float:
+        with torch.no_grad():
+            return float((module(test).argmax(1) == test_labels).float().mean())
+
+    trained = []
+    for dense in (True, False):
+        torch.manual_seed(0)
+        trained.append(fine_tune(BinaryResNet18(width, dense=dense), batches, epochs=epochs, lr=5e-3).model)
+    return TrainedDigits(*trained, *map(accuracy, trained))
 
 
 def resnet18_binary(width: int = 64, *, size: int = 32, classes: int = 10, pad_value: int = 0):

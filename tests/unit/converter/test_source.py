@@ -26,9 +26,13 @@ swapped = lambda: ((x,), linear)
 number = lambda: (linear, 3)
 def broken():
     raise RuntimeError("the weights are gone")
+def exits():
+    import argparse
+    argparse.ArgumentParser().parse_args(["--nope"])
 def _hidden(): ...
 def shown(): ...
 value = 5
+class Net(torch.nn.Linear): ...
 """
 
 
@@ -37,11 +41,12 @@ def factories(tmp_path, monkeypatch):
     """A module in the current directory, and sys.path as it was afterwards."""
     (tmp_path / "some_factories.py").write_text(FACTORIES)
     (tmp_path / "some_broken_module.py").write_text("import nothing_of_this_name")
+    (tmp_path / "some_script.py").write_text("import sys; sys.exit()")
     (tmp_path / "some_syntax_error.py").write_text("def (")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
     yield tmp_path
-    for name in ("some_factories", "some_broken_module", "some_syntax_error"):
+    for name in ("some_factories", "some_script", "some_broken_module", "some_syntax_error"):
         sys.modules.pop(name, None)
 
 
@@ -71,6 +76,11 @@ def test_keyword_inputs_become_the_call_they_make(factories):
         ("no_such_module:f", r"no module 'no_such_module'; is it installed"),
         ("some_factories.sub:f", r"no module|cannot be imported"),
         ("some_broken_module:f", "some_broken_module cannot be imported: No module named 'nothing_of_this_name'"),
+        (
+            "some_script:f",
+            r"some_script ended the process while it was imported \(exit code 0\); put what a script does",
+        ),
+        ("some_factories:exits", r"some_factories:exits ended the process \(exit code 2\); a factory returns"),
         ("some_syntax_error:f", "some_syntax_error cannot be imported: SyntaxError"),
         (".relative:f", "cannot be imported: TypeError"),
         ("some_factories:nope", r"has no function 'nope'; there are: .*shown"),
@@ -80,6 +90,8 @@ def test_keyword_inputs_become_the_call_they_make(factories):
         ("some_factories:four", "returned tuple: expected"),
         ("some_factories:swapped", r"returned \(tuple, Linear, \.\.\.\): expected"),
         ("some_factories:number", r"returned \(Linear, int, \.\.\.\): expected"),
+        ("some_factories:linear", "some_factories:linear is a module itself; SOURCE must name a factory: a function"),
+        ("some_factories:Net", "some_factories:Net is a module itself; SOURCE must name a factory: a function"),
         ("some_factories:broken", "some_factories:broken failed: RuntimeError: the weights are gone"),
     ],
 )
@@ -118,6 +130,20 @@ def test_something_else_than_a_module_is_refused():
 def test_inputs_that_are_no_tensors_are_refused(leaf):
     with pytest.raises(ModelError, match="every input must be a tensor, found"):
         make_source(Function(lambda a, _: a), (torch.ones(1), leaf))
+
+
+@pytest.mark.parametrize(
+    ("made", "found"),
+    [
+        (lambda: torch.ones(2).to_sparse(), "a sparse_coo tensor on cpu"),
+        (lambda: torch.eye(2).to_sparse_csr(), "a sparse_csr tensor on cpu"),
+        (lambda: torch.ones(2, device="meta"), "a strided tensor on meta"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_inputs_that_are_no_dense_cpu_tensors_are_refused(made, found):
+    with pytest.raises(ModelError, match=f"net: every input must be a dense CPU tensor, found {found}"):
+        make_source(Function(torch.abs), (made(),), name="net")
 
 
 def test_inputs_that_forward_does_not_take_are_refused():

@@ -54,9 +54,11 @@ def test_the_table_holds_every_number_under_its_unit():
     cells = dict(zip(re.split(r"\s{2,}", head), re.split(r"\s{2,}", row), strict=True))
     assert cells == {
         "package": "digits",
+        "SHA-256": "00",
         "variant": "v",
         "interpreter": "i 1",
         "threads": "1",
+        "runs": "101",
         "p50 ms": "12.5",
         "p90 ms": "12.9",
         "p99 ms": "13.0",

@@ -8,7 +8,8 @@ from ferryman.converter.compress.binary import binarize, fine_tune, recalibrate_
 from ferryman.converter.compress.binary_modules import LATENT_LIMIT, BinaryConv2d, BinaryLayer, BinaryLinear
 from ferryman.converter.compress.estimators import ReSte
 from ferryman.runtime.contracts.errors import CallerError
-from tests.zoo.binary import DigitBatches, digits_accuracy, train_digits_binary
+from tests.e2e.digits import Batches, accuracy
+from tests.zoo.binary import train_digits_binary
 
 
 def net(*middle):
@@ -29,7 +30,7 @@ def small():
 
 
 def some_digits():
-    return list(DigitBatches(64))[:4]
+    return list(Batches(64))[:4]
 
 
 def test_a_binary_layer_holds_the_dense_weights_and_arguments():
@@ -198,4 +199,4 @@ def test_the_binary_digits_net_is_nearly_as_good_as_the_float_one():
 
     assert trained.dense_accuracy >= 0.97
     assert trained.binary_accuracy >= 0.95
-    assert digits_accuracy(trained.binary) == trained.binary_accuracy
+    assert accuracy(trained.binary) == trained.binary_accuracy

@@ -7,7 +7,7 @@ from ferryman.converter.compress.binary import binarize, fine_tune
 from ferryman.converter.compress.estimators import ESTIMATORS, ReSte, Ste, estimated_sign, make_estimator, sign
 from ferryman.runtime.contracts.errors import CallerError
 from tests.e2e import digits
-from tests.zoo.binary import DigitBatches, digits_accuracy
+from tests.e2e.digits import Batches, accuracy
 
 POINTS = torch.linspace(-2, 2, 801, dtype=torch.float64)
 
@@ -104,7 +104,7 @@ def test_every_estimator_learns_the_digits(name):
     torch.manual_seed(0)
     model, _ = binarize(digits.Digits(), estimator=name)  # from scratch: no help from trained weights
 
-    tuned = fine_tune(model, DigitBatches(), epochs=10, lr=1e-2)
+    tuned = fine_tune(model, Batches(), epochs=10, lr=1e-2)
 
     assert tuned.losses[-1] < tuned.losses[0] / 3
-    assert digits_accuracy(tuned.model) >= 0.9
+    assert accuracy(tuned.model) >= 0.9

@@ -14,7 +14,7 @@ from ferryman.converter.compress.binary import binarize, fine_tune
 from ferryman.converter.compress.binary_modules import BinaryConv2d
 from ferryman.converter.compress.mst import ROOT, dots_along, operations, spanning_tree, tree_distance_loss
 from ferryman.runtime.contracts.errors import CallerError
-from tests.zoo.binary import DigitBatches
+from tests.e2e.digits import Batches
 
 
 def random_signs(seed, *shape):
@@ -166,7 +166,7 @@ def test_training_with_the_penalty_makes_cheaper_layers():
         layers = [part for part in model.modules() if isinstance(part, BinaryConv2d)]
         fine_tune(
             model,
-            list(DigitBatches(64))[:8],
+            list(Batches(64))[:8],
             epochs=2,
             lr=1e-2,
             penalty=lambda _, layers=layers, by=strength: by * sum(tree_distance_loss(part.weight) for part in layers),
