@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,16 @@ class Captured:
     example: tuple[torch.Tensor, ...]
     """The example inputs, flat, in the signature's order."""
     in_spec: TreeSpec
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Give the module its buffers back as they were, whatever becomes of the runs in between."""
+        before = {name: buffer.clone() for name, buffer in self.source.module.named_buffers()}
+        try:
+            yield
+        finally:
+            for name, buffer in self.source.module.named_buffers():
+                buffer.copy_(before[name])
 
     def eager(self, inputs: Sequence[torch.Tensor]) -> list[Array]:
         """What the module answers: the reference for every artifact.

@@ -5,6 +5,8 @@ sign of something (see `recognise`), else as real numbers. What follows and is a
 norms too) is folded into the operator. Where nothing but other binary layers sees the sign of its output, that comes
 out packed, by an integer threshold per channel that is found by computing what lies between for every possible dot
 product.
+
+The output channels of a convolution are computed each on its own, or along a spanning tree where that measures better.
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_unflatten
 
-from ferryman.converter import operators
+from ferryman.converter import kernel_calls, operators
 from ferryman.converter.bits import pack_weights
 from ferryman.converter.capture import Captured
+from ferryman.converter.channel_order import Measured, choose_order
 from ferryman.converter.inputs import input_sets
 from ferryman.converter.reason import reason
 from ferryman.converter.recognise import Recogniser, channel_axis
@@ -56,6 +59,8 @@ class _Layer:
     """int32[out]: the operator gives packed signs."""
     packed_by: _Layer | None = None
     """Whose packed signs the operator is fed."""
+    along: Measured | None = None
+    """The tree along which its channels are computed; None: each on its own."""
 
     @property
     def out(self) -> int:
@@ -106,6 +111,7 @@ def lower_binary(captured: Captured) -> tuple[Captured, tuple[LayerForm, ...]]:
     for layer in layers:
         if layer.threshold is None:
             _fold(layer, recogniser)
+        layer.along = _choose_order(layer)
     forms = tuple(
         LayerForm(path=_path(node), form="binary", note=_describe(one))
         if isinstance(one, _Layer)
@@ -127,7 +133,8 @@ def _path(node: Node) -> str:
 
 def _describe(layer: _Layer) -> str:
     given = "reals" if layer.sign is None else "signs" if layer.packed_by is None else "packed signs"
-    return f"{given} in, {'floats' if layer.threshold is None else 'packed signs'} out"
+    along = f", {layer.along.describe()}" if layer.along else ""
+    return f"{given} in, {'floats' if layer.threshold is None else 'packed signs'} out{along}"
 
 
 # Finding layers.
@@ -395,12 +402,28 @@ def _find_threshold(layer: _Layer, sign: Node, recogniser: Recogniser) -> tuple[
     return turned, torch.where(turned, negated, least).int()
 
 
+def _choose_order(layer: _Layer) -> Measured | None:
+    if layer.window is None or layer.sign is None:
+        return None
+    channels, kernel, stride, padding, dilation, groups, pad_value, _ = layer.window
+    batch, _, *spatial = layer.source.meta["val"].shape
+    if not all(isinstance(size, int) for size in spatial):
+        return None  # no size to measure at
+    kind = kernel_calls.SIGNS if layer.packed_by is None else kernel_calls.BITS
+    numbers = (channels, layer.out, *kernel, *stride, *dilation, *padding, groups, pad_value, kind)
+    images = batch if isinstance(batch, int) else 1
+    bits_out = int(layer.threshold is not None)
+    conv = kernel_calls.Conv(images, *spatial, *numbers, bits_out, kernel_calls.CHANNELS_FIRST)
+    return choose_order(layer.weight.numpy(), conv)
+
+
 # Rewriting.
 
 
 def _insert(module: GraphModule, layer: _Layer, index: int, made_before: Mapping[Node, Node]) -> Node:
     groups = layer.window[5] if layer.window else 1
-    tensors = {"weight": torch.from_numpy(pack_weights(layer.weight.numpy(), groups))}
+    words = layer.along.tree.words if layer.along else pack_weights(layer.weight.numpy(), groups)
+    tensors = {"weight": torch.from_numpy(words)}
     tensors |= {"scale": layer.scale, "bias": layer.bias} if layer.threshold is None else {"threshold": layer.threshold}
     graph = module.graph
     with graph.inserting_after(min(layer.ends)):
@@ -411,8 +434,9 @@ def _insert(module: GraphModule, layer: _Layer, index: int, made_before: Mapping
         source = layer.source if layer.packed_by is None else layer.packed_by.ends[0]
         source = made_before.get(source, source)
         numbers = layer.window or (layer.depth,)
-        name = ("binary_conv2d" if layer.window else "binary_linear") + ("" if layer.threshold is None else "_sign")
-        real = () if layer.threshold is not None else (layer.sign is None,)
+        name = "binary_conv2d" if layer.window else "binary_linear"
+        name += ("_tree" if layer.along else "") + ("" if layer.threshold is None else "_sign")
+        real = () if layer.threshold is not None or layer.along else (layer.sign is None,)
         made = graph.call_function(
             getattr(torch.ops.ferryman, name).default, (source, *constants, *map(_listed, numbers), *real)
         )

@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional
 
 from ferryman.converter.bits import LANES, WORD_BITS
+from ferryman.converter.tree_bits import unpack_tree
 
 NAMESPACE = "ferryman"
 _WINDOW = (
@@ -23,6 +24,8 @@ _WINDOW = (
 _SCHEMAS = {
     "binary_conv2d": f"Tensor x, Tensor weight, Tensor scale, Tensor bias, {_WINDOW}, bool real",
     "binary_conv2d_sign": f"Tensor x, Tensor weight, Tensor threshold, {_WINDOW}",
+    "binary_conv2d_tree": f"Tensor x, Tensor tree, Tensor scale, Tensor bias, {_WINDOW}",
+    "binary_conv2d_tree_sign": f"Tensor x, Tensor tree, Tensor threshold, {_WINDOW}",
     "binary_linear": "Tensor x, Tensor weight, Tensor scale, Tensor bias, int channels, bool real",
     "binary_linear_sign": "Tensor x, Tensor weight, Tensor threshold, int channels",
 }
@@ -60,6 +63,14 @@ def unpack_weights(words: torch.Tensor, out: int, window: Window) -> torch.Tenso
     return lanes.reshape(out, kernel_h, kernel_w, channels // groups).permute(0, 3, 1, 2)
 
 
+def unpack_tree_weights(words: torch.Tensor, window: Window) -> torch.Tensor:
+    """Undo `tree_bits.pack_tree`: float32[out, channels, kh, kw]."""
+    channels, (kernel_h, kernel_w), *_ = window
+    rows = torch.from_numpy(unpack_tree(words.numpy(), kernel_h * kernel_w * channels))
+    signs = torch.where(rows, 1.0, -1.0).reshape(len(rows), kernel_h, kernel_w, channels)
+    return signs.permute(0, 3, 1, 2)
+
+
 def _images(x: torch.Tensor, window: Window, *, real: bool) -> torch.Tensor:
     channels, _, _, (top, left, bottom, right), _, _, pad_value, channels_last = window
     if x.dtype == torch.int32:
@@ -70,10 +81,9 @@ def _images(x: torch.Tensor, window: Window, *, real: bool) -> torch.Tensor:
     return functional.pad(x, (left, right, top, bottom), value=float(pad_value))
 
 
-def _dots(x: torch.Tensor, weight: torch.Tensor, out: int, window: Window, *, real: bool) -> torch.Tensor:
+def _dots(x: torch.Tensor, kernel: torch.Tensor, window: Window, *, real: bool) -> torch.Tensor:
     _, _, stride, _, dilation, groups, _, _ = window
     images = _images(x, window, real=real)
-    kernel = unpack_weights(weight, out, window)
     return functional.conv2d(images, kernel, stride=tuple(stride), dilation=tuple(dilation), groups=groups)
 
 
@@ -81,15 +91,37 @@ def _binary_conv2d(
     x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, *numbers: object
 ) -> torch.Tensor:
     *window, real = numbers
-    dots = _dots(x, weight, scale.numel(), window, real=bool(real))  # type: ignore[arg-type]  # as the schema says
-    outputs = dots * scale[:, None, None] + bias[:, None, None]
-    return outputs.permute(0, 2, 3, 1) if window[-1] else outputs
+    kernel = unpack_weights(weight, scale.numel(), window)  # type: ignore[arg-type]  # as the schema says
+    return _scaled(_dots(x, kernel, window, real=bool(real)), scale, bias, window)  # type: ignore[arg-type]  # the same
 
 
 def _binary_conv2d_sign(
     x: torch.Tensor, weight: torch.Tensor, threshold: torch.Tensor, *window: object
 ) -> torch.Tensor:
-    dots = _dots(x, weight, threshold.numel(), window, real=False)  # type: ignore[arg-type]  # as the schema says
+    kernel = unpack_weights(weight, threshold.numel(), window)  # type: ignore[arg-type]  # as the schema says
+    return _compared(_dots(x, kernel, window, real=False), threshold)  # type: ignore[arg-type]  # the same
+
+
+def _binary_conv2d_tree(
+    x: torch.Tensor, tree: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, *window: object
+) -> torch.Tensor:
+    kernel = unpack_tree_weights(tree, window)  # type: ignore[arg-type]  # as the schema says
+    return _scaled(_dots(x, kernel, window, real=False), scale, bias, window)  # type: ignore[arg-type]  # the same
+
+
+def _binary_conv2d_tree_sign(
+    x: torch.Tensor, tree: torch.Tensor, threshold: torch.Tensor, *window: object
+) -> torch.Tensor:
+    kernel = unpack_tree_weights(tree, window)  # type: ignore[arg-type]  # as the schema says
+    return _compared(_dots(x, kernel, window, real=False), threshold)  # type: ignore[arg-type]  # the same
+
+
+def _scaled(dots: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, window: Window) -> torch.Tensor:
+    outputs = dots * scale[:, None, None] + bias[:, None, None]
+    return outputs.permute(0, 2, 3, 1) if window[-1] else outputs
+
+
+def _compared(dots: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
     return pack((dots >= threshold[:, None, None]).permute(0, 2, 3, 1))
 
 
@@ -138,6 +170,12 @@ def _fake_conv2d_sign(x: torch.Tensor, _weight: torch.Tensor, threshold: torch.T
     return x.new_empty((x.shape[0], height, width, -(-threshold.numel() // WORD_BITS)), dtype=torch.int32)
 
 
+def _fake_conv2d_tree(
+    x: torch.Tensor, tree: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, *window: object
+) -> torch.Tensor:
+    return _fake_conv2d(x, tree, scale, bias, *window, False)
+
+
 def _fake_linear(
     x: torch.Tensor, _weight: torch.Tensor, scale: torch.Tensor, _bias: torch.Tensor, _channels: int, _real: bool
 ) -> torch.Tensor:
@@ -151,6 +189,8 @@ def _fake_linear_sign(x: torch.Tensor, _weight: torch.Tensor, threshold: torch.T
 _IMPLEMENTATIONS: dict[str, tuple[Callable[..., torch.Tensor], Callable[..., torch.Tensor]]] = {
     "binary_conv2d": (_binary_conv2d, _fake_conv2d),
     "binary_conv2d_sign": (_binary_conv2d_sign, _fake_conv2d_sign),
+    "binary_conv2d_tree": (_binary_conv2d_tree, _fake_conv2d_tree),
+    "binary_conv2d_tree_sign": (_binary_conv2d_tree_sign, _fake_conv2d_sign),
     "binary_linear": (_binary_linear, _fake_linear),
     "binary_linear_sign": (_binary_linear_sign, _fake_linear_sign),
 }

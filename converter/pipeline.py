@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 from msgspec.structs import replace
 
 from ferryman.converter.backends import BACKENDS
@@ -20,12 +21,13 @@ from ferryman.converter.backends.base import Lowered
 from ferryman.converter.capture import Captured, capture
 from ferryman.converter.lower_binary import lower_binary
 from ferryman.converter.memory_estimate import activations_peak_bytes
-from ferryman.converter.quiet import quiet
+from ferryman.converter.quiet import alone, quiet
 from ferryman.converter.source import Source, load_source, make_source
-from ferryman.converter.verify import SQNR_MIN_DB, References, make_references, verify
+from ferryman.converter.verify import SQNR_MIN_DB, Interpreter, References, make_references, verify
+from ferryman.converter.verify import interpreters as places_for
 from ferryman.runtime import kernels
 from ferryman.runtime.compare import SQNR_CAP_DB
-from ferryman.runtime.contracts.errors import CallerError
+from ferryman.runtime.contracts.errors import CallerError, ModelError
 from ferryman.runtime.contracts.manifest import LayerForm, Manifest, Requirements, RuntimeName, Variant
 from ferryman.runtime.package import PACKAGE_SUFFIX, SQNR_LEAST_DB, check_name, open_package, write_package
 from ferryman.runtime.session import INTERPRETERS
@@ -59,6 +61,7 @@ class _Clock:
         self.seconds[name] = time.perf_counter() - start
 
 
+@alone()
 def convert(
     model: Any,  # noqa: ANN401  # an nn.Module, or text; torch is imported only now
     inputs: Any = None,  # noqa: ANN401  # see make_source
@@ -88,8 +91,9 @@ def convert(
         progress: told what begins.
 
     Raises:
-        CallerError: SOURCE, a runtime or the form is not known, or another argument is out of its range.
-        ModelError: the model cannot be captured or lowered.
+        CallerError: SOURCE, a runtime or the form is not known, an interpreter is not here, the folder cannot be
+            written, or another argument is out of its range.
+        ModelError: the model cannot be run, captured or lowered.
         ParityError: an artifact computes something else than eager; no package is written.
     """
     if form not in SQNR_MIN_DB:
@@ -102,27 +106,31 @@ def convert(
     bar_db = SQNR_MIN_DB[form] if sqnr_min_db is None else sqnr_min_db
     if not SQNR_LEAST_DB <= bar_db <= SQNR_CAP_DB:
         raise CallerError(f"the bar must be {SQNR_LEAST_DB:g} to {SQNR_CAP_DB:g} dB, found {bar_db:g}")
+    places = {runtime: places_for(runtime, interpreters) for runtime in dict.fromkeys(to)}
+    _check_folder(Path(output))
     clock = _Clock(progress)
 
     with clock.stage("load"), quiet():
         source = _source(model, inputs, dynamic_shapes, name)
         name = check_name(name or source.name)
+        if form == "fp32":
+            _check_floats(source)
     with clock.stage("capture"), quiet():
         captured = capture(source)
+    with clock.stage("run eager"):
+        references = make_references(captured)
     layers: tuple[LayerForm, ...] = ()
     if form == "binary":
         with clock.stage("find binary layers"), quiet():
             captured, layers = lower_binary(captured)
     lowered: dict[RuntimeName, Lowered] = {}
-    for runtime in dict.fromkeys(to):
+    for runtime in places:
         with clock.stage(f"lower to {runtime}"), quiet():
             lowered[runtime] = BACKENDS[runtime].lower(captured)
-    with clock.stage("run eager"):
-        references = make_references(captured)
     variants = []
     for runtime, artifact in lowered.items():
         with clock.stage(f"verify {runtime}"):
-            variant = _prove(captured, runtime, form, artifact, references, bar_db, interpreters)
+            variant = _prove(captured, runtime, form, artifact, references, bar_db, places[runtime])
             variants.append(replace(variant, layers=layers))
     with clock.stage("package"):
         path = Path(output) / f"{name}{PACKAGE_SUFFIX}"
@@ -142,6 +150,36 @@ def convert(
     return Conversion(path=path, sha256=sha256, manifest=manifest, seconds=clock.seconds)
 
 
+def _check_folder(folder: Path) -> None:
+    """See that a package can be written there, without making anything yet.
+
+    Raises:
+        CallerError: it cannot.
+    """
+    there = folder.absolute()
+    while not os.path.lexists(there):
+        there = there.parent
+    if not there.is_dir():
+        raise CallerError(f"no package can be written into {folder}: {there} is no folder; name another output")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise CallerError(f"no package can be written into {folder}: {there} is not writable; name another output")
+
+
+def _check_floats(source: Source) -> None:
+    """Refuse to call fp32 what computes in less.
+
+    Raises:
+        ModelError: a parameter or buffer is a smaller float.
+    """
+    for name, tensor in (*source.module.named_parameters(), *source.module.named_buffers()):
+        if tensor.is_floating_point() and tensor.dtype.itemsize < torch.float32.itemsize:
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise ModelError(
+                f"{source.name}: form fp32 is float32, and {name} is {dtype}: call .float() on the module, and on its "
+                "inputs"
+            )
+
+
 def _source(model: Any, inputs: Any, dynamic_shapes: Any, name: str | None) -> Source:  # noqa: ANN401  # see convert
     if not isinstance(model, (str, os.PathLike)):
         return make_source(model, inputs, dynamic_shapes=dynamic_shapes, name=name)
@@ -157,14 +195,14 @@ def _prove(
     artifact: Lowered,
     references: References,
     bar_db: float,
-    interpreters: Sequence[str],
+    places: Sequence[Interpreter],
 ) -> Variant:
     name = f"{runtime}-{form}"
     backend = BACKENDS[runtime]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"model{backend.suffix}"
         path.write_bytes(artifact.data)
-        signature, verified = verify(path, name, runtime, references, bar_db, interpreters)
+        signature, verified = verify(path, name, runtime, references, bar_db, places)
     return Variant(
         name=name,
         form=form,

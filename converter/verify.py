@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from ferryman.converter.capture import Captured
 from ferryman.converter.inputs import input_sets
+from ferryman.converter.reason import reason
 from ferryman.runtime.compare import Difference, compare
-from ferryman.runtime.contracts.errors import CallerError, FerrymanError, ParityError
+from ferryman.runtime.contracts.errors import CallerError, FerrymanError, ModelError, ParityError
 from ferryman.runtime.contracts.manifest import GoldenVector, RuntimeName, Verification
 from ferryman.runtime.contracts.tensor import Array, Signature, to_tensors
-from ferryman.runtime.isolated import IsolatedSession
+from ferryman.runtime.isolated import IsolatedSession, describe_end
 from ferryman.runtime.session import INTERPRETERS, installed
 
 SQNR_MIN_DB = {"fp32": 60.0, "binary": 30.0}
 """Form -> the bar its artifacts must hold. Where a float layer's last bit decides a sign, a binary network answers a
 little differently; each of its operators is exact."""
 DEVICE_PYTHON = "FERRYMAN_DEVICE_PYTHON"
+_BESIDE = Path(sys.prefix).parent / ".venv-device" / "bin" / "python"
+_PROBE = "from ferryman.runtime.session import installed; print('ferryman', *installed('tflite'))"
+_PROBE_S = 60.0
+_INSTALL = f"pip install 'ferryman[tflite]' there, or name another in {DEVICE_PYTHON}"
 _RANDOM_SETS = 4
+_SAME_MIN_DB = 100.0
+"""What eager holds against itself, with room for sums in another order."""
+_DRAWN = (
+    "random inputs like the example",
+    "; integers lie between its least and largest: give an example whose values go together in any combination",
+)
 _GOLDEN_SETS = 2
 
 
@@ -31,6 +46,11 @@ class References:
 
     inputs: tuple[tuple[Array, ...], ...]
     outputs: tuple[tuple[Array, ...], ...]
+
+    @property
+    def distinct(self) -> int:
+        """How many of the input sets differ from each other."""
+        return len({tuple((array.shape, array.tobytes()) for array in one) for one in self.inputs})
 
     def golden(self) -> tuple[GoldenVector, ...]:
         """The first few, for the package."""
@@ -47,49 +67,100 @@ class Interpreter:
 
 
 def make_references(captured: Captured) -> References:
-    """Run eager over the example and random inputs."""
-    sets = list(input_sets(captured, _RANDOM_SETS))
-    before = {name: buffer.clone() for name, buffer in captured.source.module.named_buffers()}
-    references = References(
+    """Run eager over the example and random inputs; a model with state is given back as it came.
+
+    Raises:
+        ModelError: it fails on them, answers differently when asked again, or answers nothing finite.
+    """
+    name = captured.source.name
+    with captured.unchanged():
+        first = _eager(captured, captured.example)
+    with captured.unchanged():
+        sets = list(input_sets(captured, _RANDOM_SETS))
+        outputs = [_eager(captured, one) for one in sets]
+    try:
+        shortfall = "".join(found.shortfall(_SAME_MIN_DB) for found in compare(first, outputs[0]))
+    except ValueError as error:
+        shortfall = str(error)
+    if shortfall:
+        raise ModelError(
+            f"{name} does not answer the same twice to the same inputs ({shortfall}), so no artifact can be compared "
+            "with it: it draws random numbers, keeps state outside its buffers, or was exported in training mode"
+        )
+    for spec, *answers in zip(captured.signature.outputs, *outputs, strict=True):
+        if any(one.size for one in answers) and not any(np.isfinite(one).any() for one in answers):
+            raise ModelError(
+                f"{name}: output {spec.name} holds no finite number for any of {len(answers)} input sets, and nothing "
+                "is proven by that; give example inputs that the model answers"
+            )
+    return References(
         inputs=tuple(tuple(tensor.numpy() for tensor in one) for one in sets),
-        outputs=tuple(tuple(captured.eager(one)) for one in sets),
+        outputs=tuple(tuple(one) for one in outputs),
     )
-    for name, buffer in captured.source.module.named_buffers():  # a model with state is given back as it came
-        buffer.copy_(before[name])
-    return references
+
+
+def _eager(captured: Captured, inputs: tuple[torch.Tensor, ...]) -> list[Array]:
+    try:
+        return captured.eager(inputs)
+    except ModelError:
+        raise
+    except Exception as error:  # someone else's code
+        which, advice = ("the example inputs", "") if inputs is captured.example else _DRAWN
+        raise ModelError(f"{captured.source.name} fails on {which}: {reason(error)}{advice}") from error
 
 
 def interpreters(runtime: RuntimeName, only: Sequence[str] = ()) -> list[Interpreter]:
     """Where artifacts of `runtime` can be verified: this environment, then the device environment.
 
     The device environment (tflite-runtime and numpy < 2, which do not go with torch's numpy) is the Python named by
-    FERRYMAN_DEVICE_PYTHON, else `.venv-device/bin/python` in the current directory, else none.
+    FERRYMAN_DEVICE_PYTHON, else `.venv-device/bin/python` beside this environment, else none.
 
     Args:
         runtime: whose.
         only: where it names interpreters of this runtime, these and no others.
 
     Raises:
-        CallerError: FERRYMAN_DEVICE_PYTHON names no file, or one of `only` is not to be found.
+        CallerError: the device environment is no Python with ferryman and tflite-runtime, or one of `only` is not to
+            be found.
+        ParityError: there is none at all.
     """
-    found = [Interpreter(name, Path(sys.executable)) for name in installed(runtime)]
-    device = _device_python()
-    if device and runtime == "tflite" and "tflite-runtime" not in installed(runtime):
+    named = [name for name in INTERPRETERS[runtime] if name in only] or list(INTERPRETERS[runtime])
+    found = [Interpreter(name, Path(sys.executable)) for name in installed(runtime) if name in named]
+    if "tflite-runtime" in set(named) - {place.name for place in found} and (device := _device_python()):
         found.append(Interpreter("tflite-runtime", device))
-    named = [name for name in INTERPRETERS[runtime] if name in only]
-    if missing := set(named) - {place.name for place in found}:
+    if missing := [name for name in named if name in only and name not in {place.name for place in found}]:
         raise CallerError(f"{', '.join(missing)} is not installed here; see {DEVICE_PYTHON} in the README")
-    return [place for place in found if not named or place.name in named]
+    if not found:
+        raise ParityError(
+            f"{runtime} artifacts cannot be proven here, so none is packaged: install one of {', '.join(named)}"
+        )
+    return found
 
 
 def _device_python() -> Path | None:
     named = os.environ.get(DEVICE_PYTHON)
-    path = Path(named or ".venv-device/bin/python")
-    if path.is_file():
-        return path.absolute()
-    if named:
-        raise CallerError(f"{DEVICE_PYTHON} names {named}, and there is no such file")
-    return None
+    path = Path(named) if named else _BESIDE
+    what = f"{DEVICE_PYTHON} names {named}" if named else f"beside this environment is {path}"
+    if not path.is_file():
+        if named:
+            raise CallerError(f"{what}, and there is no such file")
+        return None
+    try:
+        done = subprocess.run(
+            [path.absolute(), "-P", "-c", _PROBE],
+            stdin=subprocess.DEVNULL, capture_output=True, timeout=_PROBE_S, check=False,
+        )  # fmt: skip
+        words, last = done.stdout.decode(errors="replace").split(), done.stderr.decode(errors="replace").strip()
+        said = f"{last.splitlines()[-1] if last else 'it said nothing'} ({describe_end(done.returncode)})"
+    except subprocess.TimeoutExpired:
+        words, said = [], f"it did not answer within {_PROBE_S:g} s"
+    except OSError as error:
+        words, said = [], str(error)
+    if words[:1] != ["ferryman"]:
+        raise CallerError(f"{what}, which is no Python with ferryman: {said}; {_INSTALL}")
+    if "tflite-runtime" not in words:
+        raise CallerError(f"{what}, which has no tflite-runtime; {_INSTALL}")
+    return path.absolute()
 
 
 def verify(
@@ -98,9 +169,9 @@ def verify(
     runtime: RuntimeName,
     references: References,
     sqnr_min_db: float,
-    only: Sequence[str] = (),
+    places: Sequence[Interpreter] | None = None,
 ) -> tuple[Signature, tuple[Verification, ...]]:
-    """Run an artifact on every interpreter there is for it (see `interpreters`).
+    """Run an artifact on every interpreter there is for it (see `interpreters`), or on `places`.
 
     Returns:
         The artifact's own signature, and one verification an interpreter.
@@ -109,11 +180,8 @@ def verify(
         ParityError: an output is under the bar, or an interpreter refuses the artifact or dies of it; the message
             names the artifact, the interpreter and the worst output.
     """
-    places = interpreters(runtime, only)
-    if not places:
-        raise ParityError(
-            f"{variant} cannot be proven here, so it is not packaged: install one of {', '.join(INTERPRETERS[runtime])}"
-        )
+    if places is None:
+        places = interpreters(runtime)
     checked = [_verify_on(place, artifact, variant, runtime, references, sqnr_min_db) for place in places]
     return checked[0][0], tuple(verification for _, verification in checked)
 
@@ -136,11 +204,11 @@ def _verify_on(
         raise ParityError(f"{variant} on {place.name}: {error}{advice}") from error
     worst_set, lowest = min(enumerate(differences), key=lambda pair: min(d.sqnr_db for d in pair[1]))
     worst = min(lowest, key=lambda d: d.sqnr_db)
-    if worst.sqnr_db < sqnr_min_db:
+    if shortfall := worst.shortfall(sqnr_min_db):
         raise ParityError(
-            f"{variant} on {place.name} {version} computes something else than eager: output {worst.output} "
-            f"reaches {worst.sqnr_db:.1f} dB of {sqnr_min_db:g} dB (largest error {worst.max_abs_error:.3g}, "
-            f"input set {worst_set} of {len(differences)}); no package is written"
+            f"{variant} on {place.name} {version} computes something else than eager: {shortfall} "
+            f"(largest error {worst.max_abs_error:.3g}, input set {worst_set} of {len(differences)}); "
+            "no package is written"
         )
     flat = [difference for one in differences for difference in one]
     agreements = [d.top1_agreement for d in flat if d.top1_agreement is not None]
@@ -148,6 +216,7 @@ def _verify_on(
         interpreter=place.name,
         version=version,
         vectors=len(differences),
+        distinct=references.distinct,
         sqnr_db=round(worst.sqnr_db, 1),
         max_abs_error=max(d.max_abs_error for d in flat),
         top1_agreement=min(agreements) if agreements else None,

@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 from pathlib import Path
 
 BUSY_TIMEOUT_S = 30.0
 
 
-def connect(path: Path) -> sqlite3.Connection:
-    """Open (or create) a database in autocommit mode; transactions are begun explicitly.
+def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
+    """Open a database in autocommit mode (or create it, unless `read_only`); `write_ahead` before the first write.
 
     Raises:
         sqlite3.Error: as `explain` tells.
     """
-    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
-    try:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")  # in WAL mode: fsync before a commit can be seen
-        connection.execute("PRAGMA journal_size_limit=4194304")
-    except BaseException:
-        connection.close()
-        raise
+    # Not mode=ro, which leaves the write-ahead log's files beside a file that had none.
+    uri = f"{path.absolute().as_uri()}?mode={'rw' if read_only else 'rwc'}"
+    connection = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+    if read_only:
+        connection.execute("PRAGMA query_only=ON")
     return connection
+
+
+def write_ahead(connection: sqlite3.Connection) -> None:
+    """Turn a connection to write-ahead log, every commit on disk; transactions are begun explicitly.
+
+    Raises:
+        sqlite3.Error: as `explain` tells.
+    """
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")  # in WAL mode: fsync before a commit can be seen
+    connection.execute("PRAGMA journal_size_limit=4194304")
+
+
+class DamagedError(sqlite3.DatabaseError):
+    """The file is a database, and lacks what ferryman put there."""
+
+    sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    sqlite_errorname = "SQLITE_CORRUPT"
 
 
 class LaterVersionError(Exception):
@@ -50,6 +66,13 @@ def is_corrupt(error: sqlite3.Error) -> bool:
     return code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
+def is_full(error: BaseException | None) -> bool:
+    """Whether the disk has no room, or fails."""
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorcode", 0) & 0xFF in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
+    return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO}
+
+
 def explain(error: sqlite3.Error, path: Path) -> str:
     """What went wrong with `path` and what to do."""
     name = getattr(error, "sqlite_errorname", type(error).__name__)
@@ -62,5 +85,6 @@ def explain(error: sqlite3.Error, path: Path) -> str:
         sqlite3.SQLITE_BUSY: "another process holds it; find it with fuser",
         sqlite3.SQLITE_CORRUPT: "move it away; a new one is made",
         sqlite3.SQLITE_NOTADB: "move it away; a new one is made",
+        sqlite3.SQLITE_ERROR: "its tables are not ferryman's; move it away, and a new one is made",
     }.get(code, "see the error's name in SQLite's documentation")
     return f"{path}: {error} ({name}); {advice}"

@@ -96,6 +96,7 @@ class Link:
         session_expiry_s: int = 0,
         manual_ack: bool = False,
         receive_max: int = IN_FLIGHT_MAX,
+        packet_max_bytes: int | None = None,
     ) -> None:
         """Describe the connection; nothing is opened yet.
 
@@ -106,6 +107,7 @@ class Link:
             session_expiry_s: how long the broker keeps the session while nobody is connected; 0: no session.
             manual_ack: leave acknowledging to the handlers.
             receive_max: how many unacknowledged messages the broker may send (MQTT 5; a 3.1.1 broker has its own).
+            packet_max_bytes: the broker drops what is larger, unsent (MQTT 5; a 3.1.1 broker knows no such limit).
         """
         self.broker = broker
         self._client_id = client_id
@@ -113,6 +115,7 @@ class Link:
         self._session_expiry_s = session_expiry_s
         self._manual_ack = manual_ack
         self._receive_max = receive_max
+        self._packet_max_bytes = packet_max_bytes
         self._handlers: dict[str, Handler] = {}
         self._ready_callbacks: list[Callable[[], None]] = []
         self._down_callbacks: list[Callable[[], None]] = []
@@ -206,6 +209,8 @@ class Link:
         self._knows_v5 |= problem is None
         if problem == VERSION_REFUSED or (problem == SILENCE and not self._knows_v5):
             log.warning("broker %s: %s for MQTT 5; trying 3.1.1", self.broker.address, problem)
+            if problem == SILENCE:  # who waits may give up before 3.1.1 has been silent as long
+                self._problem = problem
             problem = self._serve(MQTTProtocolVersion.MQTTv311)
         return problem
 
@@ -269,6 +274,8 @@ class Link:
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         properties.SessionExpiryInterval = self._session_expiry_s
         properties.ReceiveMaximum = self._receive_max
+        if self._packet_max_bytes is not None:
+            properties.MaximumPacketSize = self._packet_max_bytes
         return {"clean_start": self._session_expiry_s == 0, "properties": properties}
 
 

@@ -10,6 +10,9 @@ PREFIX = "ferryman/v1"
 ALL_STATUS = f"{PREFIX}/+/status"
 ALL_TELEMETRY = f"{PREFIX}/+/telemetry"
 
+REQUEST_MAX_BYTES = 64 << 20
+"""What one request may hold, and all that wait at an agent together."""
+
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
 

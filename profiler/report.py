@@ -35,8 +35,10 @@ def table(measurements: Found) -> str:
     )
 
 
-def write_html(measurements: Found, path: Path) -> None:
+def write_html(measurements: Found, path: Path, *, left_out: Sequence[str] = ()) -> None:
     """Write one page with every plot, condition and missing sensor in it; it loads nothing and runs no script.
+
+    `left_out` tells, in words, what is not among `measurements`.
 
     Raises:
         CallerError: jinja2 or matplotlib is not installed.
@@ -73,7 +75,8 @@ def write_html(measurements: Found, path: Path) -> None:
         }
         for device, of_device in _by_device(measurements)
     ]
-    page = template.render(heads=[head for head, _ in COLUMNS], devices=devices, count=len(measurements))
+    heads = [head for head, _ in COLUMNS]
+    page = template.render(heads=heads, devices=devices, count=len(measurements), left_out=left_out)
     path.write_text(page, "utf-8")
 
 

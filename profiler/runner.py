@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
-import signal
+import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -27,29 +30,64 @@ from ferryman.runtime.contracts.measurement import Measurement, ProfileSpec
 from ferryman.runtime.contracts.tensor import pack, unpack
 from ferryman.runtime.cpu import CPUINFO, instruction_sets
 from ferryman.runtime.golden import missing_operators, usable_interpreters
-from ferryman.runtime.package import open_package
+from ferryman.runtime.isolated import describe_end
+from ferryman.runtime.package import Package, open_package
 
 RUNS_MAX = 1_000_000
-"""Every sample is kept, and travels."""
+"""Every sample is kept."""
+RECORD_RUNS_MAX = 70_000
+"""Warm-up included: the samples that one telemetry record holds, be every run as slow as a request may last."""
 THREADS_MAX = 1024
 TIMEOUT_MAX_S = 86_400
 _LAST_WORDS_CHARS = 2000
+_EXTRACTED = "ferryman-profile-"
+_STALE_S = 60.0
+"""A younger folder may be of a profile that has not locked it yet."""
+_POLL_S = 0.5
+"""How late a cancelled measurement may notice."""
 Progress = Callable[[str], None]
 
 
-def profile_package(path: Path, spec: ProfileSpec, progress: Progress | None = None) -> tuple[Measurement, ...]:
+def profile_package(path: Path | str, spec: ProfileSpec, progress: Progress | None = None) -> tuple[Measurement, ...]:
     """Profile a package file on this machine; it is verified and extracted to a temporary folder.
 
     Raises:
         PackageError: the file is not a sound package.
         FerrymanError: see `run_profile`.
     """
-    with open_package(path) as package, tempfile.TemporaryDirectory(prefix="ferryman-profile-") as folder:
-        for payload in package.manifest.payloads:
-            target = Path(folder) / payload.path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(package.read(payload.path))
-        return run_profile(Path(folder), package.manifest, package.sha256, spec, progress)
+    with open_package(path) as package, _extracted(package) as folder:
+        return run_profile(folder, package.manifest, package.sha256, spec, progress)
+
+
+@contextmanager
+def _extracted(package: Package) -> Iterator[Path]:
+    """A temporary folder with the payloads; locked, so that the next profile can tell it from what a dead one left."""
+    _sweep(Path(tempfile.gettempdir()))
+    with tempfile.TemporaryDirectory(prefix=_EXTRACTED) as folder:
+        lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for payload in package.manifest.payloads:
+                target = Path(folder) / payload.path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with target.open("wb") as file:
+                    file.writelines(package.chunks(payload.path))
+            yield Path(folder)
+        finally:
+            os.close(lock)
+
+
+def _sweep(parent: Path) -> None:
+    for folder in parent.glob(f"{_EXTRACTED}*"):
+        with suppress(OSError):  # someone else's, or no folder
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                found = os.fstat(lock)
+                if found.st_uid == os.geteuid() and time.time() - found.st_mtime > _STALE_S:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder)
+            finally:
+                os.close(lock)
 
 
 def run_profile(
@@ -60,6 +98,7 @@ def run_profile(
     progress: Progress | None = None,
     *,
     timeout_s: float = TIMEOUT_MAX_S,
+    cancelled: threading.Event | None = None,
 ) -> tuple[Measurement, ...]:
     """Measure every (variant, interpreter) the spec selects and this device can run.
 
@@ -70,11 +109,12 @@ def run_profile(
         spec: what to run and how long.
         progress: told, in words, what begins.
         timeout_s: bounds all of it together; `spec.timeout_s` bounds each.
+        cancelled: ends it when set, from another thread.
 
     Raises:
         CallerError: the spec names a variant or interpreter that is not there, or a number out of range.
         DeviceError: this device can run none of the package.
-        RuntimeFault: an interpreter refused the artifact, failed, or took longer than `spec.timeout_s`.
+        RuntimeFault: an interpreter refused the artifact, failed, or took longer than `spec.timeout_s`; or `cancelled`.
         RuntimeCrash: the measuring process died.
         PackageError: the package has no golden input to run on, or a malformed one.
     """
@@ -97,7 +137,7 @@ def run_profile(
             spec=msgspec.structs.replace(spec, timeout_s=min(spec.timeout_s, max(deadline - time.monotonic(), 0.001))),
             parent_pid=os.getpid(),
         )
-        measurements.append(_measure_apart(task))
+        measurements.append(_measure_apart(task, cancelled or threading.Event()))
     return tuple(measurements)
 
 
@@ -161,21 +201,9 @@ def _check_spec(spec: ProfileSpec) -> None:
         raise CallerError(f"timeout_s must be more than 0 and at most {TIMEOUT_MAX_S:,}, found {spec.timeout_s:g}")
 
 
-def _measure_apart(task: Task) -> Measurement:
+def _measure_apart(task: Task, cancelled: threading.Event) -> Measurement:
     what = f"{task.variant.name} on {task.interpreter}"
-    try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "ferryman.profiler.measure"],
-            input=pack(task),
-            capture_output=True,
-            timeout=task.spec.timeout_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise RuntimeFault(
-            f"measuring {what} took longer than {task.spec.timeout_s:g} s and was ended; "
-            "ask for fewer runs or more time"
-        ) from None
+    done = _run_apart(task, what, cancelled)
     if done.returncode:
         raise RuntimeCrash(_describe_death(what, done))
     try:
@@ -189,8 +217,29 @@ def _measure_apart(task: Task) -> Measurement:
     return outcome.measurement
 
 
+def _run_apart(task: Task, what: str, cancelled: threading.Event) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-P", "-m", "ferryman.profiler.measure"]
+    pipe = subprocess.PIPE
+    deadline = time.monotonic() + task.spec.timeout_s
+    given: bytes | None = pack(task)
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        try:
+            while not cancelled.is_set() and (left_s := deadline - time.monotonic()) > 0:
+                try:
+                    stdout, stderr = process.communicate(given, timeout=min(_POLL_S, left_s))
+                    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+                except subprocess.TimeoutExpired:
+                    given = None  # it is under way
+        finally:
+            process.kill()  # does nothing to one that has ended
+    if cancelled.is_set():
+        raise RuntimeFault(f"measuring {what} was cancelled; ask again")
+    raise RuntimeFault(
+        f"measuring {what} took longer than {task.spec.timeout_s:g} s and was ended; ask for fewer runs or more time"
+    )
+
+
 def _describe_death(what: str, done: subprocess.CompletedProcess[bytes]) -> str:
-    code = done.returncode
-    how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     words = done.stderr.decode(errors="replace").strip()[-_LAST_WORDS_CHARS:]
-    return f"the process that measured {what} {how}" + (f"; its last words: {words}" if words else "")
+    end = describe_end(done.returncode)
+    return f"the process that measured {what} {end}" + (f"; its last words: {words}" if words else "")

@@ -124,8 +124,8 @@ def check_space(store: SlotStore, target: SlotName, need_bytes: int) -> None:
 
 
 def install(
-    package: Path,
-    root: Path = DEFAULT_ROOT,
+    package: Path | str,
+    root: Path | str = DEFAULT_ROOT,
     *,
     golden: GoldenCheck = check_golden,
     progress: Progress = lambda _step, _done, _total: None,
@@ -140,14 +140,14 @@ def install(
 
     Raises:
         CallerError: there is no such file.
-        PackageError: the package is not what it claims to be; nothing was written.
+        PackageError: the package is not what it claims to be, or was changed meanwhile; the old slot serves.
         ParityError: the device computes something else than the model.
         DeviceError: no room, no interpreter, another install at work; the old slot serves.
     """
-    store = SlotStore(root)
+    package, store = Path(package), SlotStore(Path(root))
     try:
         progress("verify", 0, 0)
-        with _opened(package) as opened, store.lock():
+        with open_package(package) as opened, store.lock():
             state = store.read_state()
             if state.active and _is_active(store, state, opened.sha256):
                 return InstallResult(changed=False, active=state.active, previous=state.previous)
@@ -212,10 +212,17 @@ def _apply(
         new_state = activated(state, slot)
         with _disk_errors(store):
             store.write_state(new_state)
-    except BaseException:
+    except BaseException as error:
+        now = state
         with contextlib.suppress(OSError, FerrymanError):
-            if store.read_state().active != slot:
+            now = store.read_state()
+            if now.active != slot:
                 store.clear(target)
+        if isinstance(error, FerrymanError) and state.active and state.previous and now.previous is None:
+            raise type(error)(
+                f"{error}; {state.active.package_name} serves still, but {state.previous.package_name}, the way back, "
+                "made room for this package and is gone: push it again to have one"
+            ) from error
         raise
     return InstallResult(
         changed=True,
@@ -236,7 +243,7 @@ def _write(store: SlotStore, target: SlotName, package: Package, manifest: bytes
     done = len(manifest)
     for payload in package.manifest.payloads:
         progress("write", done, total)
-        store.write(target, payload.path, package.read(payload.path))
+        store.write(target, payload.path, package.chunks(payload.path))
         done += payload.size_bytes
     store.sync(target)
     progress("write", done, total)
@@ -256,7 +263,7 @@ def _is_active(store: SlotStore, state: SlotState, sha256: str) -> bool:
 def _sweep(incoming: Path) -> None:
     for entry in incoming.iterdir():
         with contextlib.suppress(FileNotFoundError, IsADirectoryError):
-            if time.time() - entry.lstat().st_mtime > _STALE_S:
+            if abs(time.time() - entry.lstat().st_mtime) > _STALE_S:  # ahead: the clock was set back since
                 entry.unlink()
 
 
@@ -267,16 +274,6 @@ def _size_of(directory: Path) -> int:
 def _on_disk(size_bytes: int, files: int) -> int:
     """Bytes, with a block more for each file, its folder and the state."""
     return size_bytes + (2 * files + 4) * _BLOCK_BYTES
-
-
-@contextlib.contextmanager
-def _opened(package: Path) -> Iterator[Package]:
-    try:
-        opened = open_package(package)
-    except OSError as error:
-        raise CallerError(f"cannot read the package {package}: {error.strerror}") from error
-    with opened:
-        yield opened
 
 
 @contextlib.contextmanager
@@ -334,7 +331,13 @@ def prepare_command(sha256: str, size_bytes: int, root: Path, as_json: bool) -> 
 @_json_option
 def rollback_command(root: Path, as_json: bool) -> None:
     """Let the previously active package of this device serve again."""
-    state = _answer(SlotStore(root).rollback, as_json)
+
+    def work() -> SlotState:
+        store = SlotStore(root)
+        with _disk_errors(store):
+            return store.rollback()
+
+    state = _answer(work, as_json)
     if state.active:
         click.echo(f"{state.active.package_name} is active again in slot {state.active.name}")
 

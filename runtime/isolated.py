@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from ferryman.runtime.closing import Closing
-from ferryman.runtime.contracts.errors import DeviceError, RuntimeCrash, RuntimeFault, from_wire
+from ferryman.runtime.contracts.errors import CallerError, DeviceError, RuntimeCrash, RuntimeFault, from_wire
 from ferryman.runtime.contracts.manifest import RuntimeName
 from ferryman.runtime.contracts.measurement import Memory
 from ferryman.runtime.contracts.record import Unavailable
 from ferryman.runtime.contracts.tensor import Array, pack, to_tensors, unpack
+from ferryman.runtime.session import as_array, interpreters_of
 from ferryman.runtime.worker import LENGTH_BYTES, Answer, Failed, Open, Opened, Question, Ran, Run
 
 A = TypeVar("A", Opened, Ran)
@@ -35,7 +36,7 @@ class IsolatedSession(Closing):
 
     def __init__(
         self,
-        artifact: Path,
+        artifact: Path | str,
         runtime: RuntimeName,
         *,
         interpreter: str | None = None,
@@ -54,12 +55,15 @@ class IsolatedSession(Closing):
             timeout_s: bounds each call; a worker that takes longer is killed.
 
         Raises:
+            CallerError: see `open_session`.
             RuntimeFault: the interpreter refuses the artifact, or takes longer than `timeout_s`.
             RuntimeCrash: it died loading it.
             DeviceError: no such interpreter there, or `python` cannot be started.
         """
+        interpreters_of(runtime)
+        artifact = Path(artifact)
         self.timeout_s = timeout_s
-        self._lost = False
+        self._lost = self._closed = False
         self._name = f"{interpreter or runtime} on {artifact.name}"
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the session
         try:
@@ -92,6 +96,11 @@ class IsolatedSession(Closing):
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """See `Session.run`; also RuntimeCrash when the worker dies."""
+        if self._closed:
+            raise CallerError("the session is closed; open it again")
+        specs = self.signature.inputs
+        if len(inputs) == len(specs):  # else the worker says so
+            inputs = [as_array(one, spec) for one, spec in zip(inputs, specs, strict=True)]
         ran = self._ask(Run(inputs=to_tensors(inputs)), Ran)
         self.last_run_ns = ran.duration_ns
         self.memory_after = ran.memory_after
@@ -99,6 +108,7 @@ class IsolatedSession(Closing):
 
     def close(self) -> None:
         """End the worker."""
+        self._closed = True
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout, self._stderr):
@@ -174,8 +184,19 @@ class IsolatedSession(Closing):
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
-        how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         self._stderr.seek(0, os.SEEK_END)
         self._stderr.seek(max(0, self._stderr.tell() - _STDERR_TAIL_BYTES))
         last_words = self._stderr.read().decode(errors="replace").strip()
-        return f"the process that ran {self._name} {how}" + (f"; its last words: {last_words}" if last_words else "")
+        return f"the process that ran {self._name} {describe_end(code)}" + (
+            f"; its last words: {last_words}" if last_words else ""
+        )
+
+
+def describe_end(code: int) -> str:
+    """How a child process ended, of its return code: `died of SIGSEGV`, `ended with exit code 1`."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        return f"died of {signal.Signals(-code).name}"
+    except ValueError:  # a real-time signal
+        return f"died of signal {-code}"

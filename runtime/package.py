@@ -10,13 +10,13 @@ The seal is no signature: it tells damage, not forgery.
 from __future__ import annotations
 
 import hashlib
-import mmap
+import io
 import os
 import re
 import stat
 import zlib
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -25,14 +25,15 @@ from ferryman.runtime.archive import CRC_AT, SIZE_AT, Entry, ending, local_heade
 from ferryman.runtime.closing import Closing
 from ferryman.runtime.compare import SQNR_CAP_DB
 from ferryman.runtime.contracts.errors import CallerError, PackageError
-from ferryman.runtime.contracts.manifest import SCHEMA, GoldenVector, Manifest, Payload, Variant
+from ferryman.runtime.contracts.manifest import SCHEMA, GoldenVector, Manifest, Payload, Requirements, Variant
 from ferryman.runtime.contracts.record import Record, decode, encode
-from ferryman.runtime.contracts.tensor import DTYPES, Signature, pack, unpack
+from ferryman.runtime.contracts.tensor import DTYPES, DynamicDim, Signature, pack, unpack
 
 PACKAGE_SUFFIX = ".ferry"
 MANIFEST = "manifest.json"
 _SEAL = b"ferryman sha256:"
 _HEX_DIGITS = 64
+_CHUNK_BYTES = 1 << 20
 _TAIL_BYTES = len(_SEAL) + _HEX_DIGITS
 _VERSION = re.compile(r"\d{1,9}(\.\d{1,9}){0,5}([.+-]?[A-Za-z][A-Za-z0-9.+-]{0,40})?", re.ASCII)
 SQNR_LEAST_DB = 5.0
@@ -50,6 +51,9 @@ class Limits:
     """The whole manifest is held in memory."""
     payloads_max: int = 1000
     path_max_chars: int = 200
+    name_max_chars: int = 200
+    """Of variants, interpreters, tensors and so on."""
+    memory_max_bytes: int = 1 << 40
 
 
 LIMITS = Limits()
@@ -161,23 +165,41 @@ def _write(file: BinaryIO, contents: Mapping[str, bytes]) -> str:
 class Package(Closing):
     """An open package: the seal holds, the form is canonical, and every payload has the hash the manifest states.
 
-    The file that was checked is the one that is read, whatever becomes of its path.
+    The file that was checked is the one that is read, whatever becomes of its path; should its bytes be changed
+    meanwhile, reading them is an error.
     """
 
     def __init__(
-        self, path: Path, sha256: str, manifest: Manifest, spans: Mapping[str, tuple[int, int]], mapped: mmap.mmap
+        self, path: Path, sha256: str, manifest: Manifest, spans: Mapping[str, tuple[int, int]], file: _File
     ) -> None:
         self.path = path
         self.sha256 = sha256
         self.manifest = manifest
         self._spans = spans
-        self._map = mapped
-        self._view = memoryview(mapped)
+        self._hashes = {payload.path: payload.sha256 for payload in manifest.payloads}
+        self._file = file
 
-    def read(self, path: str) -> memoryview:
-        """One payload, in place; valid until `close`."""
-        start, end = self._spans[path]
-        return self._view[start:end]
+    def read(self, path: str) -> bytes:
+        """One payload.
+
+        Raises:
+            PackageError: the file was changed since it was opened.
+            CallerError: it cannot be read any more, or is closed.
+        """
+        return b"".join(self.chunks(path))
+
+    def chunks(self, path: str) -> Iterator[bytes]:
+        """One payload, piece by piece, whatever its size; only once the last one has come are all of them good.
+
+        Raises: as `read`.
+        """
+        found = hashlib.sha256()
+        with _at_fault(self.path):
+            for chunk in self._file.chunks(*self._spans[path]):
+                found.update(chunk)
+                yield chunk
+            if found.hexdigest() != self._hashes[path]:
+                raise PackageError(f"payload {path!r} was changed while it was open; copy it again")
 
     def golden(self) -> list[GoldenVector]:
         """The golden vectors, decoded.
@@ -188,10 +210,8 @@ class Package(Closing):
         return [read_golden(self.read(path), path) for path in self.manifest.golden]
 
     def close(self) -> None:
-        """Unmap the file."""
-        self._view.release()
-        with suppress(BufferError):  # a caller still holds a payload; the map goes when it does
-            self._map.close()
+        """Close the file."""
+        self._file.close()
 
 
 def read_golden(data: bytes | memoryview, path: str) -> GoldenVector:
@@ -209,89 +229,142 @@ def read_golden(data: bytes | memoryview, path: str) -> GoldenVector:
     return vector
 
 
-def open_package(path: Path) -> Package:
+def open_package(path: Path | str) -> Package:
     """Open and verify a package; nothing is written anywhere.
 
     Raises:
         PackageError: it is truncated, altered, not canonical, of another schema, hostile, or no file at all (a folder,
             a pipe); the message says which.
-        OSError: the file cannot be read.
+        CallerError: there is no such file, or it cannot be read.
     """
+    path = Path(path)
+    with _at_fault(path):
+        file = _File(path)
+        try:
+            sha256 = _check_seal(file)
+            manifest, spans = _check_form(file)
+        except BaseException:
+            file.close()
+            raise
+    return Package(path, sha256, manifest, spans, file)
+
+
+@contextmanager
+def _at_fault(path: Path) -> Iterator[None]:
+    """Name the package in what its bytes raise."""
     try:
-        mapped = _map(path)
-        with memoryview(mapped) as view:
-            sha256 = _check_seal(view)
-            manifest, spans = _check_form(view)
+        yield
     except PackageError as error:
         raise PackageError(f"{path}: {error}") from error
-    return Package(path, sha256, manifest, spans, mapped)
+    except OSError as error:
+        raise CallerError(
+            f"cannot read the package {path}: {error.strerror}; name a {PACKAGE_SUFFIX} file that `ferryman convert` "
+            "wrote"
+        ) from error
 
 
-def _map(path: Path) -> mmap.mmap:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait for its other end
-    try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise PackageError("not a regular file")
-        if found.st_size > LIMITS.package_max_bytes:
-            raise PackageError(f"{found.st_size} bytes are more than the {LIMITS.package_max_bytes} a package may have")
-        if not found.st_size:
-            raise PackageError("the file is empty; copy it again")
-        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-    finally:
-        os.close(descriptor)
+class _File:
+    """A package's bytes, by position.
+
+    Read, never mapped: bytes that someone cuts off a mapped file end the process that looks at them.
+    """
+
+    def __init__(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait for its other end
+        try:
+            self.size = _size_of(os.fstat(descriptor))
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._file = io.FileIO(descriptor)
+
+    def read(self, start: int, end: int) -> bytes:
+        """The bytes from `start` to `end`; fewer where the file ended before that when it was opened."""
+        return b"".join(self.chunks(start, end))
+
+    def chunks(self, start: int, end: int) -> Iterator[bytes]:
+        """What `read` gives, piece by piece."""
+        end = min(end, self.size)
+        while start < end:
+            if self._file.closed:
+                raise CallerError("the package is closed; open it again")
+            data = os.pread(self._file.fileno(), min(end - start, _CHUNK_BYTES), start)
+            if not data:
+                raise PackageError(f"the end is gone from byte {start} on, cut off while it was open; copy it again")
+            yield data
+            start += len(data)
+
+    def close(self) -> None:
+        self._file.close()
 
 
-def _check_seal(view: memoryview) -> str:
+def _size_of(found: os.stat_result) -> int:
+    if not stat.S_ISREG(found.st_mode):
+        raise PackageError("not a regular file")
+    if found.st_size > LIMITS.package_max_bytes:
+        raise PackageError(f"{found.st_size} bytes are more than the {LIMITS.package_max_bytes} a package may have")
+    if not found.st_size:
+        raise PackageError("the file is empty; copy it again")
+    return found.st_size
+
+
+def _check_seal(file: _File) -> str:
     """Compare the seal with the bytes; return the hash of the whole file."""
-    sealed_bytes = len(view) - _HEX_DIGITS
-    if bytes(view[-_TAIL_BYTES:-_HEX_DIGITS]) != _SEAL:
+    sealed_bytes = file.size - _HEX_DIGITS
+    if file.read(max(0, file.size - _TAIL_BYTES), sealed_bytes) != _SEAL:
         raise PackageError("no seal at the end: not a ferryman package, or its end is missing; copy it again")
-    whole = hashlib.sha256(view[:sealed_bytes])
-    if whole.hexdigest().encode() != bytes(view[sealed_bytes:]):
+    whole = hashlib.sha256()
+    for chunk in file.chunks(0, sealed_bytes):
+        whole.update(chunk)
+    sealed = file.read(sealed_bytes, file.size)
+    if whole.hexdigest().encode() != sealed:
         raise PackageError("the seal does not match: bytes were changed or lost on the way; copy it again")
-    whole.update(view[sealed_bytes:])
+    whole.update(sealed)
     return whole.hexdigest()
 
 
-def _check_form(view: memoryview) -> tuple[Manifest, dict[str, tuple[int, int]]]:
+def _check_form(file: _File) -> tuple[Manifest, dict[str, tuple[int, int]]]:
     """Insist that the file is what `write_package` would have written for its manifest and payloads."""
-    size = int.from_bytes(view[SIZE_AT : SIZE_AT + 4], "little")
-    entry, start, end = _entry_at(view, 0, MANIFEST, size)
+    size = int.from_bytes(file.read(SIZE_AT, SIZE_AT + 4), "little")
+    entry, start, end, _ = _entry_at(file, 0, MANIFEST, size)
     if size > LIMITS.manifest_max_bytes:
         raise PackageError(f"a manifest of {size} bytes is more than {LIMITS.manifest_max_bytes}")
-    manifest = read_manifest(bytes(view[start:end]))
+    manifest = read_manifest(file.read(start, end))
     entries = [entry]
     spans: dict[str, tuple[int, int]] = {}
     for payload in manifest.payloads:
-        entry, start, end = _entry_at(view, end, payload.path, payload.size_bytes)
-        if hashlib.sha256(view[start:end]).hexdigest() != payload.sha256:
+        entry, start, end, sha256 = _entry_at(file, end, payload.path, payload.size_bytes)
+        if sha256 != payload.sha256:
             raise PackageError(f"payload {payload.path!r} does not have the SHA-256 that the manifest states")
         entries.append(entry)
         spans[payload.path] = (start, end)
-    rest = view[end : len(view) - _HEX_DIGITS]
+    rest_bytes = file.size - _HEX_DIGITS - end
     expected = ending(entries, end, _TAIL_BYTES) + _SEAL
-    if len(rest) != len(expected) or bytes(rest) != expected:
+    if rest_bytes != len(expected) or file.read(end, end + rest_bytes) != expected:
         raise PackageError(
             f"after the last payload, at byte {end}, there is something else than the entries' directory"
         )
     return manifest, spans
 
 
-def _entry_at(view: memoryview, position: int, name: str, size: int) -> tuple[Entry, int, int]:
-    """One entry with the span of its data, whose header must be exactly what it would be written with."""
-    crc = int.from_bytes(view[position + CRC_AT : position + CRC_AT + 4], "little")
+def _entry_at(file: _File, position: int, name: str, size: int) -> tuple[Entry, int, int, str]:
+    """One entry, the span and SHA-256 of its data; its header must be exactly what it would be written with."""
+    crc = int.from_bytes(file.read(position + CRC_AT, position + CRC_AT + 4), "little")
     entry = Entry(name, size, crc, position)
     header = local_header(entry)
     start = position + len(header)
     end = start + size
-    if bytes(view[position:start]) != header or end > len(view):
+    if file.read(position, start) != header or end > file.size:
         raise PackageError(
             f"expected entry {name!r} of {size} bytes at byte {position}, stored, without extras; found something else"
         )
-    if zlib.crc32(view[start:end]) != crc:
+    found, whole = 0, hashlib.sha256()
+    for chunk in file.chunks(start, end):
+        found = zlib.crc32(chunk, found)
+        whole.update(chunk)
+    if found != crc:
         raise PackageError(f"entry {name!r} does not have the CRC that its header states")
-    return entry, start, end
+    return entry, start, end, whole.hexdigest()
 
 
 class _SchemaOnly(Record):
@@ -322,6 +395,7 @@ def _check_manifest(manifest: Manifest) -> None:
     if not _NAME.fullmatch(manifest.name):
         raise PackageError(f"package name {manifest.name!r} is not 1 to 100 letters, digits, spaces or any of _ . + -")
     _check_payloads(manifest)
+    _check_names(manifest)
     names = [variant.name for variant in manifest.variants]
     if not names or len(set(names)) != len(names):
         raise PackageError(f"variants must be at least one and of different names, found {names}")
@@ -340,9 +414,39 @@ def _check_manifest(manifest: Manifest) -> None:
     _check_signature(manifest.signature)
     for variant in manifest.variants:
         _check_signature(variant.signature)
-        for name, least in variant.requires.interpreters.items():
-            if not _VERSION.fullmatch(least):
-                raise PackageError(f"variant {variant.name!r} asks for {name} {least[:40]!r}, which is no version")
+        _check_requirements(variant.name, variant.requires)
+
+
+def _check_requirements(variant: str, requires: Requirements) -> None:
+    if not requires.interpreters:
+        raise PackageError(f"variant {variant!r} names no interpreter, so no device could run it")
+    for name, least in requires.interpreters.items():
+        if not _VERSION.fullmatch(least):
+            raise PackageError(f"variant {variant!r} asks for {name} {least[:40]!r}, which is no version")
+    if not 0 <= requires.memory_estimate_bytes <= LIMITS.memory_max_bytes:
+        raise PackageError(
+            f"memory_estimate_bytes must be 0 to {LIMITS.memory_max_bytes}, found {requires.memory_estimate_bytes}"
+        )
+
+
+def _check_names(manifest: Manifest) -> None:
+    """Names reach terminals and messages: nothing in them may steer one."""
+    variants = manifest.variants
+    signatures = (manifest.signature, *(v.signature for v in variants))
+    specs = [spec for s in signatures for spec in (*s.inputs, *s.outputs)]
+    named: dict[str, Iterable[str]] = {
+        "variants": (v.name for v in variants),
+        "forms": (v.form for v in variants),
+        "interpreters": (name for v in variants for name in v.requires.interpreters),
+        "instruction sets": (name for v in variants for name in v.requires.isa),
+        "tensors": (spec.name for spec in specs),
+        "dimensions": (dim.symbol for spec in specs for dim in spec.shape if isinstance(dim, DynamicDim)),
+    }
+    for what, names in named.items():
+        for name in names:
+            if not (name and name.isprintable() and len(name) <= LIMITS.name_max_chars):
+                short = name[: LIMITS.name_max_chars]
+                raise PackageError(f"name {short!r} of {what} is not 1 to {LIMITS.name_max_chars} printable characters")
 
 
 def _check_payloads(manifest: Manifest) -> None:

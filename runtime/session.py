@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -53,8 +53,21 @@ INTERPRETERS: dict[RuntimeName, tuple[str, ...]] = {
 """Interpreters of each runtime, the preferred one first."""
 
 
+def interpreters_of(runtime: RuntimeName) -> tuple[str, ...]:
+    """INTERPRETERS[runtime].
+
+    Raises:
+        CallerError: there is no such runtime.
+    """
+    if not isinstance(runtime, str) or runtime not in INTERPRETERS:
+        raise CallerError(f"there is no runtime {runtime!r}; there are: {', '.join(INTERPRETERS)}")
+    return INTERPRETERS[runtime]
+
+
 def fit(inputs: Sequence[Array], signature: Signature) -> list[Array]:
-    """Check `inputs` against `signature` and make them C-contiguous; integers may narrow when every value fits.
+    """Check `inputs` against `signature` and make them C-contiguous.
+
+    Integers may narrow when every value fits; lists and numbers, which have no dtype, take the signature's.
 
     Raises:
         CallerError: wrong count, dtype or shape, or a value that the artifact's integer type cannot hold.
@@ -63,21 +76,42 @@ def fit(inputs: Sequence[Array], signature: Signature) -> list[Array]:
         expected = ", ".join(spec.describe() for spec in signature.inputs)
         raise CallerError(f"expected {len(signature.inputs)} inputs ({expected}), found {len(inputs)}")
     sizes: dict[str, int] = {}
-    return [_fit_one(array, spec, sizes) for array, spec in zip(inputs, signature.inputs, strict=True)]
+    return [_fit_one(as_array(one, spec), spec, sizes) for one, spec in zip(inputs, signature.inputs, strict=True)]
+
+
+def as_array(given: Any, spec: TensorSpec) -> Array:  # noqa: ANN401  # whatever numpy can make an array of
+    """An array as it is; anything else as numpy sees it, its numbers in the dtype of a floating `spec`.
+
+    Raises:
+        CallerError: numpy sees no array of numbers in it.
+    """
+    if isinstance(given, np.ndarray):
+        return given
+    try:
+        array = np.asarray(given)
+    except ValueError as error:  # a ragged list
+        raise CallerError(f"input {spec.name}: expected {spec.describe()}, found no array: {error}") from error
+    floating = np.dtype(spec.dtype).kind == "f" and array.dtype.kind in "iuf"
+    return array.astype(spec.dtype) if floating else array
 
 
 def _fit_one(array: Array, spec: TensorSpec, sizes: dict[str, int]) -> Array:
     wanted = np.dtype(spec.dtype)
     if array.dtype != wanted:
         array = _narrow(array, wanted, spec)
-    if array.ndim != len(spec.shape) or not all(
+    if not shape_fits(array.shape, spec, sizes):
+        raise CallerError(f"input {spec.name}: expected {spec.describe()}, found shape {list(array.shape)}")
+    return np.ascontiguousarray(array).reshape(array.shape)
+
+
+def shape_fits(shape: Sequence[int], spec: TensorSpec, sizes: dict[str, int]) -> bool:
+    """Whether a shape is one that `spec` allows; `sizes` keeps the sizes of its symbols from one tensor to the next."""
+    return len(shape) == len(spec.shape) and all(
         have == dim
         if isinstance(dim, int)
         else dim.min <= have <= dim.max and sizes.setdefault(dim.symbol, have) == have
-        for have, dim in zip(array.shape, spec.shape, strict=True)
-    ):
-        raise CallerError(f"input {spec.name}: expected {spec.describe()}, found shape {list(array.shape)}")
-    return np.ascontiguousarray(array).reshape(array.shape)
+        for have, dim in zip(shape, spec.shape, strict=True)
+    )
 
 
 def _narrow(array: Array, wanted: np.dtype[np.generic], spec: TensorSpec) -> Array:
@@ -96,7 +130,9 @@ def installed(runtime: RuntimeName) -> dict[str, str]:
     return {name: version for name in INTERPRETERS[runtime] if (version := _VERSIONS[name]()) is not None}
 
 
-def open_session(artifact: Path, runtime: RuntimeName, *, interpreter: str | None = None, threads: int = 1) -> Session:
+def open_session(
+    artifact: Path | str, runtime: RuntimeName, *, interpreter: str | None = None, threads: int = 1
+) -> Session:
     """Load an artifact.
 
     Args:
@@ -106,15 +142,16 @@ def open_session(artifact: Path, runtime: RuntimeName, *, interpreter: str | Non
         threads: how many the interpreter may use.
 
     Raises:
-        CallerError: no such file or interpreter, or threads < 1.
+        CallerError: no such file, runtime or interpreter, or threads < 1.
         DeviceError: the interpreter is not installed.
         RuntimeFault: the interpreter does not take the artifact.
     """
     if threads < 1:
         raise CallerError(f"threads must be at least 1, found {threads}")
+    artifact = Path(artifact)
     if not artifact.is_file():
         raise CallerError(f"there is no file {artifact}")
-    names = INTERPRETERS[runtime]
+    names = interpreters_of(runtime)
     if interpreter is None:
         have = installed(runtime)
         if not have:

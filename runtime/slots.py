@@ -15,7 +15,7 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -99,8 +99,9 @@ class SlotStore:
                 raise DeviceError(
                     f"another install (process {holder}) is at work in {self.root}; wait until it is done"
                 ) from None
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+            with contextlib.suppress(OSError):  # a full disk; the process only tells whom to wait for
+                os.ftruncate(lock, 0)
+                os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
             yield
         finally:
             os.close(lock)
@@ -151,11 +152,11 @@ class SlotStore:
             directory.unlink(missing_ok=True)
         _fsync_directory(self._slots)
 
-    def write(self, name: SlotName, path: str, data: bytes | memoryview) -> None:
+    def write(self, name: SlotName, path: str, data: bytes | Iterable[bytes]) -> None:
         """Write one new file of a slot and bring it to the disk; `sync` does the same for its folders.
 
         Raises:
-            PackageError: `path` would leave the slot, or is there already.
+            PackageError: `path` would leave the slot, or is there already; or what `data` raises.
             OSError: the disk refused.
         """
         target = self._target(name, path)
@@ -237,12 +238,13 @@ def _refuse_links(top: Path, bottom: Path) -> None:
         bottom = bottom.parent
 
 
-def _write_new(path: Path, data: bytes | memoryview) -> None:
+def _write_new(path: Path, data: bytes | Iterable[bytes]) -> None:
     descriptor = os.open(path, _NEW_FILE, 0o644)
     try:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(descriptor, rest[:_CHUNK_BYTES]) :]
+        for chunk in (data,) if isinstance(data, bytes) else data:
+            rest = memoryview(chunk)
+            while rest:
+                rest = rest[os.write(descriptor, rest[:_CHUNK_BYTES]) :]
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -21,6 +21,7 @@ from ferryman.runtime.sessions.tflite import TfliteSession
 
 _DELEGATE = "DELEGATE"
 _OWN = "ferryman."
+_SAID_CHARS = 200
 _ADVICE = "fix the shapes, or use --to executorch"
 _GATHERS = (
     torch.ops.aten.index.Tensor,
@@ -62,10 +63,13 @@ class TfliteBackend:
         try:
             edge_model = litert_torch.convert(module, captured.example, dynamic_shapes=dynamic_shapes)
         except Exception as error:  # the toolchain raises many kinds
-            advice = (
-                f"; litert-torch lowers only some graphs with dynamic dimensions: {_ADVICE}" if dynamic_shapes else ""
-            )
-            raise ModelError(f"litert-torch cannot lower {captured.source.name}: {reason(error)}{advice}") from error
+            name, said = captured.source.name, reason(error)
+            if dynamic_shapes:
+                raise ModelError(
+                    f"litert-torch lowers only some graphs with dynamic dimensions, and not {name}: {_ADVICE} "
+                    f"({said.splitlines()[0][:_SAID_CHARS]})"
+                ) from error
+            raise ModelError(f"litert-torch cannot lower {name}: {said}") from error
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.tflite"
             edge_model.export(str(path))

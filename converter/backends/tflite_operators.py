@@ -22,9 +22,10 @@ _SIGNS, _BITS, _REALS = range(3)
 _TO_LAST = (0, 2, 3, 1)
 _TO_FIRST = (0, 3, 1, 2)
 ferryman = torch.ops.ferryman
-_CONVS = (ferryman.binary_conv2d.default, ferryman.binary_conv2d_sign.default)
-_CHANNELS_LAST = 7
-"""Place in an operator's window."""
+_FLOATS_OUT = {ferryman.binary_conv2d.default: -2, ferryman.binary_conv2d_tree.default: -1}
+"""And where channels_last stands among the arguments."""
+_BITS_OUT = {ferryman.binary_conv2d_sign.default: -1, ferryman.binary_conv2d_tree_sign.default: -1}
+_CONVS = _FLOATS_OUT | _BITS_OUT
 
 
 def put_channels_last(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
@@ -33,12 +34,12 @@ def put_channels_last(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
     packed = {node for node in convs if node.args[0].meta["val"].dtype == torch.int32}
     for node in convs:
         x, *_ = args = list(node.args)
-        args[len(args) - (2 if node.target == _CONVS[0] else 1)] = True
+        args[_CONVS[node.target]] = True
         if node not in packed:
             with module.graph.inserting_before(node):
                 args[0] = module.graph.call_function(torch.ops.aten.permute.default, (x, list(_TO_LAST)))
         node.args = tuple(args)
-        if node.target == _CONVS[0]:
+        if node.target in _FLOATS_OUT:
             with module.graph.inserting_after(node):
                 back = module.graph.call_function(torch.ops.aten.permute.default, (node, list(_TO_FIRST)))
             node.replace_all_uses_with(back, delete_user_cb=lambda user, keep=back: user is not keep)
@@ -86,6 +87,18 @@ def _conv2d(context: Any, x: Any, weight: Any, scale: Any, bias: Any, *numbers: 
 def _conv2d_sign(context: Any, x: Any, weight: Any, threshold: Any, *window: Any) -> Any:  # noqa: ANN401
     options = _window_numbers(window, _out(context), _kind(context, real=False), bits_out=True)
     return _custom(context, "binary_conv2d", [x, weight, threshold], options)
+
+
+@registry.lower(ferryman.binary_conv2d_tree.default)  # type: ignore[untyped-decorator]
+def _conv2d_tree(context: Any, x: Any, tree: Any, scale: Any, bias: Any, *window: Any) -> Any:  # noqa: ANN401
+    options = _window_numbers(window, _out(context), _kind(context, real=False), bits_out=False)
+    return _custom(context, "binary_conv2d_tree", [x, tree, scale, bias], options)
+
+
+@registry.lower(ferryman.binary_conv2d_tree_sign.default)  # type: ignore[untyped-decorator]
+def _conv2d_tree_sign(context: Any, x: Any, tree: Any, threshold: Any, *window: Any) -> Any:  # noqa: ANN401
+    options = _window_numbers(window, _out(context), _kind(context, real=False), bits_out=True)
+    return _custom(context, "binary_conv2d_tree", [x, tree, threshold], options)
 
 
 @registry.lower(ferryman.binary_linear.default)  # type: ignore[untyped-decorator]

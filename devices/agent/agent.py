@@ -9,7 +9,8 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ import msgspec
 
 import ferryman
 from ferryman.devices import topics
-from ferryman.devices.agent.outbox import BODY_MAX_BYTES, Outbox
+from ferryman.devices.agent.outbox import BODY_MAX_BYTES, Counts, Outbox
 from ferryman.devices.agent.publisher import Publisher
 from ferryman.devices.agent.serving import Serving
 from ferryman.devices.broker import BrokerConfig
@@ -46,7 +47,7 @@ from ferryman.runtime.contracts.messages import (
     Status,
     StatusRequest,
 )
-from ferryman.runtime.contracts.record import encode
+from ferryman.runtime.contracts.record import Record, encode
 from ferryman.runtime.contracts.slot import Slot, SlotState
 from ferryman.runtime.contracts.tensor import pack, unpack
 from ferryman.runtime.session import INTERPRETERS, installed
@@ -62,7 +63,11 @@ STOP_GRACE_S = 5.0
 TIMEOUT_MAX_S = 3600.0
 """The most a request is given, whatever it asks for."""
 QUEUE_MAX = 16
-"""Requests waiting; one more is told that the device is busy."""
+"""Requests waiting; one more is told that the device is busy. Together they hold `topics.REQUEST_MAX_BYTES`."""
+PACKET_MAX_BYTES = topics.REQUEST_MAX_BYTES + 1024
+"""With the topic and what MQTT adds."""
+UNRECORDED_MAX = 16
+"""Records that wait in memory while the disk is full."""
 
 
 Body = InferReply | ProfileReply | Status | Failure
@@ -77,6 +82,13 @@ class AgentConfig:
     root: Path
     broker: BrokerConfig
     confirm: Literal["collector", "broker"] = "collector"
+
+
+class _Addressed(Record):
+    """The least of a request that an answer needs."""
+
+    id: str
+    reply_to: str
 
 
 class Agent:
@@ -105,13 +117,23 @@ class Agent:
         self._outbox = Outbox(config.root / OUTBOX)
         self._store = SlotStore(config.root)
         self._serving = Serving(self._store)
-        self._link = Link(config.broker, f"ferryman-agent-{config.device}", will=self._will)
+        self._link = Link(
+            config.broker, f"ferryman-agent-{config.device}", will=self._will, packet_max_bytes=PACKET_MAX_BYTES
+        )
         self._link.subscribe(topics.request(config.device), self._on_request)
         self._link.on_ready(self._announce)
         self._publisher = Publisher(self._outbox, config.device, self._link, confirm=config.confirm)
-        self._requests: queue.Queue[tuple[Request, float]] = queue.Queue(QUEUE_MAX)
+        self._requests: queue.Queue[tuple[Request, float, int]] = queue.Queue(QUEUE_MAX)
+        """Each with its deadline and size."""
+        self._waiting_bytes = 0
+        self._lock = threading.Lock()
+        """Of the line above, and of the records below."""
         self._cancelled: dict[str, threading.Event] = {}
         """Id of every request that waits or is worked on -> set once nobody waits for its answer any more."""
+        self._unrecorded: deque[tuple[str, Record]] = deque()
+        self._lost = 0
+        """Records that never reached the disk."""
+        self._disk_trouble = False
         self._seen: SlotState | None = None
         self._trouble = ""
 
@@ -147,20 +169,43 @@ class Agent:
         """Announce a slot that another process activated, and put it on record."""
         try:
             state = self._store.read_state()
-            if state == self._seen:
-                return
-            self._outbox.append("slots", state, time.time_ns())
         except DeviceError as error:
             if str(error) != self._trouble:
                 log.error("%s", error)  # noqa: TRY400  # the message says it all
             self._trouble = str(error)
             return
+        if state == self._seen:
+            self._record([])
+            return
         self._seen, self._trouble = state, ""
+        self._record([("slots", state)])
         if state.active:
             log.info(
                 "slot %s serves %s %.12s", state.active.name, state.active.package_name, state.active.package_sha256
             )
         self._announce()
+
+    def _record(self, records: Sequence[tuple[str, Record]]) -> None:
+        """Put records on disk; what a full one keeps out waits in memory and is tried again with every poll."""
+        with self._lock:
+            self._unrecorded.extend(records)
+            while len(self._unrecorded) > UNRECORDED_MAX:
+                self._unrecorded.popleft()
+                self._lost += 1
+            try:
+                while self._unrecorded:
+                    self._outbox.append(*self._unrecorded[0], time.time_ns())
+                    self._unrecorded.popleft()
+            except DeviceError as error:
+                if not self._disk_trouble:
+                    log.error("%s; telemetry is kept in memory, trying again", error)  # noqa: TRY400  # said in full
+                self._disk_trouble = True
+            except CallerError:  # it fits no outbox, and shall not keep the others waiting
+                self._unrecorded.popleft()
+                self._lost += 1
+                raise
+            else:
+                self._disk_trouble = False
 
     def _announce(self) -> None:
         """Publish birth; the will takes it back. An agent whose store is damaged is online and serves nothing."""
@@ -174,7 +219,11 @@ class Agent:
             log.debug("status not announced: %s", error)
 
     def _status(self, slot: Slot | None) -> Status:
-        counts = self._outbox.counts()
+        try:
+            counts = self._outbox.counts()
+        except DeviceError as error:
+            log.debug("not counted: %s", error)
+            counts = Counts(0, 0, 0)
         runtimes: tuple[RuntimeName, ...] = tuple(INTERPRETERS)
         return Status(
             device=self._config.device,
@@ -184,8 +233,8 @@ class Agent:
             package_sha256=slot.package_sha256 if slot else None,
             package_name=slot.package_name if slot else None,
             interpreters={name: version for r in runtimes for name, version in installed(r).items()},
-            outbox_pending=counts.records,
-            outbox_dropped=counts.dropped,
+            outbox_pending=counts.records + len(self._unrecorded),
+            outbox_dropped=counts.dropped + self._lost,
         )
 
     def _on_request(self, delivery: Delivery) -> None:
@@ -196,6 +245,7 @@ class Agent:
             request = unpack(delivery.payload, Request)
         except ValueError as error:
             log.warning("request on %s cannot be read, ignored: %s", delivery.topic, error)
+            self._answer_unread(delivery.payload, error)
             return
         if not topics.is_response(request.reply_to, self._config.device):
             log.warning("request %s wants its answer on %s, ignored", request.id, request.reply_to)
@@ -211,19 +261,44 @@ class Agent:
             return
         self._cancelled[request.id] = threading.Event()
         try:
-            self._requests.put_nowait((request, deadline))
-        except queue.Full:
+            self._enqueue(request, deadline, len(delivery.payload))
+        except FerrymanError as error:
             self._cancelled.pop(request.id, None)
-            self._answer(request, Failure(error=to_wire(DeviceError(f"busy: {QUEUE_MAX} requests are waiting"))))
+            self._answer(request, Failure(error=to_wire(error)))
+
+    def _answer_unread(self, payload: bytes, problem: ValueError) -> None:
+        """Tell whoever wrote what is no request, where it says who that is."""
+        with contextlib.suppress(ValueError):
+            asked = unpack(payload, _Addressed)
+            if topics.is_response(asked.reply_to, self._config.device):
+                error = CallerError(f"the request cannot be read: {problem}; see that both ferrymans are of one version")
+                self._answer(asked, Failure(error=to_wire(error)))
+
+    def _enqueue(self, request: Request, deadline: float, size_bytes: int) -> None:
+        most = topics.REQUEST_MAX_BYTES
+        if size_bytes > most:
+            raise CallerError(f"a request may hold {most:,} bytes, found {size_bytes:,}; send less at once")
+        with self._lock:
+            if self._waiting_bytes + size_bytes > most:
+                held = self._waiting_bytes >> 20
+                raise DeviceError(f"busy: the requests that wait hold {held} MiB already; ask again later")
+            try:
+                self._requests.put_nowait((request, deadline, size_bytes))
+            except queue.Full:
+                raise DeviceError(f"busy: {QUEUE_MAX} requests are waiting") from None
+            self._waiting_bytes += size_bytes
 
     def _work(self, stop: threading.Event) -> None:
         while not stop.is_set():
             try:
-                request, deadline = self._requests.get(timeout=POLL_S)
+                request, deadline, size_bytes = self._requests.get(timeout=POLL_S)
             except queue.Empty:
                 continue
+            with self._lock:
+                self._waiting_bytes -= size_bytes
             self._answer_with(request, partial(self._do, request, deadline))
             self._cancelled.pop(request.id, None)
+            del request  # it may be large, and the next one long in coming
 
     def _answer_with(self, request: Request, work: Callable[[], Body]) -> None:
         body: Body
@@ -266,6 +341,7 @@ class Agent:
                 f"{active.slot.package_sha256[:12]} is; push it first"
             )
         self._serving.release()
+        self._store.verify(active.slot)  # its files may have been damaged since it was noticed
         measurements = run_profile(
             active.directory,
             active.manifest,
@@ -275,11 +351,11 @@ class Agent:
             timeout_s=left_s,
             cancelled=cancelled,
         )
-        self._outbox.append_all([("measurement", as_record(one)) for one in measurements], time.time_ns())
+        self._record([("measurement", as_record(one)) for one in measurements])
         self._publisher.wake()
         return ProfileReply(measurements=measurements)
 
-    def _answer(self, request: Request, body: Body) -> None:
+    def _answer(self, request: Request | _Addressed, body: Body) -> None:
         response = Response(id=request.id, device=self._config.device, body=body)
         try:
             self._link.publish(Message(topic=request.reply_to, payload=pack(response)))

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ferryman.devices import database
 from ferryman.runtime.contracts.errors import CallerError, DeviceError
@@ -88,7 +88,7 @@ class Outbox:
     """One outbox file; safe to use from several threads and processes."""
 
     def __init__(self, path: Path, *, max_bytes: int = MAX_BYTES) -> None:
-        """Open `path`, or create it.
+        """Open `path`, or create it; where its disk is full or broken, that is logged, and tried again with every call.
 
         Raises:
             CallerError: `max_bytes` is too small to be of use.
@@ -102,9 +102,14 @@ class Outbox:
         self._connection: sqlite3.Connection | None = None
         self._inode = -1
         self.id = ""
-        """Random, made with the file; the first part of every `boot`."""
+        """Random, made with the file; the first part of every `boot`. Empty until the file could be opened."""
         self._kernel_boot = _BOOT_ID.read_text().strip()
-        self._run(lambda _: None)
+        try:
+            self._run(lambda _: None)
+        except DeviceError as error:
+            if not database.is_full(error.__cause__):
+                raise
+            log.error("%s", error)  # noqa: TRY400  # the message says it all
 
     @property
     def boot(self) -> str:
@@ -182,7 +187,7 @@ class Outbox:
         Raises:
             DeviceError: the disk is broken.
         """
-        return Counts(*self._run(lambda c: c.execute("SELECT records, bytes, dropped FROM totals").fetchone()))
+        return Counts(*self._run(lambda c: _totals(c, "records, bytes, dropped")))
 
     def close(self) -> None:
         """Close the file; a later call opens it again."""
@@ -202,7 +207,7 @@ class Outbox:
         return sequence
 
     def _make_room(self, connection: sqlite3.Connection, size: int, now_ns: int) -> None:
-        (used, total) = connection.execute("SELECT bytes, dropped FROM totals").fetchone()
+        (used, total) = _totals(connection, "bytes, dropped")
         if used + size <= self._max_bytes:
             return
         # Some more than needed goes, so that a full outbox does not add one report for each record.
@@ -240,7 +245,8 @@ class Outbox:
                 try:
                     return work(self._open())
                 except sqlite3.DatabaseError as error:
-                    if not database.is_corrupt(error):
+                    # Our statements fit our tables: SQLITE_ERROR is a table that is gone, or another's.
+                    if not database.is_corrupt(error) and error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
                         raise
                     self._set_aside(str(error))
                     return work(self._open())
@@ -254,15 +260,19 @@ class Outbox:
     def _open(self) -> sqlite3.Connection:
         """The connection to the file that is at `path` now; another process may have set the old one aside."""
         if self._connection is not None and self._inode == self._inode_now():
+            if self.path.stat().st_size == 0:
+                raise database.DamagedError("it was cut to 0 bytes")
             return self._connection
         self._close()
         with self._file_lock():
             self._inode = self._inode_now()
             self._connection = connection = database.connect(self.path)
             try:
+                database.write_ahead(connection)
                 if database.version(connection, self.path, _VERSION) == 0:
                     connection.executescript(_SCHEMA % secrets.token_hex(8))
-                self.id = connection.execute("SELECT id FROM totals").fetchone()[0]
+                connection.execute("SELECT sequence, boot, kind, time_ns, body FROM records LIMIT 0")
+                (self.id,) = _totals(connection, "id")
             except BaseException:
                 self._close()
                 raise
@@ -301,3 +311,10 @@ class Outbox:
         with self.path.with_name(f"{self.path.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _totals(connection: sqlite3.Connection, columns: str) -> Any:  # noqa: ANN401  # a row, as the columns say
+    row = connection.execute(f"SELECT {columns} FROM totals").fetchone()  # noqa: S608  # names of ours
+    if row is None:
+        raise database.DamagedError("its table `totals` is empty")
+    return row

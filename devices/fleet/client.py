@@ -9,11 +9,20 @@ from collections.abc import Sequence
 from concurrent import futures
 from typing import TypeVar
 
+import numpy as np
+
 from ferryman.devices import topics
 from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.mqtt import Delivery, Link, Message
 from ferryman.runtime.closing import Closing
-from ferryman.runtime.contracts.errors import FerrymanError, LinkError, RequestTimeout, from_wire
+from ferryman.runtime.contracts.errors import (
+    CallerError,
+    DeviceError,
+    FerrymanError,
+    LinkError,
+    RequestTimeout,
+    from_wire,
+)
 from ferryman.runtime.contracts.measurement import Measurement, ProfileSpec
 from ferryman.runtime.contracts.messages import (
     CancelRequest,
@@ -36,6 +45,7 @@ CONNECT_TIMEOUT_S = 10.0
 INFER_TIMEOUT_S = 30.0
 PROFILE_TIMEOUT_S = 600.0
 STATUS_TIMEOUT_S = 10.0
+TIMEOUT_MAX_S = 86_400.0
 ONLINE_WAIT_S = 0.5
 """How long a device may take to be online, by its retained status, before a request to it."""
 CANCEL_WAIT_S = 1.0
@@ -44,7 +54,7 @@ CANCEL_WAIT_S = 1.0
 class AgentClient(Closing):
     """A conversation with one agent; several threads may ask at once.
 
-    Every method that asks may raise: LinkError (no broker, or the device is offline), RequestTimeout (no answer), and
+    Every method that asks may raise: CallerError (an argument of a wrong type, or too large), LinkError (no broker, or the device is offline), RequestTimeout (no answer), and
     whatever error of the tree the agent answers with.
     """
 
@@ -81,8 +91,20 @@ class AgentClient(Closing):
         timeout_s: float = INFER_TIMEOUT_S,
     ) -> InferReply:
         """Run the active package once on `inputs` (the model's signature)."""
+        for one in inputs:
+            if not isinstance(one, np.ndarray | np.generic):
+                raise CallerError(f"inputs are numpy arrays, found a {type(one).__name__}; use numpy.asarray")
         body = InferRequest(inputs=to_tensors(inputs), variant=variant, interpreter=interpreter)
-        return self._ask(body, InferReply, timeout_s)
+        reply = self._ask(body, InferReply, timeout_s)
+        try:
+            for tensor in reply.outputs:
+                tensor.to_array()
+        except ValueError as error:
+            raise DeviceError(
+                f"device {self.device}: its answer holds no outputs: {error}; its ferryman and this one do not fit "
+                "together"
+            ) from error
+        return reply
 
     def profile(
         self, package_sha256: str, spec: ProfileSpec, *, timeout_s: float = PROFILE_TIMEOUT_S
@@ -100,14 +122,19 @@ class AgentClient(Closing):
         self._link.stop()
 
     def _ask(self, body: InferRequest | ProfileRequest | StatusRequest, kind: type[R], timeout_s: float) -> R:
-        self._check_online(timeout_s)
+        if not isinstance(timeout_s, int | float) or not 0 < timeout_s <= TIMEOUT_MAX_S:
+            raise CallerError(
+                f"timeout_s: expected seconds, more than 0 and at most {TIMEOUT_MAX_S:,.0f}, found {timeout_s!r}"
+            )
         request = Request(id=secrets.token_hex(16), reply_to=self._reply_to, timeout_s=timeout_s, body=body)
+        payload = _packed(request)
+        self._check_online(timeout_s)
         answer: futures.Future[Response] = futures.Future()
         with self._lock:
             self._waiting[request.id] = answer
         try:
             self._link.publish(
-                Message(topic=topics.request(self.device), payload=pack(request)),
+                Message(topic=topics.request(self.device), payload=payload),
                 lambda problem: self._refused(answer, problem),
             )
             response = answer.result(timeout_s)
@@ -183,3 +210,20 @@ class AgentClient(Closing):
         with self._status_came:
             self._last_status = status
             self._status_came.notify_all()
+
+
+def _packed(request: Request) -> bytes:
+    """The request's bytes, which an agent can read: a record's types are checked only when it is read.
+
+    Raises:
+        CallerError: it could not, or they are too many.
+    """
+    try:
+        payload = pack(request)
+        unpack(payload, Request)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise CallerError(f"this cannot be asked: {error}; correct that argument") from error
+    most = topics.REQUEST_MAX_BYTES
+    if len(payload) > most:
+        raise CallerError(f"a request may hold {most:,} bytes, found {len(payload):,}; send less at once")
+    return payload

@@ -20,7 +20,7 @@ import msgspec
 
 from ferryman.devices import topics
 from ferryman.devices.broker import BrokerConfig
-from ferryman.devices.fleet.store import Bad, Batch, Store, ranges
+from ferryman.devices.fleet.store import WHOLE_MAX_BYTES, Bad, Batch, Store, ranges
 from ferryman.devices.mqtt import Delivery, Link, Message
 from ferryman.runtime.contracts.envelope import SCHEMA, Envelope, Receipt
 from ferryman.runtime.contracts.errors import LinkError, StoreError
@@ -30,8 +30,7 @@ from ferryman.runtime.contracts.record import Record, decode, encode
 
 log = logging.getLogger(__name__)
 
-MESSAGE_MAX_BYTES = (1 << 20) + 4096
-"""An outbox body and its envelope."""
+MESSAGE_MAX_BYTES = WHOLE_MAX_BYTES
 INBOX_MAX_BYTES = 64 << 20
 BATCH_MAX = 2000
 RECEIVE_MAX = 2000
@@ -218,7 +217,7 @@ def _sort(deliveries: list[Delivery]) -> tuple[Batch, list[Message]]:
             committed[envelope.device, envelope.boot].append(envelope.sequence)
         except ValueError as error:
             bad.append(Bad(topic, payload, str(error)))
-            if (identity := _identity(topic, payload)) is not None:
+            if len(payload) <= WHOLE_MAX_BYTES and (identity := _identity(topic, payload)) is not None:
                 # Its bytes are kept in quarantine; without a receipt the device would send it for ever.
                 committed[identity[0], identity[1]].append(identity[2])
     receipts = [

@@ -49,8 +49,8 @@ class SshDevice(_Entry, kw_only=True):
     """A device reached over SSH."""
 
     name: str = ""
-    host: str
-    user: str
+    host: Annotated[str, msgspec.Meta(min_length=1)]
+    user: Annotated[str, msgspec.Meta(min_length=1)]
     port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 22
     key: Path | None = None
     """Private key; without it, the SSH agent's keys and the default ones."""
@@ -61,8 +61,16 @@ Device = LocalDevice | SshDevice
 
 
 def devices_file() -> Path:
-    """FERRYMAN_DEVICES, or the user's own file."""
-    return Path(os.environ.get("FERRYMAN_DEVICES") or _DEFAULT_FILE).expanduser()
+    """FERRYMAN_DEVICES, or the user's own file.
+
+    Raises:
+        CallerError: it begins at the home of nobody.
+    """
+    named = os.environ.get("FERRYMAN_DEVICES") or _DEFAULT_FILE
+    try:
+        return Path(named).expanduser()
+    except RuntimeError as error:
+        raise CallerError(f"FERRYMAN_DEVICES {named}: {error}; correct it, or give the file as --devices") from error
 
 
 def read_devices(path: Path | str | None = None) -> dict[str, Device]:
@@ -83,6 +91,8 @@ def read_devices(path: Path | str | None = None) -> dict[str, Device]:
         tables = {}
     except (OSError, ValueError) as error:
         raise CallerError(f"devices file {source}: {error}") from error
+    except RecursionError as error:
+        raise CallerError(f"devices file {source}: arrays nested deeper than anything a setting takes") from error
     return parse_devices(tables, source)
 
 
@@ -90,7 +100,7 @@ def parse_devices(tables: Mapping[str, object], source: Path) -> dict[str, Devic
     """Make devices of TOML tables.
 
     Raises:
-        CallerError: a table lacks a setting, or has one that is unknown or of the wrong type.
+        CallerError: a table lacks a setting, or has one that is unknown, of the wrong type, or of no use.
     """
     devices: dict[str, Device] = {LOCAL: LocalDevice()}
     for name, table in tables.items():
@@ -100,12 +110,42 @@ def parse_devices(tables: Mapping[str, object], source: Path) -> dict[str, Devic
                 raise msgspec.ValidationError(f"expected a table [{name}], found {table!r}")
             if "name" in table:
                 raise msgspec.ValidationError("the table's own title is the name; remove `name`")
-            devices[name] = msgspec.convert({**table, "name": name}, kind, dec_hook=_to_path)
-            shlex.split(devices[name].command)
+            devices[name] = _checked(msgspec.convert({**table, "name": name}, kind, dec_hook=_to_path))
         except ValueError as error:
             known = ", ".join(field for field in kind.__struct_fields__ if field != "name")
             raise CallerError(f"devices file {source}, device {name!r}: {error}; settings are: {known}") from error
     return devices
+
+
+def _checked(device: Device) -> Device:
+    """The device, with a local root that begins at home spelled out.
+
+    Raises:
+        ValueError: a setting that nothing could be done with; the message names it.
+    """
+    for field in device.__struct_fields__:
+        if "\0" in str(getattr(device, field)):
+            raise ValueError(f"{field} has a NUL in it")
+    shlex.split(device.command)
+    if isinstance(device, LocalDevice):
+        return msgspec.structs.replace(device, root=_expanded("root", device.root))
+    try:
+        device.host.encode("idna")
+    except UnicodeError as error:
+        raise ValueError(f"host {device.host!r} is no name of a host: {error}") from error
+    for field, path in (("key", device.key), ("known_hosts", device.known_hosts)):
+        if path is not None:
+            _expanded(field, path)
+    if str(device.root).startswith("~"):
+        raise ValueError(f"root {device.root}: a ~ is not expanded on the device; write the absolute path there")
+    return device
+
+
+def _expanded(field: str, path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{field} {path}: {error}") from error
 
 
 def _to_path(kind: type, value: object) -> Path:
@@ -114,14 +154,15 @@ def _to_path(kind: type, value: object) -> Path:
     raise ValueError(f"expected a path, found {value!r}")
 
 
-def find_device(devices: Mapping[str, Device], name: str) -> Device:
-    """Look a device up.
+def find_device(devices: Mapping[str, Device], name: str, source: Path | str | None = None) -> Device:
+    """Look a device up; `source` is the file that was read, None the usual one.
 
     Raises:
         CallerError: there is none of that name; the message lists those there are.
     """
     if name not in devices:
-        raise CallerError(f"no device {name!r}; there are: {', '.join(sorted(devices))} (see {devices_file()})")
+        there = f"there are: {', '.join(sorted(devices))} (see {source or devices_file()})"
+        raise CallerError(f"no device {name!r}; {there}")
     return devices[name]
 
 

@@ -7,6 +7,7 @@ and exports share them.
 from __future__ import annotations
 
 import hashlib
+import logging
 import secrets
 import sqlite3
 import threading
@@ -21,6 +22,7 @@ from ferryman.runtime.contracts.measurement import Measurement
 from ferryman.runtime.contracts.messages import Status
 from ferryman.runtime.contracts.record import Record, decode, encode
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 _VERSION = 1
 _SCHEMA = f"""
@@ -39,6 +41,23 @@ INSERT INTO store VALUES ('%s');
 PRAGMA user_version = {_VERSION};
 COMMIT;
 """  # noqa: S608  # a number of ours
+
+
+_TABLES = {"store", "records", "quarantine", "devices"}
+WHOLE_MAX_BYTES = (1 << 20) + 4096
+"""What quarantine keeps whole: an outbox body and its envelope. Of longer messages it keeps the head."""
+HEAD_BYTES = 4096
+QUARANTINE_MAX_BYTES = 256 << 20
+_QUARANTINE_ROW_BYTES = 512
+"""Charged for each beside its bytes."""
+_MADE_ROOM = "older messages that made room for newer ones"
+
+
+_MATCHING = """
+    kind = 'measurement' AND (:device IS NULL OR device = :device)
+    AND (:package IS NULL OR NOT json_valid(body)
+         OR coalesce(:package IN (json_extract(body, '$.package_name'), json_extract(body, '$.package_sha256')), 1))"""
+"""A damaged one may be of any package."""
 
 
 class Bad(NamedTuple):
@@ -82,7 +101,7 @@ class DeviceStatus(Record):
 
 
 class Quarantined(Record):
-    """A message that was not taken."""
+    """A message that was not taken; with an empty topic, how many are no more kept."""
 
     topic: str
     raw: bytes
@@ -103,24 +122,25 @@ class Store:
     """One database file; safe to use from several threads, and while another process reads or writes."""
 
     def __init__(self, path: Path, *, create: bool = True) -> None:
-        """Open `path`, or make it if `create`.
+        """Open `path`, and make it if need be; without `create` it is only read.
 
         Raises:
             CallerError: there is no such file, and `create` is false.
-            StoreError: it cannot be opened, is damaged, or a later ferryman wrote it.
+            StoreError: it cannot be opened, is damaged, something else, or a later ferryman wrote it.
         """
         if not create and not path.exists():
             raise CallerError(f"store {path}: no such file; run `ferryman collect` first, or name another")
         self.path = path
         self._lock = threading.Lock()
         try:
-            self._connection = database.connect(path)
-            if database.version(self._connection, path, _VERSION) == 0:
-                self._create()
-            self.id = str(self._connection.execute("SELECT id FROM store").fetchone()[0])
-            """Random, made with the file."""
+            self._connection = database.connect(path, read_only=not create)
+            try:
+                self.id = self._identify(create=create)
+                """Random, made with the file."""
+            except BaseException:
+                self._connection.close()
+                raise
         except database.LaterVersionError as error:
-            self._connection.close()
             raise StoreError(f"store {error}") from error
         except sqlite3.Error as error:
             raise StoreError(f"store {database.explain(error, path)}") from error
@@ -143,6 +163,8 @@ class Store:
                     conflicts.append(Bad(topic, raw, reason))
             for bad in (*batch.bad, *conflicts):
                 self._quarantine(connection, bad, now_ns)
+            if batch.bad or conflicts:
+                self._make_room(connection, now_ns)
             for status in batch.statuses:
                 connection.execute(
                     "INSERT OR REPLACE INTO devices VALUES (?, ?, ?)",
@@ -153,29 +175,46 @@ class Store:
         return self._write(work)
 
     def measurements(
-        self, *, device: str | None = None, package: str | None = None, limit: int = 1000
+        self,
+        *,
+        device: str | None = None,
+        package: str | None = None,
+        limit: int = 1000,
+        on_damaged: Callable[[str], None] = lambda _: None,
     ) -> list[DeviceMeasurement]:
         """Measurements, the newest (by the device's clock) first.
 
         Args:
             device: only of this one.
             package: only of this one: its name, or its sha256.
-            limit: at most so many.
+            limit: at most so many; `count_measurements` tells of how many.
+            on_damaged: told of each that can no longer be read, and is left out.
 
         Raises:
             StoreError: the database cannot be read.
         """
-        query = """
-            SELECT device, received_at_ns, body FROM records WHERE kind = 'measurement'
-            AND (:device IS NULL OR device = :device)
-            AND (:package IS NULL OR json_extract(body, '$.package_name') = :package
-                 OR json_extract(body, '$.package_sha256') = :package)
-            ORDER BY time_ns DESC, sequence DESC LIMIT :limit"""
+        query = f"""
+            SELECT device, boot, sequence, received_at_ns, body FROM records WHERE {_MATCHING}
+            ORDER BY time_ns DESC, sequence DESC LIMIT :limit"""  # noqa: S608  # a text of ours
         arguments = {"device": device, "package": package, "limit": limit}
-        return [
-            DeviceMeasurement(device=name, received_at_ns=received, measurement=decode(body.encode(), Measurement))
-            for name, received, body in self._read(query, arguments)
-        ]
+        found = []
+        for name, boot, sequence, received, body in self._read(query, arguments):
+            try:
+                measurement = decode(str(body).encode(), Measurement)
+            except ValueError as error:
+                on_damaged(f"the measurement of {name}, boot {boot}, sequence {sequence} is damaged: {error}")
+                continue
+            found.append(DeviceMeasurement(device=name, received_at_ns=received, measurement=measurement))
+        return found
+
+    def count_measurements(self, *, device: str | None = None, package: str | None = None) -> int:
+        """How many `measurements` there are without a limit, damaged ones among them.
+
+        Raises:
+            StoreError: the database cannot be read.
+        """
+        query = f"SELECT count(*) FROM records WHERE {_MATCHING}"  # noqa: S608  # a text of ours
+        return int(self._read(query, {"device": device, "package": package})[0][0])
 
     def devices(self) -> list[DeviceStatus]:
         """Every device that ever said something of itself, by name.
@@ -212,6 +251,27 @@ class Store:
         with self._lock:
             self._connection.close()
 
+    def _identify(self, *, create: bool) -> str:
+        """The store's id; nothing is written before the file is known to be a store, or empty."""
+        connection = self._connection
+        connection.text_factory = _text
+        found = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+        if found or not create:
+            if not found >= _TABLES:
+                raise StoreError(
+                    f"store {self.path} is no store of ferryman (found the tables {', '.join(sorted(found)) or 'none'}, "
+                    f"expected {', '.join(sorted(_TABLES))}); name the file that `ferryman collect` wrote, or a new one"
+                )
+            database.version(connection, self.path, _VERSION)
+        if create:
+            database.write_ahead(connection)
+            if not found:
+                self._create()
+        row = connection.execute("SELECT id FROM store").fetchone()
+        if row is None:
+            raise database.DamagedError("its table `store` is empty")
+        return str(row[0])
+
     def _create(self) -> None:
         try:
             self._connection.executescript(_SCHEMA % secrets.token_hex(8))
@@ -236,9 +296,35 @@ class Store:
 
     def _quarantine(self, connection: sqlite3.Connection, bad: Bad, now_ns: int) -> None:
         digest = hashlib.sha256(bad.topic.encode() + b"\0" + bad.raw).digest()
+        kept, reason = bad.raw, bad.reason
+        if len(kept) > WHOLE_MAX_BYTES:
+            sha256 = hashlib.sha256(bad.raw).hexdigest()
+            reason = f"{reason}; {len(bad.raw)} bytes with sha256 {sha256}, of which the first are kept"
+            kept = kept[:HEAD_BYTES]
         connection.execute(
             "INSERT INTO quarantine VALUES (?, ?, ?, ?, ?, 1) ON CONFLICT DO UPDATE SET times = times + 1",
-            (digest, bad.topic, bad.raw, bad.reason, now_ns),
+            (digest, bad.topic, kept, reason, now_ns),
+        )
+
+    def _make_room(self, connection: sqlite3.Connection, now_ns: int) -> None:
+        """Drop the oldest of a full quarantine, and count them in a row of its own."""
+        query = "SELECT rowid, length(raw) FROM quarantine WHERE topic != '' ORDER BY received_at_ns, rowid"
+        rows = [(row, length + _QUARANTINE_ROW_BYTES) for row, length in connection.execute(query)]
+        used = sum(size for _, size in rows)
+        if used <= QUARANTINE_MAX_BYTES:
+            return
+        gone = 0
+        for row, size in rows:
+            if used <= QUARANTINE_MAX_BYTES - QUARANTINE_MAX_BYTES // 16:  # more than needed: not one at a time
+                break
+            connection.execute("DELETE FROM quarantine WHERE rowid = ?", (row,))
+            used -= size
+            gone += 1
+        log.warning("store %s: quarantine is full; dropped the %d oldest messages in it", self.path, gone)
+        connection.execute(
+            "INSERT INTO quarantine VALUES (x'', '', x'', ?, ?, ?) "
+            "ON CONFLICT DO UPDATE SET times = times + excluded.times, received_at_ns = excluded.received_at_ns",
+            (_MADE_ROOM, now_ns, gone),
         )
 
     def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -273,6 +359,11 @@ def ranges(sequences: Iterable[int]) -> tuple[tuple[int, int], ...]:
         else:
             spans.append((sequence, sequence))
     return tuple(spans)
+
+
+def _text(data: bytes) -> str:
+    """Damaged text shall not keep the rows around it from being read."""
+    return data.decode(errors="replace")
 
 
 def _key(envelope: Envelope) -> tuple[str, str, int]:

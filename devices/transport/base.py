@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
 
+from ferryman.runtime.contracts.errors import DeviceError
+
 Progress = Callable[[int, int], None]
 """Called with the bytes sent and the bytes there are to send."""
 CHUNK_BYTES = 1 << 20
+OUTPUT_MAX_BYTES = 4 << 20
+"""The most a command may say on either of its outputs."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,18 @@ class CompletedCommand:
     """Negative: the signal that killed it."""
     stdout: bytes
     stderr: bytes
+
+
+def check_output(said: bytes | bytearray, what: str) -> None:
+    """See that `what` has not said too much by now.
+
+    Raises:
+        DeviceError: it has.
+    """
+    if len(said) > OUTPUT_MAX_BYTES:
+        raise DeviceError(
+            f"{what} said more than {OUTPUT_MAX_BYTES:,} bytes, which no ferryman does; see `command` in the devices file"
+        )
 
 
 class Transport(Protocol):
@@ -37,6 +53,7 @@ class Transport(Protocol):
         """Run a program on the device to its end.
 
         Raises:
+            DeviceError: it said more than OUTPUT_MAX_BYTES; it may still run.
             RequestTimeout: it did not end in time; it may still run.
             LinkError: the connection broke; it may still run.
         """

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import selectors
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ferryman.devices.transport.base import CHUNK_BYTES, CompletedCommand, Progress
+from ferryman.devices.transport.base import CHUNK_BYTES, CompletedCommand, Progress, check_output
 from ferryman.runtime.closing import Closing
 from ferryman.runtime.contracts.errors import DeviceError, RequestTimeout
 
@@ -32,13 +35,38 @@ class LocalTransport(Closing):
 
     def run(self, argv: Sequence[str], *, timeout_s: float) -> CompletedCommand:
         """See `Transport.run`."""
+        pipe = subprocess.PIPE
         try:
-            done = subprocess.run(argv, capture_output=True, stdin=subprocess.DEVNULL, timeout=timeout_s, check=False)
+            process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)
         except FileNotFoundError as error:
             return CompletedCommand(_NOT_FOUND, b"", str(error).encode())
-        except subprocess.TimeoutExpired:
-            raise RequestTimeout(f"{argv[0]} on this machine did not end within {timeout_s:g} s") from None
-        return CompletedCommand(done.returncode, done.stdout, done.stderr)
+        with process:
+            try:
+                stdout, stderr = _listen(process, f"`{argv[0]}` on this machine", time.monotonic() + timeout_s)
+            except (TimeoutError, subprocess.TimeoutExpired):
+                raise RequestTimeout(f"{argv[0]} on this machine did not end within {timeout_s:g} s") from None
+            finally:
+                process.kill()  # does nothing to one that has ended
+        return CompletedCommand(process.returncode, stdout, stderr)
 
     def close(self) -> None:
         """See `Transport.close`."""
+
+
+def _listen(process: subprocess.Popen[bytes], what: str, deadline: float) -> list[bytes]:
+    """What a program says on stdout and stderr, once it has ended."""
+    pipes = [pipe for pipe in (process.stdout, process.stderr) if pipe]
+    said = {pipe.fileno(): bytearray() for pipe in pipes}
+    with selectors.DefaultSelector() as selector:
+        for pipe in pipes:
+            selector.register(pipe, selectors.EVENT_READ)
+        while selector.get_map():
+            if (left_s := deadline - time.monotonic()) <= 0:
+                raise TimeoutError
+            for key, _ in selector.select(left_s):
+                if not (chunk := os.read(key.fd, CHUNK_BYTES)):
+                    selector.unregister(key.fd)
+                said[key.fd] += chunk
+                check_output(said[key.fd], what)
+    process.wait(max(0.0, deadline - time.monotonic()))
+    return [bytes(one) for one in said.values()]

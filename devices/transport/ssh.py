@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import asyncssh
 
-from ferryman.devices.transport.base import CHUNK_BYTES, CompletedCommand, Progress
+from ferryman.devices.transport.base import CHUNK_BYTES, CompletedCommand, Progress, check_output
 from ferryman.runtime.closing import Closing
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, LinkError, RequestTimeout
 
@@ -67,26 +67,27 @@ class SshTransport(Closing):
         """
         self._address = address
         self._known_hosts = address.known_hosts.expanduser()
+        known = _read_known_hosts(self._known_hosts)
         self._runner = asyncio.Runner()
         try:
             with self._link_errors("connect"):
-                self._connection = self._runner.run(self._connect(connect_timeout_s, keepalive_s))
+                self._connection = self._runner.run(self._connect(known, connect_timeout_s, keepalive_s))
         except BaseException as error:
             self._runner.close()
-            if isinstance(error, ValueError):  # what asyncssh says of a known-hosts file
-                raise CallerError(f"{self._known_hosts}: {error}; mend that line, or take it out") from error
+            if isinstance(error, ValueError):  # a name that cannot be looked up
+                raise CallerError(f"host {address.host!r}, user {address.user!r}: {error}; correct them") from error
             raise
 
-    async def _connect(self, connect_timeout_s: float, keepalive_s: float) -> asyncssh.SSHClientConnection:
+    async def _connect(
+        self, known: asyncssh.SSHKnownHosts, connect_timeout_s: float, keepalive_s: float
+    ) -> asyncssh.SSHClientConnection:
         key = self._address.key
-        # A missing file knows no host, which shows once somebody answers. Not b"": that would mean ~/.ssh/known_hosts.
-        known_hosts = str(self._known_hosts) if self._known_hosts.exists() else b"# none"
         return await asyncssh.connect(
             self._address.host,
             self._address.port,
             username=self._address.user,
             config=None,  # the devices file says everything
-            known_hosts=known_hosts,
+            known_hosts=known,
             preferred_auth="publickey",
             encryption_algs=_CIPHERS,
             connect_timeout=connect_timeout_s,
@@ -130,15 +131,21 @@ class SshTransport(Closing):
         return self._run(self._command(argv, timeout_s), f"`{argv[0]}`")
 
     async def _command(self, argv: Sequence[str], timeout_s: float) -> CompletedCommand:
+        what = f"`{argv[0]}` on {self._address}"
         try:
-            done = await self._connection.run(
-                shlex.join(argv), timeout=timeout_s, encoding=None, stdin=asyncssh.DEVNULL
-            )
-        except asyncssh.TimeoutError:
-            raise RequestTimeout(f"`{argv[0]}` on {self._address} did not end within {timeout_s:g} s") from None
+            async with (
+                asyncio.timeout(timeout_s),
+                self._connection.create_process(
+                    shlex.join(argv), encoding=None, stdin=asyncssh.DEVNULL
+                ) as process,
+            ):
+                stdout, stderr = await asyncio.gather(_listen(process.stdout, what), _listen(process.stderr, what))
+                done = await process.wait()
+        except TimeoutError:
+            raise RequestTimeout(f"{what} did not end within {timeout_s:g} s") from None
         if done.returncode is None:
             raise asyncssh.ConnectionLost("the channel closed early")
-        return CompletedCommand(done.returncode, bytes(done.stdout or b""), bytes(done.stderr or b""))  # type: ignore[arg-type]  # no encoding
+        return CompletedCommand(done.returncode, stdout, stderr)
 
     def close(self) -> None:
         """See `Transport.close`."""
@@ -177,3 +184,22 @@ class SshTransport(Closing):
                 f"{what}: the link to {there} failed: {str(error) or 'no answer in time'}; check power and network, "
                 "and `host` and `port` in the devices file"
             ) from error
+
+
+def _read_known_hosts(path: Path) -> asyncssh.SSHKnownHosts:
+    try:
+        return asyncssh.import_known_hosts(path.read_text())
+    except FileNotFoundError:
+        return asyncssh.import_known_hosts("")  # knows no host, which shows once somebody answers
+    except OSError as error:
+        raise CallerError(f"known_hosts {path}: {error.strerror}; correct it in the devices file") from error
+    except ValueError as error:
+        raise CallerError(f"known_hosts {path}: {error}; mend that line, or take it out") from error
+
+
+async def _listen(stream: asyncssh.SSHReader[bytes], what: str) -> bytes:
+    said = bytearray()
+    while chunk := await stream.read(CHUNK_BYTES):
+        said += chunk
+        check_output(said, what)
+    return bytes(said)

@@ -60,6 +60,8 @@ class Verification(Record):
     max_abs_error: float
     top1_agreement: float | None
     """Share of rows whose largest logit is the same; None where the output is not a row of logits."""
+    distinct: int | None = None
+    """How many of the input sets differ from each other; None: nobody counted."""
 
 
 class LayerForm(Record):

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.record import Record, Unavailable
 
 SCHEMA = 1
@@ -28,6 +29,12 @@ class ProfileSpec(Record):
     runs: Int64 = 200
     timeout_s: float = 600.0
     """For each (variant, interpreter), from the start of its process to its record."""
+
+    def __post_init__(self) -> None:
+        """Raise CallerError where one name stands for a tuple of names: it would be read letter by letter."""
+        for field, names in (("variants", self.variants), ("interpreters", self.interpreters)):
+            if isinstance(names, str):  # type: ignore[unreachable]  # callers may have no type checker
+                raise CallerError(f"{field} are names in a tuple, found {names!r}; write ({names!r},)")
 
 
 class Memory(Record, tag="memory"):

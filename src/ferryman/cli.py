@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import sys
 import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,8 @@ _INSTALL = {
     "report": "'ferryman[collector]'",
 }
 """Command -> what pip is to install for what it imports."""
+REPORT_MAX = 1000
+"""Measurements on one page."""
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -77,6 +80,19 @@ def main(verbose: int) -> None:
     logging.getLogger("ferryman").setLevel(level)
 
 
+class _Seconds(click.FloatRange):
+    """How long to wait; not a number is none."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, max=86400, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401  # click's signature
+        seconds = float(super().convert(value, param, ctx))
+        if math.isnan(seconds):
+            self.fail("nan is not in the range 0<x<=86400.", param, ctx)
+        return seconds
+
+
 def _devices_option(command: Callable[..., None]) -> Callable[..., None]:
     return click.option(
         "--devices",
@@ -89,7 +105,7 @@ def _devices_option(command: Callable[..., None]) -> Callable[..., None]:
 def _device(name: str, devices_file: Path | None) -> Device:
     from ferryman.devices.fleet.inventory import find_device, read_devices
 
-    return find_device(read_devices(devices_file), name)
+    return find_device(read_devices(devices_file), name, devices_file)
 
 
 @main.command()
@@ -221,7 +237,7 @@ def _read_npy(path: Path) -> Array:
     try:
         with path.open("rb") as file:
             return read_array(file)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # its header is Python, and goes wrong in as many ways
         raise CallerError(f"inputs are .npy files, and {path} is not one that can be read: {error}") from error
 
 
@@ -294,7 +310,7 @@ def agent(device: str, broker: str, root: Path, confirm: Any) -> None:  # noqa: 
 @click.option("--variant", help="Variant of the package [default: the first the device can run].")
 @click.option("--interpreter", help="Interpreter [default: the preferred one of the device].")
 @click.option("-o", "--output", type=_PATH, help="Write the outputs, under their names, to this .npz file.")
-@click.option("--timeout", type=float, default=30.0, show_default=True, help="Seconds to wait for the answer.")
+@click.option("--timeout", type=_Seconds(), default=30.0, show_default=True, help="Seconds to wait for the answer.")
 def run(
     device: str,
     inputs: tuple[Path, ...],
@@ -344,7 +360,7 @@ def _write_npz(path: Path, arrays: dict[str, Array]) -> None:
 @click.argument("device")
 @_devices_option
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
-@click.option("--timeout", type=float, default=10.0, show_default=True, help="Seconds to wait for the answer.")
+@click.option("--timeout", type=_Seconds(), default=10.0, show_default=True, help="Seconds to wait for the answer.")
 def status(device: str, devices_file: Path | None, as_json: bool, timeout: float) -> None:
     """Ask DEVICE's agent what it serves, what could run there, and what it has yet to send."""
     from ferryman.describe import describe_status
@@ -438,25 +454,35 @@ def collect(broker: str, database: Path) -> None:
 @click.option("--html", type=_PATH, default=Path("report.html"), show_default=True, help="Page to write.")
 def report(database: Path, device: str | None, package: str | None, html: Path) -> None:
     """Print a table of the stored measurements and write a self-contained page with plots."""
+    from ferryman.describe import printable
     from ferryman.devices.fleet.store import Store
 
+    left_out: list[str] = []
     store = Store(database, create=False)
     try:
-        found = store.measurements(device=device, package=package)
+        found = store.measurements(device=device, package=package, limit=REPORT_MAX, on_damaged=left_out.append)
+        total = store.count_measurements(device=device, package=package)
     finally:
         store.close()
+    if total > REPORT_MAX:
+        newest = f"all but the newest {REPORT_MAX:,} of {total:,} measurements"
+        left_out.append(f"{newest}; narrow them down with --device or --package")
+    for one in left_out:
+        click.echo(printable(f"left out: {one}"), err=True)
     if not found:
         raise CallerError(f"{database} holds no measurements that match; run `ferryman profile PACKAGE DEVICE` first")
-    _show([(one.device, one.measurement) for one in found], html)
+    _show([(one.device, one.measurement) for one in found], html, left_out=left_out)
 
 
-def _show(found: list[tuple[str, Measurement]], html: Path | None, *, quiet: bool = False) -> None:
+def _show(
+    found: list[tuple[str, Measurement]], html: Path | None, *, quiet: bool = False, left_out: Sequence[str] = ()
+) -> None:
     import ferryman.profiler.report as page
 
     if not quiet:
         click.echo(page.table(found))
     if html:
-        page.write_html(found, html)
+        page.write_html(found, html, left_out=left_out)
         click.echo(f"page: {html}", err=quiet)
 
 

@@ -73,8 +73,8 @@ def _variant(variant: Variant, size_bytes: int) -> Iterator[str]:
     if variant.layers:
         yield from _layers(variant)
     if missing := [name for name in INTERPRETERS[variant.runtime] if name not in variant.requires.interpreters]:
-        yield f"    not proven on {', '.join(missing)}, so devices will not run it there; to prove it, install that here"
-        yield "               (tflite-runtime: in an environment of its own, named by FERRYMAN_DEVICE_PYTHON)"
+        yield f"    not proven on {', '.join(missing)}, so devices will not run it there; to have it proven, install"
+        yield "               that here (tflite-runtime: in an environment of its own, see FERRYMAN_DEVICE_PYTHON)"
 
 
 def _layers(variant: Variant) -> Iterator[str]:

@@ -18,6 +18,7 @@ import pytest
 from ferryman.devices import topics
 from ferryman.devices.agent import agent as agent_module
 from ferryman.devices.agent.outbox import BODY_MAX_BYTES
+from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.fleet.client import AgentClient
 from ferryman.devices.fleet.store import Store
 from ferryman.devices.mqtt import Link, Message
@@ -37,6 +38,7 @@ from ferryman.runtime.install import install
 from ferryman.runtime.package import open_package
 from ferryman.runtime.slots import SlotStore
 from tests.support.agent import AgentProcess, StatusWatch
+from tests.support.disk import disk_free, small_disk
 from tests.support.interpreters import DEVICE_PYTHON
 from tests.support.measurements import measurement
 from tests.support.mosquitto import Mosquitto
@@ -229,6 +231,68 @@ def test_a_damaged_slot_is_the_devices_fault_until_it_is_pushed_anew(broker, roo
                 client.infer([X])
         put(1.0)
         assert added(client) == 1
+
+
+def test_an_artifact_damaged_while_it_is_served_gets_no_new_worker_and_no_profile(tmp_path, root, put, agent, client):
+    assert added(client) == 1
+    artifact = SlotStore(root).directory("a") / "artifacts" / "model.tflite"
+    with artifact.open("r+b") as file:
+        file.seek(-20, os.SEEK_END)
+        byte = file.read(1)[0]
+        file.seek(-20, os.SEEK_END)
+        file.write(bytes([byte ^ 1]))
+    with pytest.raises(DeviceError, match=r"slot a \(add-1\): .*; push the package again"):
+        client.profile(sha256_of(tmp_path / "1.ferry"), ProfileSpec(runs=1))
+    with pytest.raises(DeviceError, match=r"slot a \(add-1\): .* damaged; push the package again"):
+        client.infer([X])
+    assert agent.workers() == []
+    put(1.0)
+    assert added(client) == 1
+
+
+def test_an_agent_on_a_full_disk_serves_and_sends_what_it_measured_once_there_is_room(tmp_path, broker):
+    with small_disk(tmp_path / "disk") as disk:
+        root = disk / "root"
+        package = write_tiny_package(tmp_path / "1.ferry")
+        install(package, root, golden=lambda _directory, _manifest: ())
+        with AgentProcess(broker, root), StatusWatch(broker) as status:
+            status.wait_for(lambda s: s.online)
+        (disk / "other").write_bytes(bytes(disk_free(disk)))
+        with AgentProcess(broker, root) as agent, StatusWatch(broker) as status, AgentClient(broker, "pi") as client:
+            born = status.wait_for(lambda s: s.online)
+            assert (born.package_name, born.outbox_pending) == ("add-1", 1)
+            assert added(client) == 1
+            spec = ProfileSpec(runs=1, interpreters=("tflite-runtime",))
+            assert len(client.profile(sha256_of(package), spec)) == 1
+            assert client.status().outbox_pending == 2
+            time.sleep(2.5 * agent_module.POLL_S)
+            assert agent.log.read_text().count("kept in memory") == 1  # not once a second
+            (disk / "other").unlink()
+            store = Store(tmp_path / "store.sqlite")
+            with collecting(broker, store):
+                until(lambda: bool(store.measurements(device="pi")))
+            store.close()
+            assert client.status().outbox_dropped == 0
+
+
+def test_what_a_full_disk_keeps_out_for_too_long_is_counted_as_dropped(tmp_path, monkeypatch):
+    agent = agent_module.Agent(
+        agent_module.AgentConfig(device="pi", root=tmp_path, broker=BrokerConfig(host="127.0.0.1", port=1))
+    )
+
+    def full(*_):
+        raise DeviceError("full")
+
+    append = agent._outbox.append
+    monkeypatch.setattr(agent._outbox, "append", full)
+    for n in range(agent_module.UNRECORDED_MAX + 3):
+        agent._record([("measurement", measurement(started_at_ns=n))])
+    assert (agent._status(None).outbox_pending, agent._status(None).outbox_dropped) == (agent_module.UNRECORDED_MAX, 3)
+    monkeypatch.setattr(agent._outbox, "append", append)
+    agent._record([])
+    assert agent._outbox.counts().records == agent_module.UNRECORDED_MAX
+    assert (agent._status(None).outbox_pending, agent._status(None).outbox_dropped) == (agent_module.UNRECORDED_MAX, 3)
+    agent._outbox.close()
 
 
 def test_an_agent_with_a_damaged_store_is_online_and_says_what_is_wrong(broker, root, put):
@@ -469,6 +533,66 @@ def test_garbage_is_ignored(broker, agent, client):
         link.stop()
     until(lambda: agent.log.read_text().count(", ignored") == len(payloads))
     assert "Traceback" not in agent.log.read_text()
+
+
+def test_a_request_that_cannot_be_read_is_answered_where_it_says_whom(broker, agent, client):
+    reply_to = topics.response("pi", "byhand")
+    (answer,) = answers_to(
+        broker,
+        reply_to,
+        msgspec.msgpack.encode(
+            {"id": "7", "reply_to": reply_to, "timeout_s": 1, "body": {"type": "infer", "inputs": [], "variant": 5}}
+        ),
+    )
+    assert answer.id == "7"
+    with pytest.raises(CallerError, match=r"the request cannot be read: .*`\$\.body\.variant`"):
+        raise_for(answer)
+    assert added(client) == 1
+
+
+def test_requests_fill_no_memory(broker, agent, client):
+    assert added(client) == 1
+    worker(agent).suspend()
+    reply_to = topics.response("pi", "byhand")
+    large = Tensor(dtype="uint8", shape=(topics.REQUEST_MAX_BYTES // 3,), data=bytes(topics.REQUEST_MAX_BYTES // 3))
+    request = Request(id="1", reply_to=reply_to, timeout_s=20, body=InferRequest(inputs=(large,)))
+    small = msgspec.structs.replace(request, body=InferRequest(inputs=to_tensors([X])))
+    before = agent.process.memory_info().rss
+    answers = answers_to(broker, reply_to, pack(small), *[pack(request)] * 6, count=3)
+    assert [a.body.error.message for a in answers] == [
+        f"busy: the requests that wait hold {topics.REQUEST_MAX_BYTES // 3 * 2 >> 20} MiB already; ask again later"
+    ] * 3
+    assert agent.process.memory_info().rss - before < 3 * topics.REQUEST_MAX_BYTES
+
+
+def test_a_request_that_is_too_large_never_reaches_the_agent(broker, agent, client):
+    with pytest.raises(CallerError, match=r"a request may hold 67,108,864 bytes, found 67,10\d,\d+"):
+        client.infer([np.zeros(topics.REQUEST_MAX_BYTES, np.uint8)])
+    assert answers_to(broker, topics.response("pi", "x"), bytes(topics.REQUEST_MAX_BYTES + 4096), wait_s=1.0) == []
+    assert added(client) == 1
+    assert "cannot be read" not in agent.log.read_text()
+
+
+def answers_to(broker, reply_to, *payloads, count=1, wait_s=10.0):
+    """Send payloads by hand; the first `count` responses."""
+    answers, enough = [], threading.Event()
+
+    def on_response(delivery):
+        answers.append(unpack(delivery.payload, Response))
+        if len(answers) == count:
+            enough.set()
+
+    link = Link(broker, "by-hand")
+    link.subscribe(reply_to, on_response)
+    link.start()
+    try:
+        link.wait_ready(10)
+        for payload in payloads:
+            link.publish(Message(topic=topics.request("pi"), payload=payload))
+        enough.wait(wait_s)
+    finally:
+        link.stop()
+    return answers[:count]
 
 
 def test_a_retained_request_is_not_carried_out(broker, root, put):

@@ -14,7 +14,7 @@ from ferryman.devices import topics
 from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.fleet.client import AgentClient
 from ferryman.devices.mqtt import Delivery, Link, Message
-from ferryman.runtime.contracts.errors import CallerError, LinkError, PackageError, RequestTimeout, to_wire
+from ferryman.runtime.contracts.errors import CallerError, DeviceError, LinkError, PackageError, RequestTimeout, to_wire
 from ferryman.runtime.contracts.measurement import ProfileSpec
 from ferryman.runtime.contracts.messages import (
     CancelRequest,
@@ -27,7 +27,7 @@ from ferryman.runtime.contracts.messages import (
     Status,
 )
 from ferryman.runtime.contracts.record import encode
-from ferryman.runtime.contracts.tensor import pack, unpack
+from ferryman.runtime.contracts.tensor import Tensor, pack, unpack
 from tests.support.measurements import measurement
 from tests.support.mosquitto import Mosquitto, free_port
 from tests.support.telemetry import until
@@ -192,3 +192,49 @@ def test_no_broker_is_a_clear_error(monkeypatch):
 def test_a_device_name_that_is_no_name_is_the_callers_error(broker):
     with pytest.raises(CallerError, match="device 'a/b'"):
         AgentClient(broker, "a/b")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"timeout_s": None}, r"timeout_s: expected seconds, more than 0 and at most 86,400, found None"),
+        ({"timeout_s": "5"}, "timeout_s: expected seconds, .* found '5'"),
+        ({"timeout_s": float("nan")}, "timeout_s: expected seconds, .* found nan"),
+        ({"timeout_s": float("inf")}, "found inf"),
+        ({"timeout_s": 1e10}, "found 1e.?10|found 10000000000"),
+        ({"timeout_s": 0}, "found 0"),
+        ({"timeout_s": -1.0}, r"found -1\.0"),
+        ({"variant": 5}, r"Expected `str \| null`, got `int` - at `\$\.body\.variant`"),
+        ({"interpreter": b"x"}, r"at `\$\.body\.interpreter`"),
+        ({"variant": object()}, "object"),
+    ],
+)
+def test_an_argument_of_a_wrong_type_is_the_callers_error_at_once(broker, options, message):
+    with answering(broker, lambda _: []), AgentClient(broker, "pi") as client:
+        begin = time.monotonic()
+        with pytest.raises(CallerError, match=message):
+            client.infer([np.array([1])], **options)
+        assert time.monotonic() - begin < 3
+
+
+def test_inputs_and_specs_of_a_wrong_type_are_the_callers_error_at_once(broker):
+    with answering(broker, lambda _: []), AgentClient(broker, "pi") as client:
+        with pytest.raises(CallerError, match="inputs are numpy arrays, found a list"):
+            client.infer([[1.0, 2.0]])
+        with pytest.raises(CallerError, match=r"\$\.body\.spec\.runs"):
+            client.profile("00", ProfileSpec(runs="many"))
+
+
+def test_an_answer_whose_tensor_is_malformed_is_told(broker):
+    def answer(request: Request) -> list[Response]:
+        reply = InferReply(
+            outputs=(Tensor(dtype="float32", shape=(4,), data=b"123"),), duration_ns=5, variant="v", interpreter="i"
+        )
+        return [Response(id=request.id, device="pi", body=reply)]
+
+    with (
+        answering(broker, answer),
+        AgentClient(broker, "pi") as client,
+        pytest.raises(DeviceError, match=r"device pi: .* float32\[4\] takes 16 bytes, found 3; its ferryman"),
+    ):
+        client.infer([np.array([1])])

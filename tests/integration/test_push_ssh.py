@@ -134,10 +134,20 @@ def test_a_key_file_that_is_none_is_the_callers_fault(scene):
             push(write_tiny_package(scene.tmp / "new.ferry"), scene.with_(key=scene.tmp / name))
 
 
-def test_a_known_hosts_file_that_is_none_is_the_callers_fault(scene):
-    (scene.tmp / "text").write_text("hello\n")
-    with pytest.raises(CallerError, match=r"^bench: .*text: Invalid known hosts entry"):
-        push(write_tiny_package(scene.tmp / "new.ferry"), scene.with_(known_hosts=scene.tmp / "text"))
+@pytest.mark.parametrize(
+    ("data", "message"), [(b"hello\n", "Invalid known hosts entry"), (b"\xff\x00\n" * 9, "utf-8"), (None, "directory")]
+)
+def test_a_known_hosts_file_that_is_none_is_the_callers_fault(scene, data, message):
+    path = scene.tmp / "text"
+    path.mkdir() if data is None else path.write_bytes(data)
+    with pytest.raises(CallerError, match=rf"^bench: known_hosts .*text: .*{message}"):
+        push(write_tiny_package(scene.tmp / "new.ferry"), scene.with_(known_hosts=path))
+
+
+@pytest.mark.parametrize("command", ["sh -c yes", "sh -c 'yes >&2'"])
+def test_a_command_that_says_too_much_is_the_devices_fault(scene, command):
+    with pytest.raises(DeviceError, match=r"`sh` on .* said more than 4,194,304 bytes.*; see `command` in the devices"):
+        push(write_tiny_package(scene.tmp / "new.ferry", added=2.0), scene.with_(command=command))
 
 
 def test_nobody_listening_is_a_link_error(scene):

@@ -1,11 +1,13 @@
 // Self-check of the kernel library, for machines without Python (under an emulator) and for sanitizers: random
-// convolutions on every instruction set against plain loops, then random numbers as a hostile artifact may hold them.
+// convolutions on every instruction set against plain loops, with both layouts of weights, then random numbers and
+// trees as a hostile artifact may hold them.
 // Every buffer has exactly the size the library asked for. Usage: check_kernels CASES [SEED]
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels.h"
@@ -118,6 +120,75 @@ std::vector<uint32_t> pack_weights(const ferryman_binary_conv& c, const Data& da
   return words;
 }
 
+bool takes_trees(const ferryman_binary_conv& c) {
+  return c.groups == 1 && c.input != FERRYMAN_REALS;
+}
+
+// Channels in a random order, each from a random earlier one or none.
+std::vector<uint32_t> pack_tree(const ferryman_binary_conv& c, const Data& data, size_t plain_count) {
+  const std::vector<uint32_t> plain = pack_weights(c, data, plain_count);
+  const auto out = static_cast<uint32_t>(c.out_channels);
+  const auto words = static_cast<uint32_t>((c.kernel_h * c.kernel_w * c.channels + 31) / 32);
+  const auto weight = [&](uint32_t channel, uint32_t word) {
+    return plain[(static_cast<size_t>(channel / 16) * words + word) * 16 + channel % 16];
+  };
+  std::vector<uint32_t> order(out), parents(out), distances(out), ends(out), rows, at, masks, bits;
+  for (uint32_t step = 0; step < out; ++step) {
+    order[step] = step;
+    std::swap(order[step], order[random_word() % (step + 1)]);
+  }
+  for (uint32_t step = 0; step < out; ++step) {
+    parents[step] = step == 0 || between(0, 5) == 0 ? ~0u : random_word() % step;
+    for (uint32_t word = 0; word < words; ++word) {
+      const uint32_t own = weight(order[step], word);
+      if (parents[step] == ~0u) {
+        rows.push_back(own);
+        continue;
+      }
+      const uint32_t before = weight(order[parents[step]], word);
+      if (const uint32_t mask = own ^ before) {
+        at.push_back(word);
+        masks.push_back(mask);
+        bits.push_back(before & mask);
+        distances[step] += static_cast<uint32_t>(__builtin_popcount(mask));
+      }
+    }
+    ends[step] = static_cast<uint32_t>(at.size());
+  }
+  const auto roots = static_cast<uint32_t>(rows.size() / words);
+  std::vector<uint32_t> tree = {0x31455254, out, words, roots, static_cast<uint32_t>(at.size())};
+  for (const auto* part : {&order, &parents, &distances, &ends, &rows, &at, &masks, &bits}) {
+    tree.insert(tree.end(), part->begin(), part->end());
+  }
+  tree.shrink_to_fit();
+  return tree;
+}
+
+// A tree that passes every check and does not hold together: other entries than the weights have.
+void confuse(std::vector<uint32_t>& tree) {
+  const size_t words = tree[2];
+  const size_t entries = tree[4];
+  uint32_t* const at = tree.data() + tree.size() - 3 * entries;
+  for (size_t i = 0; i < entries; ++i) {
+    at[i] = random_word() % static_cast<uint32_t>(words);
+    at[i + entries] = between(0, 1) ? ~0u : random_word() | 1;
+    at[i + 2 * entries] = random_word() & at[i + entries];
+  }
+}
+
+// What a hostile artifact may hold: words changed, and now and then more of them or fewer.
+void spoil(std::vector<uint32_t>& tree) {
+  for (int changes = between(1, 4); changes > 0; --changes) {
+    const uint32_t edges[] = {0, 1, 2, 31, 70, 1u << 22, INT32_MAX, ~0u, 1u << 31, random_word()};
+    const size_t place = between(0, 1) ? random_word() % 5 : random_word();
+    tree[place % tree.size()] = between(0, 2) ? edges[between(0, 9)] : tree[place % tree.size()] + between(-1, 1);
+  }
+  if (between(0, 7) == 0) {
+    tree.resize(random_word() % (tree.size() + 20));
+  }
+  std::vector<uint32_t>(tree.begin(), tree.end()).swap(tree);  // the room has its exact size
+}
+
 std::vector<uint32_t> input_words(const ferryman_binary_conv& c, const Data& data, size_t count) {
   std::vector<uint32_t> words(count);
   const size_t pixels = static_cast<size_t>(c.batch) * c.height * c.width;
@@ -167,12 +238,18 @@ int compare(const ferryman_binary_conv& c, const ferryman_binary_sizes& sizes, c
   return bad;
 }
 
-const char* run(const ferryman_binary_conv& c, const ferryman_binary_sizes& sizes, const Data& data, std::vector<uint32_t>& out) {
+// With a tree, these are the weights.
+const char* run(
+    const ferryman_binary_conv& c,
+    const ferryman_binary_sizes& sizes,
+    const Data& data,
+    std::vector<uint32_t>& out,
+    const std::vector<uint32_t>* tree = nullptr) {
   const std::vector<uint32_t> x = input_words(c, data, static_cast<size_t>(sizes.input));
   const std::vector<uint32_t> weights = pack_weights(c, data, static_cast<size_t>(sizes.weights));
   ferryman_binary_call call = {};
   call.input = x.data();
-  call.weights = weights.data();
+  call.weights = tree ? tree->data() : weights.data();
   call.scale = data.scale.data();
   call.bias = data.bias.data();
   call.threshold = data.threshold.data();
@@ -183,7 +260,7 @@ const char* run(const ferryman_binary_conv& c, const ferryman_binary_sizes& size
       body(argument, --tasks);
     }
   };
-  return ferryman_binary_run(&c, &call);
+  return tree ? ferryman_tree_run(&c, &call, static_cast<int64_t>(tree->size())) : ferryman_binary_run(&c, &call);
 }
 
 Data random_data(const ferryman_binary_conv& c) {
@@ -226,8 +303,14 @@ int check_cases(int cases) {
     }
     const Data data = random_data(c);
     std::vector<uint32_t> out(static_cast<size_t>(sizes.output));
-    const char* const problem = run(c, sizes, data, out);
-    const int wrong = problem ? 1 : compare(c, sizes, data, out);
+    const char* problem = run(c, sizes, data, out);
+    int wrong = problem ? 1 : compare(c, sizes, data, out);
+    if (takes_trees(c) && !wrong) {
+      const std::vector<uint32_t> tree = pack_tree(c, data, static_cast<size_t>(sizes.weights));
+      out.assign(out.size(), 0x55555555);
+      problem = run(c, sizes, data, out, &tree);
+      wrong = problem ? 1 : compare(c, sizes, data, out);
+    }
     if (wrong) {
       printf("%d wrong%s%s:", wrong, problem ? ", " : "", problem ? problem : "");
       print(c);
@@ -261,6 +344,36 @@ int fuzz(int cases) {
   return computed;
 }
 
+// Good trees of which something was changed; returns how many were computed.
+int fuzz_trees(int cases) {
+  int computed = 0;
+  for (int i = 0; i < cases; ++i) {
+    ferryman_binary_conv c = random_conv();
+    c.channels /= c.groups;
+    c.out_channels /= c.groups;
+    c.groups = 1;
+    c.input = c.input == FERRYMAN_REALS ? FERRYMAN_BITS : c.input;
+    ferryman_binary_sizes sizes;
+    ferryman_binary_check(&c, &sizes);
+    const Data data = random_data(c);
+    std::vector<uint32_t> tree = pack_tree(c, data, static_cast<size_t>(sizes.weights));
+    if (between(0, 1)) {
+      confuse(tree);
+    } else {
+      spoil(tree);
+    }
+    std::vector<uint32_t> out(static_cast<size_t>(sizes.output));
+    const char* const before = ferryman_tree_check(&c, tree.data(), static_cast<int64_t>(tree.size()));
+    const char* const problem = run(c, sizes, data, out, &tree);
+    if ((before == nullptr) != (problem == nullptr)) {
+      printf("checked: %s, run: %s\n", before ? before : "good", problem ? problem : "good");
+      return -1;
+    }
+    computed += problem == nullptr;
+  }
+  return computed;
+}
+
 } // namespace
 
 int main(int argc, char** argv) {
@@ -272,8 +385,10 @@ int main(int argc, char** argv) {
     ferryman_kernels_use(name.c_str());
     const int wrong = check_cases(cases);
     const int computed = fuzz(40 * cases);
-    printf("%s: %d of %d cases wrong, %d of %d fuzzed ones computed\n", name.c_str(), wrong, cases, computed, 40 * cases);
-    bad += wrong;
+    const int trees = fuzz_trees(4 * cases);
+    printf("%s: %d of %d cases wrong, %d of %d fuzzed ones and %d of %d trees computed\n", name.c_str(), wrong, cases,
+           computed, 40 * cases, trees, 4 * cases);
+    bad += wrong + (trees < 0);
   }
   return bad != 0;
 }

@@ -2,62 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from ferryman.converter import kernel_calls
 from ferryman.converter.bits import pack_signs, pack_weights
-from ferryman.runtime import kernels
+from ferryman.converter.kernel_calls import BITS, PARALLEL, REALS, SIGNS, Conv, Refused, Sizes, check
+from ferryman.converter.kernel_calls import CHANNELS_FIRST as FIRST
+from ferryman.converter.kernel_calls import CHANNELS_LAST as LAST
 
-SIGNS, BITS, REALS = range(3)
-FIRST, LAST = range(2)
-
-
-class Conv(ctypes.Structure):
-    """ferryman_binary_conv of kernels.h."""
-
-    _fields_ = tuple(
-        (name, ctypes.c_int32)
-        for name in (
-            *("batch", "height", "width", "channels", "out_channels", "kernel_h", "kernel_w"),
-            *("stride_h", "stride_w", "dilation_h", "dilation_w"),
-            *("pad_top", "pad_left", "pad_bottom", "pad_right", "groups", "pad_value", "input", "bits_out", "layout"),
-        )
-    )
-
-
-class Sizes(ctypes.Structure):
-    """ferryman_binary_sizes."""
-
-    _fields_ = (
-        ("out_height", ctypes.c_int32),
-        ("out_width", ctypes.c_int32),
-        ("input", ctypes.c_int64),
-        ("weights", ctypes.c_int64),
-        ("per_channel", ctypes.c_int64),
-        ("output", ctypes.c_int64),
-    )
-
-
-BODY = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_size_t)
-PARALLEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, BODY, ctypes.c_void_p, ctypes.c_size_t)
-
-
-class Call(ctypes.Structure):
-    """ferryman_binary_call."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("input", "weights", "scale", "bias", "threshold", "output")),
-        ("parallel", PARALLEL),
-        ("pool", ctypes.c_void_p),
-        ("threads", ctypes.c_int32),
-    )
-
-
-class Refused(Exception):
-    """What the library said."""
+__all__ = ["BITS", "FIRST", "LAST", "REALS", "SIGNS", "Case", "Conv", "Refused", "Sizes", "call", "check", "run"]
 
 
 @PARALLEL
@@ -123,20 +79,19 @@ def packed(x: np.ndarray) -> np.ndarray:
     return pack_signs(np.ascontiguousarray(x.transpose(0, 2, 3, 1)) >= 0)
 
 
-def check(conv: Conv) -> Sizes:
-    """Sizes of a convolution.
+def run(
+    case: Case,
+    kind: int = SIGNS,
+    layout: int = FIRST,
+    *,
+    bits_out: bool = False,
+    threads: int = 1,
+    tree: np.ndarray | None = None,
+) -> np.ndarray:
+    """float32[batch, out, oh, ow], or int32[batch, oh, ow, words] with `bits_out`.
 
-    Raises:
-        Refused: the library will not have it.
+    `tree`: the weights, in that layout.
     """
-    sizes = Sizes()
-    if problem := kernels.load().ferryman_binary_check(ctypes.byref(conv), ctypes.byref(sizes)):
-        raise Refused(problem.decode())
-    return sizes
-
-
-def run(case: Case, kind: int = SIGNS, layout: int = FIRST, *, bits_out: bool = False, threads: int = 1) -> np.ndarray:
-    """float32[batch, out, oh, ow], or int32[batch, oh, ow, words] with `bits_out`."""
     conv = case.conv(kind, layout, bits_out=bits_out)
     sizes = check(conv)
     shape = (case.x.shape[0], sizes.out_height, sizes.out_width)
@@ -148,15 +103,28 @@ def run(case: Case, kind: int = SIGNS, layout: int = FIRST, *, bits_out: bool = 
         output = np.full((*shape, -(-channels // 32)), 0x55555555, np.int32)
     else:
         output = np.full((shape[0], channels, *shape[1:]) if layout == FIRST else (*shape, channels), np.nan, "f4")
-    arrays = [np.ascontiguousarray(x), pack_weights(case.weight, case.groups), case.scale, case.bias, case.threshold]
-    assert [arrays[0].size, arrays[1].size, output.size] == [sizes.input, sizes.weights, sizes.output]
-    call(conv, arrays, output, threads)
+    weights = pack_weights(case.weight, case.groups)
+    assert weights.size == sizes.weights
+    arrays = [np.ascontiguousarray(x), weights if tree is None else tree, case.scale, case.bias, case.threshold]
+    assert [arrays[0].size, output.size] == [sizes.input, sizes.output]
+    call(conv, arrays, output, threads, tree_words=None if tree is None else tree.size)
     return output.transpose(0, 3, 1, 2) if layout == LAST and not bits_out else output
 
 
-def call(conv: Conv, arrays: Sequence[np.ndarray], output: np.ndarray, threads: int = 1) -> None:
+def call(
+    conv: Conv, arrays: Sequence[np.ndarray], output: np.ndarray, threads: int = 1, *, tree_words: int | None = None
+) -> None:
     """Run with these arrays as they are."""
-    pointers = [array.ctypes.data for array in arrays]
-    request = Call(*pointers, output.ctypes.data, backwards if threads > 1 else PARALLEL(), None, threads)
-    if problem := kernels.load().ferryman_binary_run(ctypes.byref(conv), ctypes.byref(request)):
-        raise Refused(problem.decode())
+    pointers = [array.ctypes.data for array in (*arrays, output)]
+    request = kernel_calls.request(pointers, parallel=backwards if threads > 1 else None, threads=threads)
+    kernel_calls.run(conv, request, tree_words)
+
+
+def near_duplicates(shape: tuple[int, ...], *, prototypes: int = 4, flips: int = 2, seed: int = 0) -> np.ndarray:
+    """float32[shape] weights: each channel one of a few, with a few signs turned."""
+    random = np.random.default_rng(seed)
+    few = random.standard_normal((prototypes, int(np.prod(shape[1:])))).astype(np.float32)
+    rows = few[random.integers(0, prototypes, shape[0])]
+    for row in rows:
+        row[random.choice(row.size, min(flips, row.size), replace=False)] *= -1
+    return rows.reshape(shape)

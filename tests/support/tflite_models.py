@@ -10,9 +10,11 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from ferryman.converter.bits import pack_weights
+from ferryman.converter.tree_bits import pack_tree
 from tests.support.kernels import BITS, SIGNS, Case, check
 
 CONV = "ferryman.binary_conv2d"
+TREE = "ferryman.binary_conv2d_tree"
 LINEAR = "ferryman.binary_linear"
 VERSION = 1
 _TYPES = {np.dtype(np.float32): schema.TensorType.FLOAT32, np.dtype(np.int32): schema.TensorType.INT32}
@@ -118,9 +120,9 @@ def linear_numbers(case: Case, kind: int = SIGNS, *, bits_out: bool = False) -> 
     return [VERSION, channels, out, kind, int(bits_out)]
 
 
-def parameters(case: Case, *, bits_out: bool = False) -> list[np.ndarray]:
+def parameters(case: Case, *, bits_out: bool = False, tree: bool = False) -> list[np.ndarray]:
     """The constants of an operator, in order."""
-    weights = pack_weights(case.weight, case.groups)
+    weights = pack_tree(case.weight).words if tree else pack_weights(case.weight, case.groups)
     return [weights, case.threshold] if bits_out else [weights, case.scale, case.bias]
 
 
@@ -134,12 +136,13 @@ def dtype_of(*, bits: bool) -> type:
     return np.int32 if bits else np.float32
 
 
-def add_conv(graph: Graph, x: int, case: Case, kind: int = SIGNS, *, bits_out: bool = False) -> int:
+def add_conv(graph: Graph, x: int, case: Case, kind: int = SIGNS, *, bits_out: bool = False, tree: bool = False) -> int:
     """The convolution of `case` on tensor x."""
     sizes = check(case.conv(kind, bits_out=bits_out))
     shape = (case.x.shape[0], sizes.out_height, sizes.out_width, _last(case, bits_out=bits_out))
     options = numbers(*conv_numbers(case, kind, bits_out=bits_out))
-    return _add(graph, CONV, options, [x, *_constants(graph, case, bits_out=bits_out)], shape, bits_out=bits_out)
+    inputs = [x, *_constants(graph, case, bits_out=bits_out, tree=tree)]
+    return _add(graph, TREE if tree else CONV, options, inputs, shape, bits_out=bits_out)
 
 
 def add_linear(
@@ -156,8 +159,8 @@ def _last(case: Case, *, bits_out: bool) -> int:
     return -(-out // 32) if bits_out else out
 
 
-def _constants(graph: Graph, case: Case, *, bits_out: bool) -> list[int]:
-    return [graph.constant(array) for array in parameters(case, bits_out=bits_out)]
+def _constants(graph: Graph, case: Case, *, bits_out: bool, tree: bool = False) -> list[int]:
+    return [graph.constant(array) for array in parameters(case, bits_out=bits_out, tree=tree)]
 
 
 def _add(

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 from importlib import metadata
 
 import click
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -16,16 +19,21 @@ from click.testing import CliRunner
 import ferryman
 from ferryman.cli import main
 from ferryman.devices.fleet import client as client_module
+from ferryman.devices.fleet.store import Batch, Store
 from ferryman.profiler.runner import RECORD_RUNS_MAX, RUNS_MAX
+from ferryman.runtime.contracts.envelope import Envelope
 from ferryman.runtime.contracts.errors import _BY_PARTY
 from ferryman.runtime.contracts.messages import InferReply, Status
+from ferryman.runtime.contracts.record import encode
 from ferryman.runtime.contracts.tensor import to_tensors
 from tests.support.forge import contents, forged
 from tests.support.interpreters import DEVICE_PYTHON
+from tests.support.measurements import measurement
 from tests.support.mosquitto import Mosquitto, free_port
 from tests.support.packages import sha256_of, write_tiny_package
 
 WIDTH = 80
+TIMES = ("inf", "1e10", "nan", "-1", "0")
 
 
 def commands(command=main, path=()):
@@ -182,6 +190,19 @@ def inputs_in_an_archive(tmp_path):
     return "run", "local", "x.npz"
 
 
+def npy(header):
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+
+
+def absurd_inputs(shape):
+    def case(tmp_path):
+        header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n"
+        (tmp_path / "x.npy").write_bytes(npy(header) + bytes(16))
+        return "run", "local", "x.npy"
+
+    return case
+
+
 def empty_inputs(tmp_path):
     (tmp_path / "x.npy").touch()
     return "run", "local", "x.npy"
@@ -218,6 +239,22 @@ def missing_package_to_install(tmp_path):
         (inputs_that_are_no_arrays, "caller"),
         (inputs_in_an_archive, "caller"),
         (empty_inputs, "caller"),
+        *(
+            (absurd_inputs(shape), "caller")
+            for shape in (
+                "(1000000000000,)",
+                "(1000000000000",
+                "(4, (",
+                "(-4,)",
+                "(2,) * 99",
+                "('a',)",
+                "None",
+                "(10000000000000000000000,)",
+                "(4294967296, 4294967296)",
+                "[" * 500,
+                "(4,)\x00",
+            )
+        ),
         (inputs_that_are_pickled, "caller"),
         (device_without_a_broker, "caller"),
         (nothing_to_roll_back_to, "device"),
@@ -410,12 +447,58 @@ def test_the_collector_tells_where_from_and_where_to(tmp_path):
         ("profile", "p.ferry", "local", "--runs", "0"),
         ("profile", "p.ferry", "local", "--threads", "-1"),
         ("agent", "--device", "x"),
+        *((*words, "--timeout", time) for words in (("run", "pi"), ("status", "pi")) for time in TIMES),
     ],
 )
 def test_a_wrong_command_line_is_a_usage_error(run, arguments):
     result = run(*arguments)
     assert result.exit_code == 2
     assert "Usage: " in result.output
+
+
+def test_a_wrong_timeout_tells_the_range(run):
+    for time in TIMES:
+        assert "is not in the range 0<x<=86400" in run("run", "pi", "--timeout", time).output
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """A store of five measurements, the newest damaged."""
+    store = Store(tmp_path / "ferryman.sqlite")
+    envelopes = [
+        Envelope(
+            device="pi", boot="b", sequence=n, time_ns=n, kind="measurement", body=msgspec.Raw(encode(measurement()))
+        )
+        for n in range(1, 6)
+    ]
+    store.insert(Batch([(envelope, "t", b"") for envelope in envelopes]), 1)
+    store.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "ferryman.sqlite")) as connection:
+        connection.execute("UPDATE records SET body = '{' WHERE sequence = 5")
+        connection.commit()
+    return store.path
+
+
+def test_a_report_names_what_is_damaged_and_shows_the_rest(run, tmp_path, stored):
+    result = run("report")
+    assert result.exit_code == 0, result.output
+    assert len(result.stdout.splitlines()) == 2 + 4
+    left_out = "left out: the measurement of pi, boot b, sequence 5 is damaged: "
+    assert left_out in result.stderr
+    assert left_out in (tmp_path / "report.html").read_text()
+
+
+def test_a_report_says_what_it_does_not_show(run, tmp_path, stored, monkeypatch):
+    monkeypatch.setattr("ferryman.cli.REPORT_MAX", 3)
+    result = run("report")
+    left_out = "left out: all but the newest 3 of 5 measurements; narrow them down with --device or --package"
+    assert left_out in result.stderr
+    assert left_out in (tmp_path / "report.html").read_text()
+
+
+def test_an_unknown_device_names_the_devices_file_that_was_given(run, tmp_path):
+    (tmp_path / "d2.toml").touch()
+    assert "(see d2.toml)" in run("status", "nope", "--devices", "d2.toml").output
 
 
 def test_verbose_shows_the_traceback(tmp_path):

@@ -2,6 +2,8 @@
 //
 //   binary_conv2d       (x, weight, scale, bias, WINDOW, real)
 //   binary_conv2d_sign  (x, weight, threshold, WINDOW)
+//   binary_conv2d_tree       (x, tree, scale, bias, WINDOW)
+//   binary_conv2d_tree_sign  (x, tree, threshold, WINDOW)
 //   binary_linear       (x, weight, scale, bias, channels, real)
 //   binary_linear_sign  (x, weight, threshold, channels)
 //
@@ -28,6 +30,9 @@ namespace ferryman {
 namespace {
 
 constexpr size_t kImageRank = 4;
+
+enum Kind { kConv, kTree, kLinear };
+constexpr const char* kNames[] = {"conv2d", "conv2d_tree", "linear"};
 
 // What is wrong, thrown within an operator and reported by it.
 struct Refused {
@@ -177,7 +182,7 @@ void* sized(et::EValue& value, const Tensor& x, bool linear, const ferryman_bina
   return data;
 }
 
-template <bool kLinear, bool kSign>
+template <Kind kKind, bool kSign>
 void compute(et::Span<et::EValue*> stack) {
   Arguments arguments(stack);
   const Tensor& x = arguments.any_tensor("x must be a tensor");
@@ -196,10 +201,10 @@ void compute(et::Span<et::EValue*> stack) {
   conv.out_channels = static_cast<int32_t>((kSign ? threshold : scale)->numel());
   conv.bits_out = kSign;
   conv.layout = FERRYMAN_CHANNELS_LAST;
-  if (!kLinear) {
+  if (kKind != kLinear) {
     take_window(arguments, conv);
   }
-  const bool real = kSign ? false : arguments.truth("real must be true or false");
+  const bool real = kSign || kKind == kTree ? false : arguments.truth("real must be true or false");
   if (x.scalar_type() == ScalarType::Int) {
     require(!real, "packed signs are not real activations");
     conv.input = FERRYMAN_BITS;
@@ -207,7 +212,7 @@ void compute(et::Span<et::EValue*> stack) {
     require(x.scalar_type() == ScalarType::Float, "x must be float32, or packed signs in int32");
     conv.input = real ? FERRYMAN_REALS : FERRYMAN_SIGNS;
   }
-  take_images(x, kLinear, conv);
+  take_images(x, kKind == kLinear, conv);
   ferryman_binary_sizes sizes;
   if (const char* const problem = ferryman_binary_check(&conv, &sizes)) {
     throw Refused{problem};
@@ -215,40 +220,45 @@ void compute(et::Span<et::EValue*> stack) {
   ferryman_binary_call call = {};
   require(static_cast<int64_t>(x.numel()) == sizes.input, "x has another number of elements than its channels need");
   call.input = x.const_data_ptr();
+  const int64_t words = kKind == kTree ? static_cast<int64_t>(weight.numel()) : sizes.weights;  // a tree says its own
   call.weights = reinterpret_cast<const uint32_t*>(
-      data_of<int32_t>(weight, sizes.weights, "weight has another number of words than the numbers ask for"));
+      data_of<int32_t>(weight, words, "weight has another number of words than the numbers ask for"));
   if (kSign) {
     call.threshold = data_of<int32_t>(*threshold, sizes.per_channel, "threshold must be one an output channel");
   } else {
     call.scale = data_of<float>(*scale, sizes.per_channel, "scale must be one an output channel");
     call.bias = data_of<float>(*bias, sizes.per_channel, "bias must be one an output channel");
   }
-  call.output = sized(arguments.next(), x, kLinear, conv, sizes);
+  call.output = sized(arguments.next(), x, kKind == kLinear, conv, sizes);
   call.threads = 1;
   if (!NoThreadPoolGuard::is_enabled()) {
     call.parallel = run_in_pool;
     call.threads = static_cast<int32_t>(executorch::extension::threadpool::get_threadpool()->get_thread_count());
   }
-  if (const char* const problem = ferryman_binary_run(&conv, &call)) {
+  const char* const problem =
+      kKind == kTree ? ferryman_tree_run(&conv, &call, words) : ferryman_binary_run(&conv, &call);
+  if (problem) {
     throw Refused{problem};
   }
 }
 
-template <bool kLinear, bool kSign>
+template <Kind kKind, bool kSign>
 void guarded(et::KernelRuntimeContext& context, et::Span<et::EValue*> stack) {
   try {
-    compute<kLinear, kSign>(stack);
+    compute<kKind, kSign>(stack);
   } catch (const Refused& refused) {
-    ET_LOG(Error, "ferryman::binary_%s%s: %s", kLinear ? "linear" : "conv2d", kSign ? "_sign" : "", refused.what);
+    ET_LOG(Error, "ferryman::binary_%s%s: %s", kNames[kKind], kSign ? "_sign" : "", refused.what);
     context.fail(et::Error::InvalidArgument);
   }
 }
 
 const et::Kernel kOperators[] = {
-    et::Kernel("ferryman::binary_conv2d.out", guarded<false, false>),
-    et::Kernel("ferryman::binary_conv2d_sign.out", guarded<false, true>),
-    et::Kernel("ferryman::binary_linear.out", guarded<true, false>),
-    et::Kernel("ferryman::binary_linear_sign.out", guarded<true, true>),
+    et::Kernel("ferryman::binary_conv2d.out", guarded<kConv, false>),
+    et::Kernel("ferryman::binary_conv2d_sign.out", guarded<kConv, true>),
+    et::Kernel("ferryman::binary_conv2d_tree.out", guarded<kTree, false>),
+    et::Kernel("ferryman::binary_conv2d_tree_sign.out", guarded<kTree, true>),
+    et::Kernel("ferryman::binary_linear.out", guarded<kLinear, false>),
+    et::Kernel("ferryman::binary_linear_sign.out", guarded<kLinear, true>),
 };
 
 // Once in a process: registering a name again is fatal, and another copy of this library may have been loaded.

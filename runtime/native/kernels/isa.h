@@ -15,6 +15,19 @@ struct Windows {
   size_t runs, run_words;
 };
 
+// Output channels in the order of their steps, each computed from an earlier one's.
+struct Tree {
+  size_t channels, words;
+  const int32_t* order;      // of each step: its channel,
+  const int32_t* parents;    // the step it starts from, or -1 for a root,
+  const int32_t* distances;  // in how many weights the two differ,
+  const int32_t* ends;       // where its entries end, which begin where those of the step before end
+  const uint32_t* rows;      // [roots, words]: the weights of roots
+  const uint32_t* at;        // of each entry: which word,
+  const uint32_t* masks;     // which of its weights differ,
+  const uint32_t* bits;      // and the parent's weights there
+};
+
 struct Isa {
   const char* name;
 
@@ -35,6 +48,10 @@ struct Isa {
       size_t blocks,
       int32_t* counts,
       size_t count_stride);
+
+  // counts[channel * lanes + pixel]: bits in which a window and a channel's weights differ; turned[k * lanes + pixel] is
+  // word k of the window. lanes is a multiple of 16.
+  void (*differences_along)(const Tree& tree, const uint32_t* turned, size_t lanes, int32_t* counts);
 
   // sums[pixel * sum_stride + 16 * block + lane]: those a[pixel * a_stride + k] whose weight bit k is 1, added up in
   // the order of k < depth.

@@ -46,6 +46,11 @@ inline void add_differences(Counts& counts, const Words& a, const Words& b) {
   }
 }
 
+inline void add_masked(Counts& counts, const Words& a, const Words& mask, const Words& b) {
+  const Words kept = {{_mm256_and_si256(a.half[0], mask.half[0]), _mm256_and_si256(a.half[1], mask.half[1])}};
+  add_differences(counts, kept, b);
+}
+
 inline void flush(int32_t* to, const Counts& counts, bool first) {
   for (size_t i = 0; i < 2; ++i) {
     auto* at = reinterpret_cast<__m256i*>(to) + i;

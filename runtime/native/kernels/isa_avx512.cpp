@@ -30,6 +30,11 @@ inline void add_differences(Counts& counts, Words a, Words b) {
   counts = _mm512_add_epi32(counts, _mm512_popcnt_epi32(_mm512_xor_si512(a, b)));
 }
 
+inline void add_masked(Counts& counts, Words a, Words mask, Words b) {
+  constexpr int kAndXor = 0x6a;  // bit 4 * a + 2 * mask + b: (a & mask) ^ b
+  counts = _mm512_add_epi32(counts, _mm512_popcnt_epi32(_mm512_ternarylogic_epi32(a, mask, b, kAndXor)));
+}
+
 inline void flush(int32_t* to, Counts counts, bool) {
   _mm512_storeu_si512(to, counts);
 }

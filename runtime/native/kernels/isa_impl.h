@@ -1,6 +1,7 @@
 // The loops every instruction set shares, over what its own unit defines before including this:
 //   Words      16 words, a block of weights at one depth        load(const uint32_t*), splat(uint32_t)
 //   Counts     16 running counts                                zero(), add_differences(Counts&, Words, Words)
+//   add_masked(Counts&, Words a, Words mask, Words b)           adds differences of a & mask and b
 //   kDepth     how many words a Counts can take                 flush(int32_t* to, Counts, bool first)
 //   Floats     16 running sums                                  zero_floats(), store(float*, Floats)
 //   add_selected(Floats&, Words weights, size_t bit, float x)   adds x in the lanes whose bit is 1
@@ -10,6 +11,7 @@
 //   kPixels, kBlocks             the tile that fits the registers
 // Everything is static: code built for one processor must not be merged with another's. No standard library here.
 #include "isa.h"
+#include "isa_tree.h"
 
 namespace ferryman::kernels {
 namespace {
@@ -328,6 +330,7 @@ constexpr Isa make(const char* name) {
       pack_rows,
       pack_planes,
       differences,
+      differences_along,
       selected_sums,
       sum,
       scale_counts,

@@ -41,6 +41,14 @@ inline void add_differences(Counts& counts, const Words& a, const Words& b) {
   }
 }
 
+inline void add_masked(Counts& counts, const Words& a, const Words& mask, const Words& b) {
+  Words kept;
+  for (size_t i = 0; i < 4; ++i) {
+    kept.part[i] = vandq_u32(a.part[i], mask.part[i]);
+  }
+  add_differences(counts, kept, b);
+}
+
 inline void flush(int32_t* to, const Counts& counts, bool first) {
   for (size_t i = 0; i < 4; ++i) {
     const int32x4_t lanes = vreinterpretq_s32_u32(vpaddlq_u16(vpaddlq_u8(counts.part[i])));

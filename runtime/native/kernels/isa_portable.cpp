@@ -49,6 +49,14 @@ inline void add_differences(Counts& counts, const Words& a, const Words& b) {
   }
 }
 
+inline void add_masked(Counts& counts, const Words& a, const Words& mask, const Words& b) {
+  Words kept;
+  for (size_t i = 0; i < kLanes; ++i) {
+    kept.lane[i] = a.lane[i] & mask.lane[i];
+  }
+  add_differences(counts, kept, b);
+}
+
 inline void flush(int32_t* to, const Counts& counts, bool) {
   for (size_t i = 0; i < kLanes; ++i) {
     to[i] = static_cast<int32_t>(counts.lane[i]);

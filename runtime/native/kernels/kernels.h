@@ -6,6 +6,11 @@
 //   weights      [groups, ceil(out / 16), ceil(taps * in / 32), 16]             bit tap * in + c of lane n is w[n, c, tap]
 //                with in and out counted in one group, and taps in row order
 //   depthwise    [taps, ceil(out_channels / 32)] where a group has one input channel: bit n is w[n, 0, tap]
+//   tree         words of 32 bits: the magic "TRE1", output channels, words = ceil(taps * in / 32), roots, entries;
+//                then, of each step, the output channel it computes [out], the earlier step it starts from or -1 for a
+//                root [out], in how many weights the two channels differ [out], and where its entries end [out];
+//                the weights of the roots, in order, bits as above [roots, words]; then, of each entry, the word in
+//                which weights differ [entries], which bits [entries], and the parent's weights there [entries]
 // The artifact stores these words once; they are read where they lie.
 #pragma once
 
@@ -81,3 +86,16 @@ FERRYMAN_KERNELS_API const char* ferryman_binary_check(const ferryman_binary_con
 
 // Computes; `conv` must have passed the check and every pointer must have the room it named. Returns NULL or an error.
 FERRYMAN_KERNELS_API const char* ferryman_binary_run(const ferryman_binary_conv* conv, const ferryman_binary_call* call);
+
+// The same convolution with a tree for weights, of one group, signs or bits: each output channel counts its differences
+// from those of an earlier one,
+//   differences(child) = differences(parent) + distance - 2 * sum over entries of popcount((a ^ parent) & mask).
+// Same outputs to the bit as from the same weights in the other layout. `words` is the tree's length; sizes.weights is not.
+
+// Whether these words are a tree for a convolution that passed ferryman_binary_check; returns NULL or what is wrong.
+FERRYMAN_KERNELS_API const char* ferryman_tree_check(
+    const ferryman_binary_conv* conv, const uint32_t* tree, int64_t words);
+
+// Computes; call->weights are checked as above in each call, so that any words may be given.
+FERRYMAN_KERNELS_API const char* ferryman_tree_run(
+    const ferryman_binary_conv* conv, const ferryman_binary_call* call, int64_t words);

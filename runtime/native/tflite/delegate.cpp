@@ -1,6 +1,7 @@
 // TFLite's external delegate for ferryman's own operators, channels last. Custom options are int32, little-endian:
 //   ferryman.binary_conv2d  version, channels, out_channels, kernel_h, kernel_w, stride_h, stride_w, dilation_h,
 //                           dilation_w, pad_top, pad_left, pad_bottom, pad_right, groups, pad_value, input, bits_out
+//   ferryman.binary_conv2d_tree  the same
 //   ferryman.binary_linear  version, channels, out_channels, input, bits_out
 // Inputs: x, [N, H, W, C] or for linear layers [..., C], float32 or packed into int32; the weights, int32; then scale
 // and bias, float32, or with bits_out a threshold, int32. All but x are constant, and read where the file is mapped.
@@ -24,6 +25,7 @@ namespace {
 
 constexpr char kPrefix[] = "ferryman.";
 constexpr char kConv[] = "ferryman.binary_conv2d";
+constexpr char kTree[] = "ferryman.binary_conv2d_tree";
 constexpr char kLinear[] = "ferryman.binary_linear";
 constexpr int32_t kOptionsVersion = 1;
 constexpr size_t kConvOptions = 17;
@@ -46,7 +48,11 @@ struct Operator {
   bool prepared;
   ferryman_binary_conv conv;
   ferryman_binary_sizes sizes;
+  int64_t weights;             // words: as many as the sizes say, or the tree's own number
 
+  bool tree() const {
+    return name == kTree;
+  }
   bool linear() const {
     return name == kLinear;
   }
@@ -174,6 +180,17 @@ int words_for(int32_t channels) {
   return (channels + 31) / 32;
 }
 
+// Data of a tensor that prepare has seen; by now it may have another size, or none.
+template <typename T>
+T* data_of(Context* context, int index, const char* what, int64_t elements) {
+  const Tensor& tensor = context->tensors[index];
+  check_elements(tensor, what, elements);
+  if (tensor.data == nullptr || reinterpret_cast<uintptr_t>(tensor.data) % alignof(T) != 0) {
+    throw Refused(std::string(what) + " has no data, or data that is not aligned");
+  }
+  return static_cast<T*>(tensor.data);
+}
+
 void prepare(Context* context, Operator& op) {
   op.prepared = false;
   check_options(op);
@@ -197,7 +214,17 @@ void prepare(Context* context, Operator& op) {
     refuse("x", (packed ? "words " : "channels ") + std::to_string(last), std::to_string(shape.back()));
   }
   check_elements(x, "x", op.sizes.input);
-  check_constant(context, op.inputs[1], "weights", kInt32, op.sizes.weights);
+  op.weights = op.sizes.weights;
+  if (op.tree()) {
+    op.weights = static_cast<int64_t>(tensor_at(context, op.inputs[1], "weights", kInt32).bytes / kElementBytes);
+  }
+  check_constant(context, op.inputs[1], "weights", kInt32, op.weights);
+  if (op.tree()) {  // each run looks again
+    const auto* const tree = data_of<uint32_t>(context, op.inputs[1], "weights", op.weights);
+    if (const char* const problem = ferryman_tree_check(&op.conv, tree, op.weights)) {
+      throw Refused(problem);
+    }
+  }
   if (bits_out(op)) {
     check_constant(context, op.inputs[2], "threshold", kInt32, op.sizes.per_channel);
   } else {
@@ -220,17 +247,6 @@ void prepare(Context* context, Operator& op) {
   op.prepared = true;
 }
 
-// Data of a tensor that prepare has seen; by now it may have another size, or none.
-template <typename T>
-T* data_of(Context* context, int index, const char* what, int64_t elements) {
-  const Tensor& tensor = context->tensors[index];
-  check_elements(tensor, what, elements);
-  if (tensor.data == nullptr || reinterpret_cast<uintptr_t>(tensor.data) % alignof(T) != 0) {
-    throw Refused(std::string(what) + " has no data, or data that is not aligned");
-  }
-  return static_cast<T*>(tensor.data);
-}
-
 void run_on_pool(void* pool, void (*body)(void*, size_t), void* argument, size_t tasks) {
   static_cast<Pool*>(pool)->run(body, argument, tasks);
 }
@@ -241,7 +257,7 @@ void invoke(Context* context, const Operator& op) {
   }
   ferryman_binary_call call{};
   call.input = data_of<uint32_t>(context, op.inputs[0], "x", op.sizes.input);
-  call.weights = data_of<uint32_t>(context, op.inputs[1], "weights", op.sizes.weights);
+  call.weights = data_of<uint32_t>(context, op.inputs[1], "weights", op.weights);
   if (bits_out(op)) {
     call.threshold = data_of<int32_t>(context, op.inputs[2], "threshold", op.sizes.per_channel);
   } else {
@@ -254,7 +270,9 @@ void invoke(Context* context, const Operator& op) {
     call.parallel = run_on_pool;
     call.pool = op.pool.get();
   }
-  if (const char* const problem = ferryman_binary_run(&op.conv, &call)) {
+  const char* const problem =
+      op.tree() ? ferryman_tree_run(&op.conv, &call, op.weights) : ferryman_binary_run(&op.conv, &call);
+  if (problem != nullptr) {
     throw Refused(problem);
   }
 }
@@ -266,7 +284,7 @@ const char* name_of(const Registration& registration) {
       strncmp(name, kPrefix, sizeof kPrefix - 1) != 0) {
     return nullptr;
   }
-  for (const char* const known : {kConv, kLinear}) {
+  for (const char* const known : {kConv, kTree, kLinear}) {
     if (strcmp(name, known) == 0) {
       return known;
     }

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch.export import Dim
 
+from ferryman.converter.capture import capture
 from ferryman.converter.inputs import input_sets
+from ferryman.converter.source import make_source
 from tests.unit.converter.nets import captured
 
 
@@ -87,3 +89,61 @@ def test_sizes_computed_from_another_agree_with_it_even_under_a_large_bound():
     for one in input_sets(net, 3):
         net.eager(one)  # raises where they disagree
         assert one[1].shape[0] == 2 * one[0].shape[0] <= 128
+
+
+# Indices.
+
+
+def drawn(function, *inputs):
+    """The values of the last input, over many sets."""
+    found = list(input_sets(captured(function, *inputs), 20))[1:]
+    return set(torch.cat([one[-1].flatten() for one in found]).tolist())
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 100])
+@pytest.mark.parametrize("example", [0, 3])
+def test_an_index_is_drawn_from_its_whole_table_whatever_the_example_holds(rows, example):
+    table = torch.nn.Embedding(rows, 4)
+    found = drawn(table.forward, torch.full((8, 50), min(example, rows - 1)))
+    assert found == set(range(rows))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_the_ends_of_other_lookups_are_found_too(dtype):
+    x = torch.arange(30.0).reshape(3, 10)
+    assert drawn(lambda a, i: a.index_select(1, i), x, torch.tensor([2] * 40, dtype=dtype)) == set(range(10))
+    assert max(drawn(lambda a, i: a[:, i], x, torch.tensor([2] * 40, dtype=dtype))) == 9
+
+
+def test_numbers_and_masks_beside_an_index_stay_what_they_are():
+    table = torch.nn.Embedding(9, 4)
+    found = captured(
+        lambda ids, mask: table(ids) * mask[..., None], torch.zeros(1, 60).long(), torch.ones(1, 60).long()
+    )
+    for ids, mask in list(input_sets(found, 4))[1:]:
+        assert set(mask.flatten().tolist()) == {1}
+        assert len(set(ids.flatten().tolist())) > 5
+
+
+def test_indices_that_depend_on_each_other_keep_the_examples_range():
+    """Each alone may be as large as 6 beside the example of the other, and both together may not."""
+    table = torch.nn.Embedding(9, 4)
+    a, b = torch.tensor([0, 2] * 20), torch.tensor([2, 0] * 20)
+    sets = list(input_sets(captured(lambda a, b: table(a + b), a, b), 6))
+    assert {int(value) for one in sets for part in one for value in part} == {0, 1, 2}
+
+
+def test_finding_the_ends_leaves_the_module_as_it_was():
+    class Counts(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = torch.nn.Embedding(5, 2)
+            self.register_buffer("calls", torch.zeros(1))
+
+        def forward(self, ids):
+            self.calls += 1
+            return self.table(ids) + self.calls
+
+    module = Counts().eval()
+    list(input_sets(capture(make_source(module, torch.zeros(1, 3).long())), 4))
+    assert float(module.calls) == 0

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from ferryman.converter import verify
 from ferryman.converter.api import convert
 from ferryman.converter.backends import BACKENDS
 from ferryman.converter.backends.base import Lowered
@@ -32,6 +36,8 @@ class AddsOne:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, tmp_path):
     monkeypatch.setitem(BACKENDS, "tflite", AddsOne())
+    monkeypatch.delenv(verify.DEVICE_PYTHON, raising=False)
+    monkeypatch.setattr(verify, "_BESIDE", tmp_path / "nothing" / "python")
     monkeypatch.chdir(tmp_path)
 
 
@@ -132,6 +138,21 @@ def test_a_size_computed_from_another_is_refused_by_tflite_in_words(monkeypatch)
 
 
 @pytest.mark.slow
+def test_what_to_do_about_a_dynamic_dimension_comes_before_what_the_toolchain_says(monkeypatch):
+    monkeypatch.undo()
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Flatten(), torch.nn.Linear(72, 2)).eval()
+    batch = ({0: torch.export.Dim("batch", min=1, max=8)},)
+    with pytest.raises(ModelError) as caught:
+        convert(net, torch.ones(2, 1, 8, 8), dynamic_shapes=batch, to=["tflite"], name="net")
+    said = str(caught.value)
+    assert said.startswith(
+        "litert-torch lowers only some graphs with dynamic dimensions, and not net: fix the shapes, or use --to exec"
+    )
+    assert len(said) < 400
+    assert "\n" not in said
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["executorch", "tflite"])
 def test_one_tensor_given_for_two_inputs_reads_both(monkeypatch, tmp_path, runtime):
     monkeypatch.undo()
@@ -186,3 +207,70 @@ def test_a_model_with_state_is_given_back_as_it_came(tmp_path):
     with pytest.raises(ParityError):  # the artifact adds one, the model a growing number
         convert(module, X, to=["tflite"], output=tmp_path)
     assert module.calls.item() == 0
+
+
+# What is refused before any work.
+
+
+@pytest.fixture
+def unlowered(monkeypatch):
+    """A backend that must not be reached."""
+
+    def lower(_captured):
+        raise AssertionError
+
+    monkeypatch.setattr(BACKENDS["tflite"], "lower", lower)
+
+
+def test_what_is_not_here_is_refused_first(unlowered, tmp_path, monkeypatch):
+    stages = []
+    for variable, arguments, match in (
+        (None, {"interpreters": ["tflite-runtime"]}, "tflite-runtime is not installed here"),
+        ("/bin/true", {}, "FERRYMAN_DEVICE_PYTHON names /bin/true, which is no Python with ferryman"),
+        ("/nowhere", {}, "there is no such file"),
+    ):
+        if variable:
+            monkeypatch.setenv(verify.DEVICE_PYTHON, variable)
+        with pytest.raises(CallerError, match=match):
+            convert(adds(1), X, to=["tflite"], output=tmp_path, progress=stages.append, **arguments)
+    assert not stages
+
+
+def test_an_output_that_cannot_be_a_folder_is_refused_first(unlowered, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    for output in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "link" / "below"):
+        with pytest.raises(CallerError, match=r"no package can be written into .* is no folder; name another"):
+            convert(adds(1), X, to=["tflite"], output=output)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(CallerError, match=f"{tmp_path} is not writable; name another output"):
+        convert(adds(1), X, to=["tflite"], output=tmp_path / "new" / "folder")
+
+
+def test_a_half_model_is_not_called_fp32(unlowered):
+    for dtype in (torch.float16, torch.bfloat16):
+        net = torch.nn.Sequential(torch.nn.Linear(4, 2)).eval().to(dtype)
+        with pytest.raises(ModelError, match=rf"form fp32 is float32, and 0\.weight is {str(dtype)[6:]}: call .float"):
+            convert(net, X.to(dtype), to=["tflite"], name="net")
+
+
+def test_a_model_that_proves_nothing_is_refused_before_it_is_lowered(unlowered):
+    with pytest.raises(ModelError, match="holds no finite number"):
+        convert(Function(lambda x: x * float("nan")), X, to=["tflite"])
+
+
+def test_conversions_at_once_take_turns_and_leave_the_streams(tmp_path):
+    before = [Path(f"/proc/self/fd/{number}").readlink() for number in (1, 2)]
+    made = []
+    threads = [
+        threading.Thread(
+            target=lambda n=n: made.append(convert(adds(1), X, to=["tflite"], output=tmp_path, name=f"n{n}"))
+        )
+        for n in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(one.path.name for one in made) == ["n0.ferry", "n1.ferry", "n2.ferry"]
+    assert [Path(f"/proc/self/fd/{number}").readlink() for number in (1, 2)] == before

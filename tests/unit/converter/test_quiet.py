@@ -4,6 +4,8 @@ import logging
 import os
 import subprocess
 import sys
+import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -70,3 +72,46 @@ def test_quiet_nests_and_leaves_warnings_as_they_were(caplog):
         os.write(1, b"inner\n")
     assert "inner" in caplog.text
     assert list(warnings.filters) == filters
+
+
+CLOSED = """
+import os, sys
+from ferryman.converter.quiet import quiet
+with quiet():
+    print("chatter")
+    os.write(1, b"chatter")
+    os.write(2, b"chatter")
+    os.system("echo chatter")
+with open(sys.argv[1], "w") as file:  # must not be where chatter goes
+    os.write(1, b"chatter")
+    os.write(2, b"chatter")
+    file.write("clean")
+"""
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_trouble_and_nothing_takes_their_place(tmp_path, closed):
+    path = tmp_path / "file"
+    command = ["sh", "-c", f'"$@" {closed}', "sh", sys.executable, "-c", CLOSED, str(path)]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    assert path.read_text() == "clean"
+
+
+def test_threads_take_turns_and_both_streams_come_back():
+    before, at_once, most = descriptors(), [], []
+
+    def chatter():
+        for _ in range(5):
+            with quiet():
+                at_once.append(1)
+                most.append(len(at_once))
+                time.sleep(0.002)
+                at_once.pop()
+
+    threads = [threading.Thread(target=chatter) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert descriptors() == before
+    assert max(most) == 1

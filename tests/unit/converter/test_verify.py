@@ -1,21 +1,24 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from ferryman.converter import api  # noqa: F401  # imports the toolchains without their warnings
 from ferryman.converter import verify as verify_module
+from ferryman.converter.api import convert  # imports the toolchains without their warnings
 from ferryman.converter.backends import BACKENDS
+from ferryman.converter.capture import capture
 from ferryman.converter.quiet import quiet
+from ferryman.converter.source import load_source, make_source
 from ferryman.converter.verify import DEVICE_PYTHON, References, interpreters, make_references, verify
-from ferryman.runtime.contracts.errors import CallerError, ParityError
+from ferryman.runtime.contracts.errors import CallerError, ModelError, ParityError
 from tests.support.interpreters import DEVICE_PYTHON as REAL_DEVICE_PYTHON
 from tests.support.packages import add_model
-from tests.unit.converter.nets import captured
+from tests.unit.converter.nets import Function, captured
 
 X = np.arange(4, dtype=np.float32).reshape(1, 4)
 PTE = Path(__file__).parents[2] / "golden" / "pte" / "linear.pte"
@@ -29,7 +32,7 @@ def references(*outputs, inputs=X):
 def only_here(monkeypatch, tmp_path):
     """Verify in this environment alone; other tests name the device's."""
     monkeypatch.delenv(DEVICE_PYTHON, raising=False)
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(verify_module, "_BESIDE", tmp_path / "nothing" / "python")
 
 
 @pytest.fixture
@@ -125,25 +128,45 @@ def test_a_device_environment_that_is_none_is_the_callers_fault(monkeypatch):
 @pytest.mark.parametrize(
     ("script", "mode", "match"),
     [
-        ("not a program", 0o644, "cannot be started: Permission denied"),
-        ("#!/bin/sh\nkill -SEGV $$\n", 0o755, "died of SIGSEGV"),
-        ("#!/bin/sh\necho no ferryman here >&2; exit 3\n", 0o755, "exit code 3; its last words: no ferryman here"),
-        ("#!/bin/sh\nhead -c 100 /dev/zero\ncat >/dev/null\n", 0o755, "answered no record"),
+        ("not a program", 0o644, "which is no Python with ferryman: .*Permission denied"),
+        ("#!/bin/sh\n", 0o755, r"which is no Python with ferryman: it said nothing \(ended with exit code 0\)"),
+        ("#!/bin/sh\nkill -SEGV $$\n", 0o755, "which is no Python with ferryman: it said nothing .died of SIGSEGV"),
+        ("#!/bin/sh\necho no ferryman here >&2; exit 3\n", 0o755, r"no ferryman here \(ended with exit code 3\)"),
+        ("#!/bin/sh\nhead -c 100 /dev/zero\ncat >/dev/null\n", 0o755, "it said nothing"),
+        ("#!/bin/sh\nsleep 9\n", 0o755, "it did not answer within 1 s"),
+        ("#!/bin/sh\necho ferryman ai-edge-litert\n", 0o755, "which has no tflite-runtime"),
     ],
 )
-def test_a_device_python_that_does_not_work_is_no_proof(adds_one, monkeypatch, tmp_path, script, mode, match):
+def test_a_device_python_that_is_none_is_named_before_anything_is_run_on_it(monkeypatch, tmp_path, script, mode, match):
     python = tmp_path / "python"
     python.write_text(script)
     python.chmod(mode)
     monkeypatch.setenv(DEVICE_PYTHON, str(python))
-    with pytest.raises(ParityError, match=f"v on tflite-runtime: (.|\n)*{match}"):
-        verify(adds_one, "v", "tflite", references(X + 1), 60.0)
+    monkeypatch.setattr(verify_module, "_PROBE_S", 1.0)
+    with pytest.raises(CallerError, match=f"{DEVICE_PYTHON} names {python}, .*{match}.*; pip install 'ferryman"):
+        interpreters("tflite")
+    assert [place.name for place in interpreters("tflite", ["ai-edge-litert"])] == ["ai-edge-litert"]
+    assert [place.name for place in interpreters("executorch")] == ["executorch"]
+
+
+def test_the_device_environment_is_looked_for_beside_this_one_and_not_in_the_current_directory(monkeypatch, tmp_path):
+    here = tmp_path / ".venv-device" / "bin" / "python"
+    here.parent.mkdir(parents=True)
+    here.write_text("#!/bin/sh\ntouch ran\n")
+    here.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    assert [place.name for place in interpreters("tflite")] == ["ai-edge-litert"]
+    assert not (tmp_path / "ran").exists()
+    monkeypatch.setattr(verify_module, "_BESIDE", REAL_DEVICE_PYTHON)
+    assert [(place.name, place.python) for place in interpreters("tflite")][1:] == [
+        ("tflite-runtime", REAL_DEVICE_PYTHON)
+    ]
 
 
 def test_without_an_interpreter_nothing_is_proven(adds_one, monkeypatch):
     monkeypatch.setattr(verify_module, "installed", lambda _: {})
     with pytest.raises(
-        ParityError, match="cannot be proven here, so it is not packaged: install one of ai-edge-litert"
+        ParityError, match="tflite artifacts cannot be proven here, so none is packaged: install one of ai-edge-litert"
     ):
         verify(adds_one, "v", "tflite", references(X + 1), 60.0)
 
@@ -160,6 +183,93 @@ def test_references_are_eagers_answers_and_golden_ones_the_first_two():
         assert total.shape == ()
     golden = found.golden()
     assert [vector.inputs[0].to_array().tolist() for vector in golden] == [one[0].tolist() for one in found.inputs[:2]]
+
+
+def test_integers_must_be_equal_whatever_the_bar(tmp_path, adds_one):
+    wrong = references(X + 1)
+    wrong = References(inputs=wrong.inputs, outputs=(((X + 1).astype(np.int64),),))
+    with pytest.raises(ParityError, match="output 0: expected dtype int64, found float32"):
+        verify(adds_one, "v", "tflite", wrong, 5.0)
+
+
+@pytest.mark.slow
+def test_integers_that_an_artifact_divides_as_floats_are_caught(tmp_path):
+    n = torch.arange(0, 1 << 30, (1 << 30) // 50) + 6
+    with pytest.raises(ParityError, match=r"output 0: [0-9]+ of [0-9]+ elements differ"):
+        convert(Function(lambda x: torch.div(x, 7, rounding_mode="trunc")), n, to=["tflite"], output=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_how_many_input_sets_are_distinct_is_told(adds_one):
+    (proof,) = verify(adds_one, "v", "tflite", references(X + 1, X + 1, X + 1), 60.0)[1]
+    assert (proof.vectors, proof.distinct) == (3, 1)
+    found = make_references(captured(lambda x: x + 1, torch.from_numpy(X)))
+    assert found.distinct == 5
+    assert make_references(captured(lambda x: x + 1, torch.zeros(0, 4))).distinct == 1
+
+
+# What eager must be.
+
+
+def test_a_model_that_fails_on_random_inputs_says_so_and_keeps_its_buffers():
+    class Sums(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = torch.nn.Embedding(5, 2)
+            self.register_buffer("calls", torch.zeros(1))
+
+        def forward(self, a, b):
+            self.calls += 1
+            return self.table(a + b) * self.calls
+
+    module = Sums().eval()
+    a, b = torch.tensor([0, 4] * 20), torch.tensor([4, 0] * 20)
+    with pytest.raises(ModelError, match=r"Sums fails on random inputs .*: IndexError: .*: give an example"):
+        make_references(capture(make_source(module, (a, b))))
+    assert float(module.calls) == 0
+    module.table = torch.nn.Embedding(3, 2).eval()
+    with pytest.raises(ModelError, match="Sums fails on the example inputs: IndexError: index out of range"):
+        make_references(replace(capture(make_source(module, (a * 0, b * 0))), example=(a, b)))
+
+
+def test_a_model_with_state_is_the_same_twice_and_given_back_as_it_came():
+    class Accumulates(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("total", torch.zeros(1, 4))
+
+        def forward(self, x):
+            self.total += x
+            return self.total
+
+    module = Accumulates().eval()
+    found = make_references(capture(make_source(module, torch.from_numpy(X))))
+    np.testing.assert_allclose(found.outputs[1][0], found.inputs[0][0] + found.inputs[1][0])
+    assert float(module.total.sum()) == 0
+
+
+@pytest.mark.parametrize(
+    "function", [lambda x: x + torch.rand(1), lambda x: torch.nn.functional.dropout(x + 1, 0.5, training=True)]
+)
+def test_a_model_that_draws_random_numbers_is_at_fault_itself(function):
+    torch.manual_seed(0)
+    with pytest.raises(ModelError, match=r"net does not answer the same twice to the same inputs .*random numbers"):
+        make_references(captured(function, torch.arange(100.0)))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_saved_program_in_training_mode_is_at_fault_itself(tmp_path):
+    net = torch.nn.Sequential(torch.nn.Linear(4, 100), torch.nn.Dropout())
+    torch.export.save(torch.export.export(net, (torch.ones(1, 4),)), tmp_path / "net.pt2")
+    with pytest.raises(ModelError, match="exported in training mode"):
+        make_references(capture(load_source(str(tmp_path / "net.pt2"))))
+
+
+def test_a_model_that_answers_nothing_finite_proves_nothing():
+    both = captured(lambda x: (x + 1, x / 0 - x / 0), torch.from_numpy(X))
+    with pytest.raises(ModelError, match="net: output output_1 holds no finite number for any of 5 input sets"):
+        make_references(both)
+    assert make_references(captured(lambda x: (x + 1, x[:, :0]), torch.from_numpy(X))).distinct == 5
 
 
 @pytest.mark.slow

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import socket
 import time
 
+import pytest
+
+from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.mqtt import Link, backoff_s
+from ferryman.runtime.contracts.errors import LinkError
 from tests.support.mosquitto import Mosquitto
 
 
@@ -26,3 +31,12 @@ def test_two_clients_of_one_name_do_not_throw_each_other_out_without_end(tmp_pat
             link.stop()
     assert 2 <= len(ready) <= 12
     assert "does another client call itself twin?" in caplog.text
+
+
+def test_a_broker_that_takes_connections_and_says_nothing_is_called_silent():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        link = Link(BrokerConfig(host="127.0.0.1", port=silent.getsockname()[1]), "x")
+        link.start()
+        with pytest.raises(LinkError, match=r"not connected after 6 s: no answer within 5 s"):
+            link.wait_ready(6)
+        link.stop()

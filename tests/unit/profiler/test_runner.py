@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from ferryman.profiler.runner import RUNS_MAX, THREADS_MAX, plan, profile_package, run_profile
-from ferryman.runtime.contracts.errors import CallerError, DeviceError, PackageError
+from ferryman.runtime.contracts.errors import CallerError, DeviceError, PackageError, RuntimeCrash
 from ferryman.runtime.contracts.manifest import Manifest
 from ferryman.runtime.contracts.measurement import ProfileSpec
 from ferryman.runtime.package import open_package
@@ -80,3 +86,86 @@ def test_a_package_without_golden_vectors_has_nothing_to_measure_on(tmp_path):
     manifest = msgspec.structs.replace(manifest_of(tmp_path), golden=())
     with pytest.raises(PackageError, match="no golden vector"):
         run_profile(tmp_path, manifest, "00", ProfileSpec())
+
+
+@pytest.mark.parametrize("field", ["variants", "interpreters"])
+def test_one_name_is_no_list_of_names(field):
+    with pytest.raises(CallerError, match=rf"{field} are names in a tuple, found 'tflite'; write \('tflite',\)"):
+        ProfileSpec(**{field: "tflite"})
+
+
+def test_text_will_do_for_a_path(tmp_path):
+    with pytest.raises(CallerError, match="no variant nope"):
+        profile_package(str(write_tiny_package(tmp_path / "tiny.ferry")), ProfileSpec(variants=["nope"]))
+
+
+# What the measuring process may do.
+
+
+def measured_by(tmp_path, monkeypatch, script):
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    return profile_package(write_tiny_package(tmp_path / "tiny.ferry"), ProfileSpec(interpreters=("ai-edge-litert",)))
+
+
+@pytest.mark.parametrize(("number", "how"), [(9, "died of SIGKILL"), (40, "died of signal 40")])
+def test_a_measuring_process_that_dies_is_told_with_its_signal(tmp_path, monkeypatch, number, how):
+    with pytest.raises(RuntimeCrash, match=f"measured fp32-tflite on ai-edge-litert {how}"):
+        measured_by(tmp_path, monkeypatch, f"kill -{number} $$; sleep 5")
+
+
+# What a profile leaves behind.
+
+PROFILE = """
+import sys, time
+from ferryman.profiler import runner
+runner.run_profile = lambda *_: (print("extracted", flush=True), time.sleep(60))
+runner.profile_package(sys.argv[1], runner.ProfileSpec())
+"""
+
+
+def extracted(tmp_path):
+    return sorted(tmp_path.glob("ferryman-profile-*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_what_a_killed_profile_left_is_swept_by_the_next_and_what_is_in_use_is_not(tmp_path, monkeypatch, number):
+    package = write_tiny_package(tmp_path / "tiny.ferry")
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    spec = ProfileSpec(variants=("nope",))
+    with subprocess.Popen(
+        [sys.executable, "-c", PROFILE, str(package)], env=environment, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        (folder,) = extracted(tmp_path)
+        long_ago = time.time() - 1000
+        os.utime(folder, (long_ago, long_ago))
+        with pytest.raises(CallerError):
+            profile_package(package, spec)
+        assert extracted(tmp_path) == [folder]
+        process.send_signal(number)
+    with pytest.raises(CallerError):
+        profile_package(package, spec)
+    assert not extracted(tmp_path)
+
+
+def test_only_old_folders_of_ones_own_are_swept(tmp_path, monkeypatch):
+    """A young one may be of a profile that has not locked it yet; a link may lead anywhere."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "ferryman-profile-young").mkdir()
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (tmp_path / "ferryman-profile-link").symlink_to(kept)
+    (tmp_path / "ferryman-profile-file").touch()
+    long_ago = time.time() - 1000
+    for path in (kept, tmp_path / "ferryman-profile-file"):
+        os.utime(path, (long_ago, long_ago))
+    before = extracted(tmp_path)
+    with pytest.raises(CallerError):
+        profile_package(write_tiny_package(tmp_path / "tiny.ferry"), ProfileSpec(variants=("nope",)))
+    assert extracted(tmp_path) == before
+    assert kept.is_dir()

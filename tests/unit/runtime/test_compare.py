@@ -68,3 +68,27 @@ def test_the_worst_output_is_named():
     assert worst(compare([good, good, good], [good, bad, good])).output == 1
     with pytest.raises(ValueError, match="expected 2 outputs, found 1"):
         compare([good, good], [good])
+
+
+@pytest.mark.parametrize(
+    ("reference", "output", "unequal"),
+    [
+        (np.array([1 << 60, 5], np.int64), np.array([(1 << 60) + 1, 5], np.int64), 1),  # equal as float64
+        (np.array([1 << 20, 5, 7], np.int64), np.array([1 << 20, 6, 8], np.int32), 2),
+        (np.array([True, False]), np.array([True, True]), 1),
+        (np.array(3, np.int8), np.array(4, np.int8), 1),
+    ],
+)
+def test_integers_and_booleans_are_equal_or_miss_every_bar(reference, output, unequal):
+    (found,) = compare([reference], [output])
+    assert (found.unequal, found.sqnr_db) == (unequal, -SQNR_CAP_DB)
+    assert found.shortfall(5.0).startswith(f"output 0: {unequal} of {reference.size} elements differ, and integers")
+    (same,) = compare([reference], [reference.astype(np.int64) if reference.dtype.kind == "i" else reference])
+    assert (same.unequal, same.sqnr_db, same.shortfall(60.0)) == (0, SQNR_CAP_DB, "")
+
+
+def test_an_output_of_another_kind_is_no_answer():
+    for reference, output in ((bool, np.float32), (np.float32, bool), (np.int64, np.float32), (bool, np.uint8)):
+        with pytest.raises(ValueError, match="output 0: expected dtype"):
+            compare([np.ones(2, reference)], [np.ones(2, output)])
+    assert compare([np.ones(2, np.float64)], [np.ones(2, np.float32)])[0].sqnr_db == SQNR_CAP_DB

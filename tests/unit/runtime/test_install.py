@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -30,6 +31,7 @@ from ferryman.runtime.install import (
     rollback_command,
 )
 from ferryman.runtime.slots import SlotStore
+from tests.support.disk import disk_free, small_disk
 from tests.support.packages import sha256_of, write_tiny_package
 
 
@@ -99,6 +101,33 @@ def test_failing_golden_vectors_leave_the_old_slot_serving(store, new, error):
     assert serving(store) == "add-2"
     assert store.read_state().previous is None  # its files are gone, so it is no way back
     assert not store.directory("a").exists()
+
+
+def test_an_install_that_destroyed_the_way_back_says_so(store, new):
+    def refuse(_directory, _manifest):
+        raise ParityError("12 dB")
+
+    with pytest.raises(ParityError, match=r"^12 dB; add-2 serves still, but add-1, the way back, made room .* is gone"):
+        install(new, store.root, golden=refuse)
+    with pytest.raises(ParityError, match=r"^12 dB$"):  # there was none any more
+        install(new, store.root, golden=refuse)
+
+
+def test_a_rollback_on_a_full_disk_says_so_and_changes_nothing(tmp_path):
+    with small_disk(tmp_path / "disk") as disk:
+        store = SlotStore(disk / "root")
+        for added in (1.0, 2.0):
+            install(write_tiny_package(tmp_path / f"{added:g}.ferry", added=added), store.root, golden=accept)
+        before = store.read_state()
+        (disk / "other").write_bytes(bytes(disk_free(disk)))
+        done = CliRunner().invoke(rollback_command, ["--root", str(store.root)])
+        assert done.exit_code == 1
+        assert re.search(r"Error: device: .* is full: .*; make room on the device", done.output)
+        with pytest.raises(DeviceError, match=r"bytes free, found \d+; make room"):
+            prepare(store.root, "0" * 64, 1000)
+        assert store.read_state() == before
+        (disk / "other").unlink()
+        assert CliRunner().invoke(rollback_command, ["--root", str(store.root)]).exit_code == 0
 
 
 def test_a_bad_package_costs_nothing(store, new):
@@ -185,6 +214,22 @@ def test_a_disk_that_is_full_for_real(tmp_path):
         subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.parametrize("damage", [b"", bytes(3_000_000)], ids=["cut", "overwritten"])
+def test_a_package_damaged_while_it_is_installed_is_at_fault_not_the_disk(store, tmp_path, damage):
+    large = write_tiny_package(tmp_path / "large.ferry", added=4.0, padding=bytes(2_000_000))
+
+    def meanwhile(step, done, _total):
+        if step == "write" and not done:
+            return
+        if step == "write" and large.stat().st_size > 0:
+            large.write_bytes(damage)
+
+    with pytest.raises(PackageError, match=r"large\.ferry: .* while it was open; copy it again"):
+        install(str(large), str(store.root), golden=accept, progress=meanwhile)
+    assert serving(store) == "add-2"
+    assert not store.directory("a").exists()
+
+
 def test_two_installs_at_once_are_one_install_and_one_error(store, new, tmp_path):
     other = write_tiny_package(tmp_path / "other.ferry", added=5.0)
 
@@ -217,6 +262,9 @@ def test_leftovers_are_swept_and_live_uploads_are_not(store, new):
         path.touch()
     long_ago = time.time() - 1000
     os.utime(dead, (long_ago, long_ago))
+    ahead = store.incoming / "ahead.part"
+    ahead.touch()
+    os.utime(ahead, (time.time() + 1000, time.time() + 1000))  # the clock was set back since
     (store.directory("a") / "half-written").touch()
     install(new, store.root, golden=accept)
     assert list(store.incoming.iterdir()) == [live]

@@ -55,6 +55,12 @@ def test_a_dead_worker_is_a_crash_with_its_signal(session):
             session.run([X])
 
 
+def test_a_real_time_signal_is_told_by_its_number(session):
+    worker(session).send_signal(40)
+    with pytest.raises(RuntimeCrash, match="died of signal 40"):
+        session.run([X])
+
+
 @pytest.mark.parametrize("inputs", [[X], [np.ones(1 << 20, np.float32)]], ids=["small", "larger than a pipe"])
 def test_a_hung_worker_is_ended_in_time_however_much_it_was_to_read(session, inputs):
     worker(session).suspend()

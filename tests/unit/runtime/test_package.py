@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ferryman.runtime import archive, package
-from ferryman.runtime.contracts.errors import PackageError
+from ferryman.runtime.contracts.errors import CallerError, PackageError
 from ferryman.runtime.contracts.manifest import GoldenVector, Lowering, Requirements, Variant
 from ferryman.runtime.contracts.tensor import Tensor, pack, to_tensors
 from ferryman.runtime.package import Limits, open_package, read_golden, write_package
@@ -43,9 +43,9 @@ def tiny(tmp_path_factory):
     return write_tiny_package(tmp_path_factory.mktemp("tiny") / "tiny.ferry")
 
 
-def variant_of(payload):
+def variant_of(payload, name="v"):
     return Variant(
-        name="v",
+        name=name,
         form="fp32",
         runtime="tflite",
         payload=payload,
@@ -125,7 +125,7 @@ def test_the_order_of_artifacts_does_not_change_the_bytes(tmp_path):
 def test_the_bytes_are_those_of_the_format(tmp_path):
     """Changing them changes the identity of every package: raise the schema if it must be."""
     assert (
-        write(tmp_path / "a.ferry", {"x": b"1"}) == "348381a18a1ecfcf6abb32c87fe5e36ac35ac98a75728e0f1b0ee63750ee3142"
+        write(tmp_path / "a.ferry", {"x": b"1"}) == "f83489e6e31ccef28edfb0a275aae1742c280c8507eb37cc4f8c47610a9011de"
     )
 
 
@@ -193,6 +193,26 @@ def test_the_file_that_was_checked_is_the_one_that_is_read(tmp_path, monkeypatch
         assert bytes(opened.read("artifacts/model.tflite")) == expected["artifacts/model.tflite"]
 
 
+def test_a_package_that_is_cut_or_overwritten_while_open_is_refused_by_name(tmp_path):
+    """A mapped file would end the process."""
+    path = write_tiny_package(tmp_path / "p.ferry", padding=bytes(3 << 20))
+    whole = path.read_bytes()
+    with open_package(path) as opened:
+        for damage, match in ((b"", "end is gone"), (whole[: 1 << 20], "end is gone"), (bytes(len(whole)), "changed")):
+            path.write_bytes(damage)
+            with pytest.raises(PackageError, match=rf"p\.ferry: .*{match}.* while it was open; copy it again"):
+                opened.read("artifacts/model.tflite")
+        path.write_bytes(whole)
+        assert len(opened.read("artifacts/model.tflite")) > 3 << 20
+    with pytest.raises(CallerError, match="is closed"):
+        opened.read("artifacts/model.tflite")
+
+
+def test_text_will_do_for_a_path(tiny):
+    with open_package(str(tiny)) as opened:
+        assert opened.manifest.name == "add-1"
+
+
 def test_a_payload_held_over_close_stays_readable(tiny, parts):
     with open_package(tiny) as opened:
         held = opened.read("artifacts/model.tflite")
@@ -235,6 +255,7 @@ def test_a_failed_write_leaves_the_old_package_and_no_part(tmp_path, monkeypatch
         ({"x": b""}, {"name": "a/b"}, "package name 'a/b'"),
         ({"x": b""}, {"name": ""}, "package name ''"),
         ({"x": b""}, {"name": "\x1b[31mred"}, "package name"),
+        ({"x": b""}, {"variant": variant_of("x", name="\x1b[31mred")}, r"name '\\x1b\[31mred' of variants"),
         ({"x": b""}, {"created_with": {"\ud800": ""}}, "cannot be written"),
         ({f"x{n:04}": b"" for n in range(1000)}, {}, "1001 payloads are more"),
         ({"x": b""}, {"created_with": {"a": "x" * (4 << 20)}}, "a manifest of .* bytes is more"),
@@ -313,8 +334,8 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
             open_package(tmp_path / path)
 
 
-def test_a_missing_file_is_an_oserror(tmp_path):
-    with pytest.raises(FileNotFoundError):
+def test_a_missing_file_is_the_callers_fault(tmp_path):
+    with pytest.raises(CallerError, match=r"cannot read the package .*nope\.ferry: No such file or directory; name"):
         open_package(tmp_path / "nope.ferry")
 
 
@@ -477,6 +498,10 @@ def _with_variant(manifest, **changes):
     return {**manifest, "variants": [{**manifest["variants"][0], **changes}]}
 
 
+def _with_needs(manifest, **changes):
+    return _with_variant(manifest, requires={**manifest["variants"][0]["requires"], **changes})
+
+
 def _with_input(manifest, **changes):
     signature = manifest["signature"]
     return {**manifest, "signature": {**signature, "inputs": [{**signature["inputs"][0], **changes}]}}
@@ -502,6 +527,17 @@ def _with_input(manifest, **changes):
         (lambda m: {**m, "payloads": m["payloads"] * 2}, "listed twice"),
         (lambda m: {**m, "payloads": m["payloads"][::-1]}, "not in order"),
         (lambda m: {**m, "name": "\u202egnp"}, "package name"),
+        (lambda m: _with_variant(m, name=""), "name '' of variants is not 1 to 200 printable characters"),
+        (lambda m: _with_variant(m, name="x" * 201), "of variants is not 1 to 200 printable characters"),
+        (lambda m: _with_variant(m, name="a\nb"), "of variants is not"),
+        (lambda m: _with_variant(m, form="\u202egnp"), "of forms is not"),
+        (lambda m: _with_needs(m, interpreters={"\x1b[2J": "1"}), "of interpreters is not"),
+        (lambda m: _with_needs(m, isa=["avx\r"]), "of instruction sets is not"),
+        (lambda m: _with_needs(m, interpreters={}), "names no interpreter, so no device could run it"),
+        (lambda m: _with_needs(m, memory_estimate_bytes=-1), r"memory_estimate_bytes must be 0 to .*, found -1"),
+        (lambda m: _with_needs(m, memory_estimate_bytes=1 << 62), "memory_estimate_bytes must be"),
+        (lambda m: _with_input(m, name="x\x07"), "of tensors is not"),
+        (lambda m: _with_input(m, shape=[{"symbol": "\x1b", "min": 1, "max": 2}]), "of dimensions is not"),
         (lambda m: _with_input(m, dtype="object"), "dtype 'object'"),
         (lambda m: _with_input(m, shape=[-1]), "impossible dimension -1"),
         (lambda m: _with_input(m, shape=[{"symbol": "s", "min": 4, "max": 2}]), "impossible dimension 4..2"),

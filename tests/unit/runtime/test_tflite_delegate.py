@@ -24,8 +24,9 @@ from tests.support import tflite_models as models
 from tests.support.interpreters import python_for
 from tests.support.kernels import BITS, REALS, SIGNS, Case, packed, signs
 from tests.support.packages import ADD_ONE
-from tests.support.tflite_models import CONV, LINEAR, Graph, add_conv, add_linear, channels_last, numbers
+from tests.support.tflite_models import CONV, LINEAR, TREE, Graph, add_conv, add_linear, channels_last, numbers
 from tests.unit.runtime.native.test_kernels import cases
+from tests.unit.runtime.native.test_tree import alike
 
 INTERPRETERS = ("ai-edge-litert", "tflite-runtime")
 LIBRARY = "libferryman_tflite.so"
@@ -92,11 +93,11 @@ def given_to(case: Case, kind: int) -> np.ndarray:
     return packed(case.x) if kind == BITS else case.x.transpose(0, 2, 3, 1)
 
 
-def conv_model(case: Case, kind: int, *, bits_out: bool = False, dynamic: bool = False) -> bytes:
+def conv_model(case: Case, kind: int, *, bits_out: bool = False, dynamic: bool = False, tree: bool = False) -> bytes:
     graph = Graph()
     shape, dtype = channels_last(case.x, kind)
     x = graph.input(shape, dtype, dynamic=[-1] * 4 if dynamic else None)
-    return graph.output(add_conv(graph, x, case, kind, bits_out=bits_out)).build()
+    return graph.output(add_conv(graph, x, case, kind, bits_out=bits_out, tree=tree)).build()
 
 
 def simple_case(channels=32, out=16, size=4, batch=1, seed=0) -> Case:
@@ -118,6 +119,18 @@ def test_convolutions_equal_the_reference_to_the_bit(worker, case, kind, threads
     (found,) = worker.run(given_to(case, kind))
     np.testing.assert_array_equal(found.transpose(0, 3, 1, 2), case.expected())
     worker.open(conv_model(case, kind, bits_out=True), threads)
+    (words,) = worker.run(given_to(case, kind))
+    expected = case.dots() >= case.threshold[:, None, None]
+    np.testing.assert_array_equal(words, pack_signs(expected.transpose(0, 2, 3, 1)))
+
+
+@fuzz(40)
+@given(case=alike(), kind=st.sampled_from([SIGNS, BITS]), threads=st.sampled_from([1, 3]))
+def test_trees_equal_the_reference_to_the_bit(worker, case, kind, threads):
+    worker.open(conv_model(case, kind, tree=True), threads)
+    (found,) = worker.run(given_to(case, kind))
+    np.testing.assert_array_equal(found.transpose(0, 3, 1, 2), case.expected())
+    worker.open(conv_model(case, kind, bits_out=True, tree=True), threads)
     (words,) = worker.run(given_to(case, kind))
     expected = case.dots() >= case.threshold[:, None, None]
     np.testing.assert_array_equal(words, pack_signs(expected.transpose(0, 2, 3, 1)))
@@ -377,6 +390,7 @@ CASE = simple_case()
 CONV_NUMBERS = models.conv_numbers(CASE)
 WEIGHTS, SCALE, BIAS = models.parameters(CASE)
 THRESHOLD = CASE.threshold
+TREE_WORDS = models.parameters(CASE, tree=True)[0]
 
 
 def node(
@@ -405,10 +419,10 @@ def linear(*values: int, shape: tuple[int, ...] = (2, 32)) -> bytes:
     return node(LINEAR, numbers(*values), (shape, np.float32), (weights, SCALE, BIAS))
 
 
-def wired(change) -> bytes:
+def wired(change, *, tree: bool = False) -> bytes:
     """The convolution, its graph changed before it is written."""
     graph = Graph()
-    graph.output(add_conv(graph, graph.input((1, 4, 4, 32)), CASE))
+    graph.output(add_conv(graph, graph.input((1, 4, 4, 32)), CASE, tree=tree))
     change(graph)
     return graph.build()
 
@@ -463,6 +477,19 @@ def _scale_is_bias(graph):
     """Not an error: the interpreter's own list of a node's inputs leaves doubles out."""
     operator = graph.subgraph.operators[0]
     operator.inputs[3] = operator.inputs[2]
+
+
+def _tree(changes: dict[int, int], length: int | None = None, **numbers: int) -> bytes:
+    """A node whose weights are a tree, some of its words changed."""
+    words = TREE_WORDS.copy()
+    for place, value in changes.items():
+        words[place] = value
+    return node(TREE, with_numbers(**numbers), constants=(words[:length], SCALE, BIAS))
+
+
+def _variable_tree(graph):
+    operator = graph.subgraph.operators[0]
+    operator.inputs[1] = graph.input(TREE_WORDS.shape, np.int32)
 
 
 REFUSED = {
@@ -542,6 +569,29 @@ REFUSED = {
     "output is x": (wired(_output_is_x), "cannot be claimed; its outputs must be written by no other"),
     "output is constant": (wired(_output_is_constant), "constant"),
     "output is scale": (wired(_output_is_scale), "cannot be claimed; its outputs must be written by no other"),
+    "tree, plain weights": (node(TREE), "the weights are no tree"),
+    "plain, tree's weights": (node(constants=(TREE_WORDS, SCALE, BIAS)), "weights: expected 144 elements"),
+    "tree, one word": (_tree({}, 1), "the weights are no tree"),
+    "tree, float weights": (
+        node(TREE, constants=(TREE_WORDS.view(np.float32), SCALE, BIAS)),
+        "weights: expected int32, found float32",
+    ),
+    "tree, short": (_tree({}, -1), "another length than the header asks for"),
+    "tree, kind": (_tree({0: 7}), "no tree of a kind known here"),
+    "tree, other channels": (_tree({1: 17}), "other numbers of output channels"),
+    "tree, order": (_tree({5: 99}), "each output channel once"),
+    "tree, parents": (_tree({5 + 16: 3}), "a parent must be an earlier step"),
+    "tree, reals": (_tree({}, input=REALS), "one group, and signs or bits"),
+    "tree, groups": (
+        node(TREE, with_numbers(groups=2), constants=(TREE_WORDS, SCALE, BIAS)),
+        "one group, and signs or bits",
+    ),
+    "tree, short options": (node(TREE, numbers(*CONV_NUMBERS[:-1])), "options: expected 68 bytes, found 64"),
+    "tree, variable weights": (
+        wired(_variable_tree, tree=True),
+        "weights must be constant",
+    ),
+    "tree, sparse weights": (wired(_sparse_weights, tree=True), "no tree|another length|parity"),
     "linear, rank 0": (linear(1, 32, 16, SIGNS, 0, shape=()), "x: expected rank 1 or more, found rank 0"),
     "linear, channels": (linear(1, 33, 16, SIGNS, 0), "x: expected channels 33, found 32"),
     "linear, weights": (linear(1, 32, 17, SIGNS, 0), "weights: expected 32 elements, found 16"),
@@ -592,8 +642,25 @@ option_bytes = st.one_of(
 )
 
 
+@fuzz(100)
+@given(
+    changes=st.dictionaries(
+        st.integers(0, TREE_WORDS.size - 1),
+        st.one_of(st.integers(-3, 40), st.integers(-(2**31), 2**31 - 1)),
+        max_size=3,
+    ),
+    length=st.none() | st.integers(0, TREE_WORDS.size),
+)
+def test_any_trees_are_refused_or_run(worker, changes, length):
+    try:
+        worker.open(_tree(changes, length))
+        worker.run(given_to(CASE, SIGNS))
+    except (RuntimeFault, CallerError) as error:
+        assert str(error)  # noqa: PT017  # either way will do
+
+
 @fuzz(150)
-@given(name=st.sampled_from([CONV, CONV, LINEAR]), options=option_bytes)
+@given(name=st.sampled_from([CONV, CONV, LINEAR, TREE]), options=option_bytes)
 @example(name=CONV, options=numbers(*CONV_NUMBERS))
 def test_any_options_are_refused_or_run(worker, name, options):
     try:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import os
 import random
 import sqlite3
 import subprocess
@@ -17,6 +19,7 @@ from ferryman.devices.agent import outbox as module
 from ferryman.devices.agent.outbox import Dropped, Outbox, SetAside
 from ferryman.runtime.contracts.errors import CallerError, DeviceError
 from ferryman.runtime.contracts.record import Record, decode, encode
+from tests.support.disk import disk_free, small_disk
 
 
 class Note(Record):
@@ -132,6 +135,68 @@ def test_a_process_that_holds_the_damaged_file_open_moves_over_to_the_new_one(pa
     assert other.boot == one.boot
     assert [entry.kind for entry in one.pending(0, 9)] == ["outbox-set-aside", "note"]
     assert len(list(path.parent.glob("*.damaged-*"))) >= 1
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        "DELETE FROM totals",
+        "DROP TABLE totals",
+        "DROP TABLE records",
+        "DROP TABLE totals; DROP TABLE records",
+        "PRAGMA user_version = 0",
+        "ALTER TABLE records DROP COLUMN kind",
+    ],
+)
+@pytest.mark.parametrize("running", [True, False])
+def test_a_database_that_is_no_outbox_is_set_aside(path, caplog, statements, running):
+    box = Outbox(path)
+    if not running:
+        box.close()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.executescript(statements)
+    if not running:
+        box = Outbox(path)
+    box.append("note", Note(text="after"), 0)
+    box.counts()
+    if running and statements == "PRAGMA user_version = 0":  # read once
+        return
+    assert [entry.kind for entry in box.pending(0, 9)] == ["outbox-set-aside", "note"]
+    assert "beginning a new one" in caplog.text
+
+
+def test_the_counts_of_an_outbox_that_lost_them_are_those_of_the_new_one(path):
+    box = Outbox(path)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("DELETE FROM totals")
+        connection.commit()
+    assert box.counts().records == 1
+
+
+def test_an_outbox_cut_to_nothing_under_a_running_agent_is_set_aside(path, caplog):
+    box = Outbox(path)
+    box.append("note", Note(text="before"), 0)
+    os.truncate(path, 0)
+    box.append("note", Note(text="after"), 0)
+    assert [entry.kind for entry in box.pending(0, 9)] == ["outbox-set-aside", "note"]
+    assert "cut to 0 bytes" in caplog.text
+
+
+def test_an_outbox_on_a_full_disk_opens_once_there_is_room(tmp_path, caplog):
+    with small_disk(tmp_path / "disk") as disk:
+        path = disk / "outbox.db"
+        before = Outbox(path)
+        sequence = before.append("note", Note(text="before"), 0)
+        before.close()
+        (disk / "other").write_bytes(bytes(disk_free(disk)))
+        box = Outbox(path)
+        assert "outbox.db" in caplog.text
+        with pytest.raises(DeviceError, match="disk"):
+            box.append("note", Note(text="full"), 0)
+        (disk / "other").unlink()
+        assert box.append("note", Note(text="room"), 0) == sequence + 1
+        assert box.boot == before.boot
+        box.close()
 
 
 def test_a_file_of_a_later_version_is_left_alone(path):

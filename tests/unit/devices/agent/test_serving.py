@@ -109,6 +109,26 @@ def test_a_session_is_kept_and_closed_with_its_slot(serving, tmp_path):
     assert infer(serving, inputs(1)).outputs
 
 
+def flip(serving, name):
+    """One bit of a file of the slot, in place."""
+    path = serving.current().directory / name
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def test_an_artifact_damaged_since_it_was_read_back_gets_no_new_session(serving):
+    infer(serving, inputs(1))
+    flip(serving, "artifacts/model.pte")
+    serving.release()
+    for _ in range(2):
+        with pytest.raises(DeviceError, match=r"slot a \(dynamic\): artifacts/model\.pte .* damaged; push the package again"):
+            infer(serving, inputs(1))
+    assert not serving._sessions
+    flip(serving, "artifacts/model.pte")
+    assert infer(serving, inputs(1)).outputs
+
+
 def test_an_unforeseen_error_does_not_leave_a_session_that_answers_the_question_before(serving, monkeypatch):
     infer(serving, inputs(1))
     (session,) = serving._sessions.values()

@@ -106,6 +106,12 @@ def test_receipts_cover_what_is_stored_and_what_is_quarantined_with_a_name():
     assert decode(message.payload, Receipt) == Receipt(boot="b", ranges=((1, 4), (7, 7)))
 
 
+def test_what_is_not_kept_whole_gets_no_receipt():
+    batch, receipts = collector._sort([Came(TOPIC, raw(body="x" * collector.MESSAGE_MAX_BYTES))])
+    assert len(batch.bad) == 1
+    assert receipts == []
+
+
 JSON = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(st.characters(exclude_categories=()))),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),

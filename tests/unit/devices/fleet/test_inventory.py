@@ -69,6 +69,18 @@ def test_this_machine_needs_no_entry_and_may_have_one(tmp_path):
         ('[local]\nhost = "h"', "unknown field `host`"),
         ('host = "h"', r"expected a table \[host\]"),
         ("[pi", "devices.toml"),
+        ('[pi]\nhost = "kitchen..lan"\nuser = "u"', r"device 'pi': host 'kitchen\.\.lan' is no name"),
+        (f'[pi]\nhost = "{"a" * 64}.lan"\nuser = "u"', "device 'pi': host 'a+.lan' is no name"),
+        ('[pi]\nhost = ""\nuser = "u"', r">= 1 - at `\$\.host`"),
+        ('[pi]\nhost = "a\\u0000b"\nuser = "u"', "device 'pi': host has a NUL"),
+        ('[pi]\nhost = "h"\nuser = "a\\u0000b"', "device 'pi': user has a NUL"),
+        ('[pi]\nhost = "h"\nuser = "u"\nroot = "/a\\u0000b"', "device 'pi': root has a NUL"),
+        ('[local]\nroot = "/a\\u0000b"', "device 'local': root has a NUL"),
+        ('[pi]\nhost = "h"\nuser = "u"\nkey = "~nosuchuser/id"', "device 'pi': key ~nosuchuser/id: .*home"),
+        ('[pi]\nhost = "h"\nuser = "u"\nknown_hosts = "~nosuchuser/id"', "device 'pi': known_hosts ~nosuchuser/id: "),
+        ('[local]\nroot = "~nosuchuser/id"', "device 'local': root ~nosuchuser/id: "),
+        ('[pi]\nhost = "h"\nuser = "u"\nroot = "~/ferr"', "device 'pi': root ~/ferr: .* the absolute path there"),
+        (f"x = {'[' * 5000}{']' * 5000}", "devices.toml: .*nested"),
     ],
 )
 def test_a_wrong_file_is_told_where_it_is_wrong(tmp_path, text, message):
@@ -90,3 +102,21 @@ def test_the_file_is_found_where_the_environment_says(tmp_path, monkeypatch):
     assert list(read_devices()) == ["local"]
     with pytest.raises(CallerError, match="no devices file"):
         read_devices(tmp_path / "none.toml")
+
+
+def test_a_root_on_this_machine_may_begin_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert devices(tmp_path, '[local]\nroot = "~/ferr"')["local"].root == tmp_path / "ferr"
+
+
+def test_a_home_that_is_not_there_is_told_of_the_environment_too(monkeypatch):
+    monkeypatch.setenv("FERRYMAN_DEVICES", "~nosuchuser/x")
+    with pytest.raises(CallerError, match="FERRYMAN_DEVICES ~nosuchuser/x: "):
+        read_devices()
+
+
+def test_an_unknown_device_names_the_file_that_was_read(tmp_path):
+    path = tmp_path / "d2.toml"
+    path.write_text("")
+    with pytest.raises(CallerError, match=r"no device 'pie'; there are: local \(see .*d2\.toml\)"):
+        find_device(read_devices(path), "pie", path)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import itertools
 import sqlite3
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ferryman.devices.fleet import store as module
 from ferryman.devices.fleet.store import Bad, Batch, Store, ranges
 from ferryman.runtime.contracts.envelope import Envelope
 from ferryman.runtime.contracts.errors import CallerError, StoreError
@@ -112,6 +115,99 @@ def test_a_store_of_a_later_version_is_refused(tmp_path):
     connection.close()
     with pytest.raises(StoreError, match=r"later ferryman .*version 99"):
         Store(tmp_path / "s.db")
+
+
+@contextlib.contextmanager
+def opened(path):
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        yield connection
+        connection.commit()
+
+
+def test_a_database_of_another_application_is_refused_and_left_as_it_is(tmp_path):
+    path = tmp_path / "s.db"
+    for version in (0, 1, 15):
+        with opened(path) as connection:
+            connection.execute("CREATE TABLE IF NOT EXISTS bookmarks (url TEXT)")
+            connection.execute(f"PRAGMA user_version = {version}")
+        before = path.read_bytes()
+        for create in (True, False):
+            with pytest.raises(StoreError, match=r"s\.db is no store of ferryman.*name the file that `ferryman collect`"):
+                Store(path, create=create)
+        assert path.read_bytes() == before
+        assert list(tmp_path.iterdir()) == [path]
+
+
+def test_reading_makes_nothing_of_an_empty_file(tmp_path):
+    (tmp_path / "s.db").touch()
+    with pytest.raises(StoreError, match="is no store of ferryman"):
+        Store(tmp_path / "s.db", create=False)
+    assert [(p.name, p.stat().st_size) for p in tmp_path.iterdir()] == [("s.db", 0)]
+
+
+def test_a_store_opened_for_reading_takes_nothing(tmp_path, store):
+    reader = Store(store.path, create=False)
+    with pytest.raises(StoreError, match="readonly"):
+        reader.insert(Batch([item(1)]), 5)
+    reader.close()
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_a_store_without_its_id_says_what_to_do(tmp_path, create):
+    Store(tmp_path / "s.db").close()
+    with opened(tmp_path / "s.db") as connection:
+        connection.execute("DELETE FROM store")
+    with pytest.raises(StoreError, match=r"s\.db: its table `store` is empty .*; move it away"):
+        Store(tmp_path / "s.db", create=create)
+
+
+def test_a_damaged_measurement_is_named_and_the_others_come(store):
+    store.insert(Batch([item(n, measurement(), kind="measurement", time_ns=n) for n in range(1, 6)]), 5)
+    with opened(store.path) as connection:
+        for sequence, body in ((1, "{"), (2, b"\xff"), (4, 7)):
+            connection.execute("UPDATE records SET body = ? WHERE sequence = ?", (body, sequence))
+        connection.execute("UPDATE records SET body = CAST(x'ff7b' AS TEXT) WHERE sequence = 5")
+    for filters in ({}, {"package": "digits"}):
+        damaged = []
+        assert len(store.measurements(**filters, on_damaged=damaged.append)) == 1
+        assert len(damaged) == 4
+        assert "pi, boot b, sequence 5" in damaged[0]
+    assert len(store.measurements()) == 1
+
+
+def test_measurements_are_counted_beyond_the_limit(store):
+    store.insert(Batch([item(n, measurement(), kind="measurement") for n in range(1, 6)]), 5)
+    assert len(store.measurements(limit=2)) == 2
+    assert store.count_measurements() == store.count_measurements(device="pi", package="digits") == 5
+    assert store.count_measurements(package="other") == 0
+
+
+def test_what_is_too_long_is_kept_as_head_and_hash(store):
+    raw = bytes(range(256)) * 8192
+    bad = Bad("ferryman/v1/pi/telemetry", raw, "too long")
+    store.insert(Batch(bad=[bad, bad]), 5)
+    (found,) = store.quarantine()
+    assert found.raw == raw[: module.HEAD_BYTES]
+    assert (found.times, found.reason) == (
+        2,
+        f"too long; {len(raw)} bytes with sha256 {hashlib.sha256(raw).hexdigest()}, of which the first are kept",
+    )
+    whole = bytes(module.WHOLE_MAX_BYTES)
+    store.insert(Batch(bad=[Bad("t", whole, "r")]), 6)
+    assert store.quarantine()[0].raw == whole
+
+
+def test_a_full_quarantine_drops_the_oldest_counts_them_and_says_so(store, monkeypatch, caplog):
+    monkeypatch.setattr(module, "QUARANTINE_MAX_BYTES", 100_000)
+    for n in range(300):
+        store.insert(Batch(bad=[Bad("t", b"%04d" % n + bytes(1000), "r")]), n)
+    *kept, dropped = sorted(store.quarantine(), key=lambda one: one.topic == "")
+    assert dropped.reason == "older messages that made room for newer ones"
+    assert len(kept) + dropped.times == 300
+    assert {one.raw[:4] for one in kept} == {b"%04d" % n for n in range(dropped.times, 300)}
+    assert sum(len(one.raw) for one in kept) < 100_000
+    assert len(kept) > 60
+    assert "quarantine" in caplog.text
 
 
 def test_a_file_that_is_no_database_is_refused_and_left_as_it_is(tmp_path):

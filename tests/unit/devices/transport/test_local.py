@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 
-from ferryman.devices.transport.base import CHUNK_BYTES
+from ferryman.devices.transport.base import CHUNK_BYTES, OUTPUT_MAX_BYTES
 from ferryman.devices.transport.local import LocalTransport
 from ferryman.runtime.contracts.errors import DeviceError, RequestTimeout
 
@@ -32,3 +34,15 @@ def test_run_returns_what_the_program_said():
 def test_a_program_that_takes_too_long_is_ended():
     with pytest.raises(RequestTimeout, match="sleep on this machine"):
         LocalTransport().run(["sleep", "30"], timeout_s=0.1)
+
+
+@pytest.mark.parametrize("command", ["yes", "yes >&2"])
+def test_a_program_that_says_too_much_is_the_devices_fault(command):
+    with pytest.raises(DeviceError, match=r"`sh` on this machine said more than 4,194,304 bytes"):
+        LocalTransport().run(["sh", "-c", command], timeout_s=60)
+
+
+def test_a_program_may_say_much_on_both_ends():
+    code = f"import sys; sys.stderr.write('e' * {OUTPUT_MAX_BYTES}); sys.stdout.write('o' * {OUTPUT_MAX_BYTES})"
+    ended = LocalTransport().run([sys.executable, "-c", code], timeout_s=60)
+    assert (len(ended.stdout), len(ended.stderr)) == (OUTPUT_MAX_BYTES, OUTPUT_MAX_BYTES)
