@@ -271,7 +271,9 @@ class Agent:
         with contextlib.suppress(ValueError):
             asked = unpack(payload, _Addressed)
             if topics.is_response(asked.reply_to, self._config.device):
-                error = CallerError(f"the request cannot be read: {problem}; see that both ferrymans are of one version")
+                error = CallerError(
+                    f"the request cannot be read: {problem}; see that both ferrymans are of one version"
+                )
                 self._answer(asked, Failure(error=to_wire(error)))
 
     def _enqueue(self, request: Request, deadline: float, size_bytes: int) -> None:

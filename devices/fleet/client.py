@@ -54,8 +54,8 @@ CANCEL_WAIT_S = 1.0
 class AgentClient(Closing):
     """A conversation with one agent; several threads may ask at once.
 
-    Every method that asks may raise: CallerError (an argument of a wrong type, or too large), LinkError (no broker, or the device is offline), RequestTimeout (no answer), and
-    whatever error of the tree the agent answers with.
+    Every method that asks may raise: CallerError (an argument of a wrong type, or too large), LinkError (no broker, or
+    the device is offline), RequestTimeout (no answer), and whatever error of the tree the agent answers with.
     """
 
     def __init__(self, broker: BrokerConfig, device: str) -> None:

@@ -259,8 +259,8 @@ class Store:
         if found or not create:
             if not found >= _TABLES:
                 raise StoreError(
-                    f"store {self.path} is no store of ferryman (found the tables {', '.join(sorted(found)) or 'none'}, "
-                    f"expected {', '.join(sorted(_TABLES))}); name the file that `ferryman collect` wrote, or a new one"
+                    f"store {self.path} is no store of ferryman (expected tables {', '.join(sorted(_TABLES))}, found "
+                    f"{', '.join(sorted(found)) or 'none'}); name the file that `ferryman collect` wrote, or a new one"
                 )
             database.version(connection, self.path, _VERSION)
         if create:

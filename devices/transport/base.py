@@ -34,7 +34,8 @@ def check_output(said: bytes | bytearray, what: str) -> None:
     """
     if len(said) > OUTPUT_MAX_BYTES:
         raise DeviceError(
-            f"{what} said more than {OUTPUT_MAX_BYTES:,} bytes, which no ferryman does; see `command` in the devices file"
+            f"{what} said more than {OUTPUT_MAX_BYTES:,} bytes, which no ferryman does; "
+            "see `command` in the devices file"
         )
 
 

@@ -133,12 +133,8 @@ class SshTransport(Closing):
     async def _command(self, argv: Sequence[str], timeout_s: float) -> CompletedCommand:
         what = f"`{argv[0]}` on {self._address}"
         try:
-            async with (
-                asyncio.timeout(timeout_s),
-                self._connection.create_process(
-                    shlex.join(argv), encoding=None, stdin=asyncssh.DEVNULL
-                ) as process,
-            ):
+            async with asyncio.timeout(timeout_s):
+                process = await self._connection.create_process(shlex.join(argv), encoding=None, stdin=asyncssh.DEVNULL)
                 stdout, stderr = await asyncio.gather(_listen(process.stdout, what), _listen(process.stderr, what))
                 done = await process.wait()
         except TimeoutError:

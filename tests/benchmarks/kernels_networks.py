@@ -37,7 +37,8 @@ INTERPRETERS: dict[str, RuntimeName] = {
     "ai-edge-litert": "tflite",
     "tflite-runtime": "tflite",
 }
-_ROUNDS = 60
+_ROUNDS = 40
+_CALLS = 4
 
 
 def digits_cnn() -> Iterator[Figure]:
@@ -48,7 +49,7 @@ def digits_cnn() -> Iterator[Figure]:
     def train(activations: str, estimator: str) -> nn.Module:
         torch.manual_seed(0)
         model, _ = binarize(dense, activations=activations, estimator=estimator)
-        return fine_tune(model, batches, epochs=8, lr=1e-2, teacher=dense).model
+        return fine_tune(model, batches, epochs=5, lr=1e-2, teacher=dense).model
 
     return _tracks("digits CNN", dense, train, digits.images()[1], digits.images()[3])
 
@@ -113,11 +114,15 @@ def _timed(session: IsolatedSession, image: np.ndarray) -> Callable[[], float]:
     wanted = session.signature.inputs[0].dtype
     x = [image if wanted == "float32" else (100 * image).astype(wanted)]
 
-    def run() -> float:
-        session.run(x)
-        return session.last_run_ns / 1e9
+    def run() -> float:  # the first finds what the others have left of the caches
+        return min(_run_ns(session, x) for _ in range(_CALLS)) / 1e9
 
     return run
+
+
+def _run_ns(session: IsolatedSession, x: list[np.ndarray]) -> int:
+    session.run(x)
+    return session.last_run_ns
 
 
 def _artifacts(

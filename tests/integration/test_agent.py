@@ -255,8 +255,10 @@ def test_an_agent_on_a_full_disk_serves_and_sends_what_it_measured_once_there_is
         root = disk / "root"
         package = write_tiny_package(tmp_path / "1.ferry")
         install(package, root, golden=lambda _directory, _manifest: ())
-        with AgentProcess(broker, root), StatusWatch(broker) as status:
+        with AgentProcess(broker, root) as agent, StatusWatch(broker) as status:
             status.wait_for(lambda s: s.online)
+            agent.process.terminate()
+            assert agent.wait(10) == 0
         (disk / "other").write_bytes(bytes(disk_free(disk)))
         with AgentProcess(broker, root) as agent, StatusWatch(broker) as status, AgentClient(broker, "pi") as client:
             born = status.wait_for(lambda s: s.online)

@@ -47,7 +47,7 @@ def random_weights(seed):
     return np.random.default_rng(seed).standard_normal(SHAPE).astype(np.float32)
 
 
-def lowered(one, two, size=14):
+def lowered(one, two, size=28):
     """The program, its forms, and an input with what eager gives for it."""
     module = Two(one, two).eval()
     torch.manual_seed(0)
@@ -81,12 +81,14 @@ def alike():
 
 
 def test_near_duplicates_go_along_trees_and_say_so(alike):
-    captured, forms, *_ = alike
+    captured, forms, x, expected, _ = alike
     assert targets(captured) == [OPS.binary_conv2d_tree_sign.default, OPS.binary_conv2d_tree.default]
     for form, form_of in zip(forms, ("signs in, packed signs out", "packed signs in, floats out"), strict=True):
         assert form.note.startswith(f"{form_of}, channels along a spanning tree: 1")
         assert "x fewer operations, " in form.note
         assert form.note.endswith("x faster")
+    with torch.no_grad():
+        np.testing.assert_array_equal(captured.program.module()(torch.from_numpy(x)).numpy(), expected)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

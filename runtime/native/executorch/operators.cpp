@@ -114,7 +114,9 @@ void run_in_pool(void*, void (*body)(void*, size_t), void* argument, size_t task
 template <typename T>
 const T* data_of(const Tensor& tensor, int64_t count, const char* what) {
   require(static_cast<int64_t>(tensor.numel()) == count, what);
-  return tensor.const_data_ptr<T>();
+  const T* const data = tensor.const_data_ptr<T>();
+  require(data != nullptr || count == 0, "a tensor has no memory");
+  return data;
 }
 
 void take_window(Arguments& arguments, ferryman_binary_conv& conv) {

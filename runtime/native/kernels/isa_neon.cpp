@@ -6,7 +6,7 @@
 namespace ferryman::kernels {
 namespace {
 
-constexpr size_t kPixels = 4;
+constexpr size_t kPixels = 3;
 constexpr size_t kBlocks = 1;
 constexpr size_t kDepth = 31;  // a byte of differences counts up to 8 a word
 

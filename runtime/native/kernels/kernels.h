@@ -90,7 +90,8 @@ FERRYMAN_KERNELS_API const char* ferryman_binary_run(const ferryman_binary_conv*
 // The same convolution with a tree for weights, of one group, signs or bits: each output channel counts its differences
 // from those of an earlier one,
 //   differences(child) = differences(parent) + distance - 2 * sum over entries of popcount((a ^ parent) & mask).
-// Same outputs to the bit as from the same weights in the other layout. `words` is the tree's length; sizes.weights is not.
+// Same outputs to the bit as from the same weights in the other layout. `words` is the tree's length, which the sizes of
+// ferryman_binary_check do not say.
 
 // Whether these words are a tree for a convolution that passed ferryman_binary_check; returns NULL or what is wrong.
 FERRYMAN_KERNELS_API const char* ferryman_tree_check(

@@ -122,7 +122,9 @@ def test_an_artifact_damaged_since_it_was_read_back_gets_no_new_session(serving)
     flip(serving, "artifacts/model.pte")
     serving.release()
     for _ in range(2):
-        with pytest.raises(DeviceError, match=r"slot a \(dynamic\): artifacts/model\.pte .* damaged; push the package again"):
+        with pytest.raises(
+            DeviceError, match=r"slot a \(dynamic\): artifacts/model\.pte .* damaged; push the package again"
+        ):
             infer(serving, inputs(1))
     assert not serving._sessions
     flip(serving, "artifacts/model.pte")

@@ -132,7 +132,9 @@ def test_a_database_of_another_application_is_refused_and_left_as_it_is(tmp_path
             connection.execute(f"PRAGMA user_version = {version}")
         before = path.read_bytes()
         for create in (True, False):
-            with pytest.raises(StoreError, match=r"s\.db is no store of ferryman.*name the file that `ferryman collect`"):
+            with pytest.raises(
+                StoreError, match=r"s\.db is no store of ferryman.*name the file that `ferryman collect`"
+            ):
                 Store(path, create=create)
         assert path.read_bytes() == before
         assert list(tmp_path.iterdir()) == [path]
