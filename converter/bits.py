@@ -44,8 +44,8 @@ def pack_weights(weight: Array, groups: int) -> NDArray[np.int32]:
         groups: of the convolution.
 
     Returns:
-        int32[groups, ceil(out / groups / 16), ceil(taps * in / groups / 32), 16], lanes last; for depthwise
-        convolutions int32[taps, ceil(out / 32)].
+        int32[groups, ceil(out / groups / 16), ceil(taps * in / groups / 32), 16], lanes last, each word the exclusive
+        or of its own and all before it in its lane; for depthwise convolutions int32[taps, ceil(out / 32)].
     """
     positive = weight >= 0
     out, channels, kernel_h, kernel_w = weight.shape
@@ -54,5 +54,5 @@ def pack_weights(weight: Array, groups: int) -> NDArray[np.int32]:
     rows = positive.transpose(0, 2, 3, 1).reshape(groups, out // groups, kernel_h * kernel_w * channels)
     rows = np.pad(rows, [(0, 0), (0, -rows.shape[1] % LANES), (0, 0)])
     words = pack_signs(rows)
-    blocks = words.reshape(groups, -1, LANES, words.shape[-1])
+    blocks = np.bitwise_xor.accumulate(words, axis=-1).reshape(groups, -1, LANES, words.shape[-1])
     return np.ascontiguousarray(blocks.transpose(0, 1, 3, 2))

@@ -53,13 +53,18 @@ def sign(x: torch.Tensor) -> torch.Tensor:
     return torch.where(x >= 0, 1.0, -1.0)
 
 
+def _own_words(words: torch.Tensor) -> torch.Tensor:
+    """Undo the running exclusive or along the last axis."""
+    return words ^ functional.pad(words, (1, 0))[..., :-1]
+
+
 def unpack_weights(words: torch.Tensor, out: int, window: Window) -> torch.Tensor:
     """Undo `bits.pack_weights`: float32[out, channels / groups, kh, kw]."""
     channels, (kernel_h, kernel_w), *_, groups, _, _ = window
     depth = kernel_h * kernel_w * channels // groups
     if groups > 1 and channels == groups:
         return unpack(words, out).T.reshape(out, 1, kernel_h, kernel_w)
-    lanes = unpack(words.transpose(2, 3), depth).reshape(groups, -1, depth)[:, : out // groups]
+    lanes = unpack(_own_words(words.transpose(2, 3)), depth).reshape(groups, -1, depth)[:, : out // groups]
     return lanes.reshape(out, kernel_h, kernel_w, channels // groups).permute(0, 3, 1, 2)
 
 
@@ -126,7 +131,7 @@ def _compared(dots: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
 
 
 def _rows(x: torch.Tensor, weight: torch.Tensor, out: int, channels: int, *, real: bool) -> torch.Tensor:
-    kernel = unpack(weight.transpose(2, 3), channels).reshape(-1, channels)[:out]
+    kernel = unpack(_own_words(weight.transpose(2, 3)), channels).reshape(-1, channels)[:out]
     if x.dtype == torch.int32:
         return functional.linear(unpack(x, channels), kernel)
     return functional.linear(x if real else sign(x), kernel)

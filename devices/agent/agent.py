@@ -126,10 +126,10 @@ class Agent:
         self._requests: queue.Queue[tuple[Request, float, int]] = queue.Queue(QUEUE_MAX)
         """Each with its deadline and size."""
         self._waiting_bytes = 0
-        self._lock = threading.Lock()
-        """Of the line above, and of the records below."""
+        self._enqueuing = threading.Lock()
         self._cancelled: dict[str, threading.Event] = {}
         """Id of every request that waits or is worked on -> set once nobody waits for its answer any more."""
+        self._recording = threading.Lock()
         self._unrecorded: deque[tuple[str, Record]] = deque()
         self._lost = 0
         """Records that never reached the disk."""
@@ -159,6 +159,9 @@ class Agent:
                 for cancelled in list(self._cancelled.values()):
                     cancelled.set()
                 worker.join(STOP_GRACE_S)
+                self._record([])
+                if self._unrecorded:
+                    log.error("%d records never reached the disk and are lost", len(self._unrecorded))
                 self._publisher.stop()
                 self._link.stop()
                 if not worker.is_alive():
@@ -187,7 +190,7 @@ class Agent:
 
     def _record(self, records: Sequence[tuple[str, Record]]) -> None:
         """Put records on disk; what a full one keeps out waits in memory and is tried again with every poll."""
-        with self._lock:
+        with self._recording:
             self._unrecorded.extend(records)
             while len(self._unrecorded) > UNRECORDED_MAX:
                 self._unrecorded.popleft()
@@ -280,7 +283,7 @@ class Agent:
         most = topics.REQUEST_MAX_BYTES
         if size_bytes > most:
             raise CallerError(f"a request may hold {most:,} bytes, found {size_bytes:,}; send less at once")
-        with self._lock:
+        with self._enqueuing:
             if self._waiting_bytes + size_bytes > most:
                 held = self._waiting_bytes >> 20
                 raise DeviceError(f"busy: the requests that wait hold {held} MiB already; ask again later")
@@ -296,7 +299,7 @@ class Agent:
                 request, deadline, size_bytes = self._requests.get(timeout=POLL_S)
             except queue.Empty:
                 continue
-            with self._lock:
+            with self._enqueuing:
                 self._waiting_bytes -= size_bytes
             self._answer_with(request, partial(self._do, request, deadline))
             self._cancelled.pop(request.id, None)

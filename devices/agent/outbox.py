@@ -246,7 +246,8 @@ class Outbox:
                     return work(self._open())
                 except sqlite3.DatabaseError as error:
                     # Our statements fit our tables: SQLITE_ERROR is a table that is gone, or another's.
-                    if not database.is_corrupt(error) and error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
+                    foreign = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_ERROR
+                    if not (foreign or database.is_corrupt(error)):
                         raise
                     self._set_aside(str(error))
                     return work(self._open())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+import msgspec
+
 from ferryman.runtime.contracts.record import Record
 from ferryman.runtime.contracts.tensor import Signature, Tensor
 
@@ -45,7 +47,7 @@ class Lowering(Record):
     """Operator -> how many nodes run in the runtime's own kernels."""
     delegates: int
     """How many delegate calls one inference makes."""
-    kernels: dict[str, int] = {}
+    kernels: dict[str, int] = msgspec.field(default_factory=dict)
     """Operator of ferryman's own -> how many nodes its kernels run."""
 
 

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from importlib import metadata
 
-from tests.benchmarks import kernels_layers
+from tests.benchmarks import kernels_larq, kernels_layers, kernels_mst, kernels_neon, kernels_networks
 from tests.benchmarks.frame import main
 
-PARTS = (*kernels_layers.PARTS,)
+PARTS = (
+    *kernels_layers.PARTS,
+    *kernels_larq.PARTS,
+    *kernels_mst.PARTS,
+    *kernels_neon.PARTS,
+    *kernels_networks.PARTS,
+)
 
 
 def versions() -> dict[str, str]:

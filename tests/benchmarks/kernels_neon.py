@@ -58,7 +58,13 @@ def _loop() -> list[str]:
 def _cycles(loop: list[str], core: str) -> float:
     """Cycles of one iteration."""
     command = [PREDICTOR, "-mtriple=aarch64", f"-mcpu={core}", f"-iterations={_ITERATIONS}"]
-    done = subprocess.run(command, input="\n".join(["loop:", *(re.sub(r"\.L\d+", "loop", one) for one in loop)]), capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command,
+        input="\n".join(["loop:", *(re.sub(r"\.L\d+", "loop", one) for one in loop)]),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     total = re.search(r"Total Cycles:\s+(\d+)", done.stdout)
     assert total, done.stdout
     return int(total.group(1)) / _ITERATIONS

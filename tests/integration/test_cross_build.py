@@ -56,18 +56,37 @@ def library(tmp_path_factory):
     return folder / "ferryman" / "runtime" / "native" / "lib"
 
 
+def binary_model(path):
+    """Four outputs that each count four positive inputs."""
+    import torch
+
+    from ferryman import BinaryLinear
+    from ferryman.converter.backends import BACKENDS
+    from ferryman.converter.capture import capture
+    from ferryman.converter.lower_binary import lower_binary
+    from ferryman.converter.source import make_source
+
+    module = BinaryLinear(4, 4)
+    torch.nn.init.ones_(module.weight)
+    torch.nn.init.ones_(module.scale)
+    captured, _ = lower_binary(capture(make_source(module.eval(), (torch.ones(1, 4),))))
+    path.write_bytes(BACKENDS["executorch"].lower(captured).data)
+    return path
+
+
 @pytest.mark.parametrize("cpu", ["cortex-a53", "cortex-a72"])
-def test_the_cross_built_library_runs_a_model(library, tmp_path, cpu):
+def test_the_cross_built_library_runs_models(library, tmp_path, cpu):
     (tmp_path / "host.cpp").write_text(HOST)
     build = ["aarch64-linux-gnu-g++", tmp_path / "host.cpp", "-o", tmp_path / "host", f"-I{NATIVE / 'executorch'}"]
     build += [f"-L{library}", "-lferryman_executorch", f"-Wl,-rpath,{library}", f"-Wl,-rpath-link,{library}"]
     subprocess.run(build, check=True)
-    model = ROOT / "tests" / "golden" / "pte" / "linear.pte"
-    done = subprocess.run(
-        ["qemu-aarch64-static", "-L", "/usr/aarch64-linux-gnu", tmp_path / "host", model],
-        env=os.environ | {"QEMU_CPU": cpu},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (0, "6 6 6 6 "), done.stderr
+    float_model = ROOT / "tests" / "golden" / "pte" / "linear.pte"
+    for model, answer in ((float_model, "6 6 6 6 "), (binary_model(tmp_path / "binary.pte"), "4 4 4 4 ")):
+        done = subprocess.run(
+            ["qemu-aarch64-static", "-L", "/usr/aarch64-linux-gnu", tmp_path / "host", model],
+            env=os.environ | {"QEMU_CPU": cpu},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (0, answer), done.stderr

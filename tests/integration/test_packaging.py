@@ -21,6 +21,8 @@ LIBRARIES = {
     "libexecutorch_kernels_quantized.so",
     "libexecutorch_threadpool.so",
     "libferryman_executorch.so",
+    "libferryman_kernels.so",
+    "libferryman_tflite.so",
 }
 USE_IT = """
 import sys

@@ -94,7 +94,7 @@ void set_bit(std::vector<uint32_t>& words, size_t word, size_t bit) {
   words.at(word) |= 1u << bit;
 }
 
-std::vector<uint32_t> pack_weights(const ferryman_binary_conv& c, const Data& data, size_t count) {
+std::vector<uint32_t> weight_bits(const ferryman_binary_conv& c, const Data& data, size_t count) {
   std::vector<uint32_t> words(count);
   const size_t in = c.channels / c.groups;
   const size_t out = c.out_channels / c.groups;
@@ -120,13 +120,29 @@ std::vector<uint32_t> pack_weights(const ferryman_binary_conv& c, const Data& da
   return words;
 }
 
+// The same as running exclusive ors of each lane.
+std::vector<uint32_t> pack_weights(const ferryman_binary_conv& c, const Data& data, size_t count) {
+  std::vector<uint32_t> words = weight_bits(c, data, count);
+  const size_t in = c.channels / c.groups;
+  if (in == 1 && c.groups > 1) {
+    return words;
+  }
+  const size_t depth_words = (static_cast<size_t>(c.kernel_h) * c.kernel_w * in + 31) / 32;
+  for (size_t i = 16; i < words.size(); ++i) {
+    if (i / 16 % depth_words) {
+      words[i] ^= words[i - 16];
+    }
+  }
+  return words;
+}
+
 bool takes_trees(const ferryman_binary_conv& c) {
   return c.groups == 1 && c.input != FERRYMAN_REALS;
 }
 
 // Channels in a random order, each from a random earlier one or none.
 std::vector<uint32_t> pack_tree(const ferryman_binary_conv& c, const Data& data, size_t plain_count) {
-  const std::vector<uint32_t> plain = pack_weights(c, data, plain_count);
+  const std::vector<uint32_t> plain = weight_bits(c, data, plain_count);
   const auto out = static_cast<uint32_t>(c.out_channels);
   const auto words = static_cast<uint32_t>((c.kernel_h * c.kernel_w * c.channels + 31) / 32);
   const auto weight = [&](uint32_t channel, uint32_t word) {

@@ -33,6 +33,7 @@ def write_tiny_package(
     promised: float | None = None,
     interpreters: dict[str, str] | None = None,
     isa: tuple[str, ...] = (),
+    operators: int = 0,
     padding: bytes = b"",
 ) -> Path:
     """Write a package whose golden vector promises x + `promised` (the truth where it is None)."""
@@ -53,6 +54,7 @@ def write_tiny_package(
                 requires=Requirements(
                     interpreters=interpreters or {"ai-edge-litert": "2.0", "tflite-runtime": "2.14"},
                     isa=isa,
+                    operators=operators,
                     memory_estimate_bytes=1 << 20,
                 ),
                 lowering=Lowering(delegated={}, fallback={"ADD": 1}, delegates=0),

@@ -55,44 +55,35 @@ void put_border(const Work& work, const uint32_t* bits, uint32_t* frames) {
   }
 }
 
-// Ones among the weights of each tap: what differs from a window that is 1 at that tap alone, against one of zeros.
+// Ones among the weights of each tap; where a tap is no whole number of words, by what differs from a window that is 1
+// at that tap alone, against one of zeros.
 bool count_tap_ones(const Geometry& g, const ferryman_binary_call& call, const Isa& isa, int32_t* ones) {
   const size_t lanes = g.blocks * kLanes;
-  const Buffer<uint32_t> windows((g.taps + 1) * g.words);
-  const Buffer<int32_t> counts((g.taps + 1) * lanes);
+  const size_t group_words = g.blocks * g.words * kLanes;
+  if (g.channels % kWordBits == 0) {
+    for (size_t group = 0; group < static_cast<size_t>(g.conv.groups); ++group, ones += g.taps * lanes) {
+      const uint32_t* const w = call.weights + group * group_words;
+      isa.tap_ones(w, g.words * kLanes, g.blocks, g.taps, g.channels / kWordBits, ones, lanes);
+    }
+    return true;
+  }
+  const size_t rows = g.taps + 1;
+  const Buffer<uint32_t> windows(rows * g.words);
+  const Buffer<int32_t> counts(rows * lanes);
   if (!windows || !counts) {
     return false;
   }
-  memset(windows.get(), 0, (g.taps + 1) * g.words * sizeof(uint32_t));
+  memset(windows.get(), 0, rows * g.words * sizeof(uint32_t));
   for (size_t tap = 0; tap < g.taps; ++tap) {
     put_ones(windows.get() + tap * g.words, tap * g.channels, g.channels);
-  }
-  const uint32_t* const zeros = windows.get() + g.taps * g.words;
-  const size_t none = 0;
-  const Buffer<const uint32_t*> at(g.taps + 1);
-  if (!at) {
-    return false;
-  }
-  for (size_t tap = 0; tap <= g.taps; ++tap) {
-    at.get()[tap] = windows.get() + tap * g.words;
+    run_up(g.words, windows.get() + tap * g.words);
   }
   for (size_t group = 0; group < static_cast<size_t>(g.conv.groups); ++group) {
-    const uint32_t* const w = call.weights + group * g.blocks * g.words * kLanes;
-    const size_t tap_words = g.channels / kWordBits;
-    if (g.channels % kWordBits == 0) {
-      for (size_t tap = 0; tap < g.taps; ++tap) {
-        int32_t* const to = ones + (group * g.taps + tap) * lanes;
-        isa.differences({&zeros, &none, 1, tap_words}, 1, w + tap * tap_words * kLanes, g.words * kLanes, g.blocks, to, lanes);
-      }
-      continue;
-    }
-    isa.differences({at.get(), &none, 1, g.words}, g.taps + 1, w, g.words * kLanes, g.blocks, counts.get(), lanes);
+    const uint32_t* const w = call.weights + group * group_words;
+    isa.differences(windows.get(), g.words, rows, g.words, w, g.words * kLanes, g.blocks, counts.get(), lanes);
     const int32_t* const total = counts.get() + g.taps * lanes;
-    for (size_t tap = 0; tap < g.taps; ++tap) {
-      for (size_t n = 0; n < lanes; ++n) {
-        const int32_t differ = counts.get()[tap * lanes + n];
-        ones[(group * g.taps + tap) * lanes + n] = (total[n] + static_cast<int32_t>(g.channels) - differ) / 2;
-      }
+    for (size_t i = 0; i < g.taps * lanes; ++i) {
+      *ones++ = (total[i % lanes] + static_cast<int32_t>(g.channels) - counts.get()[i]) / 2;
     }
   }
   return true;
@@ -202,6 +193,15 @@ const char* run_checked(const Geometry& g, const ferryman_binary_call& call, con
       return kNoMemory;
     }
     work.tap_ones = tap_ones.get();
+  }
+  const bool in_sums = !tree && !g.depthwise && has_sums(g);
+  const Buffer<uint32_t> sums(in_sums ? images * g.frame_height * work.sum_row() : 0);
+  if (!sums) {
+    return kNoMemory;
+  }
+  if (in_sums) {
+    put_sums(work, sums.get());
+    work.sums = sums.get();
   }
   const bool in_planes = tree && has_planes(g);
   const Buffer<uint32_t> planes(in_planes ? images * work.frame_words() : 0);

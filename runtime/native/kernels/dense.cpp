@@ -22,43 +22,49 @@ void gather_reals(const Work& work, size_t image, const Position& pixel, size_t 
   });
 }
 
+// The windows of a part, by pixel, as running exclusive ors.
+void gather_windows(const Work& work, const Part& part, size_t* offsets, uint32_t* rows) {
+  const Geometry& g = work.g;
+  Position position(part.pixel, g.out_width);
+  if (work.sums) {
+    const auto runs = static_cast<size_t>(g.conv.kernel_h);
+    const uint32_t* const sums = work.sums + part.image * g.frame_height * work.sum_row();
+    for (size_t p = 0; p < part.pixels; ++p, position.next(), rows += g.words) {
+      const size_t column = position.column * static_cast<size_t>(g.conv.stride_w) * g.in_words;
+      size_t y = position.row * static_cast<size_t>(g.conv.stride_h);
+      for (size_t run = 0; run < runs; ++run, y += static_cast<size_t>(g.conv.dilation_h)) {
+        offsets[run] = y * work.sum_row() + column;
+      }
+      work.isa.gather_row(sums, offsets, runs, g.words / runs, rows);
+    }
+    return;
+  }
+  const uint32_t* const frame = work.frames + part.image * work.frame_words();
+  for (size_t p = 0; p < part.pixels; ++p, position.next(), rows += g.words) {
+    gather_bits(g, frame + g.frame_corner(position) * g.in_words, part.group, rows);
+    run_up(g.words, rows);
+  }
+}
+
 } // namespace
 
 void run_signs(const Work& work, const Part& part) {
   const Geometry& g = work.g;
   const size_t blocks = (part.channels + kLanes - 1) / kLanes;
   const size_t stride = blocks * kLanes;
-  const bool whole_words = g.channels % kWordBits == 0;
-  const bool in_place = whole_words || (g.conv.groups == 1 && g.pointwise());
-  // With one group, taps that are neighbours in a row of the frame are neighbours in memory too.
-  const bool whole_rows = in_place && g.conv.groups == 1 && g.conv.dilation_w == 1;
-  const size_t runs = !in_place ? 1 : whole_rows ? static_cast<size_t>(g.conv.kernel_h) : g.taps;
-  const Buffer<uint32_t> rows(in_place ? 0 : part.pixels * g.words);
-  const Buffer<const uint32_t*> windows(part.pixels);
-  const Buffer<size_t> offsets(runs);
+  const Buffer<uint32_t> rows(part.pixels * g.words);
+  const Buffer<size_t> offsets(static_cast<size_t>(g.conv.kernel_h));
   const Buffer<int32_t> counts(part.pixels * stride);
   const Buffer<int32_t> base(stride);
   const Buffer<float> floats(kFinishPixels * stride);
-  if (!rows || !windows || !offsets || !counts || !base || !floats) {
+  if (!rows || !offsets || !counts || !base || !floats) {
     work.failed->store(true);
     return;
   }
-  for (size_t run = 0; run < runs; ++run) {
-    const size_t ky = whole_rows ? run : run / static_cast<size_t>(g.conv.kernel_w);
-    const size_t kx = whole_rows ? 0 : run % static_cast<size_t>(g.conv.kernel_w);
-    offsets.get()[run] = in_place ? g.frame_offset(ky, kx) * g.in_words : 0;
-  }
-  Position position(part.pixel, g.out_width);
-  for (size_t p = 0; p < part.pixels; ++p, position.next()) {
-    const uint32_t* const corner = work.frames + part.image * work.frame_words() + g.frame_corner(position) * g.in_words;
-    if (!in_place) {
-      gather_bits(g, corner, part.group, rows.get() + p * g.words);
-    }
-    windows.get()[p] = in_place ? corner + part.group * g.channels / kWordBits : rows.get() + p * g.words;
-  }
-  const Windows found{windows.get(), offsets.get(), runs, g.words / runs};
+  gather_windows(work, part, offsets.get(), rows.get());
   const uint32_t* const w = work.call.weights + (part.group * g.blocks + part.channel / kLanes) * g.words * kLanes;
-  work.isa.differences(found, part.pixels, w, g.words * kLanes, blocks, counts.get(), stride);
+  work.isa.differences(
+      rows.get(), g.words, part.pixels, g.words, w, g.words * kLanes, blocks, counts.get(), stride);
   finish(work, part, counts.get(), stride, base.get(), floats.get());
 }
 

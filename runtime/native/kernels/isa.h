@@ -9,12 +9,6 @@ namespace ferryman::kernels {
 constexpr size_t kLanes = 16;  // output channels in a block of weights
 constexpr size_t kWordBits = 32;
 
-struct Windows {
-  const uint32_t* const* at;
-  const size_t* offsets;
-  size_t runs, run_words;
-};
-
 // Output channels in the order of their steps, each computed from an earlier one's.
 struct Tree {
   size_t channels, words;
@@ -37,23 +31,38 @@ struct Isa {
   // out[pixel * out_stride + c / 32]: bit c % 32 is x[c * plane + pixel] >= 0, for pixel < pixels.
   void (*pack_planes)(const float* x, size_t plane, size_t pixels, size_t channels, uint32_t* out, size_t out_stride);
 
-  // counts[pixel * count_stride + 16 * block + lane]: bits in which an activation window and a lane of weights,
-  // w[block * block_stride + 16 * k + lane], differ. The words of a window are those at `windows.at[pixel] + offset`, a
-  // run of them for each offset; k counts them through.
+  // The running exclusive ors of a window, from those of the rows it lies in: `words` words from sums[offsets[run] + 1]
+  // on, for each run, as if they stood one after the other.
+  void (*gather_row)(const uint32_t* sums, const size_t* offsets, size_t runs, size_t words, uint32_t* row);
+
+  // counts[pixel * count_stride + 16 * block + lane]: bits in which a window, a[pixel * a_stride + k], and a lane of
+  // weights, w[block * block_stride + 16 * k + lane], differ, for k < words. Both are running exclusive ors over k.
   void (*differences)(
-      const Windows& windows,
+      const uint32_t* a,
+      size_t a_stride,
       size_t pixels,
+      size_t words,
       const uint32_t* w,
       size_t block_stride,
       size_t blocks,
       int32_t* counts,
       size_t count_stride);
 
+  // ones[tap * stride + 16 * block + lane]: ones among the tap_words words of weights of each tap.
+  void (*tap_ones)(
+      const uint32_t* w,
+      size_t block_stride,
+      size_t blocks,
+      size_t taps,
+      size_t tap_words,
+      int32_t* ones,
+      size_t stride);
+
   // counts[channel * lanes + pixel]: bits in which a window and a channel's weights differ; turned[k * lanes + pixel] is
   // word k of the window. lanes is a multiple of 16.
   void (*differences_along)(const Tree& tree, const uint32_t* turned, size_t lanes, int32_t* counts);
 
-  // sums[pixel * sum_stride + 16 * block + lane]: those a[pixel * a_stride + k] whose weight bit k is 1, added up in
+  // sums[pixel * sum_stride + 16 * block + lane]: those a[pixel * a_stride + k] whose weight is 1, added up in
   // the order of k < depth.
   void (*selected_sums)(
       const float* a,

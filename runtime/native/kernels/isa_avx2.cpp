@@ -6,8 +6,8 @@
 namespace ferryman::kernels {
 namespace {
 
-constexpr size_t kPixels = 2;
-constexpr size_t kBlocks = 2;
+constexpr size_t kPixels = 1;
+constexpr size_t kBlocks = 1;
 constexpr size_t kDepth = 31;  // a byte of differences counts up to 8 a word
 
 struct Words {
@@ -34,13 +34,25 @@ inline Counts zero() {
   return {{_mm256_setzero_si256(), _mm256_setzero_si256()}};
 }
 
-inline void add_differences(Counts& counts, const Words& a, const Words& b) {
+inline Words differ(const Words& a, const Words& b) {
+  return {{_mm256_xor_si256(a.half[0], b.half[0]), _mm256_xor_si256(a.half[1], b.half[1])}};
+}
+
+inline Words carry(const Words& before, const Words& middle, const Words& after) {
+  Words made;
+  for (size_t i = 0; i < 2; ++i) {
+    made.half[i] = _mm256_or_si256(
+        _mm256_andnot_si256(after.half[i], middle.half[i]), _mm256_andnot_si256(middle.half[i], before.half[i]));
+  }
+  return made;
+}
+
+inline void add_ones(Counts& counts, const Words& words) {
   const __m256i of_nibble = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
   const __m256i nibble = _mm256_set1_epi8(15);
   for (size_t i = 0; i < 2; ++i) {
-    const __m256i differ = _mm256_xor_si256(a.half[i], b.half[i]);
-    const __m256i low = _mm256_and_si256(differ, nibble);
-    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(differ, 4), nibble);
+    const __m256i low = _mm256_and_si256(words.half[i], nibble);
+    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(words.half[i], 4), nibble);
     counts.half[i] = _mm256_add_epi8(
         counts.half[i], _mm256_add_epi8(_mm256_shuffle_epi8(of_nibble, low), _mm256_shuffle_epi8(of_nibble, high)));
   }
@@ -48,15 +60,28 @@ inline void add_differences(Counts& counts, const Words& a, const Words& b) {
 
 inline void add_masked(Counts& counts, const Words& a, const Words& mask, const Words& b) {
   const Words kept = {{_mm256_and_si256(a.half[0], mask.half[0]), _mm256_and_si256(a.half[1], mask.half[1])}};
-  add_differences(counts, kept, b);
+  add_ones(counts, differ(kept, b));
 }
 
-inline void flush(int32_t* to, const Counts& counts, bool first) {
+inline void flush(int32_t* to, const Counts& counts, int times, bool first) {
   for (size_t i = 0; i < 2; ++i) {
     auto* at = reinterpret_cast<__m256i*>(to) + i;
     const __m256i pairs = _mm256_maddubs_epi16(counts.half[i], _mm256_set1_epi8(1));
-    const __m256i lanes = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    const __m256i lanes = _mm256_madd_epi16(pairs, _mm256_set1_epi16(static_cast<short>(times)));
     _mm256_storeu_si256(at, first ? lanes : _mm256_add_epi32(_mm256_loadu_si256(at), lanes));
+  }
+}
+
+inline void flush_last(int32_t* to, const Counts& carries, const Words& parity, bool first) {
+  flush(to, carries, 2, first);
+  Counts last = zero();
+  add_ones(last, parity);
+  flush(to, last, 1, false);
+}
+
+inline void differ_all(uint32_t* to, const uint32_t* from, uint32_t by, size_t count) {
+  for (size_t i = 0; i < count; ++i) {
+    to[i] = from[i] ^ by;
   }
 }
 

@@ -26,8 +26,17 @@ inline Counts zero() {
   return _mm512_setzero_si512();
 }
 
-inline void add_differences(Counts& counts, Words a, Words b) {
-  counts = _mm512_add_epi32(counts, _mm512_popcnt_epi32(_mm512_xor_si512(a, b)));
+inline Words differ(Words a, Words b) {
+  return _mm512_xor_si512(a, b);
+}
+
+inline Words carry(Words before, Words middle, Words after) {
+  constexpr int kSelect = 0x5c;  // bit 4 * middle + 2 * before + after; the temporary comes first, and is overwritten
+  return _mm512_ternarylogic_epi32(middle, before, after, kSelect);
+}
+
+inline void add_ones(Counts& counts, Words words) {
+  counts = _mm512_add_epi32(counts, _mm512_popcnt_epi32(words));
 }
 
 inline void add_masked(Counts& counts, Words a, Words mask, Words b) {
@@ -35,8 +44,21 @@ inline void add_masked(Counts& counts, Words a, Words mask, Words b) {
   counts = _mm512_add_epi32(counts, _mm512_popcnt_epi32(_mm512_ternarylogic_epi32(a, mask, b, kAndXor)));
 }
 
-inline void flush(int32_t* to, Counts counts, bool) {
-  _mm512_storeu_si512(to, counts);
+inline void flush(int32_t* to, Counts counts, int times, bool first) {
+  const __m512i before = first ? _mm512_setzero_si512() : _mm512_loadu_si512(to);
+  _mm512_storeu_si512(to, _mm512_add_epi32(before, times == 2 ? _mm512_slli_epi32(counts, 1) : counts));
+}
+
+inline void flush_last(int32_t* to, Counts carries, Words parity, bool first) {
+  const __m512i counts = _mm512_add_epi32(_mm512_slli_epi32(carries, 1), _mm512_popcnt_epi32(parity));
+  _mm512_storeu_si512(to, first ? counts : _mm512_add_epi32(_mm512_loadu_si512(to), counts));
+}
+
+inline void differ_all(uint32_t* to, const uint32_t* from, uint32_t by, size_t count) {
+  for (size_t i = 0; i < count; i += kLanes) {
+    const auto lanes = static_cast<__mmask16>(count - i < kLanes ? (1u << (count - i)) - 1 : 0xffff);
+    _mm512_mask_storeu_epi32(to + i, lanes, _mm512_xor_si512(_mm512_maskz_loadu_epi32(lanes, from + i), splat(by)));
+  }
 }
 
 inline Floats zero_floats() {

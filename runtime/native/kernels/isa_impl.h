@@ -1,14 +1,23 @@
 // The loops every instruction set shares, over what its own unit defines before including this:
-//   Words      16 words, a block of weights at one depth        load(const uint32_t*), splat(uint32_t)
-//   Counts     16 running counts                                zero(), add_differences(Counts&, Words, Words)
+//   Words      16 words, a block of weights at one depth        load(const uint32_t*), splat(uint32_t), differ(a, b)
+//   carry(before, middle, after)                                where middle is 1 not after, else before
+//   Counts     16 running counts                                zero(), add_ones(Counts&, Words)
+//   flush_last(int32_t* to, Counts carries, Words parity, bool first)   twice the carries, and the ones of the parity
+//   differ_all(uint32_t* to, const uint32_t* from, uint32_t by, size_t count)   to[i] = from[i] ^ by
 //   add_masked(Counts&, Words a, Words mask, Words b)           adds differences of a & mask and b
-//   kDepth     how many words a Counts can take                 flush(int32_t* to, Counts, bool first)
+//   kDepth     how many words a Counts can take                 flush(int32_t* to, Counts, int times, bool first)
 //   Floats     16 running sums                                  zero_floats(), store(float*, Floats)
 //   add_selected(Floats&, Words weights, size_t bit, float x)   adds x in the lanes whose bit is 1
 //   signs(const float*)          32 floats -> a word, bit = x >= 0
 //   at_least(const int32_t* counts, base, threshold)  32 lanes -> a word
 //   transpose16(in, in_stride, out, out_stride)       16 x 16
 //   kPixels, kBlocks             the tile that fits the registers
+//
+// Differences x of windows and weights are counted two words at a time. Both are kept as running exclusive ors, so the
+// exclusive or of theirs is that of all x so far: the parity of the counts so far, bit by bit. From the parity before a
+// pair of words, in its middle and after it follows the carry of a full adder, and before + x + x' = after + 2 * carry.
+// So a pair takes one population count, of its carry, and the last parity one more.
+//
 // Everything is static: code built for one processor must not be merged with another's. No standard library here.
 #include "isa.h"
 #include "isa_tree.h"
@@ -16,61 +25,77 @@
 namespace ferryman::kernels {
 namespace {
 
-template <size_t kM, size_t kN>
-void flush_all(int32_t* counts, size_t count_stride, Counts (&running)[kM][kN], bool first) {
+template <size_t kM, size_t kN, typename T>
+void fill(T (&all)[kM][kN], const T& value) {
   for (size_t m = 0; m < kM; ++m) {
     for (size_t n = 0; n < kN; ++n) {
-      flush(counts + m * count_stride + n * kLanes, running[m][n], first);
-      running[m][n] = zero();
+      all[m][n] = value;
     }
   }
 }
 
 template <size_t kM, size_t kN>
+void flush_all(int32_t* counts, size_t count_stride, Counts (&carries)[kM][kN], bool first) {
+  for (size_t m = 0; m < kM; ++m) {
+    for (size_t n = 0; n < kN; ++n) {
+      flush(counts + m * count_stride + n * kLanes, carries[m][n], 2, first);
+    }
+  }
+  fill(carries, zero());
+}
+
+template <size_t kM, size_t kN>
 void difference_tile(
-    const Windows& windows,
-    size_t pixel,
+    const uint32_t* a,
+    size_t a_stride,
+    size_t words,
     const uint32_t* w,
     size_t block_stride,
     int32_t* counts,
     size_t count_stride) {
-  Counts running[kM][kN];
+  Counts carries[kM][kN];
+  Words parity[kM][kN];
+  fill(carries, zero());
+  fill(parity, splat(0));
+  bool first = true;
+  size_t k = 0;
+  while (k + 1 < words) {
+    const size_t pairs = (words - k) / 2;
+    const size_t end = k + 2 * (pairs < kDepth ? pairs : kDepth);
+    for (; k < end; k += 2) {
+      Words one[kN], two[kN];
+      for (size_t n = 0; n < kN; ++n) {
+        one[n] = load(w + n * block_stride + k * kLanes);
+        two[n] = load(w + n * block_stride + (k + 1) * kLanes);
+      }
+      for (size_t m = 0; m < kM; ++m) {
+        const Words a_one = splat(a[m * a_stride + k]);
+        const Words a_two = splat(a[m * a_stride + k + 1]);
+        for (size_t n = 0; n < kN; ++n) {
+          const Words after = differ(a_two, two[n]);
+          add_ones(carries[m][n], carry(parity[m][n], differ(a_one, one[n]), after));
+          parity[m][n] = after;
+        }
+      }
+    }
+    if (k + 1 < words) {
+      flush_all(counts, count_stride, carries, first);
+      first = false;
+    }
+  }
   for (size_t m = 0; m < kM; ++m) {
     for (size_t n = 0; n < kN; ++n) {
-      running[m][n] = zero();
+      int32_t* const to = counts + m * count_stride + n * kLanes;
+      if (k < words) {  // half a pair, whose other word has no differences
+        const Words after = differ(splat(a[m * a_stride + k]), load(w + n * block_stride + k * kLanes));
+        Counts half = zero();
+        add_ones(half, carry(parity[m][n], after, after));
+        flush(to, half, 2, first);
+        parity[m][n] = after;
+      }
+      flush_last(to, carries[m][n], parity[m][n], first && k == words);
     }
   }
-  bool first = true;
-  size_t room = kDepth;
-  for (size_t run = 0; run < windows.runs; ++run) {
-    const uint32_t* a[kM];
-    for (size_t m = 0; m < kM; ++m) {
-      a[m] = windows.at[pixel + m] + windows.offsets[run];
-    }
-    for (size_t begin = 0; begin < windows.run_words;) {
-      const size_t end = windows.run_words - begin > room ? begin + room : windows.run_words;
-      room -= end - begin;
-      for (size_t k = begin; k < end; ++k, w += kLanes) {
-        Words weights[kN];
-        for (size_t n = 0; n < kN; ++n) {
-          weights[n] = load(w + n * block_stride);
-        }
-        for (size_t m = 0; m < kM; ++m) {
-          const Words activations = splat(a[m][k]);
-          for (size_t n = 0; n < kN; ++n) {
-            add_differences(running[m][n], activations, weights[n]);
-          }
-        }
-      }
-      begin = end;
-      if (room == 0) {
-        flush_all(counts, count_stride, running, first);
-        first = false;
-        room = kDepth;
-      }
-    }
-  }
-  flush_all(counts, count_stride, running, first);
 }
 
 template <size_t kM, size_t kN>
@@ -83,15 +108,14 @@ void selected_tile(
     float* sums,
     size_t sum_stride) {
   Floats running[kM][kN];
-  for (size_t m = 0; m < kM; ++m) {
-    for (size_t n = 0; n < kN; ++n) {
-      running[m][n] = zero_floats();
-    }
-  }
-  for (size_t k = 0; k < depth; k += kWordBits) {
+  fill(running, zero_floats());
+  for (size_t k = 0; k < depth; k += kWordBits, w += kLanes) {
     Words weights[kN];
     for (size_t n = 0; n < kN; ++n) {
-      weights[n] = load(w + n * block_stride + kLanes * (k / kWordBits));
+      weights[n] = load(w + n * block_stride);
+      if (k > 0) {
+        weights[n] = differ(weights[n], load(w + n * block_stride - kLanes));
+      }
     }
     const size_t bits = depth - k < kWordBits ? depth - k : kWordBits;
     for (size_t bit = 0; bit < bits; ++bit) {
@@ -111,7 +135,9 @@ void selected_tile(
 }
 
 struct DifferenceTile {
-  const Windows& windows;
+  const uint32_t* a;
+  size_t a_stride;
+  size_t words;
   const uint32_t* w;
   size_t block_stride;
   int32_t* counts;
@@ -120,7 +146,8 @@ struct DifferenceTile {
   template <size_t kM, size_t kN>
   void run(size_t pixel, size_t block) const {
     int32_t* const to = counts + pixel * count_stride + block * kLanes;
-    difference_tile<kM, kN>(windows, pixel, w + block * block_stride, block_stride, to, count_stride);
+    const uint32_t* const from = w + block * block_stride;
+    difference_tile<kM, kN>(a + pixel * a_stride, a_stride, words, from, block_stride, to, count_stride);
   }
 };
 
@@ -136,7 +163,8 @@ struct SelectedTile {
   template <size_t kM, size_t kN>
   void run(size_t pixel, size_t block) const {
     float* const to = sums + pixel * sum_stride + block * kLanes;
-    selected_tile<kM, kN>(a + pixel * a_stride, a_stride, w + block * block_stride, block_stride, depth, to, sum_stride);
+    const uint32_t* const from = w + block * block_stride;
+    selected_tile<kM, kN>(a + pixel * a_stride, a_stride, from, block_stride, depth, to, sum_stride);
   }
 };
 
@@ -166,14 +194,16 @@ void rows(const Tile& tile, size_t pixels, size_t block, size_t blocks) {
 }
 
 void differences(
-    const Windows& windows,
+    const uint32_t* a,
+    size_t a_stride,
     size_t pixels,
+    size_t words,
     const uint32_t* w,
     size_t block_stride,
     size_t blocks,
     int32_t* counts,
     size_t count_stride) {
-  rows<kBlocks>(DifferenceTile{windows, w, block_stride, counts, count_stride}, pixels, 0, blocks);
+  rows<kBlocks>(DifferenceTile{a, a_stride, words, w, block_stride, counts, count_stride}, pixels, 0, blocks);
 }
 
 void selected_sums(
@@ -187,6 +217,40 @@ void selected_sums(
     float* sums,
     size_t sum_stride) {
   rows<kBlocks>(SelectedTile{a, a_stride, w, block_stride, depth, sums, sum_stride}, pixels, 0, blocks);
+}
+
+void gather_row(const uint32_t* sums, const size_t* offsets, size_t runs, size_t words, uint32_t* row) {
+  uint32_t before = 0;
+  for (size_t run = 0; run < runs; ++run, row += words) {
+    const uint32_t* const from = sums + offsets[run];
+    before ^= *from;
+    differ_all(row, from + 1, before, words);
+    before ^= from[words];
+  }
+}
+
+void tap_ones(
+    const uint32_t* w,
+    size_t block_stride,
+    size_t blocks,
+    size_t taps,
+    size_t tap_words,
+    int32_t* ones,
+    size_t stride) {
+  for (size_t block = 0; block < blocks; ++block, w += block_stride, ones += kLanes) {
+    const uint32_t* at = w;
+    for (size_t tap = 0; tap < taps; ++tap) {
+      for (size_t k = 0; k < tap_words;) {
+        const bool first = k == 0;
+        const size_t end = tap_words - k < kDepth ? tap_words : k + kDepth;
+        Counts running = zero();
+        for (; k < end; ++k, at += kLanes) {
+          add_ones(running, at == w ? load(at) : differ(load(at), load(at - kLanes)));
+        }
+        flush(ones + tap * stride, running, 1, first);
+      }
+    }
+  }
 }
 
 float sum(const float* x, size_t count) {
@@ -329,7 +393,9 @@ constexpr Isa make(const char* name) {
       name,
       pack_rows,
       pack_planes,
+      gather_row,
       differences,
+      tap_ones,
       differences_along,
       selected_sums,
       sum,

@@ -34,10 +34,26 @@ inline Counts zero() {
   return {{none, none, none, none}};
 }
 
-inline void add_differences(Counts& counts, const Words& a, const Words& b) {
+inline Words differ(const Words& a, const Words& b) {
+  return {{
+      veorq_u32(a.part[0], b.part[0]),
+      veorq_u32(a.part[1], b.part[1]),
+      veorq_u32(a.part[2], b.part[2]),
+      veorq_u32(a.part[3], b.part[3]),
+  }};
+}
+
+inline Words carry(const Words& before, const Words& middle, const Words& after) {
+  Words made;
   for (size_t i = 0; i < 4; ++i) {
-    const uint8x16_t differ = vreinterpretq_u8_u32(veorq_u32(a.part[i], b.part[i]));
-    counts.part[i] = vaddq_u8(counts.part[i], vcntq_u8(differ));
+    made.part[i] = vbslq_u32(middle.part[i], vmvnq_u32(after.part[i]), before.part[i]);
+  }
+  return made;
+}
+
+inline void add_ones(Counts& counts, const Words& words) {
+  for (size_t i = 0; i < 4; ++i) {
+    counts.part[i] = vaddq_u8(counts.part[i], vcntq_u8(vreinterpretq_u8_u32(words.part[i])));
   }
 }
 
@@ -46,13 +62,27 @@ inline void add_masked(Counts& counts, const Words& a, const Words& mask, const 
   for (size_t i = 0; i < 4; ++i) {
     kept.part[i] = vandq_u32(a.part[i], mask.part[i]);
   }
-  add_differences(counts, kept, b);
+  add_ones(counts, differ(kept, b));
 }
 
-inline void flush(int32_t* to, const Counts& counts, bool first) {
+inline void flush(int32_t* to, const Counts& counts, int times, bool first) {
   for (size_t i = 0; i < 4; ++i) {
-    const int32x4_t lanes = vreinterpretq_s32_u32(vpaddlq_u16(vpaddlq_u8(counts.part[i])));
+    const int32x4_t once = vreinterpretq_s32_u32(vpaddlq_u16(vpaddlq_u8(counts.part[i])));
+    const int32x4_t lanes = times == 2 ? vaddq_s32(once, once) : once;
     vst1q_s32(to + 4 * i, first ? lanes : vaddq_s32(vld1q_s32(to + 4 * i), lanes));
+  }
+}
+
+inline void flush_last(int32_t* to, const Counts& carries, const Words& parity, bool first) {
+  flush(to, carries, 2, first);
+  Counts last = zero();
+  add_ones(last, parity);
+  flush(to, last, 1, false);
+}
+
+inline void differ_all(uint32_t* to, const uint32_t* from, uint32_t by, size_t count) {
+  for (size_t i = 0; i < count; ++i) {
+    to[i] = from[i] ^ by;
   }
 }
 

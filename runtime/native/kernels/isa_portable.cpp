@@ -38,9 +38,25 @@ inline Counts zero() {
   return {};
 }
 
-inline void add_differences(Counts& counts, const Words& a, const Words& b) {
+inline Words differ(const Words& a, const Words& b) {
+  Words made;
   for (size_t i = 0; i < kLanes; ++i) {
-    uint32_t x = a.lane[i] ^ b.lane[i];
+    made.lane[i] = a.lane[i] ^ b.lane[i];
+  }
+  return made;
+}
+
+inline Words carry(const Words& before, const Words& middle, const Words& after) {
+  Words made;
+  for (size_t i = 0; i < kLanes; ++i) {
+    made.lane[i] = (middle.lane[i] & ~after.lane[i]) | (before.lane[i] & ~middle.lane[i]);
+  }
+  return made;
+}
+
+inline void add_ones(Counts& counts, const Words& words) {
+  for (size_t i = 0; i < kLanes; ++i) {
+    uint32_t x = words.lane[i];
     x -= (x >> 1) & 0x55555555;
     x = (x & 0x33333333) + ((x >> 2) & 0x33333333);
     x = (x + (x >> 4)) & 0x0f0f0f0f;
@@ -54,12 +70,25 @@ inline void add_masked(Counts& counts, const Words& a, const Words& mask, const 
   for (size_t i = 0; i < kLanes; ++i) {
     kept.lane[i] = a.lane[i] & mask.lane[i];
   }
-  add_differences(counts, kept, b);
+  add_ones(counts, differ(kept, b));
 }
 
-inline void flush(int32_t* to, const Counts& counts, bool) {
+inline void flush(int32_t* to, const Counts& counts, int times, bool first) {
   for (size_t i = 0; i < kLanes; ++i) {
-    to[i] = static_cast<int32_t>(counts.lane[i]);
+    to[i] = (first ? 0 : to[i]) + times * static_cast<int32_t>(counts.lane[i]);
+  }
+}
+
+inline void flush_last(int32_t* to, const Counts& carries, const Words& parity, bool first) {
+  flush(to, carries, 2, first);
+  Counts last = zero();
+  add_ones(last, parity);
+  flush(to, last, 1, false);
+}
+
+inline void differ_all(uint32_t* to, const uint32_t* from, uint32_t by, size_t count) {
+  for (size_t i = 0; i < count; ++i) {
+    to[i] = from[i] ^ by;
   }
 }
 

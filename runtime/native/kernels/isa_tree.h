@@ -21,7 +21,7 @@ void count_lanes(size_t length, int32_t* counts, const Add& add) {
     }
     begin = end;
     for (size_t m = 0; m < kM; ++m) {
-      flush(counts + m * kLanes, running[m], first);
+      flush(counts + m * kLanes, running[m], 1, first);
       running[m] = zero();
     }
   }
@@ -37,7 +37,7 @@ void tree_tile(const Tree& tree, const uint32_t* turned, size_t lanes, int32_t* 
       count_lanes<kM>(tree.words, to, [&](Counts(&running)[kM], size_t k) {
         const Words weights = splat(row[k]);
         for (size_t m = 0; m < kM; ++m) {
-          add_differences(running[m], load(turned + k * lanes + m * kLanes), weights);
+          add_ones(running[m], differ(load(turned + k * lanes + m * kLanes), weights));
         }
       });
       row += tree.words;

@@ -4,7 +4,8 @@
 // Bits: +1 is bit 1, -1 is bit 0, least significant bit first in 32-bit words; bits beyond the last are 0.
 //   activations  [batch, height, width, ceil(channels / 32)]                    channel c of a pixel is bit c
 //   weights      [groups, ceil(out / 16), ceil(taps * in / 32), 16]             bit tap * in + c of lane n is w[n, c, tap]
-//                with in and out counted in one group, and taps in row order
+//                with in and out counted in one group, and taps in row order; then each word is replaced by the exclusive
+//                or of itself and all words of its lane before it (isa_impl.h says what for)
 //   depthwise    [taps, ceil(out_channels / 32)] where a group has one input channel: bit n is w[n, 0, tap]
 //   tree         words of 32 bits: the magic "TRE1", output channels, words = ceil(taps * in / 32), roots, entries;
 //                then, of each step, the output channel it computes [out], the earlier step it starts from or -1 for a

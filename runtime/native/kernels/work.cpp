@@ -38,6 +38,29 @@ void gather_bits(const Geometry& g, const uint32_t* corner, size_t group, uint32
   }
 }
 
+void run_up(size_t words, uint32_t* row) {
+  for (size_t k = 1; k < words; ++k) {
+    row[k] ^= row[k - 1];
+  }
+}
+
+bool has_sums(const Geometry& g) {
+  return g.conv.groups == 1 && (g.pointwise() || (g.channels % kWordBits == 0 && g.conv.dilation_w == 1));
+}
+
+void put_sums(const Work& work, uint32_t* sums) {
+  const Geometry& g = work.g;
+  const size_t words = work.sum_row() - 1;
+  const uint32_t* row = work.frames;
+  for (size_t y = 0; y < static_cast<size_t>(g.conv.batch) * g.frame_height; ++y) {
+    uint32_t sum = 0;
+    *sums++ = 0;
+    for (size_t k = 0; k < words; ++k) {
+      *sums++ = sum ^= *row++;
+    }
+  }
+}
+
 namespace {
 
 // base[n] of this pixel, so that base - 2 * differences is the dot product.

@@ -33,6 +33,7 @@ struct Work {
   const ferryman_binary_call& call;
   const Isa& isa;
   const uint32_t* frames = nullptr;      // packed activations, of all images
+  const uint32_t* sums = nullptr;        // running exclusive ors of each row of the frames, a 0 before each; see has_sums
   const uint32_t* planes = nullptr;      // the same with each word's pixels side by side; for trees
   const Tree* tree = nullptr;            // the weights, when they are one
   const float* reals = nullptr;          // channels last, of all images
@@ -44,6 +45,9 @@ struct Work {
   }
   size_t frame_words() const {
     return g.frame_height * g.frame_width * g.in_words;
+  }
+  size_t sum_row() const {
+    return g.frame_width * g.in_words + 1;
   }
 };
 
@@ -60,6 +64,13 @@ void put_ones(uint32_t* to, size_t to_bit, size_t count);
 
 // One output pixel's window of one group, its bits in the order of the weights'.
 void gather_bits(const Geometry& g, const uint32_t* corner, size_t group, uint32_t* row);
+
+// Replaces words by running exclusive ors, as the weights' are.
+void run_up(size_t words, uint32_t* row);
+
+// Whether what a window has of a row of the frame are whole words, side by side.
+bool has_sums(const Geometry& g);
+void put_sums(const Work& work, uint32_t* sums);
 
 // Writes floats that lie by pixel, `stride` apart, to where the output has them.
 void put_floats(const Work& work, const Part& part, const float* from, size_t stride);

@@ -15,6 +15,7 @@ from ferryman.profiler.runner import RUNS_MAX, THREADS_MAX, plan, profile_packag
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, PackageError, RuntimeCrash
 from ferryman.runtime.contracts.manifest import Manifest
 from ferryman.runtime.contracts.measurement import ProfileSpec
+from ferryman.runtime.golden import usable_interpreters
 from ferryman.runtime.package import open_package
 from tests.support.packages import write_tiny_package
 
@@ -63,6 +64,13 @@ def test_a_variant_for_another_processor_is_never_run(tmp_path):
     with pytest.raises(DeviceError, match="a processor with avx512f"):
         plan(manifest, ProfileSpec(), lambda _: BOTH, frozenset({"avx2"}))
     assert len(plan(manifest, ProfileSpec(), lambda _: BOTH, frozenset({"avx512f"}))) == 4
+
+
+def test_operators_this_ferryman_has_not_are_named(tmp_path):
+    with open_package(write_tiny_package(tmp_path / "new.ferry", operators=99)) as package:
+        manifest = package.manifest
+    with pytest.raises(DeviceError, match=r"and ferryman's operators of version 99, found version 1"):
+        plan(manifest, ProfileSpec(), usable_interpreters, frozenset())
 
 
 @pytest.mark.parametrize(
