@@ -10,6 +10,8 @@ from ferryman.runtime.contracts.record import Record
 from ferryman.runtime.contracts.tensor import Signature, Tensor
 
 SCHEMA = 1
+FORMS = ("fp32", "binary")
+"""How a variant's model is compressed."""
 RuntimeName = Literal["executorch", "tflite"]
 """The artifact's format; which interpreter runs it is the device's matter."""
 

@@ -17,6 +17,7 @@ import click
 
 from ferryman import __version__
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, FerrymanError
+from ferryman.runtime.contracts.manifest import FORMS
 from ferryman.runtime.install import DEFAULT_ROOT, install_command, prepare_command, rollback_command
 
 if TYPE_CHECKING:
@@ -118,7 +119,13 @@ def _device(name: str, devices_file: Path | None) -> Device:
     type=click.Choice(["executorch", "tflite"]),
     help="Runtime to lower to; may be given twice.",
 )
-@click.option("--form", default="fp32", show_default=True, help="Compressed form.")
+@click.option(
+    "--form",
+    type=click.Choice(FORMS),
+    default="fp32",
+    show_default=True,
+    help="Compressed form; binary: layers with weights and activations of -1 and 1 run as bits.",
+)
 @click.option("-o", "--output", type=_PATH, default=Path(), help="Folder for the package [default: here].")
 @click.option("--name", help="Name of the package [default: that of the factory or file].")
 @click.option("--min-sqnr", type=float, help="Bar in dB that every output must hold [default: the form's].")

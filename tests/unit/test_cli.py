@@ -159,10 +159,6 @@ def no_source(tmp_path):
     return "convert", "nonsense"
 
 
-def unknown_form(tmp_path):
-    return "convert", "a:b", "--form", "2bit"
-
-
 def bar_that_is_none(tmp_path):
     return "convert", "a:b", "--min-sqnr", "nan"
 
@@ -231,7 +227,6 @@ def missing_package_to_install(tmp_path):
     [
         (no_package, "package"),
         (no_source, "caller"),
-        (unknown_form, "caller"),
         (bar_that_is_none, "caller"),
         (unknown_device, "caller"),
         (bad_device_name, "caller"),
@@ -444,6 +439,7 @@ def test_the_collector_tells_where_from_and_where_to(tmp_path):
         ("inspect",),
         ("push", "p.ferry"),
         ("convert", "a:b", "--to", "onnx"),
+        ("convert", "a:b", "--form", "2bit"),
         ("profile", "p.ferry", "local", "--runs", "0"),
         ("profile", "p.ferry", "local", "--threads", "-1"),
         ("agent", "--device", "x"),

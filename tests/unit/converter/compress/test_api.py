@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from ferryman.converter.capture import capture
+from ferryman.converter.compress.api import compress
+from ferryman.converter.lower_binary import lower_binary
+from ferryman.converter.source import make_source
+from ferryman.runtime.contracts.errors import CallerError
+
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.Flatten(),
+        nn.Linear(128, 3),
+    )
+
+
+def batches():
+    return [(torch.randn(16, 1, 8, 8), torch.randint(0, 3, (16,))) for _ in range(3)]
+
+
+def test_what_it_makes_is_what_convert_takes():
+    dense = model()
+    before = {name: value.clone() for name, value in dense.state_dict().items()}
+    told = []
+    made = compress(dense, "binary", loader=batches(), epochs=2, progress=lambda *step: told.append(step))
+    assert [decision.decision for decision in made.decisions if decision.path in ("0", "3", "6")] == [
+        *("float", "binary", "float")
+    ]
+    assert [step[:2] for step in told] == [(1, 2), (2, 2)]
+    assert len(made.losses) == 2
+    assert not made.model.training
+    torch.testing.assert_close(dense.state_dict(), before, rtol=0, atol=0)
+    _, forms = lower_binary(capture(make_source(made.model, (torch.randn(1, 1, 8, 8),))))
+    assert [form.form for form in forms] == ["fp32", "binary", "fp32"]
+
+
+@pytest.mark.parametrize(
+    ("form", "arguments", "match"),
+    [
+        ("int1", {"loader": []}, "form 'int1' is not known; there are: binary"),
+        ("binary", {}, "needs a loader"),
+        ("binary", {"loader": [], "epochs": 1}, "loader"),
+        ("binary", {"loader": [1], "estimator": "nope"}, "there are"),
+        ("binary", {"loader": [1], "keep": ["nothing.like.it"]}, "nothing.like.it"),
+    ],
+)
+def test_what_it_cannot_do_is_the_callers_fault(form, arguments, match):
+    with pytest.raises(CallerError, match=match):
+        compress(model(), form, **arguments)
