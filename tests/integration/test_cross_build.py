@@ -64,13 +64,15 @@ def binary_model(path):
     from ferryman.converter.backends import BACKENDS
     from ferryman.converter.capture import capture
     from ferryman.converter.lower_binary import lower_binary
+    from ferryman.converter.quiet import quiet
     from ferryman.converter.source import make_source
 
     module = BinaryLinear(4, 4)
     torch.nn.init.ones_(module.weight)
     torch.nn.init.ones_(module.scale)
-    captured, _ = lower_binary(capture(make_source(module.eval(), (torch.ones(1, 4),))))
-    path.write_bytes(BACKENDS["executorch"].lower(captured).data)
+    with quiet():
+        captured, _ = lower_binary(capture(make_source(module.eval(), (torch.ones(1, 4),))))
+        path.write_bytes(BACKENDS["executorch"].lower(captured).data)
     return path
 
 
