@@ -24,8 +24,10 @@ from ferryman.converter.bits import pack_weights
 from ferryman.converter.capture import Captured
 from ferryman.converter.channel_order import Measured, choose_order
 from ferryman.converter.inputs import input_sets
+from ferryman.converter.layer_calls import LayerCall, merge_padding, read_call, read_pad
 from ferryman.converter.reason import reason
 from ferryman.converter.recognise import Recogniser, channel_axis
+from ferryman.converter.two_values import split_two_valued
 from ferryman.runtime.contracts.errors import ModelError
 from ferryman.runtime.contracts.manifest import LayerForm
 from ferryman.runtime.contracts.tensor import DynamicDim
@@ -72,16 +74,6 @@ class _Layer:
         return int(self.weight[0].numel())
 
 
-@dataclass(frozen=True)
-class _Call:
-    """A convolution's or linear's arguments, whichever operator it is."""
-
-    x: Node
-    weight: Node
-    bias: Node | None
-    window: operators.Window | None = None
-
-
 def lower_binary(captured: Captured) -> tuple[Captured, tuple[LayerForm, ...]]:
     """Rewrite a program; `eager` stays the original module.
 
@@ -92,12 +84,13 @@ def lower_binary(captured: Captured) -> tuple[Captured, tuple[LayerForm, ...]]:
         ModelError: no layer of it is binary, or the result cannot be captured again.
     """
     module = captured.program.module(check_guards=False)
+    split_two_valued(module)
     recogniser = Recogniser(module)
     zeros = _Zeros(captured, module)
     found = {
         node: _take(node, call, recogniser, zeros)
         for node in module.graph.nodes
-        if (call := _read_call(node)) is not None
+        if (call := read_call(node)) is not None
     }
     layers = [one for one in found.values() if isinstance(one, _Layer)]
     if not layers:
@@ -140,44 +133,6 @@ def _describe(layer: _Layer) -> str:
 # Finding layers.
 
 
-def _read_call(node: Node) -> _Call | None:
-    if node.op != "call_function":
-        return None
-    args: list[Any] = list(node.args)
-    if node.target == aten.linear.default:
-        return _Call(*args[:2], *args[2:] or [None])
-    if node.target == aten.convolution.default:
-        *args, transposed, _, groups = args
-        if transposed:
-            return None
-        args.append(groups)
-    elif node.target not in (aten.conv2d.default, aten.conv2d.padding):
-        return None
-    defaults = [None, None, None, [1, 1], [0, 0], [1, 1], 1]
-    x, weight, bias, stride, padding, dilation, groups = args + defaults[len(args) :]
-    shape = weight.meta["val"].shape
-    if len(shape) != _IMAGE_RANK or x.meta["val"].dim() != _IMAGE_RANK:
-        return None
-    kernel = [int(size) for size in shape[2:]]
-    stride, dilation = _pair(stride), _pair(dilation)
-    window = (int(shape[1]) * groups, kernel, stride, _padding(padding, kernel, dilation), dilation, groups, 0, False)
-    return _Call(x, weight, bias, window)
-
-
-def _pair(value: Sequence[int]) -> list[int]:
-    return [int(v) for v in value] * (1 if len(value) > 1 else 2)
-
-
-def _padding(padding: Sequence[int] | str, kernel: Sequence[int], dilation: Sequence[int]) -> list[int]:
-    """Top, left, bottom, right."""
-    if padding == "valid":
-        return [0, 0, 0, 0]
-    if padding == "same":
-        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-        return [t // 2 for t in total] + [t - t // 2 for t in total]
-    return _pair(padding) * 2  # type: ignore[arg-type]  # a sequence by now
-
-
 class _Zeros:
     """Which nodes are zero somewhere, over the example and some random inputs."""
 
@@ -208,7 +163,7 @@ class _Watcher(torch.fx.Interpreter):
         return value
 
 
-def _take(node: Node, call: _Call, recogniser: Recogniser, zeros: _Zeros) -> _Layer | str:
+def _take(node: Node, call: LayerCall, recogniser: Recogniser, zeros: _Zeros) -> _Layer | str:
     """A layer, or why it is none."""
     constants = recogniser.constants
     if call.weight not in constants or (call.bias is not None and call.bias not in constants):
@@ -220,9 +175,9 @@ def _take(node: Node, call: _Call, recogniser: Recogniser, zeros: _Zeros) -> _La
     if not bool((magnitude == magnitude[:, :1]).all()):
         return "its weights have more than one magnitude in a channel"
     source, window = call.x, call.window
-    padded = _read_pad(source) if window else None
+    padded = read_pad(source) if window else None
     if window and padded and recogniser.sign(padded[0]):
-        merged = _merge_padding(window, *padded[1:])
+        merged = merge_padding(window, *padded[1:])
         if merged is not None:
             source, window = padded[0], merged
     sign = recogniser.sign(source)
@@ -240,31 +195,6 @@ def _take(node: Node, call: _Call, recogniser: Recogniser, zeros: _Zeros) -> _La
         window=(window if sign else call.window),
         ends=(node,),
     )
-
-
-def _read_pad(node: Node) -> tuple[Node, list[int], float] | None:
-    """What a constant pad pads, by left, right, top and bottom, with which value."""
-    if node.op != "call_function" or node.target not in (aten.constant_pad_nd.default, aten.pad.default):
-        return None
-    source, pads, *rest = node.args
-    if node.target == aten.pad.default:
-        if rest and rest[0] != "constant":
-            return None
-        rest = rest[1:]
-    value = rest[0] if rest else None
-    if not isinstance(source, Node) or not isinstance(pads, Sequence) or len(pads) != _IMAGE_RANK:
-        return None
-    sizes = [int(size) for size in pads if isinstance(size, int) and size >= 0]
-    return (source, sizes, float(value or 0)) if len(sizes) == _IMAGE_RANK else None  # type: ignore[arg-type]  # a number
-
-
-def _merge_padding(window: operators.Window, pads: Sequence[int], value: float) -> operators.Window | None:
-    channels, kernel, stride, padding, dilation, groups, _, last = window
-    if value not in (-1.0, 0.0, 1.0) or (value and any(padding)):
-        return None
-    left, right, top, bottom = pads
-    both = [at + more for at, more in zip(padding, (top, left, bottom, right), strict=True)]
-    return (channels, kernel, stride, both, dilation, groups, int(value), last)
 
 
 # What follows a layer.

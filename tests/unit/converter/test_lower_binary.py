@@ -250,3 +250,27 @@ def test_the_same_layer_called_twice():
     captured, forms = lowered(trained(Twice()))
     assert operators(captured) == [OPS.binary_conv2d.default] * 2
     assert len(forms) == 2
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_any_two_values_a_channel_will_do(bias):
+    """Then the layer is two binary ones: of the values' difference, and of all ones."""
+
+    class TwoValues(Conv):
+        def forward(self, x):
+            weight = torch.where(self.weight >= 0, self.alpha[:, None, None, None], torch.tensor(-0.25))
+            return functional.conv2d(sign(x), weight, self.bias, padding=1)
+
+    captured, forms = lowered(trained(TwoValues(8, 12, bias=bias), nn.BatchNorm2d(12), Conv(12, 4)))
+    assert operators(captured).count(OPS.binary_conv2d.default) == 3
+    assert [form.form for form in forms] == ["binary"] * 3
+
+
+def test_any_two_values_a_channel_in_a_linear_layer():
+    class TwoValues(Linear):
+        def forward(self, x):
+            return functional.linear(sign(x), (self.weight >= 0) * self.alpha[:, None])
+
+    torch.manual_seed(0)
+    captured, _ = lowered(nn.Sequential(TwoValues(70, 12)).eval(), torch.randn(2, 3, 70))
+    assert operators(captured) == [OPS.binary_linear.default] * 2
