@@ -73,19 +73,6 @@ inline void flush(int32_t* to, const Counts& counts, int times, bool first) {
   }
 }
 
-inline void flush_last(int32_t* to, const Counts& carries, const Words& parity, bool first) {
-  flush(to, carries, 2, first);
-  Counts last = zero();
-  add_ones(last, parity);
-  flush(to, last, 1, false);
-}
-
-inline void differ_all(uint32_t* to, const uint32_t* from, uint32_t by, size_t count) {
-  for (size_t i = 0; i < count; ++i) {
-    to[i] = from[i] ^ by;
-  }
-}
-
 inline Floats zero_floats() {
   const float32x4_t none = vdupq_n_f32(0);
   return {{none, none, none, none}};
@@ -155,6 +142,7 @@ inline void transpose16(const float* in, size_t in_stride, float* out, size_t ou
 } // namespace
 } // namespace ferryman::kernels
 
+#include "isa_defaults.h"
 #include "isa_impl.h"
 
 namespace ferryman::kernels {
