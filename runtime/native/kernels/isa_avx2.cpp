@@ -6,94 +6,69 @@
 namespace ferryman::kernels {
 namespace {
 
-constexpr size_t kPixels = 1;
-constexpr size_t kBlocks = 1;
+constexpr size_t kPixels = 2;
+constexpr size_t kVectors = 2;
+constexpr size_t kWidth = 8;
 constexpr size_t kDepth = 31;  // a byte of differences counts up to 8 a word
 
-struct Words {
-  __m256i half[2];
-};
-struct Counts {  // a byte each, four to a lane
-  __m256i half[2];
-};
-struct Floats {
-  __m256 half[2];
-};
+using Words = __m256i;
+using Counts = __m256i;  // a byte each, four to a lane
+using Floats = __m256;
 
 inline Words load(const uint32_t* from) {
-  const auto* at = reinterpret_cast<const __m256i*>(from);
-  return {{_mm256_loadu_si256(at), _mm256_loadu_si256(at + 1)}};
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
 }
 
 inline Words splat(uint32_t word) {
-  const __m256i all = _mm256_set1_epi32(static_cast<int>(word));
-  return {{all, all}};
+  return _mm256_set1_epi32(static_cast<int>(word));
 }
 
 inline Counts zero() {
-  return {{_mm256_setzero_si256(), _mm256_setzero_si256()}};
+  return _mm256_setzero_si256();
 }
 
-inline Words differ(const Words& a, const Words& b) {
-  return {{_mm256_xor_si256(a.half[0], b.half[0]), _mm256_xor_si256(a.half[1], b.half[1])}};
+inline Words differ(Words a, Words b) {
+  return _mm256_xor_si256(a, b);
 }
 
-inline Words carry(const Words& before, const Words& middle, const Words& after) {
-  Words made;
-  for (size_t i = 0; i < 2; ++i) {
-    made.half[i] = _mm256_or_si256(
-        _mm256_andnot_si256(after.half[i], middle.half[i]), _mm256_andnot_si256(middle.half[i], before.half[i]));
-  }
-  return made;
+inline Words carry(Words before, Words middle, Words after) {
+  return _mm256_or_si256(_mm256_andnot_si256(after, middle), _mm256_andnot_si256(middle, before));
 }
 
-inline void add_ones(Counts& counts, const Words& words) {
+inline void add_ones(Counts& counts, Words words) {
   const __m256i of_nibble = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
   const __m256i nibble = _mm256_set1_epi8(15);
-  for (size_t i = 0; i < 2; ++i) {
-    const __m256i low = _mm256_and_si256(words.half[i], nibble);
-    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(words.half[i], 4), nibble);
-    counts.half[i] = _mm256_add_epi8(
-        counts.half[i], _mm256_add_epi8(_mm256_shuffle_epi8(of_nibble, low), _mm256_shuffle_epi8(of_nibble, high)));
-  }
+  const __m256i low = _mm256_shuffle_epi8(of_nibble, _mm256_and_si256(words, nibble));
+  const __m256i high = _mm256_shuffle_epi8(of_nibble, _mm256_and_si256(_mm256_srli_epi16(words, 4), nibble));
+  counts = _mm256_add_epi8(counts, _mm256_add_epi8(low, high));
 }
 
-inline void add_masked(Counts& counts, const Words& a, const Words& mask, const Words& b) {
-  const Words kept = {{_mm256_and_si256(a.half[0], mask.half[0]), _mm256_and_si256(a.half[1], mask.half[1])}};
-  add_ones(counts, differ(kept, b));
+inline void add_masked(Counts& counts, Words a, Words mask, Words b) {
+  add_ones(counts, differ(_mm256_and_si256(a, mask), b));
 }
 
-inline void flush(int32_t* to, const Counts& counts, int times, bool first) {
-  for (size_t i = 0; i < 2; ++i) {
-    auto* at = reinterpret_cast<__m256i*>(to) + i;
-    const __m256i pairs = _mm256_maddubs_epi16(counts.half[i], _mm256_set1_epi8(1));
-    const __m256i lanes = _mm256_madd_epi16(pairs, _mm256_set1_epi16(static_cast<short>(times)));
-    _mm256_storeu_si256(at, first ? lanes : _mm256_add_epi32(_mm256_loadu_si256(at), lanes));
-  }
+inline void flush(int32_t* to, Counts counts, int times, bool first) {
+  auto* const at = reinterpret_cast<__m256i*>(to);
+  const __m256i pairs = _mm256_maddubs_epi16(counts, _mm256_set1_epi8(1));
+  const __m256i lanes = _mm256_madd_epi16(pairs, _mm256_set1_epi16(static_cast<short>(times)));
+  _mm256_storeu_si256(at, first ? lanes : _mm256_add_epi32(_mm256_loadu_si256(at), lanes));
 }
 
 inline Floats zero_floats() {
-  return {{_mm256_setzero_ps(), _mm256_setzero_ps()}};
+  return _mm256_setzero_ps();
 }
 
-inline Words select(const Words& weights, size_t bit) {
+inline Words select(Words weights, size_t bit) {
   const __m256i one = _mm256_set1_epi32(1 << bit);
-  return {{
-      _mm256_cmpeq_epi32(_mm256_and_si256(weights.half[0], one), one),
-      _mm256_cmpeq_epi32(_mm256_and_si256(weights.half[1], one), one),
-  }};
+  return _mm256_cmpeq_epi32(_mm256_and_si256(weights, one), one);
 }
 
-inline void add_selected(Floats& sums, const Words& selected, float x) {
-  const __m256 all = _mm256_set1_ps(x);
-  for (size_t i = 0; i < 2; ++i) {
-    sums.half[i] = _mm256_add_ps(sums.half[i], _mm256_and_ps(all, _mm256_castsi256_ps(selected.half[i])));
-  }
+inline void add_selected(Floats& sums, Words selected, float x) {
+  sums = _mm256_add_ps(sums, _mm256_and_ps(_mm256_set1_ps(x), _mm256_castsi256_ps(selected)));
 }
 
-inline void store(float* to, const Floats& sums) {
-  _mm256_storeu_ps(to, sums.half[0]);
-  _mm256_storeu_ps(to + 8, sums.half[1]);
+inline void store(float* to, Floats sums) {
+  _mm256_storeu_ps(to, sums);
 }
 
 inline uint32_t signs(const float* x) {

@@ -7,7 +7,8 @@ namespace ferryman::kernels {
 namespace {
 
 constexpr size_t kPixels = 4;
-constexpr size_t kBlocks = 1;
+constexpr size_t kVectors = 1;
+constexpr size_t kWidth = kLanes;
 constexpr size_t kDepth = SIZE_MAX;
 
 using Words = __m512i;

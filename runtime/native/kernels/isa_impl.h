@@ -1,17 +1,18 @@
 // The loops every instruction set shares, over what its own unit defines before including this:
-//   Words      16 words, a block of weights at one depth        load(const uint32_t*), splat(uint32_t), differ(a, b)
+//   Words      kWidth words, of a block of weights at one depth  load(const uint32_t*), splat(uint32_t), differ(a, b)
 //   carry(before, middle, after)                                where middle is 1 not after, else before
-//   Counts     16 running counts                                zero(), add_ones(Counts&, Words)
+//   Counts     kWidth running counts                            zero(), add_ones(Counts&, Words)
 //   flush_last(int32_t* to, Counts carries, Words parity, bool first)   twice the carries, and the ones of the parity
 //   differ_all(uint32_t* to, const uint32_t* from, uint32_t by, size_t count)   to[i] = from[i] ^ by
 //   add_masked(Counts&, Words a, Words mask, Words b)           adds differences of a & mask and b
 //   kDepth     how many words a Counts can take                 flush(int32_t* to, Counts, int times, bool first)
-//   Floats     16 running sums                                  zero_floats(), store(float*, Floats)
+//   Floats     kWidth running sums                                  zero_floats(), store(float*, Floats)
 //   add_selected(Floats&, Words weights, size_t bit, float x)   adds x in the lanes whose bit is 1
 //   signs(const float*)          32 floats -> a word, bit = x >= 0
 //   at_least(const int32_t* counts, base, threshold)  32 lanes -> a word
 //   transpose16(in, in_stride, out, out_stride)       16 x 16
-//   kPixels, kBlocks             the tile that fits the registers
+//   kPixels, kVectors            the tile that fits the registers, in pixels and Words; kVectors and the Words of a block
+//                                are a multiple of one another
 //
 // Differences x of windows and weights are counted two words at a time. Both are kept as running exclusive ors, so the
 // exclusive or of theirs is that of all x so far: the parity of the counts so far, bit by bit. From the parity before a
@@ -24,6 +25,13 @@
 
 namespace ferryman::kernels {
 namespace {
+
+constexpr size_t kParts = kLanes / kWidth;  // Words of a block at one depth
+
+// Where Words `n` lie, counted through the blocks.
+constexpr size_t place(size_t n, size_t block_stride) {
+  return n / kParts * block_stride + n % kParts * kWidth;
+}
 
 template <size_t kM, size_t kN, typename T>
 void fill(T (&all)[kM][kN], const T& value) {
@@ -38,7 +46,7 @@ template <size_t kM, size_t kN>
 void flush_all(int32_t* counts, size_t count_stride, Counts (&carries)[kM][kN], bool first) {
   for (size_t m = 0; m < kM; ++m) {
     for (size_t n = 0; n < kN; ++n) {
-      flush(counts + m * count_stride + n * kLanes, carries[m][n], 2, first);
+      flush(counts + m * count_stride + n * kWidth, carries[m][n], 2, first);
     }
   }
   fill(carries, zero());
@@ -65,8 +73,8 @@ void difference_tile(
     for (; k < end; k += 2) {
       Words one[kN], two[kN];
       for (size_t n = 0; n < kN; ++n) {
-        one[n] = load(w + n * block_stride + k * kLanes);
-        two[n] = load(w + n * block_stride + (k + 1) * kLanes);
+        one[n] = load(w + place(n, block_stride) + k * kLanes);
+        two[n] = load(w + place(n, block_stride) + (k + 1) * kLanes);
       }
       for (size_t m = 0; m < kM; ++m) {
         const Words a_one = splat(a[m * a_stride + k]);
@@ -85,9 +93,9 @@ void difference_tile(
   }
   for (size_t m = 0; m < kM; ++m) {
     for (size_t n = 0; n < kN; ++n) {
-      int32_t* const to = counts + m * count_stride + n * kLanes;
+      int32_t* const to = counts + m * count_stride + n * kWidth;
       if (k < words) {  // half a pair, whose other word has no differences
-        const Words after = differ(splat(a[m * a_stride + k]), load(w + n * block_stride + k * kLanes));
+        const Words after = differ(splat(a[m * a_stride + k]), load(w + place(n, block_stride) + k * kLanes));
         Counts half = zero();
         add_ones(half, carry(parity[m][n], after, after));
         flush(to, half, 2, first);
@@ -112,9 +120,9 @@ void selected_tile(
   for (size_t k = 0; k < depth; k += kWordBits, w += kLanes) {
     Words weights[kN];
     for (size_t n = 0; n < kN; ++n) {
-      weights[n] = load(w + n * block_stride);
+      weights[n] = load(w + place(n, block_stride));
       if (k > 0) {
-        weights[n] = differ(weights[n], load(w + n * block_stride - kLanes));
+        weights[n] = differ(weights[n], load(w + place(n, block_stride) - kLanes));
       }
     }
     const size_t bits = depth - k < kWordBits ? depth - k : kWordBits;
@@ -129,7 +137,7 @@ void selected_tile(
   }
   for (size_t m = 0; m < kM; ++m) {
     for (size_t n = 0; n < kN; ++n) {
-      store(sums + m * sum_stride + n * kLanes, running[m][n]);
+      store(sums + m * sum_stride + n * kWidth, running[m][n]);
     }
   }
 }
@@ -144,9 +152,9 @@ struct DifferenceTile {
   size_t count_stride;
 
   template <size_t kM, size_t kN>
-  void run(size_t pixel, size_t block) const {
-    int32_t* const to = counts + pixel * count_stride + block * kLanes;
-    const uint32_t* const from = w + block * block_stride;
+  void run(size_t pixel, size_t vector) const {
+    int32_t* const to = counts + pixel * count_stride + vector * kWidth;
+    const uint32_t* const from = w + place(vector, block_stride);
     difference_tile<kM, kN>(a + pixel * a_stride, a_stride, words, from, block_stride, to, count_stride);
   }
 };
@@ -161,34 +169,34 @@ struct SelectedTile {
   size_t sum_stride;
 
   template <size_t kM, size_t kN>
-  void run(size_t pixel, size_t block) const {
-    float* const to = sums + pixel * sum_stride + block * kLanes;
-    const uint32_t* const from = w + block * block_stride;
+  void run(size_t pixel, size_t vector) const {
+    float* const to = sums + pixel * sum_stride + vector * kWidth;
+    const uint32_t* const from = w + place(vector, block_stride);
     selected_tile<kM, kN>(a + pixel * a_stride, a_stride, from, block_stride, depth, to, sum_stride);
   }
 };
 
-// Tiles of kM pixels by kN blocks from (pixel, block) down, the last ones with fewer pixels.
+// Tiles of kM pixels by kN vectors from (pixel, vector) down, the last ones with fewer pixels.
 template <size_t kM, size_t kN, typename Tile>
-void columns(const Tile& tile, size_t pixel, size_t pixels, size_t block) {
+void columns(const Tile& tile, size_t pixel, size_t pixels, size_t vector) {
   for (; pixels - pixel >= kM; pixel += kM) {
-    tile.template run<kM, kN>(pixel, block);
+    tile.template run<kM, kN>(pixel, vector);
   }
   if constexpr (kM > 1) {
     if (pixel < pixels) {
-      columns<kM - 1, kN>(tile, pixel, pixels, block);
+      columns<kM - 1, kN>(tile, pixel, pixels, vector);
     }
   }
 }
 
 template <size_t kN, typename Tile>
-void rows(const Tile& tile, size_t pixels, size_t block, size_t blocks) {
-  for (; blocks - block >= kN; block += kN) {
-    columns<kPixels, kN>(tile, 0, pixels, block);
+void rows(const Tile& tile, size_t pixels, size_t vector, size_t vectors) {
+  for (; vectors - vector >= kN; vector += kN) {
+    columns<kPixels, kN>(tile, 0, pixels, vector);
   }
-  if constexpr (kN > 1) {
-    if (block < blocks) {
-      rows<kN - 1>(tile, pixels, block, blocks);
+  if constexpr (kN > kParts) {
+    if (vector < vectors) {
+      rows<kN - kParts>(tile, pixels, vector, vectors);
     }
   }
 }
@@ -203,7 +211,7 @@ void differences(
     size_t blocks,
     int32_t* counts,
     size_t count_stride) {
-  rows<kBlocks>(DifferenceTile{a, a_stride, words, w, block_stride, counts, count_stride}, pixels, 0, blocks);
+  rows<kVectors>(DifferenceTile{a, a_stride, words, w, block_stride, counts, count_stride}, pixels, 0, blocks * kParts);
 }
 
 void selected_sums(
@@ -216,7 +224,7 @@ void selected_sums(
     size_t depth,
     float* sums,
     size_t sum_stride) {
-  rows<kBlocks>(SelectedTile{a, a_stride, w, block_stride, depth, sums, sum_stride}, pixels, 0, blocks);
+  rows<kVectors>(SelectedTile{a, a_stride, w, block_stride, depth, sums, sum_stride}, pixels, 0, blocks * kParts);
 }
 
 void gather_row(const uint32_t* sums, const size_t* offsets, size_t runs, size_t words, uint32_t* row) {
@@ -237,15 +245,16 @@ void tap_ones(
     size_t tap_words,
     int32_t* ones,
     size_t stride) {
-  for (size_t block = 0; block < blocks; ++block, w += block_stride, ones += kLanes) {
-    const uint32_t* at = w;
+  for (size_t vector = 0; vector < blocks * kParts; ++vector, ones += kWidth) {
+    const uint32_t* const begin = w + place(vector, block_stride);
+    const uint32_t* at = begin;
     for (size_t tap = 0; tap < taps; ++tap) {
       for (size_t k = 0; k < tap_words;) {
         const bool first = k == 0;
         const size_t end = tap_words - k < kDepth ? tap_words : k + kDepth;
         Counts running = zero();
         for (; k < end; ++k, at += kLanes) {
-          add_ones(running, at == w ? load(at) : differ(load(at), load(at - kLanes)));
+          add_ones(running, at == begin ? load(at) : differ(load(at), load(at - kLanes)));
         }
         flush(ones + tap * stride, running, 1, first);
       }

@@ -6,99 +6,64 @@
 namespace ferryman::kernels {
 namespace {
 
-constexpr size_t kPixels = 3;
-constexpr size_t kBlocks = 1;
+constexpr size_t kPixels = 2;
+constexpr size_t kVectors = 4;
+constexpr size_t kWidth = 4;
 constexpr size_t kDepth = 31;  // a byte of differences counts up to 8 a word
 
-struct Words {
-  uint32x4_t part[4];
-};
-struct Counts {  // a byte each, four to a lane
-  uint8x16_t part[4];
-};
-struct Floats {
-  float32x4_t part[4];
-};
+using Words = uint32x4_t;
+using Counts = uint8x16_t;  // a byte each, four to a lane
+using Floats = float32x4_t;
 
 inline Words load(const uint32_t* from) {
-  return {{vld1q_u32(from), vld1q_u32(from + 4), vld1q_u32(from + 8), vld1q_u32(from + 12)}};
+  return vld1q_u32(from);
 }
 
 inline Words splat(uint32_t word) {
-  const uint32x4_t all = vdupq_n_u32(word);
-  return {{all, all, all, all}};
+  return vdupq_n_u32(word);
 }
 
 inline Counts zero() {
-  const uint8x16_t none = vdupq_n_u8(0);
-  return {{none, none, none, none}};
+  return vdupq_n_u8(0);
 }
 
-inline Words differ(const Words& a, const Words& b) {
-  return {{
-      veorq_u32(a.part[0], b.part[0]),
-      veorq_u32(a.part[1], b.part[1]),
-      veorq_u32(a.part[2], b.part[2]),
-      veorq_u32(a.part[3], b.part[3]),
-  }};
+inline Words differ(Words a, Words b) {
+  return veorq_u32(a, b);
 }
 
-inline Words carry(const Words& before, const Words& middle, const Words& after) {
-  Words made;
-  for (size_t i = 0; i < 4; ++i) {
-    made.part[i] = vbslq_u32(middle.part[i], vmvnq_u32(after.part[i]), before.part[i]);
-  }
-  return made;
+inline Words carry(Words before, Words middle, Words after) {
+  return vbslq_u32(middle, vmvnq_u32(after), before);
 }
 
-inline void add_ones(Counts& counts, const Words& words) {
-  for (size_t i = 0; i < 4; ++i) {
-    counts.part[i] = vaddq_u8(counts.part[i], vcntq_u8(vreinterpretq_u8_u32(words.part[i])));
-  }
+inline void add_ones(Counts& counts, Words words) {
+  counts = vaddq_u8(counts, vcntq_u8(vreinterpretq_u8_u32(words)));
 }
 
-inline void add_masked(Counts& counts, const Words& a, const Words& mask, const Words& b) {
-  Words kept;
-  for (size_t i = 0; i < 4; ++i) {
-    kept.part[i] = vandq_u32(a.part[i], mask.part[i]);
-  }
-  add_ones(counts, differ(kept, b));
+inline void add_masked(Counts& counts, Words a, Words mask, Words b) {
+  add_ones(counts, differ(vandq_u32(a, mask), b));
 }
 
-inline void flush(int32_t* to, const Counts& counts, int times, bool first) {
-  for (size_t i = 0; i < 4; ++i) {
-    const int32x4_t once = vreinterpretq_s32_u32(vpaddlq_u16(vpaddlq_u8(counts.part[i])));
-    const int32x4_t lanes = times == 2 ? vaddq_s32(once, once) : once;
-    vst1q_s32(to + 4 * i, first ? lanes : vaddq_s32(vld1q_s32(to + 4 * i), lanes));
-  }
+inline void flush(int32_t* to, Counts counts, int times, bool first) {
+  const int32x4_t once = vreinterpretq_s32_u32(vpaddlq_u16(vpaddlq_u8(counts)));
+  const int32x4_t lanes = times == 2 ? vaddq_s32(once, once) : once;
+  vst1q_s32(to, first ? lanes : vaddq_s32(vld1q_s32(to), lanes));
 }
 
 inline Floats zero_floats() {
-  const float32x4_t none = vdupq_n_f32(0);
-  return {{none, none, none, none}};
+  return vdupq_n_f32(0);
 }
 
-inline Words select(const Words& weights, size_t bit) {
-  const uint32x4_t one = vdupq_n_u32(1u << bit);
-  return {{
-      vtstq_u32(weights.part[0], one),
-      vtstq_u32(weights.part[1], one),
-      vtstq_u32(weights.part[2], one),
-      vtstq_u32(weights.part[3], one),
-  }};
+inline Words select(Words weights, size_t bit) {
+  return vtstq_u32(weights, vdupq_n_u32(1u << bit));
 }
 
-inline void add_selected(Floats& sums, const Words& selected, float x) {
+inline void add_selected(Floats& sums, Words selected, float x) {
   const uint32x4_t all = vreinterpretq_u32_f32(vdupq_n_f32(x));
-  for (size_t i = 0; i < 4; ++i) {
-    sums.part[i] = vaddq_f32(sums.part[i], vreinterpretq_f32_u32(vandq_u32(all, selected.part[i])));
-  }
+  sums = vaddq_f32(sums, vreinterpretq_f32_u32(vandq_u32(all, selected)));
 }
 
-inline void store(float* to, const Floats& sums) {
-  for (size_t i = 0; i < 4; ++i) {
-    vst1q_f32(to + 4 * i, sums.part[i]);
-  }
+inline void store(float* to, Floats sums) {
+  vst1q_f32(to, sums);
 }
 
 // Four lanes of all ones or none -> their bits, at `shift`.

@@ -5,7 +5,8 @@ namespace ferryman::kernels {
 namespace {
 
 constexpr size_t kPixels = 1;
-constexpr size_t kBlocks = 1;
+constexpr size_t kVectors = 1;
+constexpr size_t kWidth = kLanes;
 constexpr size_t kDepth = SIZE_MAX;
 
 struct Words {

@@ -6,7 +6,7 @@
 namespace ferryman::kernels {
 namespace {
 
-// Counts over 16 * kM pixels what add(running, k) adds for k < length.
+// Counts over kM * kWidth pixels what add(running, k) adds for k < length.
 template <size_t kM, typename Add>
 void count_lanes(size_t length, int32_t* counts, const Add& add) {
   Counts running[kM];
@@ -21,23 +21,25 @@ void count_lanes(size_t length, int32_t* counts, const Add& add) {
     }
     begin = end;
     for (size_t m = 0; m < kM; ++m) {
-      flush(counts + m * kLanes, running[m], 1, first);
+      flush(counts + m * kWidth, running[m], 1, first);
       running[m] = zero();
     }
   }
 }
 
+// Over 16 * kM pixels.
 template <size_t kM>
 void tree_tile(const Tree& tree, const uint32_t* turned, size_t lanes, int32_t* counts) {
+  constexpr size_t kV = kM * kLanes / kWidth;
   const uint32_t* row = tree.rows;
   size_t entry = 0;
   for (size_t step = 0; step < tree.channels; ++step) {
     int32_t* const to = counts + static_cast<size_t>(tree.order[step]) * lanes;
     if (tree.parents[step] < 0) {
-      count_lanes<kM>(tree.words, to, [&](Counts(&running)[kM], size_t k) {
+      count_lanes<kV>(tree.words, to, [&](Counts(&running)[kV], size_t k) {
         const Words weights = splat(row[k]);
-        for (size_t m = 0; m < kM; ++m) {
-          add_ones(running[m], differ(load(turned + k * lanes + m * kLanes), weights));
+        for (size_t m = 0; m < kV; ++m) {
+          add_ones(running[m], differ(load(turned + k * lanes + m * kWidth), weights));
         }
       });
       row += tree.words;
@@ -45,12 +47,12 @@ void tree_tile(const Tree& tree, const uint32_t* turned, size_t lanes, int32_t* 
     }
     const size_t begin = entry;
     entry = static_cast<size_t>(tree.ends[step]);
-    count_lanes<kM>(entry - begin, to, [&](Counts(&running)[kM], size_t k) {
+    count_lanes<kV>(entry - begin, to, [&](Counts(&running)[kV], size_t k) {
       const Words mask = splat(tree.masks[begin + k]);
       const Words bits = splat(tree.bits[begin + k]);
       const uint32_t* const a = turned + tree.at[begin + k] * lanes;
-      for (size_t m = 0; m < kM; ++m) {
-        add_masked(running[m], load(a + m * kLanes), mask, bits);
+      for (size_t m = 0; m < kV; ++m) {
+        add_masked(running[m], load(a + m * kWidth), mask, bits);
       }
     });
     const int32_t* const from = counts + static_cast<size_t>(tree.order[tree.parents[step]]) * lanes;
