@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ferryman.profiler.conditions import read_conditions
 from ferryman.profiler.energy import Meter, choose_source
+from ferryman.runtime import kernels
 from ferryman.runtime.contracts.errors import WireError, to_wire
 from ferryman.runtime.contracts.manifest import Variant
 from ferryman.runtime.contracts.measurement import Energy, Measurement, MemoryPhases, ProfileSpec
@@ -97,8 +98,13 @@ def measure(task: Task) -> Measurement:
         memory=MemoryPhases(start=start, loaded=loaded, first_run=first_run, steady=steady),
         energy=energy,
         before=before,
-        after=read_conditions(versions),
+        after=read_conditions(versions | _kernels(variant)),
     )
+
+
+def _kernels(variant: Variant) -> dict[str, str]:
+    """Which of our operators' kernels took part; asked afterwards, since asking loads them."""
+    return {"ferryman kernels": f"{kernels.VERSION} {kernels.isa()}"} if variant.requires.operators else {}
 
 
 def _steady(

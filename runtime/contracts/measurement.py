@@ -103,7 +103,7 @@ class Conditions(Record):
     affinity: tuple[Count, ...]
     """Cores the measuring process may use."""
     versions: dict[str, str]
-    """ferryman, python, numpy, and the interpreter under its own name."""
+    """ferryman, python, numpy, and the interpreter under its own name; afterwards also the kernels that took part."""
 
 
 class Measurement(Record, kw_only=True):

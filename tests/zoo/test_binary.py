@@ -9,6 +9,7 @@ import torch
 from ferryman import convert
 from ferryman.profiler.report import table
 from ferryman.profiler.runner import profile_package
+from ferryman.runtime import kernels
 from ferryman.runtime.contracts.measurement import ProfileSpec
 from ferryman.runtime.install import install
 from ferryman.runtime.isolated import IsolatedSession
@@ -69,6 +70,7 @@ def test_the_whole_way(train, images, tmp_path, capsys):
     for interpreter, answers in found.items():
         np.testing.assert_array_equal(answers, expected[:100], interpreter)
     measurements = profile_package(made.path, ProfileSpec(runs=20, warmup_runs=2))
+    assert all(m.after.versions["ferryman kernels"] == f"1 {kernels.isa()}" for m in measurements)
     report = table([("here", measurement) for measurement in measurements])
     assert report.count("binary") >= len(measurements)
     assert trained.binary_accuracy >= trained.dense_accuracy - ACCURACY_LOST_MAX
