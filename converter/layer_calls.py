@@ -13,6 +13,10 @@ from ferryman.converter import operators
 
 aten = torch.ops.aten
 _IMAGE_RANK = 4
+_LAYERS = (
+    *(aten.linear, aten.convolution, aten.conv1d, aten.conv2d, aten.conv3d),
+    *(aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d),
+)
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,11 @@ class LayerCall:
     weight: Node
     bias: Node | None
     window: operators.Window | None = None
+
+
+def is_layer(node: Node) -> bool:
+    """Whether a node is a convolution of any kind, or a linear layer."""
+    return node.op == "call_function" and getattr(node.target, "overloadpacket", None) in _LAYERS
 
 
 def read_call(node: Node) -> LayerCall | None:

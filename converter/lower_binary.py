@@ -11,7 +11,7 @@ The output channels of a convolution are computed each on its own, or along a sp
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,9 +24,9 @@ from ferryman.converter.bits import pack_weights
 from ferryman.converter.capture import Captured
 from ferryman.converter.channel_order import Measured, choose_order
 from ferryman.converter.inputs import input_sets
-from ferryman.converter.layer_calls import LayerCall, merge_padding, read_call, read_pad
+from ferryman.converter.layer_calls import LayerCall, is_layer, merge_padding, read_call, read_pad
 from ferryman.converter.reason import reason
-from ferryman.converter.recognise import Recogniser, channel_axis
+from ferryman.converter.recognise import Recogniser
 from ferryman.converter.two_values import split_two_valued
 from ferryman.runtime.contracts.errors import ModelError
 from ferryman.runtime.contracts.manifest import LayerForm
@@ -36,6 +36,7 @@ aten = torch.ops.aten
 _IMAGE_RANK = 4
 _ZERO_CHECK_SETS = 4
 _DOTS_AT_ONCE = 512
+_SAME = 1e-6
 _NAMED = 5
 
 
@@ -44,10 +45,12 @@ class _Layer:
     """A convolution or linear layer that becomes an operator."""
 
     node: Node
-    source: Node
-    """What the operator is fed: floats whose signs count, or real numbers."""
+    sources: tuple[Node, ...]
+    """What the operator may be fed: floats whose signs count, all with the same signs, or real numbers."""
     sign: Node | None
-    """The node that is the sign of `source`; None for real activations."""
+    """The node that is the sign of the sources; None for real activations."""
+    assumed: str
+    """What must hold of the input, where the verification's inputs only did not contradict it; empty: nothing."""
     weight: torch.Tensor
     """float32[out, in / groups, kh, kw], -1 and 1."""
     scale: torch.Tensor
@@ -59,6 +62,8 @@ class _Layer:
     """Whose value the operator gives: `node`, or the last node folded into it, or the signs of either."""
     threshold: torch.Tensor | None = None
     """int32[out]: the operator gives packed signs."""
+    folded: tuple[Node, ...] = ()
+    """Nodes that only the operator still has the values of."""
     packed_by: _Layer | None = None
     """Whose packed signs the operator is fed."""
     along: Measured | None = None
@@ -67,6 +72,11 @@ class _Layer:
     @property
     def out(self) -> int:
         return int(self.weight.shape[0])
+
+    @property
+    def axis(self) -> int:
+        """Of the output's channels."""
+        return 1 if self.window else int(self.node.meta["val"].dim()) - 1
 
     @property
     def depth(self) -> int:
@@ -89,8 +99,10 @@ def lower_binary(captured: Captured) -> tuple[Captured, tuple[LayerForm, ...]]:
     zeros = _Zeros(captured, module)
     found = {
         node: _take(node, call, recogniser, zeros)
+        if (call := read_call(node))
+        else "only 2-D ones of a batch are taken"
         for node in module.graph.nodes
-        if (call := read_call(node)) is not None
+        if is_layer(node)
     }
     layers = [one for one in found.values() if isinstance(one, _Layer)]
     if not layers:
@@ -112,8 +124,11 @@ def lower_binary(captured: Captured) -> tuple[Captured, tuple[LayerForm, ...]]:
         for node, one in found.items()
     )
     made: dict[Node, Node] = {}
+    folded = {node for layer in layers for node in layer.folded}
     for index, layer in enumerate(layers):
-        made |= dict.fromkeys(layer.ends, _insert(module, layer, index, made))
+        feed = layer.packed_by.ends if layer.packed_by else [one for one in layer.sources if one not in folded]
+        source = made.get(feed[-1], feed[-1])
+        made |= dict.fromkeys(layer.ends, _insert(module, layer, index, source))
     return _capture_again(captured, module), forms
 
 
@@ -127,7 +142,8 @@ def _path(node: Node) -> str:
 def _describe(layer: _Layer) -> str:
     given = "reals" if layer.sign is None else "signs" if layer.packed_by is None else "packed signs"
     along = f", {layer.along.describe()}" if layer.along else ""
-    return f"{given} in, {'floats' if layer.threshold is None else 'packed signs'} out{along}"
+    assumed = f"; assumes that {layer.assumed}" if layer.assumed else ""
+    return f"{given} in, {'floats' if layer.threshold is None else 'packed signs'} out{along}{assumed}"
 
 
 # Finding layers.
@@ -163,16 +179,24 @@ class _Watcher(torch.fx.Interpreter):
         return value
 
 
+def _padded_beyond(window: operators.Window) -> bool:
+    """Whether a window may lie wholly in the padding."""
+    _, kernel, _, padding, dilation, *_ = window
+    reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    return any(pad > most for pad, most in zip(padding, [*reach, *reach], strict=True))
+
+
 def _take(node: Node, call: LayerCall, recogniser: Recogniser, zeros: _Zeros) -> _Layer | str:
     """A layer, or why it is none."""
     constants = recogniser.constants
     if call.weight not in constants or (call.bias is not None and call.bias not in constants):
         return "its weights depend on the input"
     weight = constants[call.weight]
-    if weight.dtype != torch.float32 or node.meta["val"].dtype != torch.float32:
-        return f"its weights are {weight.dtype}"
+    if {weight.dtype, node.meta["val"].dtype, call.x.meta["val"].dtype} != {torch.float32}:
+        return f"its numbers are {weight.dtype}"
     magnitude = weight.abs().flatten(1)
-    if not bool((magnitude == magnitude[:, :1]).all()):
+    # A straight-through estimator, (s - c).detach() + c, rounds.
+    if not bool(((magnitude - magnitude[:, :1]).abs() <= _SAME * magnitude[:, :1]).all()):
         return "its weights have more than one magnitude in a channel"
     source, window = call.x, call.window
     padded = read_pad(source) if window else None
@@ -180,15 +204,19 @@ def _take(node: Node, call: LayerCall, recogniser: Recogniser, zeros: _Zeros) ->
         merged = merge_padding(window, *padded[1:])
         if merged is not None:
             source, window = padded[0], merged
+    if window and _padded_beyond(window):
+        return "its padding is wider than its kernel reaches"
     sign = recogniser.sign(source)
-    if sign is not None and sign.at_zero != 1 and sign.of in zeros:
-        return f"its input is 0 in places, where its sign activation gives {sign.at_zero:g} and not 1"
+    if sign is not None and sign.at_zero != 1 and (sign.of in zeros or sign.of.op == "placeholder"):
+        where = "is 0 in places" if sign.of in zeros else "is the model's, and may be 0"
+        return f"its input {where}, where its sign activation gives {sign.at_zero:g} and not 1"
     signs = torch.where(weight >= 0, 1.0, -1.0)
     out = weight.shape[0]
     return _Layer(
         node=node,
-        source=sign.of if sign else call.x,
+        sources=sign.sources if sign else (call.x,),
         sign=sign.node if sign else None,
+        assumed="" if sign is None or sign.at_zero == 1 else "its input is never exactly 0",
         weight=signs.reshape(*weight.shape, *[1] * (_IMAGE_RANK - weight.dim())),
         scale=magnitude[:, 0].clone(),
         bias=torch.zeros(out) if call.bias is None else constants[call.bias].clone(),
@@ -208,8 +236,11 @@ def _fold(layer: _Layer, recogniser: Recogniser) -> None:
         if factor_offset is None:
             return
         factor, offset = factor_offset
-        layer.scale = layer.scale * factor
-        layer.bias = layer.bias * factor + offset
+        scale, bias = layer.scale * factor, layer.bias * factor + offset
+        if user.meta["val"].dtype != torch.float32 or not bool((scale.isfinite() & bias.isfinite()).all()):
+            return
+        layer.scale, layer.bias = scale, bias
+        layer.folded += layer.ends
         layer.ends = (user,)
 
 
@@ -241,7 +272,7 @@ _AFFINE = (aten.mul, aten.div, aten.add, aten.sub, aten.rsub)
 
 def _read_batch_norm(user: Node, layer: _Layer, recogniser: Recogniser) -> tuple[torch.Tensor, torch.Tensor] | None:
     x, *parameters, training, _, epsilon, _ = user.args
-    if x is not layer.ends[0] or training or channel_axis(user.meta["val"].dim()) != 1:
+    if x is not layer.ends[0] or training or layer.axis != 1:
         return None
     values = [None if p is None else _per_channel(p, layer, recogniser, axis_only=True) for p in parameters]
     weight, bias, mean, variance = values
@@ -263,7 +294,7 @@ def _per_channel(value: Any, layer: _Layer, recogniser: Recogniser, *, axis_only
     if axis_only or tensor.dim() == 0:
         return tensor.expand(layer.out) if tensor.numel() in (1, layer.out) else None
     sizes = [1] * (rank - tensor.dim()) + list(tensor.shape)
-    axis = channel_axis(rank)
+    axis = layer.axis
     if (
         len(sizes) > rank
         or any(size != 1 for at, size in enumerate(sizes) if at != axis)
@@ -282,8 +313,10 @@ def _pack_output(layer: _Layer, layers: Sequence[_Layer], recogniser: Recogniser
     readers = [other for other in layers if other.sign in regions]
     inside = {layer.node, *(node for region in regions.values() for node in region)}
     # A reader may pad the sign first.
-    outside = {node for other in readers for node in (other.node, *other.node.all_input_nodes) if node not in inside}
-    if not readers or any(user not in inside | outside for node in inside for user in node.users):
+    nodes = {other.node for other in readers}
+    pads = {node for other in readers for node in other.node.all_input_nodes if read_pad(node)}
+    seen = {user for node in inside for user in node.users} | {user for node in pads for user in node.users}
+    if not readers or seen - inside - pads - nodes:
         return
     if any((other.window is None) != (layer.window is None) for other in readers):
         return
@@ -307,36 +340,40 @@ def _find_threshold(layer: _Layer, sign: Node, recogniser: Recogniser) -> tuple[
 
     None where a sign is neither -1 nor 1, or changes more than once.
     """
-    signs = []
     rank = layer.node.meta["val"].dim()
     shape = [1] * rank
-    shape[channel_axis(rank)] = layer.out
-    dots = torch.arange(-layer.depth, layer.depth + 1, dtype=torch.float32)
-    for some in torch.split(dots, _DOTS_AT_ONCE):
-        raw = some.reshape(-1, 1) * layer.scale + layer.bias
-        found = recogniser.evaluate(layer.node, sign, raw.reshape(-1, *shape[1:]))
-        if found is None:
+    shape[layer.axis] = layer.out
+    scale, bias = layer.scale.reshape(shape), layer.bias.reshape(shape)
+    before: torch.Tensor | None = None
+    rises, falls = torch.zeros(layer.out, dtype=torch.int32), torch.zeros(layer.out, dtype=torch.int32)
+    # Beyond every dot product where there is no +1.
+    first = torch.full((layer.out,), layer.depth + 1)
+    last = torch.full((layer.out,), -layer.depth - 1)
+    for some in torch.split(torch.arange(-layer.depth, layer.depth + 1), _DOTS_AT_ONCE):
+        raw = some.reshape(-1, *[1] * (rank - 1)) * scale + bias
+        found = recogniser.evaluate(layer.node, sign, raw)
+        if found is None or found.shape != raw.shape or not bool((found.abs() == 1).all()):
             return None
-        signs.append(found.reshape(-1, layer.out))
-    table = torch.cat(signs)
-    if not bool((table.abs() == 1).all()):
-        return None
-    positive = table > 0
-    steps = positive[1:].int() - positive[:-1].int()
-    rises, falls = (steps == 1).sum(0), (steps == -1).sum(0)
+        positive = found.reshape(-1, layer.out) > 0
+        joined = positive if before is None else torch.cat((before, positive))
+        steps = joined[1:].int() - joined[:-1].int()
+        rises += (steps == 1).sum(0)
+        falls += (steps == -1).sum(0)
+        dots = torch.where(positive, some[:, None], layer.depth + 1)
+        first = torch.minimum(first, dots.min(0).values)
+        last = torch.maximum(last, torch.where(positive, some[:, None], -layer.depth - 1).max(0).values)
+        before = positive[-1:]
     if bool((rises + falls > 1).any()):
         return None
-    least = torch.where(positive.any(0), positive.int().argmax(0) - layer.depth, layer.depth + 1)
-    negated = positive.flip(0).int().argmax(0) - layer.depth
     turned = falls == 1
-    return turned, torch.where(turned, negated, least).int()
+    return turned, torch.where(turned, -last, first).int()
 
 
 def _choose_order(layer: _Layer) -> Measured | None:
     if layer.window is None or layer.sign is None:
         return None
     channels, kernel, stride, padding, dilation, groups, pad_value, _ = layer.window
-    batch, _, *spatial = layer.source.meta["val"].shape
+    batch, _, *spatial = layer.sources[0].meta["val"].shape
     if not all(isinstance(size, int) for size in spatial):
         return None  # no size to measure at
     kind = kernel_calls.SIGNS if layer.packed_by is None else kernel_calls.BITS
@@ -350,7 +387,7 @@ def _choose_order(layer: _Layer) -> Measured | None:
 # Rewriting.
 
 
-def _insert(module: GraphModule, layer: _Layer, index: int, made_before: Mapping[Node, Node]) -> Node:
+def _insert(module: GraphModule, layer: _Layer, index: int, source: Node) -> Node:
     groups = layer.window[5] if layer.window else 1
     words = layer.along.tree.words if layer.along else pack_weights(layer.weight.numpy(), groups)
     tensors = {"weight": torch.from_numpy(words)}
@@ -361,8 +398,6 @@ def _insert(module: GraphModule, layer: _Layer, index: int, made_before: Mapping
         for name, value in tensors.items():
             module.register_buffer(f"ferryman_{index}_{name}", value.contiguous())
             constants.append(graph.get_attr(f"ferryman_{index}_{name}"))
-        source = layer.source if layer.packed_by is None else layer.packed_by.ends[0]
-        source = made_before.get(source, source)
         numbers = layer.window or (layer.depth,)
         name = "binary_conv2d" if layer.window else "binary_linear"
         name += ("_tree" if layer.along else "") + ("" if layer.threshold is None else "_sign")

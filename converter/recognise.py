@@ -53,7 +53,19 @@ _ELEMENTWISE = {
 _REGION_MAX = 48
 """Nodes; what is longer than that is no activation."""
 _CLOSE = 1e-6
-_PROBES = (-1e30, -300.0, -3.0, -1.0, -0.75, -0.1, -1e-3, -1e-20, 0.0, 1e-20, 1e-3, 0.1, 0.75, 1.0, 3.0, 300.0, 1e30)
+_FAR = 1e4
+"""Beyond what numbers in a network are; straight-through estimators lose the sign there."""
+_PROBES = (
+    0.0,
+    -0.0,
+    *(sign * 10.0**power for sign in (1, -1) for power in range(-30, 39)),
+    0.3,
+    -0.3,
+    0.75,
+    -0.75,
+    2.0,
+    -2.0,
+)
 
 
 class Constants:
@@ -125,10 +137,16 @@ def _mutates(target: Any) -> bool:  # noqa: ANN401  # of an fx node
 class Sign:
     """A node that is the sign of another."""
 
-    of: Node
+    sources: tuple[Node, ...]
+    """All nodes that it is the sign of, the nearest first: a scale above 0, say, changes no sign."""
     node: Node
     at_zero: float
-    """What it gives for 0; ferryman's operators give 1."""
+    """What it gives for 0, where ferryman's operators give 1; -1 where 0 and -0 differ."""
+
+    @property
+    def of(self) -> Node:
+        """The farthest of its sources."""
+        return self.sources[-1]
 
 
 class Recogniser:
@@ -148,34 +166,37 @@ class Recogniser:
     def _find_sign(self, node: Node) -> Sign | None:
         if not self._elementwise(node):
             return None
-        found = None
+        sources: list[Node] = []
+        at_zero = 0.0
         for source in self._dominators(node):
-            at_zero = self._at_zero(source, node)
-            if at_zero is None:
-                if found is not None:
-                    break
-                continue
-            found = Sign(of=source, node=node, at_zero=at_zero)
-        return found
+            found = self._at_zero(source, node)
+            if found is not None:
+                sources.append(source)
+                at_zero = found
+            elif sources:
+                break
+        return Sign(sources=tuple(sources), node=node, at_zero=at_zero) if sources else None
 
     def _at_zero(self, source: Node, node: Node) -> float | None:
-        probes = torch.tensor(_PROBES).reshape(-1, *[1] * (_rank(source) - 1)).expand(-1, *_one_pixel(source))
-        values = self.evaluate(source, node, probes)
-        if values is None or values.dtype != torch.float32:
-            return None
-        zero = _PROBES.index(0.0)
-        wanted = torch.sign(probes)
-        wanted[zero] = values[zero].reshape(-1)[0]
-        at_zero = float(wanted[zero].reshape(-1)[0])
-        same = values.shape == wanted.shape and bool(((values - wanted).abs() <= _CLOSE).all())
-        return at_zero if same and at_zero in (-1.0, 0.0, 1.0) else None
+        for shape in _one_pixel(source):
+            probes = torch.tensor(_PROBES).reshape(-1, *[1] * (_rank(source) - 1)).expand(-1, *shape)
+            values = self.evaluate(source, node, probes)
+            alone = self.evaluate(source, node, probes[:1])  # a constant may be as long as there are probes
+            if values is None or alone is None or (values.shape, alone.shape) != (probes.shape, probes[:1].shape):
+                continue
+            if values.dtype != torch.float32 or not _is_sign(values[2:], probes[2:]):
+                continue
+            zeros = {float(value) for value in values[:2].reshape(-1)}
+            if zeros <= {-1.0, 0.0, 1.0}:
+                return zeros.pop() if len(zeros) == 1 else -1.0
+        return None
 
     def evaluate(self, source: Node, node: Node, values: torch.Tensor) -> torch.Tensor | None:
         """`node` where `source` is `values`; None where it depends on anything else or does not take such a shape."""
         region = self.region(source, node)
         if region is None:
             return None
-        known: dict[Node, torch.Tensor] = {source: values}
+        known: dict[Node, torch.Tensor] = {source: values.clone()}  # an operator may work in place
         try:
             with torch.no_grad():
                 for step in region:
@@ -223,6 +244,7 @@ class Recogniser:
             and isinstance(target, torch._ops.OpOverload)  # noqa: SLF001  # torch has no public name
             and target.overloadpacket in _ELEMENTWISE
             and isinstance(node.meta.get("val"), torch.Tensor)
+            and not (target.overloadpacket == aten.batch_norm and node.args[5])  # by the batch's own statistics
         )
 
 
@@ -231,13 +253,16 @@ def _rank(node: Node) -> int:
     return value.dim() if isinstance(value, torch.Tensor) else 1
 
 
-def channel_axis(rank: int) -> int:
-    """Images have channels second, all else last."""
-    return 1 if rank == 4 else rank - 1  # noqa: PLR2004  # N, C, H, W
-
-
-def _one_pixel(node: Node) -> list[int]:
-    """Sizes after the first: the channels, and 1 for all else."""
+def _one_pixel(node: Node) -> Iterator[list[int]]:
+    """Sizes after the first, with the channels second or last, and 1 for all else."""
     rank = _rank(node)
-    axis = channel_axis(rank)
-    return [int(node.meta["val"].shape[axis]) if at == axis else 1 for at in range(1, rank)]
+    for axis in dict.fromkeys((min(1, rank - 1), rank - 1)):
+        yield [int(node.meta["val"].shape[axis]) if at == axis else 1 for at in range(1, rank)]
+
+
+def _is_sign(values: torch.Tensor, probes: torch.Tensor) -> bool:
+    """Whether `values` are the probes' signs, to within what (s - x) + x rounds to; far out that gives 0 or NaN."""
+    size = probes.abs()
+    near = (values - torch.sign(probes)).abs() <= _CLOSE * size.clamp(1, _FAR)
+    lost = (size > _FAR) & ((values == 0) | values.isnan())
+    return bool((near | lost).all())

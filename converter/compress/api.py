@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -59,18 +59,30 @@ def compress(
         keep: patterns of module paths (fnmatch) that stay in float besides the default ones.
         estimator: of the sign's gradient, `reste` or `ste`.
         rank: of BiPFT's low-rank path beside each binary linear layer; 0: none.
-        example: positional inputs of one call; lets the decisions name layers whose signs carry nothing.
+        example: positional inputs of one call, by which layers are found whose signs would carry nothing; None takes
+            the loader's first inputs.
         distil: train against the dense model's answers as well as the classes.
         progress: told epoch (from 1), epochs and mean loss.
 
     Raises:
-        CallerError: unknown form or estimator, no loader, or an argument out of range.
+        CallerError: unknown form or estimator, no loader, an argument out of range, or as `binarize` and `fine_tune`.
     """
     if form not in FORMS:
         raise CallerError(f"form {form!r} is not known; there are: {', '.join(FORMS)}")
     if loader is None:
         raise CallerError(f"form {form} needs a loader to fine-tune with: binarizing a trained model alone ruins it")
+    example = example or _first_inputs(loader)
     made, decisions = binarize(model, keep=keep, rank=rank, estimator=estimator, example=example)
     teacher = model if distil else None
     tuned = fine_tune(made, loader, epochs=epochs, lr=lr, teacher=teacher, progress=progress)
     return Compressed(model=tuned.model, form=form, decisions=decisions, losses=tuned.losses)
+
+
+def _first_inputs(loader: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Example | None:
+    """Those of the first batch, without a trace in the random state; what is wrong with them training will say."""
+    if isinstance(loader, Iterator):
+        return None
+    with torch.random.fork_rng(devices=()):
+        batch = next(iter(loader), None)
+    is_pair = isinstance(batch, tuple | list) and len(batch) > 0 and isinstance(batch[0], torch.Tensor)
+    return (batch[0],) if batch is not None and is_pair else None

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import TypeGuard
 
 import torch
 from torch import nn
@@ -16,13 +19,16 @@ from ferryman.converter.compress.binary_policy import (
     Decision,
     Example,
     decide,
+    has_hooks,
+    in_eval_mode,
     without_negative_inputs,
 )
 from ferryman.converter.compress.estimators import Estimator, make_estimator
-from ferryman.runtime.contracts.errors import CallerError
+from ferryman.runtime.contracts.errors import CallerError, FerrymanError
 
 _TRANSPARENT = (nn.AvgPool2d, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Identity, nn.MaxPool2d)
 """What gives no negative outputs for want of negative inputs."""
+_NOT_FINITE = "look for NaN and infinite numbers in the loader's batches and the model, or take a smaller lr"
 _TEMPERATURE = 4.0
 """Of distillation, softens both distributions (Hinton et al. 2015)."""
 
@@ -40,8 +46,10 @@ def binarize(
 
     A ReLU before a binary layer leaves it no negative input, and so no information in the signs. Where nn.Sequential
     shows the order of things, such a ReLU becomes Hardtanh, which keeps signs. Anywhere else only an example can tell:
-    with `example`, layers whose inputs are never negative are named in the report (move or replace the activation
-    function yourself, as Bi-Real Net does, or name the layer in `keep`).
+    with `example`, layers whose inputs are never negative stay in float (to have them binary, move or replace the
+    activation function yourself, as Bi-Real Net does).
+
+    Nothing that has hooks is replaced, nor a frozen layer (requires_grad=False): they stay as they are.
 
     Args:
         model: dense; not changed.
@@ -57,12 +65,13 @@ def binarize(
         first call with `example`, else of registration; then on every ReLU replaced.
 
     Raises:
-        CallerError: a pattern that matches no layer, a rank below 0, or no such estimator.
+        CallerError: a pattern that matches no layer, a rank below 0, no such estimator, a model that cannot be copied,
+            or one that fails with the example.
     """
     if rank < 0:
         raise CallerError(f"rank is 0 or more, found {rank}")
     made = make_estimator(estimator)
-    binary = copy.deepcopy(model)
+    binary = _copy(model)
     decisions = decide(binary, tuple(keep or ()), example)
     chosen = [binary.get_submodule(path) for path, decision in decisions.items() if decision.decision == "binary"]
     _swap(binary, {dense: _binary_of(dense, activations, rank, copy.deepcopy(made)) for dense in chosen})
@@ -70,9 +79,22 @@ def binarize(
         decisions |= _swap_relus(binary)
         if example is not None:
             found = without_negative_inputs(binary, example)
+            back = {}
             for path in decisions.keys() & found:  # layers that were binary before are not decided on
-                decisions[path] = replace(decisions[path], reason=NO_NEGATIVE_INPUTS)
+                back[binary.get_submodule(path)] = _copy(model.get_submodule(path))
+                decisions[path] = replace(decisions[path], decision="float", reason=NO_NEGATIVE_INPUTS)
+            _swap(binary, back)
     return binary, tuple(decisions.values())
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise CallerError(
+            f"the model cannot be copied: {type(error).__name__}: {error}; weights that are computed anew in each call "
+            "must become plain ones first (torch.nn.utils.prune.remove, torch.nn.utils.remove_weight_norm)"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -100,24 +122,31 @@ def fine_tune(
 
     After each step latent weights go back to +-1.5 and scales above 0. At the end the statistics of batch norms are
     gathered anew over the loader, without dropout: those gathered on the way are of weights whose signs have flipped
-    since. The same seed (torch.manual_seed) and loader give the same model.
+    since. The same seed (torch.manual_seed) and loader give the same model. It trains under torch.no_grad() too.
 
     Args:
         model: with binary layers; trained in place.
         loader: gives (inputs, targets) batches, every time it is iterated over.
         epochs: at least 1.
-        lr: learning rate of the first epoch.
+        lr: learning rate of the first epoch, above 0.
         loss: of (outputs, targets).
         progress: told epoch (from 1), epochs and mean loss.
         teacher: a dense model for the same task, if any: its softened class probabilities count as much as the targets
             (Hinton et al., Distilling the Knowledge in a Neural Network, 2015). Outputs must be logits [N, classes].
+            In eval mode meanwhile.
         penalty: added to the loss, for instance a multiple of `mst.tree_distance_loss` over layers.
 
     Raises:
-        CallerError: epochs < 1, or a loader that gives nothing, or only once.
+        CallerError: epochs or lr out of range, a model without weights to train, a loader that gives nothing, only once
+            or something else, a batch that the model or the loss fails with, or a loss or weights that are not finite.
+            The model may be partly trained then.
     """
-    if epochs < 1:
-        raise CallerError(f"fine-tuning needs 1 epoch or more, found {epochs}")
+    if not isinstance(epochs, int) or epochs < 1:
+        raise CallerError(f"epochs is a whole number, 1 or more, found {epochs!r}")
+    if not isinstance(lr, int | float) or not 0 < lr < math.inf:
+        raise CallerError(f"lr is a finite number above 0, found {lr!r}")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise CallerError("the model has no weights to train: it has none, or all are frozen (requires_grad=False)")
     if isinstance(loader, Iterator):
         raise CallerError("the loader can be iterated over only once; give a DataLoader or a list of batches")
     layers = [module for module in model.modules() if isinstance(module, BinaryLayer)]
@@ -131,18 +160,19 @@ def fine_tune(
 
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
-    if teacher is not None:
-        teacher.eval()
-    history = []
-    for epoch in range(epochs):
-        model.train()
-        for layer in layers:
-            layer.estimator.schedule(epoch, epochs)
-        history.append(_epoch(loader, objective, optimizer, layers))
-        schedule.step()
-        if progress is not None:
-            progress(epoch + 1, epochs, history[-1])
+    history: list[float] = []
+    with nullcontext() if teacher is None else in_eval_mode(teacher):
+        for epoch in range(epochs):
+            model.train()
+            for layer in layers:
+                layer.estimator.schedule(epoch, epochs)
+            history.append(_epoch(loader, objective, optimizer, layers))
+            _require_finite(model, f"epoch {epoch + 1}")
+            schedule.step()
+            if progress is not None:
+                progress(epoch + 1, epochs, history[-1])
     recalibrate_batch_norm(model, loader)
+    _require_finite(model, "gathering statistics")
     return FineTuned(model=model.eval(), losses=tuple(history))
 
 
@@ -180,17 +210,59 @@ def _epoch(
 ) -> float:
     """Train for one epoch; the mean loss."""
     total, count = 0.0, 0
-    for inputs, targets in loader:
-        optimizer.zero_grad()
-        value = objective(inputs, targets)
-        value.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+    for number, batch in enumerate(loader, 1):
+        inputs, targets = _pair_of(batch, number)
+        try:
+            loss, size = _step(number, inputs, targets, objective, optimizer), len(inputs)
+        except FerrymanError:
+            raise
+        except Exception as error:
+            raise CallerError(
+                f"batch {number} cannot be trained on: {type(error).__name__}: {error}; inputs and targets must "
+                "suit the model and the loss (a DataLoader with drop_last=True leaves out a small last batch)"
+            ) from error
         for layer in layers:
             layer.clamp_latent_()
-        total, count = total + float(value.detach()) * len(inputs), count + len(inputs)
+        total, count = total + loss * size, count + size
     if not count:
         raise CallerError("the loader gives no batches")
     return total / count
+
+
+@torch.enable_grad()
+def _step(
+    number: int,
+    inputs: torch.Tensor,
+    targets: torch.Tensor,
+    objective: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> float:
+    """Train on one batch; its loss."""
+    optimizer.zero_grad()
+    value = objective(inputs, targets)
+    loss = float(value.detach())
+    if not math.isfinite(loss):
+        raise CallerError(f"the loss of batch {number} is {loss}; {_NOT_FINITE}")
+    value.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return loss
+
+
+def _pair_of(batch: object, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    parts = tuple(batch) if isinstance(batch, tuple | list) else ()
+    match parts:
+        case (torch.Tensor() as inputs, torch.Tensor() as targets):
+            return inputs, targets
+    found = f"({', '.join(type(part).__name__ for part in parts)})" if parts else type(batch).__name__
+    raise CallerError(f"the loader must give (inputs, targets), two tensors; batch {number} is {found}")
+
+
+def _require_finite(model: nn.Module, stage: str) -> None:
+    """Look at weights and batch norms: a sign makes -1 of NaN, so that the loss may be finite where they are not."""
+    values = {name: value for name, value in model.named_buffers() if name.endswith(("running_mean", "running_var"))}
+    for name, value in (*model.named_parameters(), *values.items()):
+        if not value.isfinite().all():
+            raise CallerError(f"after {stage}, {name} is not finite; {_NOT_FINITE}")
 
 
 def _distillation(outputs: torch.Tensor, teacher: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
@@ -244,17 +316,22 @@ def _swap(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
             setattr(owner, name, replacements[child])
 
 
+def _is_sequence(module: nn.Module) -> TypeGuard[nn.Sequential]:
+    """Whether it calls its children one after the other; subclasses may do something else."""
+    return type(module).forward is nn.Sequential.forward
+
+
 def _swap_relus(model: nn.Module) -> dict[str, Decision]:
     """Put Hardtanh for each ReLU that a Sequential calls before a binary layer."""
-    inner = {child for owner, _, child in _slots(model) if type(owner) is nn.Sequential}
+    inner = {child for owner, _, child in _slots(model) if _is_sequence(owner)}
     decisions = {}
     for path, module in model.named_modules():
-        if type(module) is not nn.Sequential or module in inner:
+        if not _is_sequence(module) or module in inner:
             continue
         relu: tuple[nn.Module, str, str] | None = None
         for owner, name, child_path in list(_called_in_turn(module, path)):
             child = owner.get_submodule(name)
-            if type(child) in (nn.ReLU, nn.ReLU6):
+            if type(child) in (nn.ReLU, nn.ReLU6) and not has_hooks(child):
                 relu = owner, name, child_path
             elif isinstance(child, BinaryLayer) and relu is not None:
                 kind = type(relu[0].get_submodule(relu[1])).__name__
@@ -272,7 +349,7 @@ def _called_in_turn(sequence: nn.Sequential, path: str) -> Iterator[tuple[nn.Mod
     """(owner, name, path) of what a Sequential calls, those within it included."""
     for name, child in sequence._modules.items():  # noqa: SLF001
         child_path = f"{path}.{name}" if path else name
-        if type(child) is nn.Sequential:
+        if _is_sequence(child):
             yield from _called_in_turn(child, child_path)
         else:
             yield sequence, name, child_path

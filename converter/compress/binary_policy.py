@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -50,7 +51,7 @@ def decide(model: nn.Module, keep: tuple[str, ...], example: Example | None) -> 
         Decisions by path, in that order.
 
     Raises:
-        CallerError: a pattern matches no layer.
+        CallerError: a pattern matches no layer, or the model fails with the example.
     """
     layers: dict[str, nn.Module] = {path: part for path, part in model.named_modules() if isinstance(part, _WEIGHTED)}
     for pattern in keep:
@@ -67,6 +68,7 @@ def decide(model: nn.Module, keep: tuple[str, ...], example: Example | None) -> 
             or elsewhere.get(layer)
             or ("the first layer" if path == called[0] else "the last layer" if path == called[-1] else None)
             or _unfit(layer)
+            or _lost(layer)
         )
         decisions[path] = Decision(
             path=path,
@@ -106,6 +108,21 @@ def _unfit(module: nn.Module) -> str | None:
     return None
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a module put in this one's place would lose hooks."""
+    hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+    return any(getattr(module, name) for name in hooks)
+
+
+def _lost(layer: nn.Module) -> str | None:
+    """What a binary layer in this one's place would lose; None if nothing."""
+    if has_hooks(layer):
+        return "it has hooks, which a binary layer would not have"
+    if not all(parameter.requires_grad for parameter in layer.parameters(recurse=False)):
+        return "it is frozen (requires_grad=False), and binary weights need training"
+    return None
+
+
 def _called(model: nn.Module, layers: dict[str, nn.Module], example: Example) -> list[str]:
     """Paths of layers in order of their first call."""
     called: dict[str, None] = {}
@@ -127,17 +144,30 @@ def _observe(
     model: nn.Module, layers: dict[str, nn.Module], example: Example, see: Callable[[str, torch.Tensor], object]
 ) -> None:
     """Run the model once, in eval mode, and show the first input of each layer."""
-    modes = [(module, module.training) for module in model.modules()]
     hooks = [
         layer.register_forward_pre_hook(lambda _, inputs, path=path: see(path, inputs[0]) and None)
         for path, layer in layers.items()
     ]
     try:
-        model.eval()
-        with torch.no_grad():
+        with in_eval_mode(model), torch.no_grad():
             model(*((example,) if isinstance(example, torch.Tensor) else example))
+    except Exception as error:
+        raise CallerError(
+            f"the model fails with the example: {type(error).__name__}: {error}; "
+            "give the positional inputs of one call, a tensor or a tuple"
+        ) from error
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put the model in eval mode, and every module of it back in its own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
         for module, training in modes:
             module.training = training

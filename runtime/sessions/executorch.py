@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from ferryman.runtime import kernels
 from ferryman.runtime.closing import Closing
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, RuntimeFault
 from ferryman.runtime.contracts.tensor import Array, DynamicDim, Signature, TensorSpec
@@ -108,6 +109,7 @@ def _native() -> _Native:
     built = native.version().decode()
     if built != VERSION:
         raise DeviceError(f"{path}: expected ExecuTorch {VERSION}, found {built}; install ferryman again")
+    kernels.load()  # it is in the process by now; this checks what the environment asks of it
     return native
 
 
@@ -116,6 +118,7 @@ def load() -> None:
 
     Raises:
         DeviceError: it is not installed, or does not load.
+        CallerError: FERRYMAN_KERNELS_ISA names none that this processor has.
     """
     _native()
 
@@ -134,7 +137,8 @@ def open_session(artifact: Path, *, threads: int, etdump: bool = False) -> Execu
         etdump: record every run for `ExecutorchSession.etdump`, which keeps memory until it is called.
 
     Raises:
-        CallerError: threads < 1, or other sessions hold the thread pool at another size.
+        CallerError: threads < 1, other sessions hold the thread pool at another size, or FERRYMAN_KERNELS_ISA names an
+            instruction set that this processor has not.
         DeviceError: the native library is not installed.
         RuntimeFault: ExecuTorch does not take the file; the message holds its own log lines.
     """

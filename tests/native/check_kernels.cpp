@@ -2,6 +2,7 @@
 // convolutions on every instruction set against plain loops, with both layouts of weights, then random numbers and
 // trees as a hostile artifact may hold them.
 // Every buffer has exactly the size the library asked for. Usage: check_kernels CASES [SEED]
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -52,10 +53,10 @@ ferryman_binary_conv random_conv() {
   c.stride_w = between(1, 3);
   c.dilation_h = between(1, 2);
   c.dilation_w = between(1, 2);
-  c.pad_top = between(0, 2);
-  c.pad_left = between(0, 2);
-  c.pad_bottom = between(0, 2);
-  c.pad_right = between(0, 2);
+  c.pad_top = between(0, std::min(2, c.dilation_h * (c.kernel_h - 1)));
+  c.pad_left = between(0, std::min(2, c.dilation_w * (c.kernel_w - 1)));
+  c.pad_bottom = between(0, std::min(2, c.dilation_h * (c.kernel_h - 1)));
+  c.pad_right = between(0, std::min(2, c.dilation_w * (c.kernel_w - 1)));
   c.height = c.dilation_h * (c.kernel_h - 1) + between(1, 4);
   c.width = c.dilation_w * (c.kernel_w - 1) + between(1, 18);
   c.pad_value = between(-1, 1);

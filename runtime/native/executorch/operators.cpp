@@ -184,6 +184,15 @@ void* sized(et::EValue& value, const Tensor& x, bool linear, const ferryman_bina
   return data;
 }
 
+// An artifact's memory plan says where tensors lie. What is read while out is written must lie elsewhere: a tree is
+// checked before it is followed.
+void require_apart(const Tensor& tensor, const void* out, int64_t elements) {
+  const auto begin = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
+  const auto out_begin = reinterpret_cast<uintptr_t>(out);
+  const uintptr_t out_end = out_begin + static_cast<uintptr_t>(elements) * sizeof(uint32_t);
+  require(begin + tensor.nbytes() <= out_begin || out_end <= begin, "out shares memory with an input");
+}
+
 template <Kind kKind, bool kSign>
 void compute(et::Span<et::EValue*> stack) {
   Arguments arguments(stack);
@@ -232,6 +241,11 @@ void compute(et::Span<et::EValue*> stack) {
     call.bias = data_of<float>(*bias, sizes.per_channel, "bias must be one an output channel");
   }
   call.output = sized(arguments.next(), x, kKind == kLinear, conv, sizes);
+  for (const Tensor* const read : {&x, &weight, threshold, scale, bias}) {
+    if (read != nullptr) {
+      require_apart(*read, call.output, sizes.output);
+    }
+  }
   call.threads = 1;
   if (!NoThreadPoolGuard::is_enabled()) {
     call.parallel = run_in_pool;

@@ -20,6 +20,8 @@ namespace {
 constexpr size_t kChunkCounts = 16384;  // counts of one task at a time: about what the first cache holds
 constexpr size_t kPackPixels = 256;
 constexpr size_t kTreePixels = 64;      // of one task along a tree
+constexpr size_t kTaskDepth = 1 << 22;  // inputs of one task's windows
+constexpr size_t kTapRows = 64;         // taps whose ones are counted at a time
 
 // Packs all images, one after the other.
 void pack(const Work& work, uint32_t* bits) {
@@ -67,23 +69,27 @@ bool count_tap_ones(const Geometry& g, const ferryman_binary_call& call, const I
     }
     return true;
   }
-  const size_t rows = g.taps + 1;
+  const size_t rows = std::min(g.taps, kTapRows) + 1;
   const Buffer<uint32_t> windows(rows * g.words);
   const Buffer<int32_t> counts(rows * lanes);
   if (!windows || !counts) {
     return false;
   }
-  memset(windows.get(), 0, rows * g.words * sizeof(uint32_t));
-  for (size_t tap = 0; tap < g.taps; ++tap) {
-    put_ones(windows.get() + tap * g.words, tap * g.channels, g.channels);
-    run_up(g.words, windows.get() + tap * g.words);
-  }
-  for (size_t group = 0; group < static_cast<size_t>(g.conv.groups); ++group) {
-    const uint32_t* const w = call.weights + group * group_words;
-    isa.differences(windows.get(), g.words, rows, g.words, w, g.words * kLanes, g.blocks, counts.get(), lanes);
-    const int32_t* const total = counts.get() + g.taps * lanes;
-    for (size_t i = 0; i < g.taps * lanes; ++i) {
-      *ones++ = (total[i % lanes] + static_cast<int32_t>(g.channels) - counts.get()[i]) / 2;
+  for (size_t begin = 0; begin < g.taps; begin += kTapRows) {
+    const size_t taps = std::min(kTapRows, g.taps - begin);
+    memset(windows.get(), 0, rows * g.words * sizeof(uint32_t));
+    for (size_t tap = 0; tap < taps; ++tap) {
+      put_ones(windows.get() + tap * g.words, (begin + tap) * g.channels, g.channels);
+      run_up(g.words, windows.get() + tap * g.words);
+    }
+    for (size_t group = 0; group < static_cast<size_t>(g.conv.groups); ++group) {
+      const uint32_t* const w = call.weights + group * group_words;
+      isa.differences(windows.get(), g.words, taps + 1, g.words, w, g.words * kLanes, g.blocks, counts.get(), lanes);
+      const int32_t* const total = counts.get() + taps * lanes;
+      int32_t* const to = ones + (group * g.taps + begin) * lanes;
+      for (size_t i = 0; i < taps * lanes; ++i) {
+        to[i] = (total[i % lanes] + static_cast<int32_t>(g.channels) - counts.get()[i]) / 2;
+      }
     }
   }
   return true;
@@ -111,6 +117,7 @@ void run_parts(const Work& work, Run run) {
   if (images * groups * g.out_pixels < 2 * threads * pixels) {
     pixels = std::max<size_t>(images * groups * g.out_pixels / (2 * threads), 4);
   }
+  pixels = std::min(pixels, std::max<size_t>(kTaskDepth / g.depth, 1));
   if (work.tree) {
     pixels = std::min((pixels + kLanes - 1) / kLanes * kLanes, kTreePixels);
   }

@@ -1,5 +1,6 @@
 #include "geometry.h"
 
+#include <algorithm>
 #include <initializer_list>
 
 namespace {
@@ -7,6 +8,8 @@ namespace {
 constexpr int64_t kDepthMax = 1 << 24;         // a float holds every count exactly
 constexpr int64_t kElementsMax = 1LL << 31;
 constexpr int32_t kDimMax = 1 << 24;
+constexpr int64_t kFrameFree = 1 << 24;        // words of frames that any convolution may have,
+constexpr int64_t kFrameTimes = 64;            // and how many times what it reads and writes they may be beyond
 
 // Product of positive numbers; more than kElementsMax counts as just that.
 int64_t product(std::initializer_list<int64_t> factors) {
@@ -70,6 +73,10 @@ const char* ferryman_binary_check(const ferryman_binary_conv* conv, ferryman_bin
       return "padding must be 0 to 2^24";
     }
   }
+  if (std::max(c.pad_top, c.pad_bottom) > int64_t{c.dilation_h} * (c.kernel_h - 1) ||
+      std::max(c.pad_left, c.pad_right) > int64_t{c.dilation_w} * (c.kernel_w - 1)) {
+    return "padding must be less than the kernel's extent; a window that lies wholly in the padding computes nothing";
+  }
   if (c.channels % c.groups || c.out_channels % c.groups) {
     return "groups must divide the channels and the output channels";
   }
@@ -114,6 +121,10 @@ const char* ferryman_binary_check(const ferryman_binary_conv* conv, ferryman_bin
     if (size > kElementsMax) {
       return "a tensor would hold more than 2^31 elements";
     }
+  }
+  const bool framed = !depthwise && c.input != FERRYMAN_REALS;
+  if (framed && frame > std::max(kFrameFree, kFrameTimes * (sizes->input + sizes->output))) {
+    return "the padded input must be at most 64 times as large as input and output";
   }
   return nullptr;
 }

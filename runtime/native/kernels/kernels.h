@@ -34,7 +34,9 @@ enum { FERRYMAN_CHANNELS_FIRST = 0, FERRYMAN_CHANNELS_LAST = 1 };
 enum {
   FERRYMAN_SIGNS = 0,  // floats, of which the sign counts: x >= 0 is +1, anything else (NaN too) is -1
   FERRYMAN_BITS = 1,   // signs, packed
-  FERRYMAN_REALS = 2,  // floats as they are, against binary weights
+  // Floats as they are, against binary weights. They must be finite and below 1e38 / depth: a dot product is computed as
+  // twice the sum of those whose weight is 1, less the sum of all, which overflows before the dot product itself does.
+  FERRYMAN_REALS = 2,
 };
 
 // A 2-D convolution; a linear layer is one of 1x1 over images of 1x1, channels last.
@@ -42,7 +44,7 @@ typedef struct {
   int32_t batch, height, width, channels;
   int32_t out_channels, kernel_h, kernel_w;
   int32_t stride_h, stride_w, dilation_h, dilation_w;
-  int32_t pad_top, pad_left, pad_bottom, pad_right;
+  int32_t pad_top, pad_left, pad_bottom, pad_right;  // each at most dilation * (kernel - 1): no window of padding alone
   int32_t groups;
   int32_t pad_value;  // -1, 0 or 1
   int32_t input;      // FERRYMAN_SIGNS, FERRYMAN_BITS or FERRYMAN_REALS

@@ -14,6 +14,8 @@ namespace {
 constexpr uint32_t kMagic = 0x31455254;     // "TRE1": the layout and its version
 constexpr size_t kHeader = 5;               // magic, channels, words, roots, entries
 constexpr uint64_t kEntriesMax = 1 << 22;   // each moves a count by 64 at most
+constexpr uint64_t kTableFree = 1 << 24;    // numbers that any table of a tap's ones may have,
+constexpr uint64_t kTableTimes = 64;        // and how many times the tree's words they may be beyond
 constexpr size_t kTapLanes = 64;            // taps counted at once
 
 size_t round_up(size_t count) {
@@ -152,6 +154,10 @@ const char* read_tree(const Geometry& g, const uint32_t* blob, uint64_t length, 
   }
   if (length != kHeader + 4 * tree.channels + roots * tree.words + 3 * entries) {
     return "tree: the weights have another length than the header asks for";
+  }
+  if (g.padded() && g.conv.pad_value == 0 &&
+      g.taps * g.blocks * kLanes > std::max(kTableFree, kTableTimes * length)) {
+    return "tree: the weights are too few for a kernel of that size with zero padding";
   }
   const auto* const steps = reinterpret_cast<const int32_t*>(blob + kHeader);
   tree.order = steps;

@@ -389,7 +389,7 @@ Delegate* create(char** keys, char** values, size_t count) {
     }
     threads = read_threads(values[i]);
   }
-  auto owned = std::make_unique<Owned>(Owned{std::make_shared<Pool>(threads), 0});
+  auto owned = std::make_unique<Owned>(Owned{Pool::make(threads), 0});
   auto* const delegate = new Delegate{};
   delegate->data = owned.release();
   delegate->Prepare = prepare_delegate;

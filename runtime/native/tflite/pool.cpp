@@ -2,6 +2,14 @@
 
 namespace ferryman::tflite {
 
+std::shared_ptr<Pool> Pool::make(int threads) {
+  return std::shared_ptr<Pool>(new Pool(threads), [](const Pool* pool) {
+    if (pool->is_here()) {
+      delete pool;
+    }
+  });
+}
+
 Pool::Pool(int threads) {
   try {
     for (int i = 1; i < threads; ++i) {

@@ -51,7 +51,7 @@ def trained(*parts):
 
 
 def lowered(model, x=None):
-    """The rewritten program and its forms; checks that it computes what eager does."""
+    """The rewritten program and its forms; checks that it computes what eager does, and that nothing is done twice."""
     torch.manual_seed(1)
     x = torch.randn(2, 8, 9, 9) if x is None else x
     before = copy.deepcopy(model.state_dict())
@@ -60,12 +60,20 @@ def lowered(model, x=None):
         found, expected = captured.program.module()(x), model(x)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    assert len(operators(captured)) >= sum(form.form == "binary" for form in forms)
+    assert len(stock_layers(captured)) == sum(form.form == "fp32" for form in forms)
     return captured, forms
 
 
 def operators(captured):
     nodes = captured.program.graph.nodes
     return [node.target for node in nodes if node.op == "call_function" and "ferryman" in str(node.target)]
+
+
+def stock_layers(captured):
+    return [
+        n for n in captured.program.graph.nodes if any(kind in str(n.target) for kind in ("aten.conv", "aten.linear"))
+    ]
 
 
 def stock_convs(captured):
@@ -76,12 +84,14 @@ def stock_convs(captured):
 @pytest.mark.parametrize("scale", ["after", "in the weights", "none"])
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_binary_convolution_is_one_operator(activation, scale, bias):
-    captured, forms = lowered(trained(Conv(8, 20, activation=activation, scale=scale, bias=bias)))
+    # Batch norm first: where a model's own input is 0, torch.sign gives 0.
+    captured, forms = lowered(trained(nn.BatchNorm2d(8), Conv(8, 20, activation=activation, scale=scale, bias=bias)))
     assert operators(captured) == [OPS.binary_conv2d.default]
     assert len(captured.program.graph_signature.user_outputs) == 1
     assert not stock_convs(captured)
-    assert [(form.path, form.form, form.note) for form in forms] == [("0", "binary", "signs in, floats out")]
-    assert all(value.dtype == torch.int32 or value.dim() == 1 for value in captured.program.state_dict.values())
+    assumed = "" if activation is sign else "; assumes that its input is never exactly 0"
+    assert [(form.path, form.form, form.note) for form in forms] == [("1", "binary", "signs in, floats out" + assumed)]
+    assert all(value.dtype == torch.int32 or value.dim() <= 1 for value in captured.program.state_dict.values())
 
 
 @pytest.mark.parametrize(
@@ -274,3 +284,115 @@ def test_any_two_values_a_channel_in_a_linear_layer():
     torch.manual_seed(0)
     captured, _ = lowered(nn.Sequential(TwoValues(70, 12)).eval(), torch.randn(2, 3, 70))
     assert operators(captured) == [OPS.binary_linear.default] * 2
+
+
+def test_a_residual_between_two_layers_is_computed_once():
+    """The second's sign is that of the first's dot products as well as of their multiple: it must take what is left."""
+
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = Conv(8, 8), Conv(8, 8)
+
+        def forward(self, x):
+            y = self.one(x)
+            return self.two(y) + y
+
+    captured, _ = lowered(trained(Residual()))
+    assert operators(captured) == [OPS.binary_conv2d.default] * 2
+    assert not [n for n in captured.program.graph.nodes if n.target == torch.ops.aten.mul.Tensor]
+
+
+@pytest.mark.parametrize("leading", [(6,), (3, 6), (2, 4, 6), (2, 2, 4, 6)])
+def test_linear_layers_of_any_rank_have_their_channels_last(leading):
+    torch.manual_seed(0)
+    norm = nn.LayerNorm(16)
+    model = nn.Sequential(Linear(32, 24), nn.Hardtanh(), Linear(24, 16), norm, Linear(16, 4)).eval()
+    captured, _ = lowered(model, torch.randn(*leading, 32))
+    assert operators(captured) == [
+        *(OPS.binary_linear_sign.default, OPS.binary_linear.default, OPS.binary_linear.default)
+    ]
+
+
+@pytest.mark.parametrize("operation", [torch.mul, torch.add])
+def test_what_is_not_per_channel_is_not_folded(operation):
+    class Rows(nn.Module):
+        def forward(self, x):
+            return operation(x, torch.linspace(-1, 1, 4)[:, None, None])
+
+    torch.manual_seed(0)
+    captured, _ = lowered(nn.Sequential(Linear(32, 4), Rows(), Linear(4, 3)).eval(), torch.randn(2, 4, 4, 32))
+    assert operators(captured) == [OPS.binary_linear.default] * 2
+
+
+def test_a_pad_that_something_else_reads_keeps_floats():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = Conv(8, 8), Conv(8, 8, activation=lambda x: x, padding=0)
+
+        def forward(self, x):
+            padded = functional.pad(sign(self.one(x)), (1, 1, 1, 1), value=1.0)
+            return self.two(padded).mean() + padded.mean()
+
+    captured, _ = lowered(trained(Shared()))
+    assert operators(captured) == [OPS.binary_conv2d.default] * 2
+
+
+def test_batch_statistics_are_no_function_of_one_channel():
+    captured, _ = lowered(trained(Conv(8, 32), nn.BatchNorm2d(32, track_running_stats=False), Conv(32, 4)))
+    assert operators(captured) == [OPS.binary_conv2d.default] * 2
+
+
+def test_signs_with_other_zeros_or_other_numbers_are_not_assumed():
+    torch.manual_seed(0)
+    on_input = nn.Sequential(Conv(8, 8, activation=torch.sign), Conv(8, 8)).eval()
+    _, forms = lowered(on_input)
+    assert forms[0].note == "its input is the model's, and may be 0, where its sign activation gives 0 and not 1"
+    copied = trained(nn.Conv2d(8, 8, 3), Conv(8, 8, activation=lambda x: torch.copysign(torch.ones_like(x), x)))
+    _, forms = lowered(copied)
+    assert forms[1].note == "signs in, floats out; assumes that its input is never exactly 0"
+
+
+@pytest.mark.parametrize("shape", [(8, 9, 9), (1, 8, 9, 9)])
+def test_convolutions_of_other_kinds_say_why_they_are_left(shape):
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.linear = nn.Conv2d(8, 4, 3), Linear(7, 3)
+
+        def forward(self, x):
+            return self.linear(self.conv(x))
+
+    torch.manual_seed(0)
+    _, forms = lowered(Both().eval(), torch.randn(shape))
+    expected = "only 2-D ones of a batch are taken" if len(shape) == 3 else "its weights have more than one magnitude"
+    assert forms[0].note.startswith(expected)
+
+
+def test_what_turns_the_numbers_into_others_is_not_folded():
+    class Double(nn.Module):
+        def forward(self, x):
+            return x * torch.full((8, 1, 1), 0.5, dtype=torch.float64)
+
+    captured, _ = lowered(trained(Conv(8, 8), Double()))
+    assert captured.program.graph_signature.user_outputs
+    (answer,) = captured.program.module()(torch.randn(2, 8, 9, 9))[None]
+    assert answer.dtype == torch.float64
+
+
+def test_weights_of_a_straight_through_estimator_are_binary_though_it_rounds():
+    class StraightThrough(Conv):
+        def forward(self, x):
+            alpha = self.weight.abs().mean((1, 2, 3), keepdim=True)
+            hard, soft = alpha * torch.sign(self.weight), self.weight.clamp(-1, 1)
+            return functional.conv2d(sign(x), (hard - soft).detach() + soft, padding=1)
+
+    captured, _ = lowered(trained(nn.BatchNorm2d(8), StraightThrough(8, 16)))
+    assert operators(captured) == [OPS.binary_conv2d.default]
+
+
+@pytest.mark.parametrize("options", [{"kernel": 1, "padding": 1}, {"kernel": 3, "padding": 3}])
+def test_padding_beyond_the_kernels_reach_stays_in_float(options):
+    _, forms = lowered(trained(Conv(8, 16, **options), Conv(16, 4)))
+    assert forms[0].note == "its padding is wider than its kernel reaches"

@@ -44,6 +44,7 @@ def straight_through(_, x):
         (lambda _, x: functional.hardtanh(x).sign(), 0),
         (lambda _, x: torch.where(torch.tanh(3 * x.clamp(-2, 2)) >= 0, 1.0, -1.0), 1),
         (straight_through, 0),
+        (lambda _, x: (torch.sign(x) - x).detach() + x, 0),
     ],
 )
 def test_a_sign_is_known_however_it_is_written(function, at_zero):
@@ -65,6 +66,9 @@ def test_a_sign_is_known_however_it_is_written(function, at_zero):
         lambda _, x: torch.sign(x) + x.sum(),
         lambda _, x: torch.sign(x).double(),
         lambda _, x: torch.tanh(1e6 * x),
+        lambda _, x: torch.sign(x) * torch.where(x.abs() > 1e4, -1.0, 1.0),
+        lambda _, x: torch.sign(functional.relu_(x * 1.0)),
+        lambda _, x: torch.sign(x + torch.linspace(-1, 1, 150).reshape(-1, 1, 1, 1)[: x.shape[0]]),
     ],
 )
 def test_what_is_no_sign_of_its_input_is_not_taken_for_one(function):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ferryman.runtime import kernels
 from ferryman.runtime.contracts.errors import CallerError, RuntimeFault
 from ferryman.runtime.contracts.tensor import DynamicDim
 from ferryman.runtime.session import installed, open_session
@@ -286,3 +288,10 @@ def test_opening_failing_and_profiling_leave_no_memory_behind(monkeypatch):
             model("missing")
 
     assert growth_kib(cycle, 500) < 1024
+
+
+def test_an_instruction_set_that_is_not_here_is_the_callers_fault():
+    code = "from ferryman.runtime.sessions import executorch; executorch.load()"
+    environment = os.environ | {kernels.ISA: "sve9"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert "CallerError: FERRYMAN_KERNELS_ISA is 'sve9'" in done.stderr

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from ferryman.converter.compress.binary import binarize, fine_tune, recalibrate_batch_norm
 from ferryman.converter.compress.binary_modules import LATENT_LIMIT, BinaryConv2d, BinaryLayer, BinaryLinear
@@ -185,12 +186,115 @@ def test_batch_norms_know_the_loaders_statistics():
     [
         ([], 1, "the loader gives no batches"),
         (iter(()), 1, "only once"),
-        ([], 0, "1 epoch or more, found 0"),
+        ([], 0, "epochs is a whole number, 1 or more, found 0"),
+        ([], "2", "epochs is a whole number, 1 or more, found '2'"),
     ],
 )
 def test_what_cannot_be_trained_on_is_the_callers_fault(loader, epochs, message):
     with pytest.raises(CallerError, match=message):
         fine_tune(nn.Linear(2, 2), loader, epochs=epochs, lr=1e-3)
+
+
+@pytest.mark.parametrize("lr", [0, -1e-3, float("nan"), float("inf"), "fast"])
+def test_a_learning_rate_is_above_0(lr):
+    with pytest.raises(CallerError, match="lr is a finite number above 0, found"):
+        fine_tune(nn.Linear(2, 2), [], epochs=1, lr=lr)
+
+
+@pytest.mark.parametrize("model", [nn.Flatten(), nn.Linear(2, 2).requires_grad_(requires_grad=False)])
+def test_a_model_needs_weights_to_train(model):
+    with pytest.raises(CallerError, match="no weights to train"):
+        fine_tune(model, [], epochs=1, lr=1e-3)
+
+
+class Pair(nn.Module):
+    """Gives two outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.inner(x), x
+
+
+GOOD = (torch.randn(4, 2), torch.tensor([0, 1, 0, 1]))
+
+
+@pytest.mark.parametrize(
+    ("model", "batch", "message"),
+    [
+        (nn.Linear(2, 2), {"x": GOOD[0], "y": GOOD[1]}, "two tensors; batch 2 is dict"),
+        (nn.Linear(2, 2), [GOOD[0], "y"], r"two tensors; batch 2 is \(Tensor, str\)"),
+        (nn.Linear(2, 2), (GOOD[0], torch.full((4,), 7)), "batch 2 cannot be trained on: IndexError: Target 7"),
+        (nn.Linear(2, 2), (GOOD[0], torch.zeros(4)), "batch 2 cannot be trained on: RuntimeError: expected"),
+        (nn.Linear(2, 2), (torch.randn(4, 3), GOOD[1]), "batch 2 cannot be trained on: RuntimeError: mat1"),
+        (nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), (GOOD[0][:1], GOOD[1][:1]), "ValueError: .*drop_last=True"),
+        (nn.Linear(2, 2), (torch.full((4, 2), float("nan")), GOOD[1]), "the loss of batch 2 is nan; .* smaller lr"),
+    ],
+)
+def test_a_batch_that_cannot_be_trained_on_is_named(model, batch, message):
+    with pytest.raises(CallerError, match=message):
+        fine_tune(model, [GOOD, batch], epochs=1, lr=1e-3)
+
+
+def test_a_model_with_two_outputs_is_the_callers_fault():
+    with pytest.raises(CallerError, match=r"batch 1 cannot be trained on: TypeError: .*tuple"):
+        fine_tune(Pair(), [GOOD], epochs=1, lr=1e-3)
+
+
+def test_weights_that_are_not_finite_are_found_behind_signs_too():
+    model, _ = binarize(nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.Linear(4, 2)))
+    x = GOOD[0].clone()
+    x[1, 1] = float("inf")  # NaN after the first layer, -1 after the sign
+
+    with pytest.raises(CallerError, match=r"after epoch 1, .* is not finite; .*loader's batches"):
+        fine_tune(model, [(x, GOOD[1])], epochs=1, lr=1e-3)
+
+
+def test_fine_tuning_works_without_gradients_around_it():
+    with torch.no_grad():
+        found = tuned()
+        assert not torch.is_grad_enabled()
+
+    assert found.losses == tuned().losses
+
+
+def test_a_teacher_stays_in_its_mode():
+    teacher = small().train()
+    teacher[1].eval()
+    modes = [part.training for part in teacher.modules()]
+    tuned(teacher=teacher)
+    assert [part.training for part in teacher.modules()] == modes
+
+    with pytest.raises(CallerError, match="batch 1"):
+        fine_tune(nn.Linear(2, 2), [(GOOD[0], GOOD[0][:2])], epochs=1, lr=1e-3, teacher=teacher)
+    assert [part.training for part in teacher.modules()] == modes
+
+
+def pruned(layer):
+    prune.random_unstructured(layer, "weight", 0.5)
+    return layer
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("change", [pruned, nn.utils.weight_norm])
+def test_a_model_that_cannot_be_copied_is_the_callers_fault(change):
+    model = nn.Sequential(nn.Linear(4, 4), change(nn.Linear(4, 4)), nn.Linear(4, 4))
+    model(torch.randn(2, 4))
+
+    with pytest.raises(CallerError, match=r"cannot be copied: RuntimeError: .*prune\.remove.*remove_weight_norm"):
+        binarize(model)
+
+
+def test_a_relu_with_hooks_stays():
+    dense = net(nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1))
+    dense[2].register_forward_hook(lambda *_: None)
+    binary, report = binarize(dense)
+
+    assert isinstance(binary[2], nn.ReLU)
+    assert isinstance(binary[3], BinaryConv2d)
+    assert "replaced" not in {found.decision for found in report}
 
 
 @pytest.mark.slow

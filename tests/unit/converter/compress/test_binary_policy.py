@@ -121,6 +121,41 @@ def test_what_has_no_binary_form_stays_float_and_says_why(layer, reason):
     assert reason in found["1"][1]
 
 
+@pytest.mark.parametrize(
+    "register",
+    [
+        nn.Linear.register_forward_hook,
+        nn.Linear.register_forward_pre_hook,
+        nn.Linear.register_full_backward_hook,
+        nn.Linear.register_full_backward_pre_hook,
+    ],
+)
+def test_layers_with_hooks_stay_float(register):
+    model = linears(4)
+    register(model[1], lambda *_: None)
+    found = reasons(model, example=torch.randn(2, 4))
+
+    assert found["1"] == ("float", "it has hooks, which a binary layer would not have")
+    assert found["2"] == ("binary", "the default")
+
+
+def test_frozen_layers_stay_float_and_frozen():
+    model = linears(4)
+    model[1].weight.requires_grad = False
+    binary, report = binarize(model)
+
+    assert (report[1].decision, report[1].reason[:12]) == ("float", "it is frozen")
+    assert not binary[1].weight.requires_grad
+    assert report[2].decision == "binary"
+
+
+@pytest.mark.parametrize("example", [torch.randn(2, 5), (torch.randn(2, 4), torch.randn(2, 4))])
+def test_an_example_that_the_model_fails_with_is_the_callers_fault(example):
+    model = linears(3).train()
+    with pytest.raises(CallerError, match=r"the model fails with the example: .*Error: "):
+        binarize(model, example=example)
+
+
 class Functional(nn.Module):
     def __init__(self, activation):
         super().__init__()
@@ -134,7 +169,7 @@ class Functional(nn.Module):
 def test_layers_without_negative_inputs_are_named():
     example = torch.randn(16, 4)
 
-    assert reasons(Functional(functional.relu), example=example)["two"] == ("binary", NO_NEGATIVE_INPUTS)
+    assert reasons(Functional(functional.relu), example=example)["two"] == ("float", NO_NEGATIVE_INPUTS)
     assert reasons(Functional(functional.hardtanh), example=example)["two"] == ("binary", "the default")
     assert reasons(Functional(functional.relu), example=example, activations="real")["two"] == ("binary", "the default")
 
@@ -145,7 +180,7 @@ def test_observing_leaves_modes_and_hooks_as_they_were():
     binary, _ = binarize(model, example=(torch.randn(2, 4),))
 
     assert [part.training for part in binary.modules()] == [True, True, False, True]
-    assert isinstance(binary.two, BinaryLinear)
+    assert isinstance(binary.two, nn.Linear)
     assert not any(part._forward_pre_hooks for part in binary.modules())
 
 

@@ -28,8 +28,8 @@ def cases(draw):
     per_group = draw(st.sampled_from([1, 2, 3, 16, 31, 32, 33, 64, 70]))
     out_per_group = draw(st.sampled_from([1, 2, 5, 15, 16, 17, 32, 40]))
     dilation = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
-    padding = draw(st.tuples(*[st.integers(0, 3)] * 4))
     least = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    padding = draw(st.tuples(*[st.integers(0, min(3, extent - 1)) for extent in least * 2]))
     height = draw(st.integers(max(1, least[0] - padding[0] - padding[2]), least[0] + 6))
     width = draw(st.integers(max(1, least[1] - padding[1] - padding[3]), least[1] + 20))
     batch = draw(st.integers(1, 2))
@@ -123,6 +123,19 @@ PLAIN = Conv(1, 8, 8, 32, 16, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, SIGNS, 0, FIRS
         {"pad_value": -2},
         {"pad_top": -1},
         {"pad_left": 2**31 - 1},
+        {"pad_top": 3},
+        {"pad_right": 3},
+        {"kernel_h": 1},
+        {
+            "dilation_h": 2**13,
+            "pad_top": 2**13,
+            "pad_bottom": 2**13,
+            "dilation_w": 2**13,
+            "pad_left": 2**13,
+            "pad_right": 2**13,
+            "stride_h": 2**13,
+            "stride_w": 2**13,
+        },
         {"input": 3},
         {"input": -1},
         {"input": REALS, "bits_out": 1},
@@ -168,6 +181,42 @@ def test_any_numbers_are_refused_or_computed_within_their_sizes(numbers):
     for array in (*arrays, output):
         np.testing.assert_array_equal(array[:64], guard)
         np.testing.assert_array_equal(array[-64:], guard)
+
+
+def tap_case(channels: int, kernel: int, out: int) -> Case:
+    random = np.random.default_rng(0)
+    return Case(
+        x=random.standard_normal((1, channels, kernel, kernel)).astype(np.float32),
+        weight=random.standard_normal((out, channels, kernel, kernel)).astype(np.float32),
+        scale=np.ones(out, np.float32),
+        bias=np.zeros(out, np.float32),
+        padding=(kernel // 2,) * 4,
+    )
+
+
+def test_ones_of_many_taps_are_counted_some_at_a_time(isa):
+    case = tap_case(3, 11, 20)
+    np.testing.assert_array_equal(run(case, SIGNS), case.expected())
+
+
+LITTLE_MEMORY = """
+import resource
+import numpy as np
+from tests.support.kernels import FIRST, REALS, SIGNS, Conv, call, check
+ones = np.ones
+limit = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + (1 << 28)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+for kernel, input in ((256, SIGNS), (1024, REALS)):
+    size, pad = kernel // 2, kernel // 2
+    conv = Conv(1, size, size, 1, 1, kernel, kernel, 64, 64, 1, 1, pad, pad, pad, pad, 1, 0, input, 0, FIRST)
+    sizes = check(conv)
+    arrays = [ones(n, np.int32) for n in (sizes.input, sizes.weights, 1, 1, 1)]
+    call(conv, arrays, ones(sizes.output, np.int32))
+"""
+
+
+def test_large_kernels_take_little_memory():
+    subprocess.run([sys.executable, "-c", LITTLE_MEMORY], check=True)
 
 
 def test_a_weight_takes_one_bit():
