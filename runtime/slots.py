@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ferryman.runtime.contracts.errors import DeviceError, PackageError
-from ferryman.runtime.contracts.manifest import Manifest
+from ferryman.runtime.contracts.manifest import Manifest, Payload
 from ferryman.runtime.contracts.record import decode, encode
 from ferryman.runtime.contracts.slot import Slot, SlotName, SlotState
 from ferryman.runtime.package import MANIFEST, read_manifest
@@ -182,20 +182,28 @@ class SlotStore:
             DeviceError: a file is missing, or is not what was installed.
         """
         directory = self.directory(slot.name)
-        try:
-            _expect(directory / MANIFEST, slot.manifest_sha256)
+        with _blaming(slot):
+            _expect(directory, MANIFEST, slot.manifest_sha256)
             manifest = read_manifest((directory / MANIFEST).read_bytes())
             for payload in manifest.payloads:
-                target = self._target(slot.name, payload.path)
-                _refuse_links(directory, target)
-                _expect(target, payload.sha256)
-        except OSError as error:
-            raise DeviceError(
-                f"slot {slot.name} ({slot.package_name}) cannot be read back: {error}; push the package again"
-            ) from error
-        except PackageError as error:
-            raise DeviceError(f"slot {slot.name} ({slot.package_name}): {error}; push the package again") from error
+                self._read_back(slot.name, payload)
         return Installed(slot, directory, manifest)
+
+    def verify_payload(self, installed: Installed, path: str) -> Path:
+        """Read one payload back, for the slot may be long verified; returns where it lies.
+
+        Raises:
+            DeviceError: it is missing, or is not what was installed.
+        """
+        (payload,) = (payload for payload in installed.manifest.payloads if payload.path == path)
+        with _blaming(installed.slot):
+            return self._read_back(installed.slot.name, payload)
+
+    def _read_back(self, name: SlotName, payload: Payload) -> Path:
+        target = self._target(name, payload.path)
+        _refuse_links(self.directory(name), target)
+        _expect(self.directory(name), payload.path, payload.sha256)
+        return target
 
     def active(self) -> Installed:
         """The slot that serves, verified.
@@ -250,14 +258,26 @@ def _write_new(path: Path, data: bytes | Iterable[bytes]) -> None:
         os.close(descriptor)
 
 
-def _expect(path: Path, sha256: str) -> None:
+@contextlib.contextmanager
+def _blaming(slot: Slot) -> Iterator[None]:
+    """Say of which slot a file cannot be read or is not what was installed."""
+    where = f"slot {slot.name} ({slot.package_name})"
+    try:
+        yield
+    except OSError as error:
+        raise DeviceError(f"{where} cannot be read back: {error}; push the package again") from error
+    except PackageError as error:
+        raise DeviceError(f"{where}: {error}; push the package again") from error
+
+
+def _expect(directory: Path, path: str, sha256: str) -> None:
     """Hash what the disk holds, not what memory remembers of writing it."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    descriptor = os.open(directory / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
-        raise PackageError(f"{path} has sha256 {found}, expected {sha256}")
+        raise PackageError(f"{path} has sha256 {found}, expected {sha256}: damaged")
 
 
 def _fsync_directory(path: Path) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-from pathlib import Path
 
 from ferryman.runtime.contracts.errors import CallerError, DeviceError
 from ferryman.runtime.contracts.manifest import Variant
@@ -93,30 +91,10 @@ class Serving:
     def _session(self, installed: Installed, variant: Variant, interpreter: str, timeout_s: float) -> IsolatedSession:
         session = self._sessions.get((variant.name, interpreter))
         if session is None:
-            artifact = _intact(installed, variant)
+            artifact = self._store.verify_payload(installed, variant.payload)
             session = IsolatedSession(artifact, variant.runtime, interpreter=interpreter, timeout_s=timeout_s)
             self._sessions[variant.name, interpreter] = session
         return session
-
-
-def _intact(installed: Installed, variant: Variant) -> Path:
-    """The variant's artifact, whose bytes are still those that were installed: the slot may be long verified."""
-    slot, artifact = installed.slot, installed.directory / variant.payload
-    (expected,) = (payload.sha256 for payload in installed.manifest.payloads if payload.path == variant.payload)
-    try:
-        with artifact.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DeviceError(
-            f"slot {slot.name} ({slot.package_name}): {variant.payload} cannot be read: {error.strerror}; "
-            "push the package again"
-        ) from error
-    if found != expected:
-        raise DeviceError(
-            f"slot {slot.name} ({slot.package_name}): {variant.payload} has sha256 {found}, expected {expected}: "
-            "damaged; push the package again"
-        )
-    return artifact
 
 
 def choose(variants: tuple[Variant, ...], name: str | None, interpreter: str | None) -> tuple[Variant, str]:
