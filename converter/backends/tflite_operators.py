@@ -1,6 +1,6 @@
 """ferryman's operators in `.tflite`: custom operators that the external delegate of native/tflite takes.
 
-Images have their channels last there. The numbers of an operator are its custom options: little-endian int32, version
+The numbers of an operator are its custom options: little-endian int32, version
 first (see native/tflite/delegate.cpp).
 """
 
@@ -17,7 +17,7 @@ from litert_torch.backend.lowerings.utils import node_meta_to_ir_types
 
 from ferryman.converter import operators
 
-VERSION = 1
+VERSION = 2
 _SIGNS, _BITS, _REALS = range(3)
 _TO_LAST = (0, 2, 3, 1)
 _TO_FIRST = (0, 3, 1, 2)
@@ -29,10 +29,17 @@ _CONVS = _FLOATS_OUT | _BITS_OUT
 
 
 def put_channels_last(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """Give image operators their floats with channels last; neighbours' permutations cancel out in the toolchain."""
+    """Give image operators their floats with channels last; neighbours' permutations cancel out in the toolchain.
+
+    Not where all floats of one come from the program's caller or go there, who has the channels first.
+    """
     convs = [node for node in module.graph.nodes if node.target in _CONVS]
     packed = {node for node in convs if node.args[0].meta["val"].dtype == torch.int32}
     for node in convs:
+        if (node in packed or node.args[0].op == "placeholder") and (
+            node.target in _BITS_OUT or all(user.op == "output" for user in node.users)
+        ):
+            continue
         x, *_ = args = list(node.args)
         args[_CONVS[node.target]] = True
         if node not in packed:
@@ -67,8 +74,9 @@ def _kind(context: Any, *, real: bool) -> int:  # noqa: ANN401  # untyped toolch
 
 
 def _window_numbers(window: operators.Window, out: int, kind: int, *, bits_out: bool) -> list[int]:
-    channels, kernel, stride, padding, dilation, groups, pad_value, _ = window
-    return [channels, out, *kernel, *stride, *dilation, *padding, groups, pad_value, kind, int(bits_out)]
+    channels, kernel, stride, padding, dilation, groups, pad_value, channels_last = window
+    numbers = [channels, out, *kernel, *stride, *dilation, *padding, groups, pad_value, kind]
+    return [*numbers, int(bits_out), int(channels_last)]
 
 
 def _out(context: Any) -> int:  # noqa: ANN401  # untyped toolchain

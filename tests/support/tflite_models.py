@@ -11,12 +11,12 @@ from ai_edge_litert import schema_py_generated as schema
 
 from ferryman.converter.bits import pack_weights
 from ferryman.converter.tree_bits import pack_tree
-from tests.support.kernels import BITS, SIGNS, Case, check
+from tests.support.kernels import BITS, LAST, SIGNS, Case, check
 
 CONV = "ferryman.binary_conv2d"
 TREE = "ferryman.binary_conv2d_tree"
 LINEAR = "ferryman.binary_linear"
-VERSION = 1
+VERSION = 2
 _TYPES = {np.dtype(np.float32): schema.TensorType.FLOAT32, np.dtype(np.int32): schema.TensorType.INT32}
 _CUSTOM = schema.BuiltinOperator.CUSTOM
 
@@ -110,9 +110,9 @@ def numbers(*values: int) -> bytes:
     return struct.pack(f"<{len(values)}i", *values)
 
 
-def conv_numbers(case: Case, kind: int = SIGNS, *, bits_out: bool = False) -> list[int]:
-    conv = case.conv(kind, bits_out=bits_out)
-    return [VERSION, *(getattr(conv, name) for name, _ in conv._fields_[3:-1])]
+def conv_numbers(case: Case, kind: int = SIGNS, layout: int = LAST, *, bits_out: bool = False) -> list[int]:
+    conv = case.conv(kind, layout, bits_out=bits_out)
+    return [VERSION, *(getattr(conv, name) for name, _ in conv._fields_[3:])]
 
 
 def linear_numbers(case: Case, kind: int = SIGNS, *, bits_out: bool = False) -> list[int]:

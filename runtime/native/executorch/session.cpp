@@ -62,8 +62,17 @@ std::string tag_name(et::Tag tag) {
   return name;
 }
 
+// A cache line: vectors of floats that cross two are slower, by a quarter for a binary convolution.
+struct alignas(64) Line {
+  uint8_t bytes[64];
+};
+
+std::unique_ptr<Line[]> lines(size_t bytes) {
+  return std::unique_ptr<Line[]>(new Line[(bytes + kSlackBytes) / sizeof(Line) + 1]);
+}
+
 struct PlannedMemory {
-  std::vector<std::unique_ptr<uint8_t[]>> buffers;
+  std::vector<std::unique_ptr<Line[]>> buffers;
   std::vector<et::Span<uint8_t>> spans;
 };
 
@@ -75,8 +84,8 @@ PlannedMemory plan_memory(const et::MethodMeta& meta) {
       fail(et::Error::InvalidProgram, "size of planned memory");
     }
     const auto bytes = static_cast<size_t>(size);
-    memory.buffers.emplace_back(new uint8_t[bytes + kSlackBytes]);
-    memory.spans.emplace_back(memory.buffers.back().get(), bytes);
+    memory.buffers.push_back(lines(bytes));
+    memory.spans.emplace_back(memory.buffers.back()[0].bytes, bytes);
   }
   return memory;
 }
@@ -169,8 +178,8 @@ void ferryman_et_session::load(const char* path, bool etdump) {
 
 // For an input or output that the artifact's memory plan leaves to its caller.
 uint8_t* ferryman_et_session::own_memory(size_t bytes) {
-  planned.buffers.emplace_back(new uint8_t[bytes + kSlackBytes]);
-  return planned.buffers.back().get();
+  planned.buffers.push_back(lines(bytes));
+  return planned.buffers.back()[0].bytes;
 }
 
 void ferryman_et_session::read_inputs(const et::MethodMeta& meta) {

@@ -1,6 +1,7 @@
 // Scratch memory that may run out, in which case it says so.
 #pragma once
 
+#include <cstdint>
 #include <cstdlib>
 #include <memory>
 
@@ -11,11 +12,11 @@ constexpr size_t kAlignment = 64;
 template <typename T>
 class Buffer {
  public:
-  explicit Buffer(size_t count)
-      : memory_(static_cast<T*>(std::aligned_alloc(kAlignment, (count * sizeof(T) / kAlignment + 1) * kAlignment))) {}
+  explicit Buffer(size_t count) : memory_(std::malloc(count * sizeof(T) + kAlignment)) {}
 
   T* get() const {
-    return memory_.get();
+    const auto address = reinterpret_cast<uintptr_t>(memory_.get());
+    return reinterpret_cast<T*>((address + kAlignment - 1) / kAlignment * kAlignment);
   }
   explicit operator bool() const {
     return memory_ != nullptr;
@@ -23,11 +24,11 @@ class Buffer {
 
  private:
   struct Free {
-    void operator()(T* memory) const {
+    void operator()(void* memory) const {
       std::free(memory);
     }
   };
-  std::unique_ptr<T, Free> memory_;
+  std::unique_ptr<void, Free> memory_;
 };
 
 } // namespace ferryman::kernels

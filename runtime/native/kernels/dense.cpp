@@ -25,21 +25,23 @@ void gather_reals(const Work& work, size_t image, const Position& pixel, size_t 
 // The windows of a part, by pixel, as running exclusive ors.
 void gather_windows(const Work& work, const Part& part, size_t* offsets, uint32_t* rows) {
   const Geometry& g = work.g;
-  Position position(part.pixel, g.out_width);
   if (work.sums) {
     const auto runs = static_cast<size_t>(g.conv.kernel_h);
     const uint32_t* const sums = work.sums + part.image * g.frame_height * work.sum_row();
-    for (size_t p = 0; p < part.pixels; ++p, position.next(), rows += g.words) {
-      const size_t column = position.column * static_cast<size_t>(g.conv.stride_w) * g.in_words;
+    const size_t step = static_cast<size_t>(g.conv.stride_w) * g.in_words;
+    for (size_t p = 0, pixels = 0; p < part.pixels; p += pixels) {  // a row of the output, or what the part has of it
+      const Position position(part.pixel + p, g.out_width);
+      pixels = std::min(part.pixels - p, g.out_width - position.column);
       size_t y = position.row * static_cast<size_t>(g.conv.stride_h);
       for (size_t run = 0; run < runs; ++run, y += static_cast<size_t>(g.conv.dilation_h)) {
-        offsets[run] = y * work.sum_row() + column;
+        offsets[run] = y * work.sum_row() + position.column * step;
       }
-      work.isa.gather_row(sums, offsets, runs, g.words / runs, rows);
+      work.isa.gather_rows(sums, offsets, runs, g.words / runs, pixels, step, rows + p * g.words);
     }
     return;
   }
   const uint32_t* const frame = work.frames + part.image * work.frame_words();
+  Position position(part.pixel, g.out_width);
   for (size_t p = 0; p < part.pixels; ++p, position.next(), rows += g.words) {
     gather_bits(g, frame + g.frame_corner(position) * g.in_words, part.group, rows);
     run_up(g.words, rows);
@@ -50,22 +52,26 @@ void gather_windows(const Work& work, const Part& part, size_t* offsets, uint32_
 
 void run_signs(const Work& work, const Part& part) {
   const Geometry& g = work.g;
-  const size_t blocks = (part.channels + kLanes - 1) / kLanes;
-  const size_t stride = blocks * kLanes;
   const Buffer<uint32_t> rows(part.pixels * g.words);
   const Buffer<size_t> offsets(static_cast<size_t>(g.conv.kernel_h));
-  const Buffer<int32_t> counts(part.pixels * stride);
-  const Buffer<int32_t> base(stride);
-  const Buffer<float> floats(kFinishPixels * stride);
-  if (!rows || !offsets || !counts || !base || !floats) {
+  const Buffer<int32_t> counts(part.pixels * kRunChannels);
+  const Bases bases(work, part);
+  if (!rows || !offsets || !counts || !bases) {
     work.failed->store(true);
     return;
   }
   gather_windows(work, part, offsets.get(), rows.get());
-  const uint32_t* const w = work.call.weights + (part.group * g.blocks + part.channel / kLanes) * g.words * kLanes;
-  work.isa.differences(
-      rows.get(), g.words, part.pixels, g.words, w, g.words * kLanes, blocks, counts.get(), stride);
-  finish(work, part, counts.get(), stride, base.get(), floats.get());
+  const size_t block = g.words * kLanes;
+  const uint32_t* w = work.call.weights + (part.group * g.blocks + part.channel / kLanes) * block;
+  Part run = part;
+  const size_t end = part.channel + part.channels;
+  for (; run.channel < end; run.channel += kRunChannels, w += kRunChannels / kLanes * block) {
+    run.channels = std::min(kRunChannels, end - run.channel);
+    const size_t blocks = (run.channels + kLanes - 1) / kLanes;
+    work.isa.differences(
+        rows.get(), g.words, part.pixels, g.words, w, block, blocks, counts.get(), kRunChannels);
+    finish(work, run, bases, counts.get(), kRunChannels);
+  }
 }
 
 void run_reals(const Work& work, const Part& part) {

@@ -36,12 +36,14 @@ void run_depthwise_signs(const Work& work, const Part& part) {
     int32_t* const row = counts.get() + p * stride;
     work.isa.count_taps(met.get(), work.call.weights, g.taps, g.out_words, row);
     std::fill_n(base.get(), channels, static_cast<int32_t>(taps));
+    const int32_t* const bases = base.get();
+    const Counted counted{row, stride, &bases, 0, 1, channels};
     const size_t at = part.image * g.out_pixels + part.pixel + p;
     if (g.conv.bits_out) {
       uint32_t* const out = static_cast<uint32_t*>(work.call.output) + at * g.out_words;
-      work.isa.compare_counts(row, base.get(), work.call.threshold, channels, out);
+      work.isa.compare_counts(counted, work.call.threshold, out, 0);
     } else {
-      work.isa.scale_counts(row, base.get(), work.call.scale, work.call.bias, channels, floats.get() + p * stride);
+      work.isa.scale_counts(counted, work.call.scale, work.call.bias, floats.get() + p * stride, 0, false);
     }
   }
   if (!g.conv.bits_out) {

@@ -24,6 +24,15 @@ struct Position {
   }
 };
 
+// The taps of a window that lie in the image: rows from `top` on, columns from `left` on.
+struct Met {
+  size_t top, rows, left, columns;
+
+  bool operator==(const Met& other) const {
+    return top == other.top && rows == other.rows && left == other.left && columns == other.columns;
+  }
+};
+
 struct Geometry {
   ferryman_binary_conv conv;
   size_t channels, out_channels;        // of one group
@@ -74,6 +83,25 @@ struct Geometry {
         meet(tap, row_inside && x >= 0 && x < conv.width ? y * conv.width + x : -1);
       }
     }
+  }
+
+  Met met(const Position& out) const {
+    Met met = {};
+    for (size_t tap = static_cast<size_t>(conv.kernel_h); tap-- > 0;) {
+      const ptrdiff_t y = source_y(out.row, tap);
+      if (y >= 0 && y < conv.height) {
+        met.top = tap;
+        ++met.rows;
+      }
+    }
+    for (size_t tap = static_cast<size_t>(conv.kernel_w); tap-- > 0;) {
+      const ptrdiff_t x = source_x(out.column, tap);
+      if (x >= 0 && x < conv.width) {
+        met.left = tap;
+        ++met.columns;
+      }
+    }
+    return met;
   }
 
   // Whether every tap of an output pixel lies in the image.

@@ -22,6 +22,15 @@ struct Tree {
   const uint32_t* bits;      // and the parent's weights there
 };
 
+// Differences of some pixels and channels: counts[p * stride + n]; without any, a dot product is bases[p][channel + n].
+struct Counted {
+  const int32_t* counts;
+  size_t stride;
+  const int32_t* const* bases;
+  size_t channel;
+  size_t pixels, channels;
+};
+
 struct Isa {
   const char* name;
 
@@ -31,9 +40,16 @@ struct Isa {
   // out[pixel * out_stride + c / 32]: bit c % 32 is x[c * plane + pixel] >= 0, for pixel < pixels.
   void (*pack_planes)(const float* x, size_t plane, size_t pixels, size_t channels, uint32_t* out, size_t out_stride);
 
-  // The running exclusive ors of a window, from those of the rows it lies in: `words` words from sums[offsets[run] + 1]
-  // on, for each run, as if they stood one after the other.
-  void (*gather_row)(const uint32_t* sums, const size_t* offsets, size_t runs, size_t words, uint32_t* row);
+  // The running exclusive ors of windows, from those of the rows they lie in: of pixel p, `words` words from
+  // sums[p * step + offsets[run] + 1] on, for each run, as if they stood one after the other.
+  void (*gather_rows)(
+      const uint32_t* sums,
+      const size_t* offsets,
+      size_t runs,
+      size_t words,
+      size_t pixels,
+      size_t step,
+      uint32_t* rows);
 
   // counts[pixel * count_stride + 16 * block + lane]: bits in which a window, a[pixel * a_stride + k], and a lane of
   // weights, w[block * block_stride + 16 * k + lane], differ, for k < words. Both are running exclusive ors over k.
@@ -78,17 +94,17 @@ struct Isa {
   // x[0..count) in 16 interleaved sums, then these in order.
   float (*sum)(const float* x, size_t count);
 
-  // out[n] = scale[n] * float(base[n] - 2 * counts[n]) + bias[n], each operation rounded.
+  // scale[n] * float(base - 2 * count) + bias[n], each operation rounded: out[p * out_stride + n], or out[n * out_stride
+  // + p] where turned.
   void (*scale_counts)(
-      const int32_t* counts, const int32_t* base, const float* scale, const float* bias, size_t n, float* out);
+      const Counted& counted, const float* scale, const float* bias, float* out, size_t out_stride, bool turned);
 
   // counts[32 * word + bit]: how many taps differ there; a[tap][word] against w[tap * words + word], and where a[tap] is
   // null the tap does not count.
   void (*count_taps)(const uint32_t* const* a, const uint32_t* w, size_t taps, size_t words, int32_t* counts);
 
-  // Bit n of out is base[n] - 2 * counts[n] >= threshold[n]; the last word's other bits are 0.
-  void (*compare_counts)(
-      const int32_t* counts, const int32_t* base, const int32_t* threshold, size_t n, uint32_t* out);
+  // Bit n of out[p * out_stride] and on is base - 2 * count >= threshold[n]; the last word's other bits are 0.
+  void (*compare_counts)(const Counted& counted, const int32_t* threshold, uint32_t* out, size_t out_stride);
 
   // out[c * out_stride + r] = in[r * in_stride + c] for r < rows, c < columns.
   void (*transpose)(const float* in, size_t in_stride, size_t rows, size_t columns, float* out, size_t out_stride);

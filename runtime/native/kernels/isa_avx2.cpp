@@ -91,6 +91,16 @@ inline uint32_t at_least(const int32_t* counts, const int32_t* base, const int32
   return word;
 }
 
+inline Floats load_floats(const float* from) {
+  return _mm256_loadu_ps(from);
+}
+
+inline Floats scaled(const int32_t* counts, const int32_t* base, Floats scale, Floats bias) {
+  const auto at = [](const int32_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); };
+  const __m256i dot = _mm256_sub_epi32(at(base), _mm256_slli_epi32(at(counts), 1));
+  return _mm256_add_ps(_mm256_mul_ps(scale, _mm256_cvtepi32_ps(dot)), bias);
+}
+
 inline void transpose8(const float* in, size_t in_stride, float* out, size_t out_stride) {
   __m256 rows[8], turned[8];
   for (size_t i = 0; i < 8; ++i) {

@@ -95,6 +95,26 @@ inline uint32_t at_least(const int32_t* counts, const int32_t* base, const int32
   return static_cast<uint32_t>(half[0]) | static_cast<uint32_t>(half[1]) << 16;
 }
 
+inline Floats load_floats(const float* from) {
+  return _mm512_loadu_ps(from);
+}
+
+inline Floats scaled(const int32_t* counts, const int32_t* base, Floats scale, Floats bias) {
+  const __m512i dot = _mm512_sub_epi32(_mm512_loadu_si512(base), _mm512_slli_epi32(_mm512_loadu_si512(counts), 1));
+  return _mm512_add_ps(_mm512_mul_ps(scale, _mm512_cvtepi32_ps(dot)), bias);
+}
+
+inline void signs_across(const float* x, size_t plane, size_t bits, uint32_t* out, size_t out_stride) {
+  alignas(64) uint16_t channels[kWordBits] = {};
+  for (size_t bit = 0; bit < bits; ++bit) {
+    channels[bit] = _mm512_cmp_ps_mask(_mm512_loadu_ps(x + bit * plane), _mm512_setzero_ps(), _CMP_GE_OQ);
+  }
+  const __m512i all = _mm512_load_si512(channels);
+  for (size_t pixel = 0; pixel < kLanes; ++pixel) {
+    out[pixel * out_stride] = _mm512_test_epi16_mask(all, _mm512_set1_epi16(static_cast<int16_t>(1 << pixel)));
+  }
+}
+
 inline void transpose16(const float* in, size_t in_stride, float* out, size_t out_stride) {
   __m512 rows[16], turned[16];
   for (size_t i = 0; i < 16; ++i) {

@@ -19,5 +19,17 @@ inline void differ_all(uint32_t* to, const uint32_t* from, uint32_t by, size_t c
   }
 }
 
+inline void signs_across(const float* x, size_t plane, size_t bits, uint32_t* out, size_t out_stride) {
+  uint32_t words[kLanes] = {};
+  for (size_t bit = 0; bit < bits; ++bit, x += plane) {
+    for (size_t pixel = 0; pixel < kLanes; ++pixel) {
+      words[pixel] |= x[pixel] >= 0 ? 1u << bit : 0;
+    }
+  }
+  for (size_t pixel = 0; pixel < kLanes; ++pixel) {
+    out[pixel * out_stride] = words[pixel];
+  }
+}
+
 } // namespace
 } // namespace ferryman::kernels

@@ -6,9 +6,11 @@
 //   differ_all(uint32_t* to, const uint32_t* from, uint32_t by, size_t count)   to[i] = from[i] ^ by
 //   add_masked(Counts&, Words a, Words mask, Words b)           adds differences of a & mask and b
 //   kDepth     how many words a Counts can take                 flush(int32_t* to, Counts, int times, bool first)
-//   Floats     kWidth running sums                                  zero_floats(), store(float*, Floats)
+//   Floats     kWidth running sums                                  zero_floats(), load_floats(), store(float*, Floats)
+//   scaled(const int32_t* counts, base, Floats scale, bias)   kWidth outputs, each operation rounded
 //   add_selected(Floats&, Words weights, size_t bit, float x)   adds x in the lanes whose bit is 1
 //   signs(const float*)          32 floats -> a word, bit = x >= 0
+//   signs_across(const float* x, plane, bits, uint32_t* out, out_stride)   x[bit * plane + pixel] -> 16 words, of pixels
 //   at_least(const int32_t* counts, base, threshold)  32 lanes -> a word
 //   transpose16(in, in_stride, out, out_stride)       16 x 16
 //   kPixels, kVectors            the tile that fits the registers, in pixels and Words; kVectors and the Words of a block
@@ -227,13 +229,22 @@ void selected_sums(
   rows<kVectors>(SelectedTile{a, a_stride, w, block_stride, depth, sums, sum_stride}, pixels, 0, blocks * kParts);
 }
 
-void gather_row(const uint32_t* sums, const size_t* offsets, size_t runs, size_t words, uint32_t* row) {
-  uint32_t before = 0;
-  for (size_t run = 0; run < runs; ++run, row += words) {
-    const uint32_t* const from = sums + offsets[run];
-    before ^= *from;
-    differ_all(row, from + 1, before, words);
-    before ^= from[words];
+void gather_rows(
+    const uint32_t* sums,
+    const size_t* offsets,
+    size_t runs,
+    size_t words,
+    size_t pixels,
+    size_t step,
+    uint32_t* rows) {
+  for (size_t p = 0; p < pixels; ++p, sums += step) {
+    uint32_t before = 0;
+    for (size_t run = 0; run < runs; ++run, rows += words) {
+      const uint32_t* const from = sums + offsets[run];
+      before ^= *from;
+      differ_all(rows, from + 1, before, words);
+      before ^= from[words];
+    }
   }
 }
 
@@ -297,32 +308,20 @@ void pack_rows(const float* x, size_t rows, size_t channels, uint32_t* out, size
 }
 
 void pack_planes(const float* x, size_t plane, size_t pixels, size_t channels, uint32_t* out, size_t out_stride) {
-  constexpr size_t kRun = 16;
   for (size_t c = 0; c < channels; c += kWordBits) {
     const size_t bits = channels - c < kWordBits ? channels - c : kWordBits;
-    for (size_t begin = 0; begin < pixels; begin += kRun) {
-      const float* at = x + c * plane + begin;
-      uint32_t* const to = out + begin * out_stride + c / kWordBits;
-      uint32_t words[kRun] = {};
-      if (begin + kRun <= pixels) {
-        for (size_t bit = 0; bit < bits; ++bit, at += plane) {
-          for (size_t pixel = 0; pixel < kRun; ++pixel) {
-            words[pixel] |= at[pixel] >= 0 ? 1u << bit : 0;
-          }
-        }
-        for (size_t pixel = 0; pixel < kRun; ++pixel) {
-          to[pixel * out_stride] = words[pixel];
-        }
-        continue;
+    const float* const from = x + c * plane;
+    uint32_t* const to = out + c / kWordBits;
+    size_t pixel = 0;
+    for (; pixel + kLanes <= pixels; pixel += kLanes) {
+      signs_across(from + pixel, plane, bits, to + pixel * out_stride, out_stride);
+    }
+    for (; pixel < pixels; ++pixel) {
+      uint32_t word = 0;
+      for (size_t bit = 0; bit < bits; ++bit) {
+        word |= static_cast<uint32_t>(from[bit * plane + pixel] >= 0) << bit;
       }
-      for (size_t bit = 0; bit < bits; ++bit, at += plane) {
-        for (size_t pixel = 0; begin + pixel < pixels; ++pixel) {
-          words[pixel] |= at[pixel] >= 0 ? 1u << bit : 0;
-        }
-      }
-      for (size_t pixel = 0; begin + pixel < pixels; ++pixel) {
-        to[pixel * out_stride] = words[pixel];
-      }
+      to[pixel * out_stride] = word;
     }
   }
 }
@@ -356,27 +355,6 @@ void count_taps(const uint32_t* const* a, const uint32_t* w, size_t taps, size_t
   }
 }
 
-void scale_counts(
-    const int32_t* counts, const int32_t* base, const float* scale, const float* bias, size_t n, float* out) {
-  for (size_t i = 0; i < n; ++i) {
-    out[i] = scale[i] * static_cast<float>(base[i] - 2 * counts[i]) + bias[i];
-  }
-}
-
-void compare_counts(const int32_t* counts, const int32_t* base, const int32_t* threshold, size_t n, uint32_t* out) {
-  size_t i = 0;
-  for (; i + kWordBits <= n; i += kWordBits) {
-    out[i / kWordBits] = at_least(counts + i, base + i, threshold + i);
-  }
-  if (i < n) {
-    uint32_t word = 0;
-    for (size_t bit = 0; i + bit < n; ++bit) {
-      word |= static_cast<uint32_t>(base[i + bit] - 2 * counts[i + bit] >= threshold[i + bit]) << bit;
-    }
-    out[i / kWordBits] = word;
-  }
-}
-
 void transpose(const float* in, size_t in_stride, size_t rows, size_t columns, float* out, size_t out_stride) {
   for (size_t r = 0; r < rows; r += kLanes) {
     for (size_t c = 0; c < columns; c += kLanes) {
@@ -397,12 +375,81 @@ void transpose(const float* in, size_t in_stride, size_t rows, size_t columns, f
   }
 }
 
+// kLanes channels of up to kLanes pixels.
+inline void scale_block(
+    const Counted& counted,
+    size_t pixel,
+    size_t pixels,
+    size_t n,
+    const float* scale,
+    const float* bias,
+    float* out,
+    size_t out_stride) {
+  const int32_t* const* const bases = counted.bases + pixel;
+  const size_t stride = counted.stride;
+  for (size_t part = 0; part < kLanes; part += kWidth) {
+    const Floats factor = load_floats(scale + n + part);
+    const Floats offset = load_floats(bias + n + part);
+    const int32_t* const counts = counted.counts + pixel * stride + n + part;
+    const size_t at = counted.channel + n + part;
+    for (size_t p = 0; p < pixels; ++p) {
+      store(out + p * out_stride + part, scaled(counts + p * stride, bases[p] + at, factor, offset));
+    }
+  }
+}
+
+void scale_counts(
+    const Counted& counted, const float* scale, const float* bias, float* out, size_t out_stride, bool turned) {
+  alignas(64) float square[kLanes * kLanes];
+  for (size_t n = 0; n < counted.channels; n += kLanes) {
+    const size_t channels = counted.channels - n < kLanes ? counted.channels - n : kLanes;
+    for (size_t pixel = 0; pixel < counted.pixels; pixel += kLanes) {
+      const size_t pixels = counted.pixels - pixel < kLanes ? counted.pixels - pixel : kLanes;
+      float* const to = turned ? square : out + pixel * out_stride + n;
+      const size_t to_stride = turned ? kLanes : out_stride;
+      if (channels == kLanes) {
+        scale_block(counted, pixel, pixels, n, scale, bias, to, to_stride);
+      } else {
+        for (size_t p = 0; p < pixels; ++p) {
+          const int32_t* const counts = counted.counts + (pixel + p) * counted.stride + n;
+          const int32_t* const base = counted.bases[pixel + p] + counted.channel + n;
+          for (size_t lane = 0; lane < channels; ++lane) {
+            const float dot = static_cast<float>(base[lane] - 2 * counts[lane]);
+            to[p * to_stride + lane] = scale[n + lane] * dot + bias[n + lane];
+          }
+        }
+      }
+      if (turned) {
+        transpose(square, kLanes, pixels, channels, out + n * out_stride + pixel, out_stride);
+      }
+    }
+  }
+}
+
+void compare_counts(const Counted& counted, const int32_t* threshold, uint32_t* out, size_t out_stride) {
+  for (size_t p = 0; p < counted.pixels; ++p, out += out_stride) {
+    const int32_t* const counts = counted.counts + p * counted.stride;
+    const int32_t* const base = counted.bases[p] + counted.channel;
+    size_t n = 0;
+    for (; n + kWordBits <= counted.channels; n += kWordBits) {
+      out[n / kWordBits] = at_least(counts + n, base + n, threshold + n);
+    }
+    if (n < counted.channels) {
+      uint32_t word = 0;
+      for (size_t bit = 0; n + bit < counted.channels; ++bit) {
+        word |= static_cast<uint32_t>(base[n + bit] - 2 * counts[n + bit] >= threshold[n + bit]) << bit;
+      }
+      out[n / kWordBits] = word;
+    }
+  }
+}
+
 constexpr Isa make(const char* name) {
   return {
       name,
       pack_rows,
       pack_planes,
-      gather_row,
+      gather_rows,
       differences,
       tap_ones,
       differences_along,

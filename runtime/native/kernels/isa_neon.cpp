@@ -89,6 +89,15 @@ inline uint32_t at_least(const int32_t* counts, const int32_t* base, const int32
   return word;
 }
 
+inline Floats load_floats(const float* from) {
+  return vld1q_f32(from);
+}
+
+inline Floats scaled(const int32_t* counts, const int32_t* base, Floats scale, Floats bias) {
+  const int32x4_t dot = vsubq_s32(vld1q_s32(base), vshlq_n_s32(vld1q_s32(counts), 1));
+  return vaddq_f32(vmulq_f32(scale, vcvtq_f32_s32(dot)), bias);
+}
+
 inline void transpose16(const float* in, size_t in_stride, float* out, size_t out_stride) {
   for (size_t r = 0; r < 16; r += 4) {
     for (size_t c = 0; c < 16; c += 4) {

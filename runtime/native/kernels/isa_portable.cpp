@@ -128,6 +128,22 @@ inline uint32_t at_least(const int32_t* counts, const int32_t* base, const int32
   return word;
 }
 
+inline Floats load_floats(const float* from) {
+  Floats floats;
+  for (size_t i = 0; i < kLanes; ++i) {
+    floats.lane[i] = from[i];
+  }
+  return floats;
+}
+
+inline Floats scaled(const int32_t* counts, const int32_t* base, const Floats& scale, const Floats& bias) {
+  Floats floats;
+  for (size_t i = 0; i < kLanes; ++i) {
+    floats.lane[i] = scale.lane[i] * static_cast<float>(base[i] - 2 * counts[i]) + bias.lane[i];
+  }
+  return floats;
+}
+
 inline void transpose16(const float* in, size_t in_stride, float* out, size_t out_stride) {
   for (size_t i = 0; i < kLanes; ++i) {
     for (size_t j = 0; j < kLanes; ++j) {

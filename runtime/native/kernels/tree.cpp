@@ -226,16 +226,15 @@ void run_tree(const Work& work, const Part& part) {
   const Buffer<uint32_t> turned(round_up(g.words) * lanes);
   const Buffer<int32_t> along(stride * lanes);
   const Buffer<int32_t> counts(lanes * stride);
-  const Buffer<int32_t> base(stride);
-  const Buffer<float> floats(kFinishPixels * stride);
-  if (!turned || !along || !counts || !base || !floats || !turn_windows(work, part, lanes, turned.get())) {
+  const Bases bases(work, part);
+  if (!turned || !along || !counts || !bases || !turn_windows(work, part, lanes, turned.get())) {
     work.failed->store(true);
     return;
   }
   work.isa.differences_along(*work.tree, turned.get(), lanes, along.get());
   std::fill(along.get() + g.out_channels * lanes, along.get() + stride * lanes, 0);
   turn(work.isa, along.get(), lanes, stride, lanes, counts.get(), stride);
-  finish(work, part, counts.get(), stride, base.get(), floats.get());
+  finish(work, part, bases, counts.get(), stride);
 }
 
 } // namespace ferryman::kernels

@@ -63,24 +63,57 @@ void put_sums(const Work& work, uint32_t* sums) {
 
 namespace {
 
-// base[n] of this pixel, so that base - 2 * differences is the dot product.
-void fill_base(const Work& work, const Position& pixel, size_t group, size_t begin, size_t count, int32_t* base) {
+void fill_base(const Work& work, const Part& part, const Position& position, int32_t* row) {
   const Geometry& g = work.g;
-  std::fill_n(base, count, static_cast<int32_t>(g.depth));
-  if (work.tap_ones == nullptr) {
-    return;
-  }
-  g.for_taps(pixel, [&](size_t tap, ptrdiff_t source) {
+  std::fill_n(row, part.channels, static_cast<int32_t>(g.depth));
+  g.for_taps(position, [&](size_t tap, ptrdiff_t source) {
     if (source < 0) {
-      const int32_t* const ones = work.tap_ones + (group * g.taps + tap) * work.lanes() + begin;
-      for (size_t n = 0; n < count; ++n) {
-        base[n] += 2 * ones[n] - static_cast<int32_t>(g.channels);
+      const int32_t* const ones = work.tap_ones + (part.group * g.taps + tap) * work.lanes() + part.channel;
+      for (size_t n = 0; n < part.channels; ++n) {
+        row[n] += 2 * ones[n] - static_cast<int32_t>(g.channels);
       }
     }
   });
 }
 
 } // namespace
+
+Bases::Bases(const Work& work, const Part& part) : channel_(part.channel), of_(part.pixels), rows_(0) {
+  const Geometry& g = work.g;
+  const bool edges = work.tap_ones != nullptr;
+  const Buffer<Met> met(edges ? part.pixels : 0);  // of each row but the first, where every tap is in the image
+  const Buffer<Position> at(edges ? part.pixels : 0);
+  const Buffer<size_t> row(part.pixels);
+  if (!of_ || !met || !at || !row) {
+    return;
+  }
+  size_t rows = 0;
+  Position position(part.pixel, g.out_width);
+  for (size_t p = 0; p < part.pixels; ++p, position.next()) {
+    row.get()[p] = 0;
+    if (edges && !g.inside(position)) {
+      const Met own = g.met(position);
+      const Met* const end = met.get() + rows;
+      const Met* const alike = std::find(static_cast<const Met*>(met.get()), end, own);
+      row.get()[p] = 1 + static_cast<size_t>(alike - met.get());
+      if (alike == end) {
+        met.get()[rows] = own;
+        at.get()[rows++] = position;
+      }
+    }
+  }
+  rows_ = Buffer<int32_t>((1 + rows) * part.channels);
+  if (!rows_) {
+    return;
+  }
+  std::fill_n(rows_.get(), part.channels, static_cast<int32_t>(g.depth));
+  for (size_t i = 0; i < rows; ++i) {
+    fill_base(work, part, at.get()[i], rows_.get() + (1 + i) * part.channels);
+  }
+  for (size_t p = 0; p < part.pixels; ++p) {
+    of_.get()[p] = rows_.get() + row.get()[p] * part.channels;
+  }
+}
 
 void put_floats(const Work& work, const Part& part, const float* from, size_t stride) {
   const Geometry& g = work.g;
@@ -97,41 +130,30 @@ void put_floats(const Work& work, const Part& part, const float* from, size_t st
   }
 }
 
-void finish(const Work& work, Part part, const int32_t* counts, size_t stride, int32_t* base, float* floats) {
+void finish(const Work& work, const Part& part, const Bases& bases, const int32_t* counts, size_t stride) {
   const Geometry& g = work.g;
   const size_t channel = part.group * g.out_channels + part.channel;
-  const auto all = static_cast<size_t>(g.conv.out_channels);
-  const bool direct = g.conv.layout == FERRYMAN_CHANNELS_LAST;
-  const size_t end = part.pixel + part.pixels;
-  bool base_is_inside = false;
-  Position position(part.pixel, g.out_width);
-  for (; part.pixel < end; part.pixel += kFinishPixels) {
-    part.pixels = std::min(kFinishPixels, end - part.pixel);
-    for (size_t p = 0; p < part.pixels; ++p, position.next(), counts += stride) {
-      const bool is_inside = work.tap_ones == nullptr || g.inside(position);
-      if (!is_inside || !base_is_inside) {
-        fill_base(work, position, part.group, part.channel, part.channels, base);
-        base_is_inside = is_inside;
-      }
-      const size_t at = part.image * g.out_pixels + part.pixel + p;
-      if (!g.conv.bits_out) {
-        float* const out = direct ? static_cast<float*>(work.call.output) + at * all + channel : floats + p * stride;
-        work.isa.scale_counts(counts, base, work.call.scale + channel, work.call.bias + channel, part.channels, out);
-        continue;
-      }
-      uint32_t* const out = static_cast<uint32_t*>(work.call.output) + at * g.out_words;
-      const int32_t* const threshold = work.call.threshold + channel;
-      if (channel % kWordBits == 0 && (g.conv.groups == 1 || part.channels % kWordBits == 0)) {
-        work.isa.compare_counts(counts, base, threshold, part.channels, out + channel / kWordBits);
-      } else {
-        auto* const packed = reinterpret_cast<uint32_t*>(floats);
-        work.isa.compare_counts(counts, base, threshold, part.channels, packed);
-        put_bits(out, channel, packed, 0, part.channels);
-      }
-    }
-    if (!g.conv.bits_out && !direct) {
-      put_floats(work, part, floats, stride);
-    }
+  const size_t pixel = part.image * g.out_pixels + part.pixel;
+  const Counted counted = bases.of(part, counts, stride);
+  if (!g.conv.bits_out) {
+    const auto all = static_cast<size_t>(g.conv.out_channels);
+    const bool turned = g.conv.layout == FERRYMAN_CHANNELS_FIRST;
+    const size_t at = turned ? (part.image * all + channel) * g.out_pixels + part.pixel : pixel * all + channel;
+    float* const out = static_cast<float*>(work.call.output) + at;
+    const size_t out_stride = turned ? g.out_pixels : all;
+    work.isa.scale_counts(counted, work.call.scale + channel, work.call.bias + channel, out, out_stride, turned);
+    return;
+  }
+  uint32_t* const out = static_cast<uint32_t*>(work.call.output) + pixel * g.out_words;
+  const int32_t* const threshold = work.call.threshold + channel;
+  if (channel % kWordBits == 0 && (g.conv.groups == 1 || part.channels % kWordBits == 0)) {
+    work.isa.compare_counts(counted, threshold, out + channel / kWordBits, g.out_words);
+    return;
+  }
+  for (size_t p = 0; p < part.pixels; ++p) {  // beside other groups' bits
+    uint32_t packed[kRunChannels / kWordBits];
+    work.isa.compare_counts({counts + p * stride, stride, counted.bases + p, counted.channel, 1, part.channels}, threshold, packed, 0);
+    put_bits(out + p * g.out_words, channel, packed, 0, part.channels);
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include <atomic>
 
+#include "buffer.h"
 #include "geometry.h"
 #include "isa.h"
 #include "kernels.h"
@@ -10,7 +11,7 @@
 namespace ferryman::kernels {
 
 constexpr const char* kNoMemory = "out of memory";
-constexpr size_t kFinishPixels = 16;   // a square of floats to turn
+constexpr size_t kRunChannels = 32;  // of counts, at a time
 
 template <typename Body>
 void for_each(const ferryman_binary_call& call, size_t tasks, const Body& body) {
@@ -75,9 +76,29 @@ void put_sums(const Work& work, uint32_t* sums);
 // Writes floats that lie by pixel, `stride` apart, to where the output has them.
 void put_floats(const Work& work, const Part& part, const float* from, size_t stride);
 
-// Turns counts into outputs. counts[p * stride + n], the pixels and channels of `part`; `base` has room for a pixel's,
-// `floats` for those of kFinishPixels.
-void finish(const Work& work, Part part, const int32_t* counts, size_t stride, int32_t* base, float* floats);
+// What the dot products of a part would be without any difference: depth, and what taps outside the image give back.
+class Bases {
+ public:
+  Bases(const Work& work, const Part& part);
+
+  explicit operator bool() const {
+    return rows_ && of_;
+  }
+
+  // With the counts of some of the part's channels.
+  Counted of(const Part& some, const int32_t* counts, size_t stride) const {
+    return {counts, stride, of_.get(), some.channel - channel_, some.pixels, some.channels};
+  }
+
+ private:
+  size_t channel_;
+  Buffer<const int32_t*> of_;  // each pixel's row
+  Buffer<int32_t> rows_;       // of channels; the first for all pixels inside the image, others for those alike
+};
+
+// Turns counts[p * stride + n] into the outputs of `part`, whose pixels are those of `bases`; at most kRunChannels
+// channels, unless there is one group.
+void finish(const Work& work, const Part& part, const Bases& bases, const int32_t* counts, size_t stride);
 
 // isa.transpose, of words: out[c * out_stride + r] = in[r * in_stride + c].
 template <typename Word>

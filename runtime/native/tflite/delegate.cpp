@@ -1,10 +1,11 @@
-// TFLite's external delegate for ferryman's own operators, channels last. Custom options are int32, little-endian:
+// TFLite's external delegate for ferryman's own operators. Custom options are int32, little-endian:
 //   ferryman.binary_conv2d  version, channels, out_channels, kernel_h, kernel_w, stride_h, stride_w, dilation_h,
-//                           dilation_w, pad_top, pad_left, pad_bottom, pad_right, groups, pad_value, input, bits_out
+//                           dilation_w, pad_top, pad_left, pad_bottom, pad_right, groups, pad_value, input, bits_out,
+//                           channels_last
 //   ferryman.binary_conv2d_tree  the same
 //   ferryman.binary_linear  version, channels, out_channels, input, bits_out
-// Inputs: x, [N, H, W, C] or for linear layers [..., C], float32 or packed into int32; the weights, int32; then scale
-// and bias, float32, or with bits_out a threshold, int32. All but x are constant, and read where the file is mapped.
+// Inputs: x, [N, H, W, C], unless channels_last is 0 [N, C, H, W], or for linear layers [..., C], float32, or packed into
+// int32 by pixel; the weights, int32; then scale and bias, float32, or with bits_out a threshold, int32. All but x are constant, and read where the file is mapped.
 //
 // The artifact is not trusted: everything is checked when the graph is prepared, and what may have changed since then
 // (a tensor that several nodes write to, for one) again before it is read or written.
@@ -27,8 +28,8 @@ constexpr char kPrefix[] = "ferryman.";
 constexpr char kConv[] = "ferryman.binary_conv2d";
 constexpr char kTree[] = "ferryman.binary_conv2d_tree";
 constexpr char kLinear[] = "ferryman.binary_linear";
-constexpr int32_t kOptionsVersion = 1;
-constexpr size_t kConvOptions = 17;
+constexpr int32_t kOptionsVersion = 2;
+constexpr size_t kConvOptions = 18;
 constexpr size_t kLinearOptions = 5;
 constexpr int kThreadsMax = 1024;
 constexpr int64_t kElementBytes = 4;  // of every tensor here
@@ -55,6 +56,10 @@ struct Operator {
   }
   bool linear() const {
     return name == kLinear;
+  }
+  // Whether a tensor of images, packed or not, has its channels first.
+  bool first(bool packed) const {
+    return !linear() && !packed && options[17] == 0;
   }
 };
 
@@ -172,8 +177,9 @@ ferryman_binary_conv to_conv(const Operator& op, const Shape& x) {
     return {product_of_leading(x), 1, 1, o[1], o[2], 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 0, o[3], o[4],
             FERRYMAN_CHANNELS_LAST};
   }
-  return {x[0], x[1], x[2], o[1], o[2], o[3], o[4], o[5], o[6], o[7], o[8], o[9], o[10], o[11], o[12], o[13], o[14],
-          o[15], o[16], FERRYMAN_CHANNELS_LAST};
+  const size_t height = op.first(input_kind(op) == FERRYMAN_BITS) ? 2 : 1;
+  return {x[0], x[height], x[height + 1], o[1], o[2], o[3], o[4], o[5], o[6], o[7], o[8], o[9], o[10], o[11], o[12],
+          o[13], o[14], o[15], o[16], o[17] ? FERRYMAN_CHANNELS_LAST : FERRYMAN_CHANNELS_FIRST};
 }
 
 int words_for(int32_t channels) {
@@ -210,8 +216,9 @@ void prepare(Context* context, Operator& op) {
     throw Refused(problem);
   }
   const int last = packed ? words_for(op.conv.channels) : op.conv.channels;
-  if (shape.back() != last) {
-    refuse("x", (packed ? "words " : "channels ") + std::to_string(last), std::to_string(shape.back()));
+  const int found = op.first(packed) ? shape[1] : shape.back();
+  if (found != last) {
+    refuse("x", (packed ? "words " : "channels ") + std::to_string(last), std::to_string(found));
   }
   check_elements(x, "x", op.sizes.input);
   op.weights = op.sizes.weights;
@@ -236,11 +243,14 @@ void prepare(Context* context, Operator& op) {
   if (is_constant(output) || op.outputs[0] == op.inputs[0]) {
     throw Refused("the output must be neither constant nor an input");
   }
-  if (!op.linear()) {
-    shape[1] = op.sizes.out_height;
-    shape[2] = op.sizes.out_width;
+  const int channels = bits_out(op) ? words_for(op.conv.out_channels) : op.conv.out_channels;
+  if (op.linear()) {
+    shape.back() = channels;
+  } else if (op.first(bits_out(op))) {
+    shape = {shape[0], channels, op.sizes.out_height, op.sizes.out_width};
+  } else {
+    shape = {shape[0], op.sizes.out_height, op.sizes.out_width, channels};
   }
-  shape.back() = bits_out(op) ? words_for(op.conv.out_channels) : op.conv.out_channels;
   if (context->ResizeTensor(context, &output, to_array(shape).release()) != kOk) {
     throw Refused("the output cannot be resized");
   }

@@ -22,7 +22,7 @@ from ferryman.runtime.sessions import tflite
 from ferryman.runtime.worker import Open, Opened
 from tests.support import tflite_models as models
 from tests.support.interpreters import python_for
-from tests.support.kernels import BITS, REALS, SIGNS, Case, packed, signs
+from tests.support.kernels import BITS, FIRST, REALS, SIGNS, Case, packed, signs
 from tests.support.packages import ADD_ONE
 from tests.support.tflite_models import CONV, LINEAR, TREE, Graph, add_conv, add_linear, channels_last, numbers
 from tests.unit.runtime.native.test_kernels import cases
@@ -122,6 +122,29 @@ def test_convolutions_equal_the_reference_to_the_bit(worker, case, kind, threads
     (words,) = worker.run(given_to(case, kind))
     expected = case.dots() >= case.threshold[:, None, None]
     np.testing.assert_array_equal(words, pack_signs(expected.transpose(0, 2, 3, 1)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "bits_out"), [(SIGNS, False), (SIGNS, True), (BITS, False), (BITS, True), (REALS, False)]
+)
+def test_floats_may_have_their_channels_first(worker, kind, bits_out):
+    case = simple_case(channels=40, out=24, size=7, batch=2)
+    if kind == REALS:
+        case = replace(case, x=np.round(case.x * 9))
+    x = packed(case.x) if kind == BITS else case.x
+    graph = Graph()
+    constants = [graph.constant(array) for array in models.parameters(case, bits_out=bits_out)]
+    options = numbers(*models.conv_numbers(case, kind, FIRST, bits_out=bits_out))
+    y = graph.tensor((2, 7, 7, 1) if bits_out else (2, 24, 7, 7), np.int32 if bits_out else np.float32)
+    graph.custom(CONV, options, [graph.input(x.shape, x.dtype.type), *constants], [y])
+    worker.open(graph.output(y).build())
+    (found,) = worker.run(x)
+    dots = case.dots(real=kind == REALS)
+    if bits_out:
+        expected = pack_signs((dots >= case.threshold[:, None, None]).transpose(0, 2, 3, 1))
+    else:
+        expected = dots.astype(np.float32) * case.scale[:, None, None] + case.bias[:, None, None]
+    np.testing.assert_array_equal(found, expected)
 
 
 @fuzz(40)
@@ -448,7 +471,7 @@ def node(
 
 
 def with_numbers(**changes: int) -> bytes:
-    names = ["version", *(name for name, _ in CASE.conv()._fields_[3:-1])]
+    names = ["version", *(name for name, _ in CASE.conv()._fields_[3:])]
     values = dict(zip(names, CONV_NUMBERS, strict=True)) | changes
     return numbers(*values.values())
 
@@ -532,14 +555,14 @@ def _variable_tree(graph):
 
 
 REFUSED = {
-    "no options": (node(options=b""), "options: expected 68 bytes, found 0"),
-    "three bytes": (node(options=b"\1\0\0"), "options: expected 68 bytes, found 3"),
-    "short": (node(options=numbers(*CONV_NUMBERS[:-1])), "options: expected 68 bytes, found 64"),
-    "long": (node(options=numbers(*CONV_NUMBERS, 0)), "options: expected 68 bytes, found 72"),
-    "odd": (node(options=numbers(*CONV_NUMBERS) + b"\0"), "options: expected 68 bytes, found 69"),
-    "huge options": (node(options=numbers(1, *[7] * 100_000)), "options: expected 68 bytes, found 400004"),
-    "version 0": (node(options=with_numbers(version=0)), "options: expected version 1, found version 0"),
-    "version 2": (node(options=numbers(2, *CONV_NUMBERS, 5)), "options: expected version 1, found version 2"),
+    "no options": (node(options=b""), "options: expected 72 bytes, found 0"),
+    "three bytes": (node(options=b"\1\0\0"), "options: expected 72 bytes, found 3"),
+    "short": (node(options=numbers(*CONV_NUMBERS[:-1])), "options: expected 72 bytes, found 68"),
+    "long": (node(options=numbers(*CONV_NUMBERS, 0)), "options: expected 72 bytes, found 76"),
+    "odd": (node(options=numbers(*CONV_NUMBERS) + b"\0"), "options: expected 72 bytes, found 73"),
+    "huge options": (node(options=numbers(models.VERSION, *[7] * 100_000)), "options: expected 72 bytes, found 400004"),
+    "version 0": (node(options=with_numbers(version=0)), "options: expected version 2, found version 0"),
+    "version 3": (node(options=numbers(3, *CONV_NUMBERS, 5)), "options: expected version 2, found version 3"),
     "unknown operator": (node("ferryman.fly"), "no operator ferryman.fly; install a later ferryman"),
     "longer name": (node(CONV + "2"), "no operator ferryman.binary_conv2d2"),
     "only the prefix": (node("ferryman."), "no operator ferryman."),
@@ -625,19 +648,19 @@ REFUSED = {
         node(TREE, with_numbers(groups=2), constants=(TREE_WORDS, SCALE, BIAS)),
         "one group, and signs or bits",
     ),
-    "tree, short options": (node(TREE, numbers(*CONV_NUMBERS[:-1])), "options: expected 68 bytes, found 64"),
+    "tree, short options": (node(TREE, numbers(*CONV_NUMBERS[:-1])), "options: expected 72 bytes, found 68"),
     "tree, variable weights": (
         wired(_variable_tree, tree=True),
         "weights must be constant",
     ),
     "tree, sparse weights": (wired(_sparse_weights, tree=True), "no tree|another length|parity"),
-    "linear, rank 0": (linear(1, 32, 16, SIGNS, 0, shape=()), "x: expected rank 1 or more, found rank 0"),
-    "linear, channels": (linear(1, 33, 16, SIGNS, 0), "x: expected channels 33, found 32"),
-    "linear, weights": (linear(1, 32, 17, SIGNS, 0), "weights: expected 32 elements, found 16"),
-    "linear, no batch": (linear(1, 32, 16, SIGNS, 0, shape=(3, 0, 32)), r"must be 1 to 2\^24"),
-    "linear, short": (linear(1, 32, 16, SIGNS), "options: expected 20 bytes, found 16"),
-    "linear, conv's options": (linear(*CONV_NUMBERS), "options: expected 20 bytes, found 68"),
-    "linear, input": (linear(1, 32, 16, -1, 0), "unknown kind"),
+    "linear, rank 0": (linear(models.VERSION, 32, 16, SIGNS, 0, shape=()), "x: expected rank 1 or more, found rank 0"),
+    "linear, channels": (linear(models.VERSION, 33, 16, SIGNS, 0), "x: expected channels 33, found 32"),
+    "linear, weights": (linear(models.VERSION, 32, 17, SIGNS, 0), "weights: expected 32 elements, found 16"),
+    "linear, no batch": (linear(models.VERSION, 32, 16, SIGNS, 0, shape=(3, 0, 32)), r"must be 1 to 2\^24"),
+    "linear, short": (linear(models.VERSION, 32, 16, SIGNS), "options: expected 20 bytes, found 16"),
+    "linear, conv's options": (linear(*CONV_NUMBERS), "options: expected 20 bytes, found 72"),
+    "linear, input": (linear(models.VERSION, 32, 16, -1, 0), "unknown kind"),
 }
 
 
