@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sympy
@@ -97,6 +97,35 @@ def capture(source: Source) -> Captured:
         example=tuple(example),
         in_spec=in_spec,
     )
+
+
+def recapture(captured: Captured, module: torch.fx.GraphModule, what: str) -> Captured:
+    """The program of a rewritten module, without what nothing uses any more; `eager` stays the original.
+
+    Args:
+        captured: the original.
+        module: what became of its program's module.
+        what: was put into it, for the error's words.
+
+    Raises:
+        ModelError: it cannot be captured.
+    """
+    module.graph.eliminate_dead_code()
+    used = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    for name in [name for name, _ in (*module.named_parameters(), *module.named_buffers()) if name not in used]:
+        owner, _, attribute = name.rpartition(".")
+        delattr(module.get_submodule(owner), attribute)
+    module.recompile()
+    dynamic = captured.source.dynamic_shapes
+    sizes = [size for spec in captured.signature.inputs for size in spec.shape]
+    if dynamic is None and any(isinstance(size, DynamicDim) for size in sizes):
+        raise ModelError(f"{captured.source.name} was saved with dynamic shapes; give the module itself instead")
+    args, kwargs = tree_unflatten(list(captured.example), captured.in_spec)
+    try:
+        program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
+    except Exception as error:  # torch.export raises many kinds
+        raise ModelError(f"{captured.source.name} cannot be captured with {what}: {reason(error)}") from error
+    return replace(captured, program=program)
 
 
 def _input_nodes(program: torch.export.ExportedProgram) -> list[torch.fx.Node]:

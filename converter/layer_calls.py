@@ -34,6 +34,13 @@ def is_layer(node: Node) -> bool:
     return node.op == "call_function" and getattr(node.target, "overloadpacket", None) in _LAYERS
 
 
+def path_of(node: Node) -> str:
+    """Of the module that the node came from."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    name = str(stack[-1][0]) if stack else ""
+    return name.removeprefix("L['self'].") or node.name
+
+
 def read_call(node: Node) -> LayerCall | None:
     """A 2-D convolution or a linear layer; None where the node is neither."""
     if node.op != "call_function":

@@ -12,25 +12,23 @@ The output channels of a convolution are computed each on its own, or along a sp
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
-from torch.utils._pytree import tree_unflatten
 
 from ferryman.converter import kernel_calls, operators
+from ferryman.converter.affine import read_affine
 from ferryman.converter.bits import pack_weights
-from ferryman.converter.capture import Captured
+from ferryman.converter.capture import Captured, recapture
 from ferryman.converter.channel_order import Measured, choose_order
 from ferryman.converter.inputs import input_sets
-from ferryman.converter.layer_calls import LayerCall, is_layer, merge_padding, read_call, read_pad
-from ferryman.converter.reason import reason
+from ferryman.converter.layer_calls import LayerCall, is_layer, merge_padding, path_of, read_call, read_pad
 from ferryman.converter.recognise import Recogniser
 from ferryman.converter.two_values import split_two_valued
 from ferryman.runtime.contracts.errors import ModelError
 from ferryman.runtime.contracts.manifest import LayerForm
-from ferryman.runtime.contracts.tensor import DynamicDim
 
 aten = torch.ops.aten
 _IMAGE_RANK = 4
@@ -106,7 +104,7 @@ def lower_binary(captured: Captured) -> tuple[Captured, tuple[LayerForm, ...]]:
     }
     layers = [one for one in found.values() if isinstance(one, _Layer)]
     if not layers:
-        why = "; ".join(f"{_path(node)}: {note}" for node, note in list(found.items())[:_NAMED])
+        why = "; ".join(f"{path_of(node)}: {note}" for node, note in list(found.items())[:_NAMED])
         raise ModelError(
             f"{captured.source.name} has no binary layer ({why or 'no convolution and no linear'}): the weights of one "
             "have one magnitude in each output channel, as those of ferryman's BinaryConv2d and BinaryLinear"
@@ -118,9 +116,9 @@ def lower_binary(captured: Captured) -> tuple[Captured, tuple[LayerForm, ...]]:
             _fold(layer, recogniser)
         layer.along = _choose_order(layer)
     forms = tuple(
-        LayerForm(path=_path(node), form="binary", note=_describe(one))
+        LayerForm(path=path_of(node), form="binary", note=_describe(one))
         if isinstance(one, _Layer)
-        else LayerForm(path=_path(node), form="fp32", note=one)
+        else LayerForm(path=path_of(node), form="fp32", note=one)
         for node, one in found.items()
     )
     made: dict[Node, Node] = {}
@@ -129,14 +127,7 @@ def lower_binary(captured: Captured) -> tuple[Captured, tuple[LayerForm, ...]]:
         feed = layer.packed_by.ends if layer.packed_by else [one for one in layer.sources if one not in folded]
         source = made.get(feed[-1], feed[-1])
         made |= dict.fromkeys(layer.ends, _insert(module, layer, index, source))
-    return _capture_again(captured, module), forms
-
-
-def _path(node: Node) -> str:
-    """Of the module that the node came from."""
-    stack = list(node.meta.get("nn_module_stack", {}).values())
-    name = str(stack[-1][0]) if stack else ""
-    return name.removeprefix("L['self'].") or node.name
+    return recapture(captured, module, "binary operators"), forms
 
 
 def _describe(layer: _Layer) -> str:
@@ -232,7 +223,7 @@ def _fold(layer: _Layer, recogniser: Recogniser) -> None:
     """Take in the scales and offsets that nothing else sees before."""
     while len(layer.ends[0].users) == 1:
         (user,) = layer.ends[0].users
-        factor_offset = _read_affine(user, layer, recogniser)
+        factor_offset = read_affine(user, layer.ends[0], layer.out, layer.axis, recogniser.constants)
         if factor_offset is None:
             return
         factor, offset = factor_offset
@@ -242,66 +233,6 @@ def _fold(layer: _Layer, recogniser: Recogniser) -> None:
         layer.scale, layer.bias = scale, bias
         layer.folded += layer.ends
         layer.ends = (user,)
-
-
-def _read_affine(user: Node, layer: _Layer, recogniser: Recogniser) -> tuple[torch.Tensor, torch.Tensor] | None:
-    if user.op != "call_function" or set(user.kwargs) - {"alpha"} or user.kwargs.get("alpha", 1) != 1:
-        return None
-    if user.target == aten.batch_norm.default:
-        return _read_batch_norm(user, layer, recogniser)
-    kind = getattr(user.target, "overloadpacket", None)
-    if kind not in _AFFINE or len(user.args) != 2:  # noqa: PLR2004  # two operands
-        return None
-    ours = user.args.index(layer.ends[0])
-    other = _per_channel(user.args[1 - ours], layer, recogniser)
-    if other is None or (kind == aten.div and ours == 1):
-        return None
-    one, none = torch.ones(layer.out), torch.zeros(layer.out)
-    first_less = (one, -other) if ours == 0 else (-one, other)
-    return {
-        aten.mul: (other, none),
-        aten.div: (1 / other, none),
-        aten.add: (one, other),
-        aten.sub: first_less,
-        aten.rsub: (-one, other) if ours == 0 else (one, -other),
-    }[kind]
-
-
-_AFFINE = (aten.mul, aten.div, aten.add, aten.sub, aten.rsub)
-
-
-def _read_batch_norm(user: Node, layer: _Layer, recogniser: Recogniser) -> tuple[torch.Tensor, torch.Tensor] | None:
-    x, *parameters, training, _, epsilon, _ = user.args
-    if x is not layer.ends[0] or training or layer.axis != 1:
-        return None
-    values = [None if p is None else _per_channel(p, layer, recogniser, axis_only=True) for p in parameters]
-    weight, bias, mean, variance = values
-    if mean is None or variance is None:
-        return None
-    factor = 1 / torch.sqrt(variance + float(epsilon))  # type: ignore[arg-type]  # a number
-    factor = factor if weight is None else factor * weight
-    return factor, (torch.zeros(layer.out) if bias is None else bias) - mean * factor
-
-
-def _per_channel(value: Any, layer: _Layer, recogniser: Recogniser, *, axis_only: bool = False) -> torch.Tensor | None:  # noqa: ANN401  # an fx argument
-    """float32[out] of a constant that is the same for all but the channels."""
-    if isinstance(value, (int, float)):
-        return torch.full((layer.out,), float(value))
-    if not isinstance(value, Node) or value not in recogniser.constants:
-        return None
-    tensor = recogniser.constants[value].float()
-    rank = layer.node.meta["val"].dim()
-    if axis_only or tensor.dim() == 0:
-        return tensor.expand(layer.out) if tensor.numel() in (1, layer.out) else None
-    sizes = [1] * (rank - tensor.dim()) + list(tensor.shape)
-    axis = layer.axis
-    if (
-        len(sizes) > rank
-        or any(size != 1 for at, size in enumerate(sizes) if at != axis)
-        or sizes[axis] not in (1, layer.out)
-    ):
-        return None
-    return tensor.reshape(-1).expand(layer.out)
 
 
 def _pack_output(layer: _Layer, layers: Sequence[_Layer], recogniser: Recogniser) -> None:
@@ -415,22 +346,3 @@ def _insert(module: GraphModule, layer: _Layer, index: int, source: Node) -> Nod
 
 def _listed(value: Any) -> Any:  # noqa: ANN401  # a number or several
     return list(value) if isinstance(value, Sequence) else value
-
-
-def _capture_again(captured: Captured, module: GraphModule) -> Captured:
-    module.graph.eliminate_dead_code()
-    used = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
-    for name in [name for name, _ in (*module.named_parameters(), *module.named_buffers()) if name not in used]:
-        owner, _, attribute = name.rpartition(".")
-        delattr(module.get_submodule(owner), attribute)
-    module.recompile()
-    dynamic = captured.source.dynamic_shapes
-    sizes = [size for spec in captured.signature.inputs for size in spec.shape]
-    if dynamic is None and any(isinstance(size, DynamicDim) for size in sizes):
-        raise ModelError(f"{captured.source.name} was saved with dynamic shapes; give the module itself instead")
-    args, kwargs = tree_unflatten(list(captured.example), captured.in_spec)
-    try:
-        program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
-    except Exception as error:  # torch.export raises many kinds
-        raise ModelError(f"{captured.source.name} cannot be captured with binary operators: {reason(error)}") from error
-    return replace(captured, program=program)

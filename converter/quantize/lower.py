@@ -1,0 +1,274 @@
+"""A captured program -> the same with ferryman's quantized operators in the place of layers, layer by layer why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.fx import GraphModule, Interpreter, Node
+from torch.nn import functional
+
+from ferryman.converter import quant_operators as _quant_operators  # noqa: F401  # registers them
+from ferryman.converter.capture import Captured, recapture
+from ferryman.converter.layer_calls import path_of
+from ferryman.converter.quant_bits import halves, pack_groups, pack_rows, pack_weights
+from ferryman.converter.quantize.layers import Layer, choose_bits, find_layers, join_neighbours
+from ferryman.converter.quantize.observe import Scale, Seen, find_scale, observe
+from ferryman.converter.quantize.recipe import Recipe
+from ferryman.converter.quantize.weights import Rounded, round_weights
+from ferryman.converter.recognise import Constants
+from ferryman.runtime.contracts.errors import ModelError
+from ferryman.runtime.contracts.manifest import LayerForm
+
+_FLOAT_BITS = 32
+_INT8 = (-128, 127)
+_FORMS = {8: "int8", 4: "4bit", 2: "2bit"}
+_NAMED = 5
+Batches = Sequence[Sequence[torch.Tensor]]
+
+
+def lower_quantized(captured: Captured, recipe: Recipe, batches: Batches) -> tuple[Captured, tuple[LayerForm, ...]]:
+    """Rewrite a program; `eager` stays the original module.
+
+    Args:
+        captured: the program.
+        recipe: what becomes of it.
+        batches: calibration inputs, flat, in the signature's order.
+
+    Returns:
+        The program with quantized operators, and what became of each convolution, linear layer and embedding.
+
+    Raises:
+        ModelError: nothing of it can be quantized, or the result cannot be captured again.
+    """
+    module = captured.program.module(check_guards=False)
+    found = find_layers(module, Constants(module))
+    layers = [one for one in found.values() if isinstance(one, Layer)]
+    if not layers:
+        why = "; ".join(f"{path_of(node)}: {note}" for node, note in list(found.items())[:_NAMED])
+        raise ModelError(f"{captured.source.name} has no layer to quantize ({why or 'no convolution, no linear'})")
+    for layer, bits in choose_bits(layers, recipe.bits, recipe.layers).items():
+        layer.bits = bits
+        layer.static = layer.window is not None and not recipe.dynamic and bits != _FLOAT_BITS
+    left = {layer.node: "as the recipe says" for layer in layers if layer.bits == _FLOAT_BITS}
+    layers = [layer for layer in layers if layer.bits != _FLOAT_BITS]
+    join_neighbours(layers)
+    seen = observe(module, batches, _wanted(layers))
+    hessians = _hessians(module, batches, layers) if recipe.gptq else {}
+    rounded = {layer: _round(layer, recipe, hessians.get(layer), seen.get(layer.x)) for layer in layers}
+    scales = {node: find_scale(one, recipe.observer) for node, one in seen.items()}
+    writer = _Writer(module, scales)
+    for layer in sorted(layers, key=lambda one: one.end):
+        writer.put(layer, rounded[layer])
+    by_node = {layer.node: layer for layer in layers}
+    forms = tuple(
+        LayerForm(path=path_of(node), form=_FORMS[by_node[node].bits], note=_describe(by_node[node], rounded))
+        if node in by_node
+        else LayerForm(path=path_of(node), form="fp32", note=left.get(node) or str(one))
+        for node, one in found.items()
+    )
+    return recapture(captured, module, "quantized operators"), forms
+
+
+def _wanted(layers: Sequence[Layer]) -> dict[Node, int]:
+    """Values whose range or mean is needed -> their channel dimension."""
+    wanted = {}
+    for layer in layers:
+        if not layer.embedding:
+            wanted[layer.x] = 1 if layer.window else layer.x.meta["val"].dim() - 1
+        if layer.int8_out:
+            wanted[layer.end] = 1
+    return wanted
+
+
+def _describe(layer: Layer, rounded: dict[Layer, Rounded]) -> str:
+    scales = rounded[layer].scale.shape[1]
+    scaled = "a scale per channel" if scales == 1 else f"a scale to every {rounded[layer].group}"
+    if layer.embedding:
+        return scaled.replace("channel", "row")
+    given = "int8" if layer.static else "dynamic int8"
+    return f"{scaled}, {given} in, {'int8' if layer.int8_out else 'floats'} out" + (", adds" if layer.add else "")
+
+
+# Weights.
+
+
+def _round(layer: Layer, recipe: Recipe, hessian: torch.Tensor | None, seen: Seen | None) -> Rounded:
+    """Round a layer's weights, and give its bias back what rounding does to it on average."""
+    image = layer.window is not None
+    rows = layer.weight.flatten(1)
+    rounded = round_weights(
+        rows,
+        layer.bits,
+        group=0 if image or layer.bits == 8 else recipe.group,  # noqa: PLR2004  # bits
+        asymmetric=recipe.asymmetric and not image,
+        half=not image,
+        hessian=hessian,
+    )
+    if seen is not None and seen.mean is not None:
+        # The bias of rounding: what the difference of weights makes of the mean input (Nagel et al. 2019, section 4.2).
+        lost = (rows - rounded.values()).reshape(layer.weight.shape)
+        groups = layer.window[5] if layer.window else 1
+        mean = seen.mean.reshape(groups, -1).repeat_interleave(len(rows) // groups, 0)
+        layer.bias = layer.bias + (lost.flatten(2).sum(2) if image else lost).mul(mean).sum(1)
+    return rounded
+
+
+def _hessians(module: GraphModule, batches: Batches, layers: Sequence[Layer]) -> dict[Layer, torch.Tensor]:
+    """The sum of x x^T of what each layer computes from; not of grouped convolutions and embeddings."""
+    wanted: dict[Node, list[Layer]] = {}
+    for layer in layers:
+        if not layer.embedding and not (layer.window and layer.window[5] > 1):
+            wanted.setdefault(layer.x, []).append(layer)
+    sums: dict[Layer, torch.Tensor] = {}
+
+    class Watcher(Interpreter):
+        def run_node(self, n: Node) -> object:
+            value: Any = super().run_node(n)
+            for layer in wanted.get(n, ()):
+                rows = _rows(value, layer).double()
+                sums[layer] = rows.T @ rows + sums.get(layer, 0)
+            return value
+
+    runner = Watcher(module)
+    with torch.no_grad():
+        for inputs in batches:
+            runner.run(*inputs, enable_io_processing=False)
+    return sums
+
+
+def _rows(x: torch.Tensor, layer: Layer) -> torch.Tensor:
+    """What each output is computed from: [outputs, inputs], in the order of the flattened weights."""
+    if layer.window is None:
+        return x.reshape(-1, x.shape[-1])
+    _, kernel, stride, (top, left, bottom, right), dilation, *_ = layer.window
+    padded = functional.pad(x, (left, right, top, bottom))
+    columns = functional.unfold(padded, tuple(kernel), dilation=tuple(dilation), stride=tuple(stride))
+    return columns.transpose(1, 2).flatten(0, 1)
+
+
+# Rewriting.
+
+
+class _Writer:
+    """Puts operators into a graph."""
+
+    def __init__(self, module: GraphModule, scales: dict[Node, Scale]) -> None:
+        self._module = module
+        self._scales = scales
+        self._made: dict[Node, Node] = {}
+        self._held: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+
+    def put(self, layer: Layer, rounded: Rounded) -> None:
+        """Have an operator give the value of the layer's end."""
+        graph = self._module.graph
+        with graph.inserting_after(layer.end):
+            anchor = graph.call_function(torch.ops.aten.alias.default, (layer.end,))
+        with graph.inserting_before(anchor):
+            made = self._image(layer, rounded) if layer.window else self._rows(layer, rounded)
+        graph.erase_node(anchor)
+        made.meta = {key: layer.node.meta[key] for key in ("nn_module_stack", "stack_trace") if key in layer.node.meta}
+        self._made[layer.end] = made  # for the operators that read int8, which come later
+        if not layer.int8_out:
+            layer.end.replace_all_uses_with(made)
+
+    def _image(self, layer: Layer, rounded: Rounded) -> Node:
+        window = layer.window
+        assert window is not None  # noqa: S101  # put looked
+        channels, kernel, stride, padding, dilation, groups, *_ = window
+        packed = pack_weights(rounded.integers.reshape(layer.weight.shape).numpy(), groups, layer.bits)
+        x = self._scales[layer.x] if layer.static else Scale(0.0, 0)
+        out, low, high = Scale(0.0, 0), *_INT8
+        if layer.int8_out:
+            out = self._scales[layer.end]
+            low, high = (_end(end, out) for end in layer.ends)
+        add = self._scales[layer.add] if layer.add else Scale(0.0, 0)
+        return self._module.graph.call_function(
+            torch.ops.ferryman.quant_conv2d.default,
+            (
+                self._made.get(layer.x, layer.x),
+                self._constant(torch.from_numpy(packed)),
+                self._constant(rounded.scale[:, 0]),
+                self._constant(layer.bias),
+                self._made[layer.add] if layer.add else None,
+                *(channels, list(kernel), list(stride), list(padding), list(dilation), groups, False, layer.bits),
+                *(x.scale, x.zero, out.scale, out.zero, low, high, add.scale, add.zero),
+            ),
+        )
+
+    def _rows(self, layer: Layer, rounded: Rounded) -> Node:
+        x = self._made.get(layer.x, layer.x)
+        scale, zero = rounded.scale.half(), rounded.zero
+        stored = None if zero is None else (zero + halves(layer.bits)).to(torch.uint8)
+        integers = rounded.integers.numpy()
+        if layer.embedding:
+            weight = self._constant(torch.from_numpy(pack_rows(integers, layer.bits)))
+            numbers = (integers.shape[1], layer.bits, rounded.group)
+            return self._module.graph.call_function(
+                torch.ops.ferryman.quant_embedding.default,
+                (x, weight, self._constant(scale), self._maybe(stored), *numbers),
+            )
+        weight = self._constant(torch.from_numpy(pack_weights(integers, 1, layer.bits)))
+        grouped = self._constant(torch.from_numpy(pack_groups(scale.numpy())))
+        zeros = None if stored is None else torch.from_numpy(pack_groups(stored.numpy()))
+        return self._module.graph.call_function(
+            torch.ops.ferryman.quant_linear.default,
+            (x, weight, grouped, self._maybe(zeros), self._constant(layer.bias), layer.bits, rounded.group),
+        )
+
+    def _maybe(self, value: torch.Tensor | None) -> Node | None:
+        return None if value is None else self._constant(value)
+
+    def _constant(self, value: torch.Tensor) -> Node:
+        """A buffer; the same bytes are held once."""
+        value = value.contiguous()
+        key = (str(value.dtype), tuple(value.shape), value.numpy().tobytes())
+        if key not in self._held:
+            self._held[key] = f"ferryman_{len(self._held)}"
+            self._module.register_buffer(self._held[key], value)
+        return self._module.graph.get_attr(self._held[key])
+
+
+def _end(value: float, scale: Scale) -> int:
+    """Where an activation clips int8."""
+    if not np.isfinite(value):
+        return _INT8[value > 0]
+    return int(np.clip(np.rint(value / scale.scale) + scale.zero, *_INT8))
+
+
+def split_batches(captured: Captured, batches: Iterable[Sequence[torch.Tensor]]) -> list[tuple[torch.Tensor, ...]]:
+    """Calibration inputs, cut to the batch that the program takes.
+
+    Raises:
+        ModelError: they are no inputs of this model.
+    """
+    sizes = [tuple(one.shape) for one in captured.example]
+    made: list[tuple[torch.Tensor, ...]] = []
+    for given in batches:
+        if len(given) != len(sizes) or any(
+            one.dtype != e.dtype for one, e in zip(given, captured.example, strict=True)
+        ):
+            expected = ", ".join(
+                f"{str(one.dtype).removeprefix('torch.')}{list(one.shape)}" for one in captured.example
+            )
+            found = ", ".join(f"{str(one.dtype).removeprefix('torch.')}{list(one.shape)}" for one in given)
+            raise ModelError(f"{captured.source.name}: calibration inputs must be like {expected}, found {found}")
+        if all(tuple(one.shape) == size for one, size in zip(given, sizes, strict=True)):
+            made.append(tuple(given))
+            continue
+        counts = {len(one) for one in given if one.dim()}
+        if len(counts) != 1 or any(
+            one.dim() != len(size) or tuple(one.shape[1:]) != size[1:] or size[0] != sizes[0][0]
+            for one, size in zip(given, sizes, strict=True)
+        ):
+            raise ModelError(
+                f"{captured.source.name}: calibration inputs of shape {[list(one.shape) for one in given]} cannot be "
+                f"cut to the model's {[list(size) for size in sizes]}"
+            )
+        step = sizes[0][0]
+        made += [tuple(one[i : i + step] for one in given) for i in range(0, counts.pop() - step + 1, step)]
+    if not made:
+        raise ModelError(f"{captured.source.name}: there are no calibration inputs")
+    return made

@@ -1,0 +1,97 @@
+"""How a form quantizes a model, as data and as a name.
+
+    NAME     = BASE *( "-" OPTION )
+    BASE     = "int8" | "4bit" | "2bit"                    bits of weights; activations have 8
+    OPTION   = "dynamic"                                   activations by what each input holds, not by calibration
+             | "g32" | "g64" | "g128" | "channel"          inputs that share a scale, of linear layers and embeddings
+             | "asym"                                      with a zero point to each scale, of the same
+             | "minmax" | "percentile" | "entropy" | "mse" how far activations are taken to range
+             | "gptq"                                      weights rounded with error correction
+             | "equalize"                                  ranges of neighbouring channels evened out first
+
+Options stand in that order; those that are the base's defaults are left out.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import msgspec
+
+from ferryman.runtime.contracts.errors import CallerError
+from ferryman.runtime.contracts.record import Record
+
+Observer = Literal["minmax", "percentile", "entropy", "mse"]
+OBSERVERS: tuple[str, ...] = get_args(Observer)
+_BASES = {"int8": 8, "4bit": 4, "2bit": 2}
+_GROUPS = (32, 64, 128)
+_GROUP_OF = {8: 0, 4: 32, 2: 32}
+_ORDER = "dynamic, g32, g64, g128 or channel, asym, minmax, percentile, entropy or mse, gptq, equalize"
+
+
+class Recipe(Record, kw_only=True):
+    """What `quantize` does."""
+
+    bits: Literal[8, 4, 2]
+    """Of a weight."""
+    group: int
+    """Inputs that share a scale, of linear layers and embeddings; 0: all of an output channel."""
+    dynamic: bool = False
+    """Convolutions scale their input by its largest magnitude, image by image; linear layers always do, row by row."""
+    asymmetric: bool = False
+    observer: Observer = "mse"
+    gptq: bool = False
+    equalize: bool = False
+    layers: dict[str, Literal[32, 8, 4, 2]] = msgspec.field(default_factory=dict)
+    """Module path -> bits of its weights where they differ; 32: it stays in float."""
+
+    @property
+    def name(self) -> str:
+        """As the grammar above writes it; `layers` have no part in it."""
+        base = next(base for base, bits in _BASES.items() if bits == self.bits)
+        options = [
+            "dynamic" * self.dynamic,
+            "" if self.group == _GROUP_OF[self.bits] else f"g{self.group}" if self.group else "channel",
+            "asym" * self.asymmetric,
+            self.observer if self.observer != "mse" else "",
+            "gptq" * self.gptq,
+            "equalize" * self.equalize,
+        ]
+        return "-".join([base, *filter(None, options)])
+
+
+def is_quantized(form: str) -> bool:
+    """Whether a form's name is to be read by `parse_recipe`."""
+    return form.partition("-")[0] in _BASES
+
+
+def parse_recipe(name: str) -> Recipe:
+    """Read a name.
+
+    Raises:
+        CallerError: it is none; the message says what there is.
+    """
+    base, *options = name.split("-")
+    if base not in _BASES:
+        raise CallerError(f"form {name!r} is not known; quantized forms begin with {', '.join(_BASES)}")
+    bits = _BASES[base]
+    found: dict[str, object] = {"bits": bits, "group": _GROUP_OF[bits]}
+    for option in options:
+        if option in ("dynamic", "gptq", "equalize"):
+            found[option] = True
+        elif option == "asym":
+            found["asymmetric"] = True
+        elif option in OBSERVERS:
+            found["observer"] = option
+        elif option == "channel" or option in {f"g{group}" for group in _GROUPS}:
+            found["group"] = 0 if option == "channel" else int(option[1:])
+        else:
+            raise CallerError(f"form {name!r}: option {option!r} is not known; there are, in this order: {_ORDER}")
+    recipe = msgspec.convert(found, Recipe)
+    if recipe.name != name and sorted(recipe.name.split("-")) != sorted(name.split("-")):
+        raise CallerError(f"form {name!r} says something twice, or what is so anyway; write {recipe.name!r}")
+    if recipe.name != name:
+        raise CallerError(f"form {name!r} has its options in another order; write {recipe.name!r}")
+    if recipe.dynamic and recipe.observer != "mse":
+        raise CallerError(f"form {name!r}: with dynamic activations there is nothing for an observer to find")
+    return recipe

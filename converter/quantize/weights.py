@@ -1,0 +1,132 @@
+"""Weights rounded to a few bits: scales that lose least in the square, and rounding with error correction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+_SHRINK = torch.linspace(1.0, 0.4, 61)
+"""What the largest magnitude is multiplied by, to see which range loses least."""
+_DAMPING = 0.01
+_BLOCK = 128
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """w = scale * (integers - zero), with zero 0 where there is none."""
+
+    integers: torch.Tensor
+    """int32[out, inputs]: -2^(bits - 1) to 2^(bits - 1) - 1."""
+    scale: torch.Tensor
+    """float32[out, groups]."""
+    zero: torch.Tensor | None
+    """int32[out, groups], in the integers' range."""
+    group: int
+    """Inputs of a scale."""
+
+    def values(self) -> torch.Tensor:
+        """float32[out, inputs]."""
+        zero = torch.zeros_like(self.scale) if self.zero is None else self.zero.float()
+        inputs = self.integers.shape[1]
+        return (self.integers - spread(zero, self.group, inputs)) * spread(self.scale, self.group, inputs)
+
+
+def spread(values: torch.Tensor, group: int, inputs: int) -> torch.Tensor:
+    """[out, groups] -> [out, inputs]."""
+    return values.repeat_interleave(group, 1)[:, :inputs]
+
+
+def round_weights(
+    weight: torch.Tensor,
+    bits: int,
+    *,
+    group: int = 0,
+    asymmetric: bool = False,
+    half: bool = False,
+    hessian: torch.Tensor | None = None,
+) -> Rounded:
+    """Round weights, group by group.
+
+    Args:
+        weight: float32[out, inputs].
+        bits: of a weight.
+        group: inputs that share a scale; 0: all.
+        asymmetric: with zero points.
+        half: scales are held in float16.
+        hessian: float64[inputs, inputs], the sum of x x^T over calibration: round in turn, and let later inputs make
+            good what earlier ones lost (GPTQ, Frantar et al. 2023). None: to nearest.
+    """
+    out, inputs = weight.shape
+    group = group or inputs
+    padded = torch.nn.functional.pad(weight, (0, -inputs % group))
+    grouped = padded.reshape(out, -1, group)
+    scale, zero = _asymmetric(grouped, bits) if asymmetric else (_symmetric(grouped, bits), None)
+    if half:
+        scale = scale.half().float()
+        scale = torch.where(scale == 0, torch.full_like(scale, float(torch.finfo(torch.float16).tiny)), scale)
+    rounded = Rounded(torch.zeros(out, inputs, dtype=torch.int32), scale, zero, group)
+    integers = _nearest(weight, rounded, bits) if hessian is None else _corrected(weight, rounded, bits, hessian)
+    return Rounded(integers.int(), scale, zero, group)
+
+
+def _symmetric(grouped: torch.Tensor, bits: int) -> torch.Tensor:
+    """float32[out, groups]: of some shrunken ranges, the one that loses least."""
+    top = 2 ** (bits - 1)
+    largest = grouped.abs().amax(2)
+    # The integers reach one step farther below zero than above.
+    candidates = [largest * shrink / step for step in (top, top - 1) for shrink in _SHRINK]
+    return _least(grouped, candidates, lambda x, scale: (x / scale).round().clamp(-top, top - 1) * scale)
+
+
+def _asymmetric(grouped: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    top = 2 ** (bits - 1)
+    low, high = grouped.amin(2).clamp(max=0), grouped.amax(2).clamp(min=0)
+    scale = ((high - low) / (2 * top - 1)).clamp(min=torch.finfo(torch.float16).tiny)
+    return scale, (-top - low / scale).round().clamp(-top, top - 1).int()
+
+
+def _least(grouped: torch.Tensor, candidates: list[torch.Tensor], kept: object) -> torch.Tensor:
+    best = torch.full(grouped.shape[:2], float("inf"))
+    found = torch.full(grouped.shape[:2], 1.0)
+    for candidate in candidates:
+        scale = candidate.clamp(min=torch.finfo(torch.float32).tiny)
+        loss = (grouped - kept(grouped, scale[..., None])).square().sum(2)  # type: ignore[operator]  # a function
+        found = torch.where(loss < best, scale, found)
+        best = torch.minimum(loss, best)
+    return found
+
+
+def _nearest(weight: torch.Tensor, to: Rounded, bits: int) -> torch.Tensor:
+    inputs = weight.shape[1]
+    zero = torch.zeros_like(to.scale) if to.zero is None else to.zero.float()
+    top = 2 ** (bits - 1)
+    by = weight / spread(to.scale, to.group, inputs) + spread(zero, to.group, inputs)
+    return by.round().clamp(-top, top - 1)
+
+
+def _corrected(weight: torch.Tensor, to: Rounded, bits: int, hessian: torch.Tensor) -> torch.Tensor:
+    inputs = weight.shape[1]
+    left = weight.double().clone()
+    h = hessian.clone()
+    dead = h.diagonal() == 0
+    h[dead, dead] = 1
+    left[:, dead] = 0
+    h += torch.eye(inputs, dtype=h.dtype) * _DAMPING * h.diagonal().mean()
+    inverse = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
+    zero = torch.zeros_like(to.scale) if to.zero is None else to.zero.float()
+    scales, zeros = spread(to.scale, to.group, inputs).double(), spread(zero, to.group, inputs).double()
+    top = 2 ** (bits - 1)
+    integers = torch.zeros_like(left)
+    for begin in range(0, inputs, _BLOCK):
+        end = min(begin + _BLOCK, inputs)
+        errors = torch.zeros(len(left), end - begin, dtype=left.dtype)
+        for column in range(begin, end):
+            scale, offset = scales[:, column], zeros[:, column]
+            q = (left[:, column] / scale + offset).round().clamp(-top, top - 1)
+            integers[:, column] = q
+            error = (left[:, column] - (q - offset) * scale) / inverse[column, column]
+            left[:, column:end] -= error[:, None] * inverse[column, column:end]
+            errors[:, column - begin] = error
+        left[:, end:] -= errors @ inverse[begin:end, end:]
+    return integers
