@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import tempfile
@@ -19,19 +20,23 @@ from msgspec.structs import replace
 from ferryman.converter.backends import BACKENDS
 from ferryman.converter.backends.base import Lowered
 from ferryman.converter.capture import Captured, capture
-from ferryman.converter.lower_binary import lower_binary
+from ferryman.converter.forms import Batches, Form, find_form
+from ferryman.converter.honest import Compared, compare_forms
 from ferryman.converter.memory_estimate import activations_peak_bytes
+from ferryman.converter.quantize.calibration import read_calibration
+from ferryman.converter.quantize.recipe import Recipe
 from ferryman.converter.quiet import alone, quiet
 from ferryman.converter.source import Source, load_source, make_source
-from ferryman.converter.verify import SQNR_MIN_DB, Interpreter, References, make_references, verify
-from ferryman.converter.verify import interpreters as places_for
+from ferryman.converter.verify import Interpreter, References, interpreters, make_references, verify, with_program
 from ferryman.runtime import kernels
 from ferryman.runtime.compare import SQNR_CAP_DB
-from ferryman.runtime.contracts.errors import CallerError, ModelError
-from ferryman.runtime.contracts.manifest import LayerForm, Manifest, Requirements, RuntimeName, Variant
+from ferryman.runtime.contracts.errors import CallerError, ModelError, ParityError
+from ferryman.runtime.contracts.manifest import Manifest, Requirements, RuntimeName, Variant, Verification
 from ferryman.runtime.package import PACKAGE_SUFFIX, SQNR_LEAST_DB, check_name, open_package, write_package
 from ferryman.runtime.session import INTERPRETERS
 
+_DEVICE_ROOM_DB = 3.0
+"""By how much a rounded form may do worse on a device than here."""
 _TOOLS = ("ferryman", "torch", "executorch", "litert-torch", "ai-edge-litert", "numpy")
 
 
@@ -44,6 +49,8 @@ class Conversion:
     manifest: Manifest
     seconds: dict[str, float] = field(default_factory=dict)
     """Stage -> seconds."""
+    compared: tuple[Compared, ...] = ()
+    """Each compressed form's artifacts beside the fp32 ones, on each interpreter of this machine."""
 
 
 class _Clock:
@@ -68,7 +75,9 @@ def convert(
     *,
     to: Sequence[RuntimeName] = ("executorch", "tflite"),
     output: Path | str = ".",
-    form: str = "fp32",
+    form: str | Recipe | Sequence[str | Recipe] = "fp32",
+    calibration: Any = None,  # noqa: ANN401  # an iterable of inputs, or text
+    strict: bool = False,
     name: str | None = None,
     dynamic_shapes: Any = None,  # noqa: ANN401  # torch's own type is Any
     sqnr_min_db: float | None = None,
@@ -83,7 +92,10 @@ def convert(
         inputs: the example call for an `nn.Module`: a tensor, a tuple of positional or a dict of keyword arguments.
         to: runtimes.
         output: a folder; the package is `<name>.ferry` in it.
-        form: the compressed form.
+        form: the form or forms; each makes a variant for each runtime (see `forms` and `quantize.recipe`).
+        calibration: inputs by which quantized forms learn how far activations range: an iterable of what `inputs` may
+            be, or SOURCE of a factory that gives one; None: the example alone.
+        strict: refuse a compressed form that is not smaller than fp32, or slower, on any interpreter.
         name: of the package; None takes the factory's, file's or class's.
         dynamic_shapes: as `torch.export.export` takes it.
         sqnr_min_db: the bar every output must hold; None takes the form's.
@@ -94,44 +106,32 @@ def convert(
         CallerError: SOURCE, a runtime or the form is not known, an interpreter is not here, the folder cannot be
             written, or another argument is out of its range.
         ModelError: the model cannot be run, captured or lowered.
-        ParityError: an artifact computes something else than eager; no package is written.
+        ParityError: an artifact computes something else than eager, or with `strict` is no gain; no package is written.
     """
-    if form not in SQNR_MIN_DB:
-        raise CallerError(f"form {form!r} is not known; there are: {', '.join(SQNR_MIN_DB)}")
-    if not to or not set(to) <= set(BACKENDS):
-        raise CallerError(f"runtimes are one or more of {', '.join(BACKENDS)}; found {list(to)}")
-    if unknown := set(interpreters) - {name for names in INTERPRETERS.values() for name in names}:
-        there = ", ".join(name for names in INTERPRETERS.values() for name in names)
-        raise CallerError(f"interpreter {', '.join(sorted(unknown))} is not known; there are: {there}")
-    bar_db = SQNR_MIN_DB[form] if sqnr_min_db is None else sqnr_min_db
-    if not SQNR_LEAST_DB <= bar_db <= SQNR_CAP_DB:
-        raise CallerError(f"the bar must be {SQNR_LEAST_DB:g} to {SQNR_CAP_DB:g} dB, found {bar_db:g}")
-    places = {runtime: places_for(runtime, interpreters) for runtime in dict.fromkeys(to)}
+    forms = _forms(form, sqnr_min_db)
+    places = _places(to, interpreters)
     _check_folder(Path(output))
     clock = _Clock(progress)
 
     with clock.stage("load"), quiet():
         source = _source(model, inputs, dynamic_shapes, name)
         name = check_name(name or source.name)
-        if form == "fp32":
+        if any(one.name == "fp32" for one in forms):
             _check_floats(source)
     with clock.stage("capture"), quiet():
         captured = capture(source)
+        batches = read_calibration(captured, calibration)
     with clock.stage("run eager"):
-        references = make_references(captured)
-    layers: tuple[LayerForm, ...] = ()
-    if form == "binary":
-        with clock.stage("find binary layers"), quiet():
-            captured, layers = lower_binary(captured)
-    lowered: dict[RuntimeName, Lowered] = {}
-    for runtime in places:
-        with clock.stage(f"lower to {runtime}"), quiet():
-            lowered[runtime] = BACKENDS[runtime].lower(captured)
-    variants = []
-    for runtime, artifact in lowered.items():
-        with clock.stage(f"verify {runtime}"):
-            variant = _prove(captured, runtime, form, artifact, references, bar_db, places[runtime])
-            variants.append(replace(variant, layers=layers))
+        references = make_references(captured, batches if calibration is not None else ())
+    base: dict[RuntimeName, Lowered] = {}
+    for runtime in places:  # what every other form is compared with
+        with clock.stage(f"lower fp32 to {runtime}"), quiet():
+            base[runtime] = BACKENDS[runtime].lower(captured)
+    work = _Work(captured, batches, references, base, places, clock)
+    made = [one for wanted in forms for one in work.make(wanted)]
+    complaints = [complaint for one in made for compared in one.compared for complaint in compared.complaints]
+    if strict and complaints:
+        raise ParityError(f"{name}: {'; '.join(complaints)}; no package is written, as --strict asks")
     with clock.stage("package"):
         path = Path(output) / f"{name}{PACKAGE_SUFFIX}"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,15 +139,81 @@ def convert(
             path,
             name=name,
             signature=captured.signature,
-            variants=variants,
-            artifacts={v.payload: lowered[v.runtime].data for v in variants},
+            variants=[one.variant for one in made],
+            artifacts={one.variant.payload: one.data for one in made},
             golden=references.golden(),
-            golden_sqnr_min_db=bar_db,
+            golden_sqnr_min_db=max(one.sqnr_min_db for one in forms),
             created_with={"python": platform.python_version(), **{tool: metadata.version(tool) for tool in _TOOLS}},
         )
         with open_package(path) as package:
             manifest = package.manifest
-    return Conversion(path=path, sha256=sha256, manifest=manifest, seconds=clock.seconds)
+    compared = tuple(compared for one in made for compared in one.compared)
+    return Conversion(path=path, sha256=sha256, manifest=manifest, seconds=clock.seconds, compared=compared)
+
+
+def _forms(wanted: str | Recipe | Sequence[str | Recipe], sqnr_min_db: float | None) -> list[Form]:
+    forms = [find_form(one) for one in ([wanted] if isinstance(wanted, str | Recipe) else wanted)]
+    names = [form.name for form in forms]
+    if not names or len(set(names)) != len(names):
+        raise CallerError(f"forms must be at least one, and different ones; found {names}")
+    if sqnr_min_db is None:
+        return forms
+    if not SQNR_LEAST_DB <= sqnr_min_db <= SQNR_CAP_DB:
+        raise CallerError(f"the bar must be {SQNR_LEAST_DB:g} to {SQNR_CAP_DB:g} dB, found {sqnr_min_db:g}")
+    return [dataclasses.replace(form, sqnr_min_db=sqnr_min_db) for form in forms]
+
+
+def _places(to: Sequence[RuntimeName], named: Sequence[str]) -> dict[RuntimeName, list[Interpreter]]:
+    if not to or not set(to) <= set(BACKENDS):
+        raise CallerError(f"runtimes are one or more of {', '.join(BACKENDS)}; found {list(to)}")
+    if unknown := set(named) - {name for names in INTERPRETERS.values() for name in names}:
+        there = ", ".join(name for names in INTERPRETERS.values() for name in names)
+        raise CallerError(f"interpreter {', '.join(sorted(unknown))} is not known; there are: {there}")
+    return {runtime: interpreters(runtime, named) for runtime in dict.fromkeys(to)}
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A proven variant."""
+
+    variant: Variant
+    data: bytes
+    compared: tuple[Compared, ...]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What every form of a model is made from."""
+
+    captured: Captured
+    batches: Batches
+    references: References
+    base: dict[RuntimeName, Lowered]
+    """The model in fp32."""
+    places: dict[RuntimeName, list[Interpreter]]
+    clock: _Clock
+
+    def make(self, form: Form) -> Iterator[_Made]:
+        """One variant a runtime."""
+        if form.name == "fp32":
+            for runtime, lowered in self.base.items():
+                yield _Made(self._prove(form, runtime, lowered, self.references), lowered.data, ())
+            return
+        with self.clock.stage(f"make {form.name}"), quiet():
+            program, layers = form.rewrite(self.captured, self.batches)
+            references = with_program(self.references, program) if form.rounds else self.references
+        for runtime, base in self.base.items():
+            with self.clock.stage(f"lower {form.name} to {runtime}"), quiet():
+                lowered = BACKENDS[runtime].lower(program)
+            variant = replace(self._prove(form, runtime, lowered, references), layers=layers)
+            with self.clock.stage(f"time {form.name} on {runtime} beside fp32"):
+                pair, places = (base.data, lowered.data), self.places[runtime]
+                compared = compare_forms(variant, pair, BACKENDS[runtime].suffix, references.inputs[0], places)
+            yield _Made(variant, lowered.data, tuple(compared))
+
+    def _prove(self, form: Form, runtime: RuntimeName, lowered: Lowered, references: References) -> Variant:
+        with self.clock.stage(f"verify {form.name} on {runtime}"):
+            return _prove(self.captured, runtime, form, lowered, references, self.places[runtime])
 
 
 def _check_folder(folder: Path) -> None:
@@ -191,23 +257,22 @@ def _source(model: Any, inputs: Any, dynamic_shapes: Any, name: str | None) -> S
 def _prove(
     captured: Captured,
     runtime: RuntimeName,
-    form: str,
+    form: Form,
     artifact: Lowered,
     references: References,
-    bar_db: float,
     places: Sequence[Interpreter],
 ) -> Variant:
-    name = f"{runtime}-{form}"
+    name = f"{runtime}-{form.name}"
     backend = BACKENDS[runtime]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"model{backend.suffix}"
         path.write_bytes(artifact.data)
-        signature, verified = verify(path, name, runtime, references, bar_db, places)
+        signature, verified = verify(path, name, runtime, references, form.sqnr_min_db, places)
     return Variant(
         name=name,
-        form=form,
+        form=form.name,
         runtime=runtime,
-        payload=f"artifacts/{form}{backend.suffix}",
+        payload=f"artifacts/{form.name}{backend.suffix}",
         signature=signature,
         requires=Requirements(
             interpreters={v.interpreter: v.version for v in verified},
@@ -216,4 +281,9 @@ def _prove(
         ),
         lowering=artifact.lowering,
         verified=verified,
+        sqnr_min_db=_device_bar(verified) if form.rounds else None,
     )
+
+
+def _device_bar(verified: Sequence[Verification]) -> float:
+    return max(SQNR_LEAST_DB, min(one.sqnr_db for one in verified) - _DEVICE_ROOM_DB)

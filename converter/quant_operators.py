@@ -1,7 +1,8 @@
 """ferryman's quantized operators as torch knows them: schemas, what they compute, and their shapes.
 
 `native/kernels/quantized.h` says what each computes, to the rounding; this does the same with torch, slowly. Int8
-images are [N, H, W, C]; floats are [N, C, H, W], with `channels_last` [N, H, W, C].
+images are [N, H, W, C]; floats are [N, C, H, W], with `channels_last` [N, H, W, C]. Packed bytes are held as int8:
+litert-torch writes no constants of uint8.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch.nn import functional
 
 from ferryman.converter.operators import NAMESPACE, output_size
-from ferryman.converter.quant_bits import halves, unpack_groups, unpack_rows, unpack_weights
+from ferryman.converter.quant_bits import Bytes, halves, unpack_groups, unpack_rows, unpack_weights
 
 _CONV = (
     "Tensor x, Tensor weight, Tensor scale, Tensor bias, Tensor? add, int channels, int[2] kernel_size, int[2] stride, "
@@ -23,6 +24,10 @@ _CONV = (
 _LINEAR = "Tensor x, Tensor weight, Tensor scale, Tensor? zero, Tensor bias, int bits, int group"
 _EMBEDDING = "Tensor ids, Tensor weight, Tensor scale, Tensor? zero, int channels, int bits, int group"
 _INT8 = 127
+
+
+def _bytes(stored: torch.Tensor) -> Bytes:
+    return stored.view(torch.uint8).numpy()
 
 
 def quantize(x: torch.Tensor, scale: torch.Tensor | float, zero: int, low: int, high: int) -> torch.Tensor:
@@ -62,7 +67,7 @@ def _conv2d(  # as the schema says
     add_zero: int,
 ) -> torch.Tensor:
     shape = (scale.numel(), channels // groups, *kernel_size)
-    integers = torch.from_numpy(unpack_weights(weight.numpy(), shape, groups, bits))
+    integers = torch.from_numpy(unpack_weights(_bytes(weight), shape, groups, bits))
     is_int8 = x.dtype == torch.int8
     images = x.permute(0, 3, 1, 2) if is_int8 or channels_last else x
     by = torch.tensor(x_scale, dtype=torch.float32)
@@ -118,10 +123,6 @@ def _fake_conv2d(  # as the schema says
     return x.new_empty((x.shape[0], *size, out) if channels_last else (x.shape[0], out, *size), dtype=torch.float32)
 
 
-def _zeros(zero: torch.Tensor | None, bits: int) -> torch.Tensor | int:
-    return halves(bits) if zero is None else zero.int()
-
-
 def _linear(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -132,9 +133,9 @@ def _linear(
     group: int,
 ) -> torch.Tensor:
     out, channels = bias.numel(), x.shape[-1]
-    stored = torch.from_numpy(unpack_weights(weight.numpy(), (out, channels), 1, bits)) + halves(bits)
+    stored = torch.from_numpy(unpack_weights(_bytes(weight), (out, channels), 1, bits)) + halves(bits)
     scales = torch.from_numpy(unpack_groups(scale.numpy(), out)).float()
-    zeros = halves(bits) if zero is None else torch.from_numpy(unpack_groups(zero.numpy(), out)).int()
+    zeros = halves(bits) if zero is None else torch.from_numpy(unpack_groups(_bytes(zero), out)).int()
     by = dynamic_scale(x, (-1,))
     whole = quantize(x, by, 0, -_INT8, _INT8).double()
     y: torch.Tensor | None = None
@@ -168,8 +169,10 @@ def _embedding(
     group: int,
 ) -> torch.Tensor:
     rows = ids.reshape(-1)
-    stored = torch.from_numpy(unpack_rows(weight[rows].numpy(), channels, bits)) + halves(bits)
-    zeros = _zeros(None if zero is None else _spread(zero[rows], group, channels), bits)
+    stored = torch.from_numpy(unpack_rows(_bytes(weight[rows]), channels, bits)) + halves(bits)
+    zeros: torch.Tensor | int = halves(bits)
+    if zero is not None:
+        zeros = _spread(zero[rows].view(torch.uint8).int(), group, channels)
     values = (stored - zeros).float() * _spread(scale[rows].float(), group, channels)
     return values.reshape(*ids.shape, channels)
 

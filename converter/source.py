@@ -53,12 +53,7 @@ def load_source(text: str) -> Source:
             f"{text} is a module itself; SOURCE must name a factory: a function that takes nothing and returns "
             "(module, inputs)"
         )
-    try:
-        made = factory()
-    except SystemExit as error:
-        raise CallerError(f"{text} ended the process ({_exit(error)}); a factory returns (module, inputs)") from error
-    except Exception as error:  # someone else's code
-        raise CallerError(f"{text} failed: {type(error).__name__}: {reason(error)}") from error
+    made = _call(text, factory, "(module, inputs)")
     expected = "expected (nn.Module, inputs) or (nn.Module, inputs, dynamic_shapes)"
     if not isinstance(made, tuple) or len(made) not in (2, 3):
         raise CallerError(f"{text} returned {type(made).__name__}: {expected}")
@@ -66,6 +61,27 @@ def load_source(text: str) -> Source:
     if not isinstance(module, torch.nn.Module) or not isinstance(inputs, (tuple, list, dict, torch.Tensor)):
         raise CallerError(f"{text} returned ({type(module).__name__}, {type(inputs).__name__}, ...): {expected}")
     return make_source(module, inputs, dynamic_shapes=dynamic_shapes, name=factory_name)
+
+
+def call_factory(text: str, what: str) -> Any:  # noqa: ANN401  # whatever it returns
+    """Call `package.module:factory` for something else than a model.
+
+    Raises:
+        CallerError: no such module or function, or it fails.
+    """
+    parsed = parse_source(text)
+    if isinstance(parsed, Path):
+        raise CallerError(f"{what} is given as package.module:factory, found {text}")
+    return _call(text, _factory(*parsed), what)
+
+
+def _call(text: str, factory: Callable[[], Any], what: str) -> Any:  # noqa: ANN401  # whatever it returns
+    try:
+        return factory()
+    except SystemExit as error:
+        raise CallerError(f"{text} ended the process ({_exit(error)}); a factory returns {what}") from error
+    except Exception as error:  # someone else's code
+        raise CallerError(f"{text} failed: {type(error).__name__}: {reason(error)}") from error
 
 
 def make_source(

@@ -5,26 +5,27 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from ferryman.converter.capture import Captured
 from ferryman.converter.inputs import input_sets
 from ferryman.converter.reason import reason
-from ferryman.runtime.compare import Difference, compare
+from ferryman.runtime.compare import compare
 from ferryman.runtime.contracts.errors import CallerError, FerrymanError, ModelError, ParityError
 from ferryman.runtime.contracts.manifest import GoldenVector, RuntimeName, Verification
 from ferryman.runtime.contracts.tensor import Array, Signature, to_tensors
 from ferryman.runtime.isolated import IsolatedSession, describe_end
 from ferryman.runtime.session import INTERPRETERS, installed
 
-SQNR_MIN_DB = {"fp32": 60.0, "binary": 30.0}
-"""Form -> the bar its artifacts must hold. Where a float layer's last bit decides a sign, a binary network answers a
-little differently; each of its operators is exact."""
+PROGRAM_MIN_DB = 35.0
+"""What artifacts of a rounded form must hold against the rounded program: its own operators are exact, but what stands
+between them in float may tip an int8 over to the next."""
 DEVICE_PYTHON = "FERRYMAN_DEVICE_PYTHON"
 _BESIDE = Path(sys.prefix).parent / ".venv-device" / "bin" / "python"
 _PROBE = "from ferryman.runtime.session import installed; print('ferryman', *installed('tflite'))"
@@ -46,6 +47,8 @@ class References:
 
     inputs: tuple[tuple[Array, ...], ...]
     outputs: tuple[tuple[Array, ...], ...]
+    program: tuple[tuple[Array, ...], ...] | None = None
+    """What the rounded program answers, which rounded artifacts compute; None: eager."""
 
     @property
     def distinct(self) -> int:
@@ -66,8 +69,12 @@ class Interpreter:
     python: Path
 
 
-def make_references(captured: Captured) -> References:
-    """Run eager over the example and random inputs; a model with state is given back as it came.
+def make_references(captured: Captured, given: Sequence[tuple[torch.Tensor, ...]] = ()) -> References:
+    """Run eager over the example and other inputs; a model with state is given back as it came.
+
+    Args:
+        captured: the model.
+        given: the other inputs, in place of random ones.
 
     Raises:
         ModelError: it fails on them, answers differently when asked again, or answers nothing finite.
@@ -76,7 +83,7 @@ def make_references(captured: Captured) -> References:
     with captured.unchanged():
         first = _eager(captured, captured.example)
     with captured.unchanged():
-        sets = list(input_sets(captured, _RANDOM_SETS))
+        sets = [captured.example, *given[:_RANDOM_SETS]] if given else list(input_sets(captured, _RANDOM_SETS))
         outputs = [_eager(captured, one) for one in sets]
     try:
         shortfall = "".join(found.shortfall(_SAME_MIN_DB) for found in compare(first, outputs[0]))
@@ -97,6 +104,17 @@ def make_references(captured: Captured) -> References:
         inputs=tuple(tuple(tensor.numpy() for tensor in one) for one in sets),
         outputs=tuple(tuple(one) for one in outputs),
     )
+
+
+def with_program(references: References, captured: Captured) -> References:
+    """The same, with what a rewritten program answers."""
+    run = captured.program.module(check_guards=False)
+    outputs = []
+    with torch.no_grad():
+        for arrays in references.inputs:
+            args, kwargs = tree_unflatten([torch.from_numpy(one.copy()) for one in arrays], captured.in_spec)
+            outputs.append(tuple(leaf.detach().numpy() for leaf in tree_leaves(run(*args, **kwargs))))
+    return replace(references, program=tuple(outputs))
 
 
 def _eager(captured: Captured, inputs: tuple[torch.Tensor, ...]) -> list[Array]:
@@ -196,7 +214,9 @@ def _verify_on(
 ) -> tuple[Signature, Verification]:
     try:
         with IsolatedSession(artifact, runtime, interpreter=place.name, python=place.python) as session:
-            differences = list(_differences(session, references))
+            answers = [session.run(inputs) for inputs in references.inputs]
+            differences = [compare(*pair) for pair in zip(references.outputs, answers, strict=True)]
+            exact = [compare(*pair) for pair in zip(references.program or (), answers, strict=False)]
             signature, version = session.signature, session.version
     except (FerrymanError, ValueError) as error:
         others = [name for name in INTERPRETERS[runtime] if name != place.name]
@@ -210,6 +230,13 @@ def _verify_on(
             f"(largest error {worst.max_abs_error:.3g}, input set {worst_set} of {len(differences)}); "
             "no package is written"
         )
+    if exact and (
+        shortfall := min((d for one in exact for d in one), key=lambda d: d.sqnr_db).shortfall(PROGRAM_MIN_DB)
+    ):
+        raise ParityError(
+            f"{variant} on {place.name} {version} computes something else than the rounded program: {shortfall}; "
+            "no package is written"
+        )
     flat = [difference for one in differences for difference in one]
     agreements = [d.top1_agreement for d in flat if d.top1_agreement is not None]
     return signature, Verification(
@@ -221,8 +248,3 @@ def _verify_on(
         max_abs_error=max(d.max_abs_error for d in flat),
         top1_agreement=min(agreements) if agreements else None,
     )
-
-
-def _differences(session: IsolatedSession, references: References) -> Iterator[Sequence[Difference]]:
-    for inputs, outputs in zip(references.inputs, references.outputs, strict=True):
-        yield compare(outputs, session.run(inputs))

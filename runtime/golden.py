@@ -117,7 +117,7 @@ def _check_one(
             except ValueError as error:
                 raise ParityError(f"variant {variant.name} on {interpreter}: {error}") from error
             lowest_db = min(lowest_db, difference.sqnr_db)
-            if shortfall := difference.shortfall(manifest.golden_sqnr_min_db):
+            if shortfall := difference.shortfall(variant.sqnr_min_db or manifest.golden_sqnr_min_db):
                 raise ParityError(
                     f"variant {variant.name} on {interpreter} {session.version}: {shortfall}; "
                     "this device computes something else than the model"

@@ -407,10 +407,10 @@ def _check_manifest(manifest: Manifest) -> None:
     paths = {payload.path for payload in manifest.payloads}
     if missing := {*manifest.golden, *(v.payload for v in manifest.variants)} - paths:
         raise PackageError(f"payloads named but not listed: {', '.join(sorted(missing))}")
-    if not SQNR_LEAST_DB <= manifest.golden_sqnr_min_db <= SQNR_CAP_DB:
-        raise PackageError(
-            f"golden_sqnr_min_db must be {SQNR_LEAST_DB:g} to {SQNR_CAP_DB:g} dB, found {manifest.golden_sqnr_min_db:g}"
-        )
+    bars = {f"sqnr_min_db of {v.name}": v.sqnr_min_db for v in manifest.variants if v.sqnr_min_db is not None}
+    for what, bar_db in {"golden_sqnr_min_db": manifest.golden_sqnr_min_db, **bars}.items():
+        if not SQNR_LEAST_DB <= bar_db <= SQNR_CAP_DB:
+            raise PackageError(f"{what} must be {SQNR_LEAST_DB:g} to {SQNR_CAP_DB:g} dB, found {bar_db:g}")
     _check_signature(manifest.signature)
     for variant in manifest.variants:
         _check_signature(variant.signature)

@@ -7,6 +7,7 @@ first (see native/tflite/delegate.cpp).
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,16 +17,22 @@ from litert_torch.backend.lowerings import registry
 from litert_torch.backend.lowerings.utils import node_meta_to_ir_types
 
 from ferryman.converter import operators
+from ferryman.converter import quant_operators as _quant_operators  # noqa: F401  # registers them
 
 VERSION = 2
+_QUANT_VERSION = 1
 _SIGNS, _BITS, _REALS = range(3)
 _TO_LAST = (0, 2, 3, 1)
 _TO_FIRST = (0, 3, 1, 2)
 ferryman = torch.ops.ferryman
-_FLOATS_OUT = {ferryman.binary_conv2d.default: -2, ferryman.binary_conv2d_tree.default: -1}
-"""And where channels_last stands among the arguments."""
-_BITS_OUT = {ferryman.binary_conv2d_sign.default: -1, ferryman.binary_conv2d_tree_sign.default: -1}
-_CONVS = _FLOATS_OUT | _BITS_OUT
+_CONVS = {
+    ferryman.binary_conv2d.default: 11,
+    ferryman.binary_conv2d_tree.default: 11,
+    ferryman.binary_conv2d_sign.default: 10,
+    ferryman.binary_conv2d_tree_sign.default: 10,
+    ferryman.quant_conv2d.default: 11,
+}
+"""Operator of images -> where channels_last stands among its arguments."""
 
 
 def put_channels_last(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
@@ -34,19 +41,20 @@ def put_channels_last(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
     Not where all floats of one come from the program's caller or go there, who has the channels first.
     """
     convs = [node for node in module.graph.nodes if node.target in _CONVS]
-    packed = {node for node in convs if node.args[0].meta["val"].dtype == torch.int32}
+    floats_in = {node for node in convs if node.args[0].meta["val"].dtype == torch.float32}
     for node in convs:
-        if (node in packed or node.args[0].op == "placeholder") and (
-            node.target in _BITS_OUT or all(user.op == "output" for user in node.users)
+        floats_out = node.meta["val"].dtype == torch.float32
+        x, *_ = args = list(node.args)
+        if (node not in floats_in or x.op == "placeholder") and (
+            not floats_out or all(user.op == "output" for user in node.users)
         ):
             continue
-        x, *_ = args = list(node.args)
         args[_CONVS[node.target]] = True
-        if node not in packed:
+        if node in floats_in:
             with module.graph.inserting_before(node):
                 args[0] = module.graph.call_function(torch.ops.aten.permute.default, (x, list(_TO_LAST)))
         node.args = tuple(args)
-        if node.target in _FLOATS_OUT:
+        if floats_out:
             with module.graph.inserting_after(node):
                 back = module.graph.call_function(torch.ops.aten.permute.default, (node, list(_TO_FIRST)))
             node.replace_all_uses_with(back, delete_user_cb=lambda user, keep=back: user is not keep)
@@ -54,8 +62,9 @@ def put_channels_last(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
     return module
 
 
-def _custom(context: Any, name: str, operands: list[Any], numbers: list[int]) -> Any:  # noqa: ANN401  # untyped toolchain
-    options = struct.pack(f"<{len(numbers) + 1}i", VERSION, *numbers).hex().upper()
+def _custom(context: Any, name: str, operands: list[Any], numbers: Sequence[float], version: int = VERSION) -> Any:  # noqa: ANN401  # untyped toolchain
+    kinds = "".join("f" if isinstance(number, float) else "i" for number in numbers)
+    options = struct.pack(f"<i{kinds}", version, *numbers).hex().upper()
     # What the converter reads a TFLite operator from.
     attributes = f'{{custom_code = "ferryman.{name}", custom_option = #tfl<const_bytes : "0x{options}">}}'
     return stablehlo.custom_call(
@@ -119,3 +128,45 @@ def _linear(context: Any, x: Any, weight: Any, scale: Any, bias: Any, channels: 
 def _linear_sign(context: Any, x: Any, weight: Any, threshold: Any, channels: int) -> Any:  # noqa: ANN401
     options = [channels, _out(context), _kind(context, real=False), 1]
     return _custom(context, "binary_linear", [x, weight, threshold], options)
+
+
+@registry.lower(ferryman.quant_conv2d.default)  # type: ignore[untyped-decorator]
+def _quant_conv2d(context: Any, x: Any, weight: Any, scale: Any, bias: Any, add: Any, *numbers: Any) -> Any:  # noqa: ANN401
+    channels, kernel, stride, padding, dilation, groups, channels_last, bits, *scales = numbers
+    x_scale, x_zero, out_scale, out_zero, low, high, add_scale, add_zero = scales
+    window = [channels, _out(context), *kernel, *stride, *dilation, *padding, groups, int(channels_last), bits]
+    options = [*window, float(x_scale), x_zero, float(out_scale), out_zero, low, high, float(add_scale), add_zero]
+    operands = [x, weight, scale, bias] + ([] if add is None else [add])
+    return _custom(context, "quant_conv2d", operands, options, _QUANT_VERSION)
+
+
+@registry.lower(ferryman.quant_linear.default)  # type: ignore[untyped-decorator]
+def _quant_linear(  # as the schema says
+    context: Any,  # noqa: ANN401
+    x: Any,  # noqa: ANN401
+    weight: Any,  # noqa: ANN401
+    scale: Any,  # noqa: ANN401
+    zero: Any,  # noqa: ANN401
+    bias: Any,  # noqa: ANN401
+    bits: int,
+    group: int,
+) -> Any:  # noqa: ANN401
+    channels, out = context.node.args[0].meta["val"].shape[-1], context.node.args[4].meta["val"].numel()
+    operands = [x, weight, scale, bias] + ([] if zero is None else [zero])
+    return _custom(context, "quant_linear", operands, [channels, out, bits, group], _QUANT_VERSION)
+
+
+@registry.lower(ferryman.quant_embedding.default)  # type: ignore[untyped-decorator]
+def _quant_embedding(  # as the schema says
+    context: Any,  # noqa: ANN401
+    ids: Any,  # noqa: ANN401
+    weight: Any,  # noqa: ANN401
+    scale: Any,  # noqa: ANN401
+    zero: Any,  # noqa: ANN401
+    channels: int,
+    bits: int,
+    group: int,
+) -> Any:  # noqa: ANN401
+    rows = context.node.args[2].meta["val"].shape[0]
+    operands = [ids, weight, scale] + ([] if zero is None else [zero])
+    return _custom(context, "quant_embedding", operands, [rows, channels, bits, group], _QUANT_VERSION)

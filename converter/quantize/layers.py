@@ -104,10 +104,8 @@ def _take(node: Node, constants: Constants) -> Layer | str:
     if node.target == aten.matmul.default:
         return _take_product(node, constants)
     call = read_call(node)
-    if call is None:
-        return "only 2-D convolutions of a batch are taken"
-    if call.weight not in constants or (call.bias is not None and call.bias not in constants):
-        return "its weights depend on the input"
+    if call is None or call.weight not in constants or (call.bias is not None and call.bias not in constants):
+        return "its weights depend on the input" if call else "only 2-D convolutions of a batch are taken"
     weight = constants[call.weight].detach()
     if {weight.dtype, node.meta["val"].dtype, call.x.meta["val"].dtype} != {torch.float32}:
         return f"its numbers are {weight.dtype}"

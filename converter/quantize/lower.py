@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -224,6 +224,7 @@ class _Writer:
     def _constant(self, value: torch.Tensor) -> Node:
         """A buffer; the same bytes are held once."""
         value = value.contiguous()
+        value = value.view(torch.int8) if value.dtype == torch.uint8 else value
         key = (str(value.dtype), tuple(value.shape), value.numpy().tobytes())
         if key not in self._held:
             self._held[key] = f"ferryman_{len(self._held)}"
@@ -236,39 +237,3 @@ def _end(value: float, scale: Scale) -> int:
     if not np.isfinite(value):
         return _INT8[value > 0]
     return int(np.clip(np.rint(value / scale.scale) + scale.zero, *_INT8))
-
-
-def split_batches(captured: Captured, batches: Iterable[Sequence[torch.Tensor]]) -> list[tuple[torch.Tensor, ...]]:
-    """Calibration inputs, cut to the batch that the program takes.
-
-    Raises:
-        ModelError: they are no inputs of this model.
-    """
-    sizes = [tuple(one.shape) for one in captured.example]
-    made: list[tuple[torch.Tensor, ...]] = []
-    for given in batches:
-        if len(given) != len(sizes) or any(
-            one.dtype != e.dtype for one, e in zip(given, captured.example, strict=True)
-        ):
-            expected = ", ".join(
-                f"{str(one.dtype).removeprefix('torch.')}{list(one.shape)}" for one in captured.example
-            )
-            found = ", ".join(f"{str(one.dtype).removeprefix('torch.')}{list(one.shape)}" for one in given)
-            raise ModelError(f"{captured.source.name}: calibration inputs must be like {expected}, found {found}")
-        if all(tuple(one.shape) == size for one, size in zip(given, sizes, strict=True)):
-            made.append(tuple(given))
-            continue
-        counts = {len(one) for one in given if one.dim()}
-        if len(counts) != 1 or any(
-            one.dim() != len(size) or tuple(one.shape[1:]) != size[1:] or size[0] != sizes[0][0]
-            for one, size in zip(given, sizes, strict=True)
-        ):
-            raise ModelError(
-                f"{captured.source.name}: calibration inputs of shape {[list(one.shape) for one in given]} cannot be "
-                f"cut to the model's {[list(size) for size in sizes]}"
-            )
-        step = sizes[0][0]
-        made += [tuple(one[i : i + step] for one in given) for i in range(0, counts.pop() - step + 1, step)]
-    if not made:
-        raise ModelError(f"{captured.source.name}: there are no calibration inputs")
-    return made

@@ -26,6 +26,7 @@ OBSERVERS: tuple[str, ...] = get_args(Observer)
 _BASES = {"int8": 8, "4bit": 4, "2bit": 2}
 _GROUPS = (32, 64, 128)
 _GROUP_OF = {8: 0, 4: 32, 2: 32}
+GRAMMAR = "int8, 4bit or 2bit with options, such as 4bit-g64-asym-gptq"
 _ORDER = "dynamic, g32, g64, g128 or channel, asym, minmax, percentile, entropy or mse, gptq, equalize"
 
 

@@ -8,6 +8,7 @@ import torch
 
 _SHRINK = torch.linspace(1.0, 0.4, 61)
 """What the largest magnitude is multiplied by, to see which range loses least."""
+_FEW = 8
 _DAMPING = 0.01
 _BLOCK = 128
 
@@ -76,6 +77,8 @@ def _symmetric(grouped: torch.Tensor, bits: int) -> torch.Tensor:
     largest = grouped.abs().amax(2)
     # The integers reach one step farther below zero than above.
     candidates = [largest * shrink / step for step in (top, top - 1) for shrink in _SHRINK]
+    if top <= _FEW:  # weights that lie on a grid already keep it, whichever of its steps they reach
+        candidates += [largest / step for step in range(1, top + 1)]
     return _least(grouped, candidates, lambda x, scale: (x / scale).round().clamp(-top, top - 1) * scale)
 
 

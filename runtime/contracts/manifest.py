@@ -10,8 +10,6 @@ from ferryman.runtime.contracts.record import Record
 from ferryman.runtime.contracts.tensor import Signature, Tensor
 
 SCHEMA = 1
-FORMS = ("fp32", "binary")
-"""How a variant's model is compressed."""
 RuntimeName = Literal["executorch", "tflite"]
 """The artifact's format; which interpreter runs it is the device's matter."""
 
@@ -90,6 +88,9 @@ class Variant(Record):
     requires: Requirements
     lowering: Lowering
     verified: tuple[Verification, ...]
+    sqnr_min_db: float | None = None
+    """The bar on the golden vectors where the form rounds: what it held on the host, with little room; None: the
+    manifest's."""
     layers: tuple[LayerForm, ...] = ()
     """Of a compressed form: every layer that could have taken it, in order."""
 

@@ -17,7 +17,6 @@ import click
 
 from ferryman import __version__
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, FerrymanError
-from ferryman.runtime.contracts.manifest import FORMS
 from ferryman.runtime.install import DEFAULT_ROOT, install_command, prepare_command, rollback_command
 
 if TYPE_CHECKING:
@@ -121,10 +120,20 @@ def _device(name: str, devices_file: Path | None) -> Device:
 )
 @click.option(
     "--form",
-    type=click.Choice(FORMS),
-    default="fp32",
+    multiple=True,
+    default=("fp32",),
     show_default=True,
-    help="Compressed form; binary: layers with weights and activations of -1 and 1 run as bits.",
+    metavar="NAME",
+    help="fp32; binary: layers with weights and activations of -1 and 1 run as bits; or int8, 4bit, 2bit, with options "
+    "such as 4bit-g64-gptq (see docs/quantization.md). May be given several times: one package holds all.",
+)
+@click.option(
+    "--calibrate",
+    metavar="MODULE:FACTORY",
+    help="Gives the inputs by which quantized forms learn how far activations range [default: the example alone].",
+)
+@click.option(
+    "--strict", is_flag=True, help="Refuse a form that is not smaller than fp32, or slower, on any interpreter."
 )
 @click.option("-o", "--output", type=_PATH, default=Path(), help="Folder for the package [default: here].")
 @click.option("--name", help="Name of the package [default: that of the factory or file].")
@@ -137,7 +146,9 @@ def _device(name: str, devices_file: Path | None) -> Device:
 def convert(
     source: str,
     to: tuple[Any, ...],
-    form: str,
+    form: tuple[str, ...],
+    calibrate: str | None,
+    strict: bool,
     output: Path,
     name: str | None,
     min_sqnr: float | None,
@@ -161,6 +172,8 @@ def convert(
         source,
         to=to,
         form=form,
+        calibration=calibrate,
+        strict=strict,
         output=output,
         name=name,
         sqnr_min_db=min_sqnr,
@@ -168,6 +181,13 @@ def convert(
         progress=lambda stage: click.echo(f"  {stage}", err=True),
     )
     click.echo(describe_manifest(made.manifest, made.sha256))
+    if made.compared:
+        from ferryman.converter.honest import table
+
+        click.echo("\nbeside fp32, on this machine, one thread, in turn (median, quartiles of the ratio):")
+        click.echo(table(made.compared))
+        for complaint in (complaint for one in made.compared for complaint in one.complaints):
+            click.echo(f"note: {complaint}", err=True)
     click.echo(f"\n{made.path}  {made.path.stat().st_size:,} bytes")
     slowest = sorted(made.seconds.items(), key=lambda item: -item[1])
     click.echo("time: " + ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in slowest if seconds > 0.05))  # noqa: PLR2004

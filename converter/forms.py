@@ -1,0 +1,60 @@
+"""The forms a model can take: what each does to a captured program, and the bar its artifacts must hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from ferryman.converter.capture import Captured
+from ferryman.converter.lower_binary import lower_binary
+from ferryman.converter.quantize.lower import lower_quantized
+from ferryman.converter.quantize.recipe import GRAMMAR, Recipe, is_quantized, parse_recipe
+from ferryman.runtime.contracts.errors import CallerError
+from ferryman.runtime.contracts.manifest import LayerForm
+
+Batches = Sequence[Sequence[torch.Tensor]]
+Rewrite = Callable[[Captured, Batches], tuple[Captured, tuple[LayerForm, ...]]]
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way for a model to be."""
+
+    name: str
+    sqnr_min_db: float
+    """Bar against eager. Where a float layer's last bit decides a sign, a binary network answers a little differently;
+    each of its operators is exact. Quantized forms lose what their bits cannot hold."""
+    rewrite: Rewrite
+    rounds: bool = False
+    """The rewritten program, not eager, is what its artifacts compute."""
+
+
+def find_form(wanted: str | Recipe) -> Form:
+    """A form by its name, or the one that a recipe makes.
+
+    Raises:
+        CallerError: the name is none.
+    """
+    if isinstance(wanted, str) and wanted in _PLAIN:
+        return _PLAIN[wanted]
+    if isinstance(wanted, str) and not is_quantized(wanted):
+        raise CallerError(f"form {wanted!r} is not known; there are: {', '.join(_PLAIN)}, and {GRAMMAR}")
+    recipe = parse_recipe(wanted) if isinstance(wanted, str) else wanted
+    return Form(recipe.name, _QUANTIZED_MIN_DB[recipe.bits], partial(_quantized, recipe=recipe), rounds=True)
+
+
+def _quantized(captured: Captured, batches: Batches, *, recipe: Recipe) -> tuple[Captured, tuple[LayerForm, ...]]:
+    return lower_quantized(captured, recipe, batches)
+
+
+_PLAIN = {
+    form.name: form
+    for form in (
+        Form("fp32", 60.0, lambda captured, _: (captured, ())),
+        Form("binary", 30.0, lambda captured, _: lower_binary(captured)),
+    )
+}
+_QUANTIZED_MIN_DB = {8: 20.0, 4: 10.0, 2: 5.0}

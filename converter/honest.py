@@ -1,0 +1,101 @@
+"""What a form costs and gains beside fp32, on each interpreter: bytes, latency side by side, and fidelity."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ferryman.converter.verify import Interpreter
+from ferryman.runtime.beside import time_beside
+from ferryman.runtime.contracts.manifest import Variant
+from ferryman.runtime.contracts.tensor import Array
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A form's artifact beside the fp32 one, on one interpreter of this machine; one thread."""
+
+    form: str
+    runtime: str
+    interpreter: str
+    size_bytes: int
+    fp32_bytes: int
+    latency_us: float
+    """Median."""
+    fp32_us: float
+    speedup: tuple[float, float, float]
+    """fp32's time over the form's in each round: quartiles."""
+    sqnr_db: float
+    """Of the worst output, to eager in float32."""
+    top1_agreement: float | None
+
+    @property
+    def complaints(self) -> list[str]:
+        """What the form is for and does not give; empty where it gives it."""
+        found = []
+        if self.size_bytes >= self.fp32_bytes:
+            found.append("is not smaller than fp32")
+        if self.speedup[2] < 1:
+            found.append(f"is slower than fp32 ({1 / self.speedup[1]:.2f}x the time)")
+        return [f"{self.form} on {self.interpreter} {what}" for what in found]
+
+
+def compare_forms(
+    variant: Variant, pair: tuple[bytes, bytes], suffix: str, inputs: Sequence[Array], places: Sequence[Interpreter]
+) -> list[Compared]:
+    """Time a proven artifact beside the fp32 one on every interpreter it was proven on.
+
+    Args:
+        variant: what was proven.
+        pair: the same model's artifact in float32, and the variant's.
+        suffix: of both.
+        inputs: one call.
+        places: the interpreters.
+
+    Raises:
+        RuntimeCrash: an interpreter fell while it was timed.
+    """
+    found = []
+    proofs = {proof.interpreter: proof for proof in variant.verified}
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{name}{suffix}" for name in ("fp32", "form")]
+        for path, content in zip(paths, pair, strict=True):
+            path.write_bytes(content)
+        for place in places:
+            base, ours = (np.array(one) for one in time_beside(paths, place.name, inputs, python=place.python))
+            low, middle, high = (float(one) for one in np.quantile(base / ours, (0.25, 0.5, 0.75)))
+            proof = proofs[place.name]
+            found.append(
+                Compared(
+                    form=variant.form,
+                    runtime=variant.runtime,
+                    interpreter=place.name,
+                    size_bytes=len(pair[1]),
+                    fp32_bytes=len(pair[0]),
+                    latency_us=float(np.median(ours)) * 1e6,
+                    fp32_us=float(np.median(base)) * 1e6,
+                    speedup=(low, middle, high),
+                    sqnr_db=proof.sqnr_db,
+                    top1_agreement=proof.top1_agreement,
+                )
+            )
+    return found
+
+
+def table(found: Sequence[Compared]) -> str:
+    """Rows for people."""
+    heads = ("form", "interpreter", "bytes", "of fp32", "us a call", "times as fast as fp32", "SQNR dB", "top-1 alike")
+    rows = [heads]
+    for one in found:
+        low, middle, high = one.speedup
+        rows.append((
+            one.form, one.interpreter, f"{one.size_bytes:,}", f"{one.size_bytes / one.fp32_bytes:.3f}",
+            f"{one.latency_us:,.0f}", f"{middle:.2f} ({low:.2f}-{high:.2f})", f"{one.sqnr_db:.1f}",
+            "" if one.top1_agreement is None else f"{one.top1_agreement:.1%}",
+        ))  # fmt: skip
+    widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
