@@ -63,6 +63,14 @@ class Layer:
         """Whether every input channel has outputs of its own."""
         return self.window is not None and self.window[5] > 1 and self.weight.shape[1] == 1
 
+    def inside(self) -> list[Node]:
+        """The nodes that the operator stands for."""
+        nodes = list(self.takes)
+        while nodes[-1] is not self.end:
+            (follower,) = nodes[-1].users
+            nodes.append(follower)
+        return nodes
+
 
 @dataclass(frozen=True)
 class _Tail:

@@ -62,6 +62,7 @@ def lower_quantized(captured: Captured, recipe: Recipe, batches: Batches) -> tup
     writer = _Writer(module, scales)
     for layer in sorted(layers, key=lambda one: one.end):
         writer.put(layer, rounded[layer])
+    writer.erase(layers)
     by_node = {layer.node: layer for layer in layers}
     forms = tuple(
         LayerForm(path=path_of(node), form=_FORMS[by_node[node].bits], note=_describe(by_node[node], rounded))
@@ -173,6 +174,13 @@ class _Writer:
         self._made[layer.end] = made  # for the operators that read int8, which come later
         if not layer.int8_out:
             layer.end.replace_all_uses_with(made)
+
+    def erase(self, layers: Sequence[Layer]) -> None:
+        """Take the layers out, with what they took in: graphs do not drop activations in place by themselves."""
+        inside = {node for layer in layers for node in layer.inside()}
+        for node in reversed(self._module.graph.nodes):
+            if node in inside and not node.users:
+                self._module.graph.erase_node(node)
 
     def _image(self, layer: Layer, rounded: Rounded) -> Node:
         window = layer.window

@@ -62,16 +62,19 @@ def round_weights(
     group = group or inputs
     padded = torch.nn.functional.pad(weight, (0, -inputs % group))
     grouped = padded.reshape(out, -1, group)
-    scale, zero = _asymmetric(grouped, bits) if asymmetric else (_symmetric(grouped, bits), None)
-    if half:
-        scale = scale.half().float()
-        scale = torch.where(scale == 0, torch.full_like(scale, float(torch.finfo(torch.float16).tiny)), scale)
+    scale, zero = _asymmetric(grouped, bits, half=half) if asymmetric else (_symmetric(grouped, bits, half=half), None)
     rounded = Rounded(torch.zeros(out, inputs, dtype=torch.int32), scale, zero, group)
     integers = _nearest(weight, rounded, bits) if hessian is None else _corrected(weight, rounded, bits, hessian)
     return Rounded(integers.int(), scale, zero, group)
 
 
-def _symmetric(grouped: torch.Tensor, bits: int) -> torch.Tensor:
+def _held(scale: torch.Tensor, *, half: bool) -> torch.Tensor:
+    """A scale as the artifact holds it, which is never 0."""
+    least = torch.finfo(torch.float16 if half else torch.float32).tiny
+    return scale.clamp(min=least).half().float() if half else scale.clamp(min=least)
+
+
+def _symmetric(grouped: torch.Tensor, bits: int, *, half: bool) -> torch.Tensor:
     """float32[out, groups]: of some shrunken ranges, the one that loses least."""
     top = 2 ** (bits - 1)
     largest = grouped.abs().amax(2)
@@ -79,25 +82,22 @@ def _symmetric(grouped: torch.Tensor, bits: int) -> torch.Tensor:
     candidates = [largest * shrink / step for step in (top, top - 1) for shrink in _SHRINK]
     if top <= _FEW:  # weights that lie on a grid already keep it, whichever of its steps they reach
         candidates += [largest / step for step in range(1, top + 1)]
-    return _least(grouped, candidates, lambda x, scale: (x / scale).round().clamp(-top, top - 1) * scale)
-
-
-def _asymmetric(grouped: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
-    top = 2 ** (bits - 1)
-    low, high = grouped.amin(2).clamp(max=0), grouped.amax(2).clamp(min=0)
-    scale = ((high - low) / (2 * top - 1)).clamp(min=torch.finfo(torch.float16).tiny)
-    return scale, (-top - low / scale).round().clamp(-top, top - 1).int()
-
-
-def _least(grouped: torch.Tensor, candidates: list[torch.Tensor], kept: object) -> torch.Tensor:
-    best = torch.full(grouped.shape[:2], float("inf"))
-    found = torch.full(grouped.shape[:2], 1.0)
+    best = torch.full(largest.shape, float("inf"))
+    found = torch.ones_like(largest)
     for candidate in candidates:
-        scale = candidate.clamp(min=torch.finfo(torch.float32).tiny)
-        loss = (grouped - kept(grouped, scale[..., None])).square().sum(2)  # type: ignore[operator]  # a function
+        scale = _held(candidate, half=half)
+        by = scale[..., None]
+        loss = (grouped - (grouped / by).round().clamp(-top, top - 1) * by).square().sum(2)
         found = torch.where(loss < best, scale, found)
         best = torch.minimum(loss, best)
     return found
+
+
+def _asymmetric(grouped: torch.Tensor, bits: int, *, half: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    top = 2 ** (bits - 1)
+    low, high = grouped.amin(2).clamp(max=0), grouped.amax(2).clamp(min=0)
+    scale = _held((high - low) / (2 * top - 1), half=half)
+    return scale, (-top - low / scale).round().clamp(-top, top - 1).int()
 
 
 def _nearest(weight: torch.Tensor, to: Rounded, bits: int) -> torch.Tensor:

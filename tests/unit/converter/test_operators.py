@@ -11,8 +11,6 @@ from torch._subclasses import FakeTensorMode
 
 from ferryman.converter import operators
 from ferryman.converter.bits import pack_signs, pack_weights, unpack_signs
-from ferryman.converter.verify import SQNR_MIN_DB
-from ferryman.runtime.contracts.manifest import FORMS
 from tests.support.kernels import Case, packed
 from tests.unit.runtime.native.test_kernels import cases
 
@@ -92,7 +90,3 @@ def test_packing_can_be_undone(count, seed):
     np.testing.assert_array_equal(unpack_signs(words, count), positive)
     np.testing.assert_array_equal(operators.pack(torch.from_numpy(positive)), words)
     np.testing.assert_array_equal(operators.unpack(torch.from_numpy(words), count) > 0, positive)
-
-
-def test_every_form_has_a_bar():
-    assert set(SQNR_MIN_DB) == set(FORMS)
