@@ -5,6 +5,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "abi.h"
 #include "operator.h"
@@ -65,6 +66,30 @@ Node* node_at(Context* context, int index, Registration** registration) {
   return node;
 }
 
+// tflite-runtime dies while it parts a graph in which a node waits for its own output, by itself or through others.
+void check_order(Context* context, const Shape& plan) {
+  std::vector<bool> awaited(context->tensors_size);
+  Registration* registration = nullptr;
+  const auto mark_outputs = [&](int index, bool is_awaited) {
+    for (const int tensor : to_shape(node_at(context, index, &registration)->outputs)) {
+      if (tensor >= 0) {
+        awaited.at(static_cast<size_t>(tensor)) = is_awaited;
+      }
+    }
+  };
+  for (const int index : plan) {
+    mark_outputs(index, true);
+  }
+  for (const int index : plan) {
+    for (const int tensor : to_shape(node_at(context, index, &registration)->inputs)) {
+      if (tensor >= 0 && awaited.at(static_cast<size_t>(tensor))) {
+        throw Refused("node " + std::to_string(index) + " reads a tensor that it or a later node writes");
+      }
+    }
+    mark_outputs(index, false);
+  }
+}
+
 void* init_kernel(Context* context, const char* buffer, size_t) {
   const auto* const params = reinterpret_cast<const DelegateParams*>(buffer);
   std::unique_ptr<Claimed> claimed;
@@ -110,7 +135,9 @@ Status prepare_delegate(Context* context, Delegate* delegate) {
     if (context->GetExecutionPlan(context, &plan) != kOk) {
       throw Refused("the execution plan cannot be read");
     }
-    for (const int index : to_shape(plan)) {
+    const Shape nodes_in_order = to_shape(plan);  // a claim changes the plan
+    check_order(context, nodes_in_order);
+    for (const int index : nodes_in_order) {
       Registration* found = nullptr;
       node_at(context, index, &found);
       const Kind* const kind = kind_of(*found);
