@@ -50,13 +50,18 @@ class Arguments {
     return found;
   }
 
-  // NULL: none is given.
-  Tensor* tensor_or_none(ScalarType type, const char* what) {
-    if (at_ < stack_.size() && stack_[at_] != nullptr && stack_[at_]->isNone()) {
-      ++at_;
-      return nullptr;
-    }
-    return &tensor(type, what);
+  // uint8, or int8 from converters that write no constants of uint8.
+  Tensor& bytes(const char* what) {
+    Tensor& found = any_tensor(what);
+    require(found.scalar_type() == ScalarType::Byte || found.scalar_type() == ScalarType::Char, what);
+    return found;
+  }
+
+  // Whether nothing is given for an optional argument; that is then taken.
+  bool none() {
+    const bool is_none = at_ < stack_.size() && stack_[at_] != nullptr && stack_[at_]->isNone();
+    at_ += is_none;
+    return is_none;
   }
 
   Tensor& any_tensor(const char* what) {

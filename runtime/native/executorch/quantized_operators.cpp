@@ -15,16 +15,17 @@
 namespace ferryman {
 namespace {
 
-constexpr const char* kWeight = "weight must be a uint8 tensor";
+constexpr const char* kWeight = "weight must be a tensor of bytes";
 constexpr const char* kWeights = "weight has another number of bytes than the numbers ask for";
 
 void quant_conv2d(et::Span<et::EValue*> stack) {
   Arguments arguments(stack);
   const Tensor& x = arguments.any_tensor("x must be a tensor");
-  const Tensor& weight = arguments.tensor(ScalarType::Byte, kWeight);
+  const Tensor& weight = arguments.bytes(kWeight);
   const Tensor& scale = arguments.tensor(ScalarType::Float, "scale must be a float32 tensor");
   const Tensor& bias = arguments.tensor(ScalarType::Float, "bias must be a float32 tensor");
-  const Tensor* const add = arguments.tensor_or_none(ScalarType::Char, "add must be an int8 tensor, or none");
+  const Tensor* const add =
+      arguments.none() ? nullptr : &arguments.tensor(ScalarType::Char, "add must be an int8 tensor, or none");
   ferryman_quant_conv conv = {};
   conv.channels = arguments.number("channels must be a number");
   conv.out_channels = static_cast<int32_t>(scale.numel());
@@ -79,7 +80,6 @@ void quant_conv2d(et::Span<et::EValue*> stack) {
   require_none(ferryman_quant_conv_run(&conv, &call));
 }
 
-// Scales of groups are Half, zeros Byte or none.
 const uint16_t* take_scale(const Tensor& scale, int64_t count) {
   return data_of<uint16_t>(scale, count, "scale must be one a group");
 }
@@ -91,9 +91,9 @@ const uint8_t* take_zero(const Tensor* zero, int64_t count) {
 void quant_linear(et::Span<et::EValue*> stack) {
   Arguments arguments(stack);
   const Tensor& x = arguments.tensor(ScalarType::Float, "x must be a float32 tensor");
-  const Tensor& weight = arguments.tensor(ScalarType::Byte, kWeight);
+  const Tensor& weight = arguments.bytes(kWeight);
   const Tensor& scale = arguments.tensor(ScalarType::Half, "scale must be a float16 tensor");
-  const Tensor* const zero = arguments.tensor_or_none(ScalarType::Byte, "zero must be a uint8 tensor, or none");
+  const Tensor* const zero = arguments.none() ? nullptr : &arguments.bytes("zero must be a tensor of bytes, or none");
   const Tensor& bias = arguments.tensor(ScalarType::Float, "bias must be a float32 tensor");
   ferryman_quant_linear linear = {};
   linear.rows = rows_of(x);
@@ -123,9 +123,9 @@ void quant_linear(et::Span<et::EValue*> stack) {
 void quant_embedding(et::Span<et::EValue*> stack) {
   Arguments arguments(stack);
   const Tensor& ids = arguments.any_tensor("ids must be a tensor");
-  const Tensor& weight = arguments.tensor(ScalarType::Byte, kWeight);
+  const Tensor& weight = arguments.bytes(kWeight);
   const Tensor& scale = arguments.tensor(ScalarType::Half, "scale must be a float16 tensor");
-  const Tensor* const zero = arguments.tensor_or_none(ScalarType::Byte, "zero must be a uint8 tensor, or none");
+  const Tensor* const zero = arguments.none() ? nullptr : &arguments.bytes("zero must be a tensor of bytes, or none");
   ferryman_quant_embedding embedding = {};
   embedding.channels = arguments.number("channels must be a number");
   embedding.bits = arguments.number("bits must be a number");

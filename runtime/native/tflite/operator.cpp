@@ -116,6 +116,10 @@ void Operator::check_constant(Context* context, size_t at, const char* what, Typ
   check_elements(tensor, what, elements);
 }
 
+void Operator::check_bytes(Context* context, size_t at, const char* what, int64_t elements) const {
+  check_constant(context, at, what, input(context, at, what).type == kInt8 ? kInt8 : kUint8, elements);
+}
+
 void Operator::resize_output(Context* context, Type type, const Shape& shape) const {
   const int index = claim_.outputs[0];
   Tensor& output = tensor_at(context, index, "output");

@@ -55,6 +55,8 @@ class Operator {
   const Tensor& input(Context* context, size_t at, const char* what) const;
   const Tensor& input(Context* context, size_t at, const char* what, Type type) const;
   void check_constant(Context* context, size_t at, const char* what, Type type, int64_t elements) const;
+  // uint8, or int8 from converters that write no constants of uint8.
+  void check_bytes(Context* context, size_t at, const char* what, int64_t elements) const;
   void resize_output(Context* context, Type type, const Shape& shape) const;
 
   // Data of tensors that `check` has seen; by now they may have another size, or none.

@@ -8,9 +8,9 @@
 // Inputs:
 //   quant_conv2d     x, float32, [N, H, W, C], or unless channels_last [N, C, H, W], or int8 [N, H, W, C]; weights;
 //                    scale and bias, float32; with an add_scale what is added, int8 [N, H, W, C]
-//   quant_linear     x, float32 [..., C]; weights; scale, float16; bias, float32; there may be zeros, uint8
-//   quant_embedding  ids, int32 or int64; weights; scale, float16; there may be zeros, uint8
-// Weights are uint8. They, scales, biases and zeros are constant, and read where the file is mapped.
+//   quant_linear     x, float32 [..., C]; weights; scale, float16; bias, float32; there may be zeros
+//   quant_embedding  ids, int32 or int64; weights; scale, float16; there may be zeros
+// Weights and zeros are bytes. They, scales and biases are constant, and read where the file is mapped.
 #include <cstring>
 
 #include "operator.h"
@@ -82,7 +82,7 @@ void Conv::check(Context* context) {
   conv_ = to_conv(x);
   require_none(ferryman_quant_conv_check(&conv_, &sizes_));
   check_elements(x, "x", sizes_.input);
-  check_constant(context, 1, "weights", kUint8, sizes_.weights);
+  check_bytes(context, 1, "weights", sizes_.weights);
   check_constant(context, 2, "scale", kFloat32, sizes_.per_channel);
   check_constant(context, 3, "bias", kFloat32, sizes_.per_channel);
   if (adds()) {
@@ -134,11 +134,11 @@ void Linear::check(Context* context) {
   check_channels(shape.back(), linear_.channels);
   require_none(ferryman_quant_linear_check(&linear_, &sizes_));
   check_elements(x, "x", sizes_.input);
-  check_constant(context, 1, "weights", kUint8, sizes_.weights);
+  check_bytes(context, 1, "weights", sizes_.weights);
   check_constant(context, 2, "scale", kFloat16, sizes_.scales);
   check_constant(context, 3, "bias", kFloat32, linear_.out_channels);
   if (inputs() == 5) {
-    check_constant(context, 4, "zero", kUint8, sizes_.scales);
+    check_bytes(context, 4, "zero", sizes_.scales);
   }
   shape.back() = linear_.out_channels;
   resize_output(context, kFloat32, shape);
@@ -182,10 +182,10 @@ void Embedding::check(Context* context) {
   embedding_ = {option(1), option(2), option(3), option(4), id_bytes, product(shape, 0)};
   require_none(ferryman_quant_embedding_check(&embedding_, &sizes_));
   check_elements(ids, "ids", embedding_.count);
-  check_constant(context, 1, "weights", kUint8, sizes_.weights);
+  check_bytes(context, 1, "weights", sizes_.weights);
   check_constant(context, 2, "scale", kFloat16, sizes_.scales);
   if (inputs() == 4) {
-    check_constant(context, 3, "zero", kUint8, sizes_.scales);
+    check_bytes(context, 3, "zero", sizes_.scales);
   }
   shape.push_back(embedding_.channels);
   resize_output(context, kFloat32, shape);
