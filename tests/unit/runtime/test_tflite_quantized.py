@@ -238,6 +238,19 @@ def test_words_become_rows(worker):
     np.testing.assert_array_equal(worker.run(ids)[0], layer.expected(table.expected(ids)))
 
 
+def test_bytes_may_be_called_int8(worker):
+    """There are converters that write no constants of uint8."""
+    worker.open(node(constants=(WEIGHTS.view(np.int8), SCALE, BIAS)))
+    np.testing.assert_array_equal(worker.run(by_pixel(CASE.x))[0], by_pixel(CASE.expected()))
+    x = floats_of(np.random.default_rng(0), 2, 64)
+    weight, scale, bias = LAYER_CONSTANTS
+    worker.open(linear(constants=(weight.view(np.int8), scale, bias, LAYER_ZERO.view(np.int8))))
+    np.testing.assert_array_equal(worker.run(x)[0], LAYER.expected(x))
+    ids = np.array([[1, 2, 3], [29, 0, 1]], np.int32)
+    worker.open(embedding(constants=(TABLE.packed().view(np.int8), TABLE.scale, TABLE.zero.view(np.int8))))
+    np.testing.assert_array_equal(worker.run(ids)[0], TABLE.expected(ids))
+
+
 def test_constant_numbers_lie_at_any_multiple_of_four(worker):
     table = embedding_case(30, 32)
     ids = np.arange(7, dtype=np.int64)
@@ -429,9 +442,9 @@ REFUSED = {
     "int x": (node(x=(IMAGES[0], np.int32)), "x: expected float32 or int8, found int32"),
     "uint8 x": (node(x=(IMAGES[0], np.uint8)), "x: expected float32 or int8, found uint8"),
     "half x": (node(x=(IMAGES[0], np.float16)), "x: expected float32 or int8, found float16"),
-    "int8 weights": (
-        node(constants=(WEIGHTS.view(np.int8), SCALE, BIAS)),
-        "weights: expected uint8, found int8",
+    "int32 weights": (
+        node(constants=(WEIGHTS.view(np.int32), SCALE, BIAS)),
+        "weights: expected uint8, found int32",
     ),
     "half scale": (node(constants=(WEIGHTS, SCALE.astype("f2"), BIAS)), "scale: expected float32, found float16"),
     "int bias": (node(constants=(WEIGHTS, SCALE, BIAS.view("i4"))), "bias: expected float32, found int32"),
@@ -533,7 +546,7 @@ REFUSED = {
         "scale: expected 64 elements, found 63",
     ),
     "linear, short zero": (linear(constants=(*LAYER_CONSTANTS, LAYER_ZERO[:1])), "zero: expected 64 .* found 32"),
-    "linear, int8 zero": (linear(constants=(*LAYER_CONSTANTS, LAYER_ZERO.view("i1"))), "zero: expected uint8"),
+    "linear, half zero": (linear(constants=(*LAYER_CONSTANTS, LAYER_ZERO.view("f2"))), "zero: expected uint8"),
     "linear, variable zero": (linear(more=[(LAYER_ZERO.shape, np.uint8)]), "zero must be constant"),
     "linear, short bias": (linear(constants=(*LAYER_CONSTANTS[:2], LAYER.bias[:-1])), "bias: expected 20 .* found 19"),
     "linear, more out": (linear(1, 64, 33, 4, 32), "weights: expected 1536 elements, found 1024"),
