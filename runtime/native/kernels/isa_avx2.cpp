@@ -1,4 +1,4 @@
-// AVX2.
+// AVX2 and F16C.
 #include <immintrin.h>
 
 #include "isa.h"
@@ -127,6 +127,78 @@ inline void transpose16(const float* in, size_t in_stride, float* out, size_t ou
     for (size_t c = 0; c < 16; c += 8) {
       transpose8(in + r * in_stride + c, in_stride, out + c * out_stride + r, out_stride);
     }
+  }
+}
+
+constexpr size_t kDotPixels = 2;
+constexpr size_t kDotVectors = 4;
+constexpr int32_t kColumnBias = 0;
+
+using Bytes = __m256i;
+using Quad = __m256i;
+using Dots = __m256i;
+
+inline Dots zero_dots() {
+  return _mm256_setzero_si256();
+}
+
+inline Bytes load_bytes(const void* from) {
+  return _mm256_loadu_si256(static_cast<const __m256i*>(from));
+}
+
+template <int kBits>
+inline Bytes next_bits(Bytes packed) {
+  return _mm256_srli_epi16(packed, kBits);
+}
+
+template <int kBits>
+inline Bytes low_bits(Bytes packed) {
+  return kBits == 8 ? packed : _mm256_and_si256(packed, _mm256_set1_epi8((1 << kBits % 8) - 1));
+}
+
+template <int kBits>
+constexpr int32_t kTaken = 0;
+
+inline Quad spread(const int8_t* x) {
+  int32_t quad;
+  __builtin_memcpy(&quad, x, sizeof quad);
+  return _mm256_set1_epi32(quad);
+}
+
+inline __m256i even(__m256i bytes) {
+  return _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8);
+}
+
+inline __m256i odd(__m256i bytes) {
+  return _mm256_srai_epi16(bytes, 8);
+}
+
+// Two products of bytes fit 16 bits only where weights have fewer than 8.
+template <int kBits>
+inline void add_dots(Dots& dots, Bytes weights, Quad x) {
+  if constexpr (kBits == 8) {
+    const __m256i even_weights = _mm256_and_si256(weights, _mm256_set1_epi16(255));
+    const __m256i odd_weights = _mm256_srli_epi16(weights, 8);
+    dots = _mm256_add_epi32(dots, _mm256_madd_epi16(even_weights, even(x)));
+    dots = _mm256_add_epi32(dots, _mm256_madd_epi16(odd_weights, odd(x)));
+  } else {
+    const __m256i pairs = _mm256_maddubs_epi16(weights, x);
+    dots = _mm256_add_epi32(dots, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+}
+
+inline void add_products(Dots& dots, Bytes columns, Bytes weights) {
+  dots = _mm256_add_epi32(dots, _mm256_madd_epi16(even(columns), even(weights)));
+  dots = _mm256_add_epi32(dots, _mm256_madd_epi16(odd(columns), odd(weights)));
+}
+
+inline void store_dots(int32_t* to, Dots dots, int32_t less) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_sub_epi32(dots, _mm256_set1_epi32(less)));
+}
+
+inline void floats_of_halves(const uint16_t* from, float* to) {
+  for (size_t i = 0; i < kLanes; i += kWidth) {
+    _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
   }
 }
 

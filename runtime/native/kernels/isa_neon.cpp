@@ -1,4 +1,4 @@
-// NEON of 64-bit Arm, which every such processor has.
+// NEON of 64-bit Arm, built twice: with the dot products of bytes that newer processors have, and without.
 #include <arm_neon.h>
 
 #include "isa.h"
@@ -113,6 +113,81 @@ inline void transpose16(const float* in, size_t in_stride, float* out, size_t ou
   }
 }
 
+constexpr size_t kDotPixels = 4;
+constexpr size_t kDotVectors = 4;
+constexpr int32_t kColumnBias = 0;
+
+using Bytes = uint8x16_t;
+using Quad = int8x16_t;
+
+inline Bytes load_bytes(const void* from) {
+  return vld1q_u8(static_cast<const uint8_t*>(from));
+}
+
+template <int kBits>
+inline Bytes next_bits(Bytes packed) {
+  return vshrq_n_u8(packed, kBits);
+}
+
+// Weights are multiplied as signed bytes, to which those of 8 bits are brought first.
+template <int kBits>
+constexpr int32_t kTaken = kBits == 8 ? 128 : 0;
+
+template <int kBits>
+inline Bytes low_bits(Bytes packed) {
+  return kBits == 8 ? veorq_u8(packed, vdupq_n_u8(128)) : vandq_u8(packed, vdupq_n_u8((1 << kBits % 8) - 1));
+}
+
+inline Quad spread(const int8_t* x) {
+  int32_t quad;
+  __builtin_memcpy(&quad, x, sizeof quad);
+  return vreinterpretq_s8_s32(vdupq_n_s32(quad));
+}
+
+#ifdef __ARM_FEATURE_DOTPROD
+using Dots = int32x4_t;
+
+inline Dots zero_dots() {
+  return vdupq_n_s32(0);
+}
+
+inline void add_products(Dots& dots, Bytes columns, Bytes weights) {
+  dots = vdotq_s32(dots, vreinterpretq_s8_u8(columns), vreinterpretq_s8_u8(weights));
+}
+
+inline void store_dots(int32_t* to, Dots dots, int32_t less) {
+  vst1q_s32(to, vsubq_s32(dots, vdupq_n_s32(less)));
+}
+#else
+using Dots = int32x4x2_t;  // two sums to a lane
+
+inline Dots zero_dots() {
+  return {{vdupq_n_s32(0), vdupq_n_s32(0)}};
+}
+
+inline void add_products(Dots& dots, Bytes columns, Bytes weights) {
+  const int8x16_t a = vreinterpretq_s8_u8(columns);
+  const int8x16_t b = vreinterpretq_s8_u8(weights);
+  dots.val[0] = vpadalq_s16(dots.val[0], vmull_s8(vget_low_s8(a), vget_low_s8(b)));
+  dots.val[1] = vpadalq_s16(dots.val[1], vmull_high_s8(a, b));
+}
+
+inline void store_dots(int32_t* to, const Dots& dots, int32_t less) {
+  vst1q_s32(to, vsubq_s32(vpaddq_s32(dots.val[0], dots.val[1]), vdupq_n_s32(less)));
+}
+#endif
+
+template <int kBits>
+inline void add_dots(Dots& dots, Bytes weights, Quad x) {
+  add_products(dots, vreinterpretq_u8_s8(x), weights);
+}
+
+inline void floats_of_halves(const uint16_t* from, float* to) {
+  for (size_t i = 0; i < kLanes; i += kWidth) {
+    vst1q_f32(to + i, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from + i))));
+  }
+}
+
 } // namespace
 } // namespace ferryman::kernels
 
@@ -120,5 +195,9 @@ inline void transpose16(const float* in, size_t in_stride, float* out, size_t ou
 #include "isa_impl.h"
 
 namespace ferryman::kernels {
+#ifdef __ARM_FEATURE_DOTPROD
+const Isa kNeonDot = make("neon_dot");
+#else
 const Isa kNeon = make("neon");
+#endif
 } // namespace ferryman::kernels

@@ -1,4 +1,5 @@
 // Plain C++, built twice: `x86_64` with the vectors that every x86-64 processor has, `scalar` with none.
+#include "half.h"
 #include "isa.h"
 
 namespace ferryman::kernels {
@@ -149,6 +150,84 @@ inline void transpose16(const float* in, size_t in_stride, float* out, size_t ou
     for (size_t j = 0; j < kLanes; ++j) {
       out[i * out_stride + j] = in[j * in_stride + i];
     }
+  }
+}
+
+constexpr size_t kDotPixels = 1;
+constexpr size_t kDotVectors = 1;
+constexpr int32_t kColumnBias = 0;
+
+struct Bytes {
+  uint8_t byte[kVectorBytes];
+};
+struct Quad {
+  int8_t byte[4];
+};
+struct Dots {
+  int32_t lane[kLanes];
+};
+
+inline Dots zero_dots() {
+  return {};
+}
+
+inline Bytes load_bytes(const void* from) {
+  Bytes bytes;
+  __builtin_memcpy(&bytes, from, sizeof bytes);
+  return bytes;
+}
+
+template <int kBits>
+inline Bytes next_bits(Bytes packed) {
+  for (size_t i = 0; i < kVectorBytes; ++i) {
+    packed.byte[i] = static_cast<uint8_t>(packed.byte[i] >> kBits);
+  }
+  return packed;
+}
+
+template <int kBits>
+inline Bytes low_bits(Bytes packed) {
+  for (size_t i = 0; i < kVectorBytes; ++i) {
+    packed.byte[i] &= (1 << kBits) - 1;
+  }
+  return packed;
+}
+
+template <int kBits>
+constexpr int32_t kTaken = 0;
+
+inline Quad spread(const int8_t* x) {
+  Quad quad;
+  __builtin_memcpy(&quad, x, sizeof quad);
+  return quad;
+}
+
+template <int kBits>
+inline void add_dots(Dots& dots, const Bytes& weights, Quad x) {
+  for (size_t i = 0; i < kLanes; ++i) {
+    for (size_t j = 0; j < 4; ++j) {
+      dots.lane[i] += weights.byte[4 * i + j] * x.byte[j];
+    }
+  }
+}
+
+inline void add_products(Dots& dots, const Bytes& columns, const Bytes& weights) {
+  for (size_t i = 0; i < kLanes; ++i) {
+    for (size_t j = 0; j < 4; ++j) {
+      dots.lane[i] += static_cast<int8_t>(columns.byte[4 * i + j]) * static_cast<int8_t>(weights.byte[4 * i + j]);
+    }
+  }
+}
+
+inline void store_dots(int32_t* to, const Dots& dots, int32_t less) {
+  for (size_t i = 0; i < kLanes; ++i) {
+    to[i] = dots.lane[i] - less;
+  }
+}
+
+inline void floats_of_halves(const uint16_t* from, float* to) {
+  for (size_t i = 0; i < kLanes; ++i) {
+    to[i] = float_of_half(from[i]);
   }
 }
 
