@@ -196,10 +196,39 @@ inline void store_dots(int32_t* to, Dots dots, int32_t less) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_sub_epi32(dots, _mm256_set1_epi32(less)));
 }
 
-inline void floats_of_halves(const uint16_t* from, float* to) {
-  for (size_t i = 0; i < kLanes; i += kWidth) {
-    _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
-  }
+inline Floats less_products(Dots dots, int32_t less) {
+  return _mm256_cvtepi32_ps(_mm256_sub_epi32(dots, _mm256_set1_epi32(less)));
+}
+
+inline Floats less_products(Dots dots, const uint8_t* zero, int32_t taken, int32_t sum) {
+  const __m256i stored = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(zero)));
+  const __m256i less = _mm256_sub_epi32(stored, _mm256_set1_epi32(taken));
+  return _mm256_cvtepi32_ps(_mm256_sub_epi32(dots, _mm256_mullo_epi32(less, _mm256_set1_epi32(sum))));
+}
+
+inline Floats load_halves(const uint16_t* from) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+
+inline Floats splat_float(float x) {
+  return _mm256_set1_ps(x);
+}
+
+inline Floats sum_floats(const int32_t* a, const int32_t* b) {
+  const auto at = [](const int32_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); };
+  return _mm256_cvtepi32_ps(_mm256_add_epi32(at(a), at(b)));
+}
+
+inline Floats centred(const int8_t* from, int32_t zero) {
+  const __m256i bytes = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+  return _mm256_cvtepi32_ps(_mm256_sub_epi32(bytes, _mm256_set1_epi32(zero)));
+}
+
+inline void store_bytes(int8_t* to, Floats x, const Rounding& r) {
+  const __m256 y = _mm256_min_ps(_mm256_max_ps(x * r.inverse, _mm256_set1_ps(r.low)), _mm256_set1_ps(r.high));
+  const __m256i whole = _mm256_add_epi32(_mm256_cvtps_epi32(y), _mm256_set1_epi32(r.zero));
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packs_epi16(words, words));
 }
 
 } // namespace

@@ -193,8 +193,37 @@ inline void store_dots(int32_t* to, Dots dots, int32_t less) {
   _mm512_storeu_si512(to, _mm512_sub_epi32(dots, _mm512_set1_epi32(less)));
 }
 
-inline void floats_of_halves(const uint16_t* from, float* to) {
-  _mm512_storeu_ps(to, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+inline Floats less_products(Dots dots, int32_t less) {
+  return _mm512_cvtepi32_ps(_mm512_sub_epi32(dots, _mm512_set1_epi32(less)));
+}
+
+inline Floats less_products(Dots dots, const uint8_t* zero, int32_t taken, int32_t sum) {
+  const __m512i stored = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(zero)));
+  const __m512i less = _mm512_sub_epi32(stored, _mm512_set1_epi32(taken));
+  return _mm512_cvtepi32_ps(_mm512_sub_epi32(dots, _mm512_mullo_epi32(less, _mm512_set1_epi32(sum))));
+}
+
+inline Floats load_halves(const uint16_t* from) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+
+inline Floats splat_float(float x) {
+  return _mm512_set1_ps(x);
+}
+
+inline Floats sum_floats(const int32_t* a, const int32_t* b) {
+  return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_loadu_si512(a), _mm512_loadu_si512(b)));
+}
+
+inline Floats centred(const int8_t* from, int32_t zero) {
+  const __m512i bytes = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  return _mm512_cvtepi32_ps(_mm512_sub_epi32(bytes, _mm512_set1_epi32(zero)));
+}
+
+inline void store_bytes(int8_t* to, Floats x, const Rounding& r) {
+  const __m512 y = _mm512_min_ps(_mm512_max_ps(x * r.inverse, _mm512_set1_ps(r.low)), _mm512_set1_ps(r.high));
+  const __m512i whole = _mm512_add_epi32(_mm512_cvtps_epi32(y), _mm512_set1_epi32(r.zero));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(whole));
 }
 
 } // namespace

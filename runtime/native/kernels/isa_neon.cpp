@@ -155,8 +155,8 @@ inline void add_products(Dots& dots, Bytes columns, Bytes weights) {
   dots = vdotq_s32(dots, vreinterpretq_s8_u8(columns), vreinterpretq_s8_u8(weights));
 }
 
-inline void store_dots(int32_t* to, Dots dots, int32_t less) {
-  vst1q_s32(to, vsubq_s32(dots, vdupq_n_s32(less)));
+inline int32x4_t sums_of(Dots dots) {
+  return dots;
 }
 #else
 using Dots = int32x4x2_t;  // two sums to a lane
@@ -172,20 +172,58 @@ inline void add_products(Dots& dots, Bytes columns, Bytes weights) {
   dots.val[1] = vpadalq_s16(dots.val[1], vmull_high_s8(a, b));
 }
 
-inline void store_dots(int32_t* to, const Dots& dots, int32_t less) {
-  vst1q_s32(to, vsubq_s32(vpaddq_s32(dots.val[0], dots.val[1]), vdupq_n_s32(less)));
+inline int32x4_t sums_of(const Dots& dots) {
+  return vpaddq_s32(dots.val[0], dots.val[1]);
 }
 #endif
+
+inline void store_dots(int32_t* to, const Dots& dots, int32_t less) {
+  vst1q_s32(to, vsubq_s32(sums_of(dots), vdupq_n_s32(less)));
+}
 
 template <int kBits>
 inline void add_dots(Dots& dots, Bytes weights, Quad x) {
   add_products(dots, vreinterpretq_u8_s8(x), weights);
 }
 
-inline void floats_of_halves(const uint16_t* from, float* to) {
-  for (size_t i = 0; i < kLanes; i += kWidth) {
-    vst1q_f32(to + i, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from + i))));
-  }
+inline Floats less_products(const Dots& dots, int32_t less) {
+  return vcvtq_f32_s32(vsubq_s32(sums_of(dots), vdupq_n_s32(less)));
+}
+
+inline int32x4_t four(const void* bytes) {
+  int32_t lanes;
+  __builtin_memcpy(&lanes, bytes, sizeof lanes);
+  return vdupq_n_s32(lanes);
+}
+
+inline Floats less_products(const Dots& dots, const uint8_t* zero, int32_t taken, int32_t sum) {
+  const uint16x8_t stored = vmovl_u8(vget_low_u8(vreinterpretq_u8_s32(four(zero))));
+  const int32x4_t less = vsubq_s32(vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(stored))), vdupq_n_s32(taken));
+  return vcvtq_f32_s32(vmlsq_s32(sums_of(dots), less, vdupq_n_s32(sum)));
+}
+
+inline Floats load_halves(const uint16_t* from) {
+  return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from)));
+}
+
+inline Floats splat_float(float x) {
+  return vdupq_n_f32(x);
+}
+
+inline Floats sum_floats(const int32_t* a, const int32_t* b) {
+  return vcvtq_f32_s32(vaddq_s32(vld1q_s32(a), vld1q_s32(b)));
+}
+
+inline Floats centred(const int8_t* from, int32_t zero) {
+  const int16x8_t bytes = vmovl_s8(vget_low_s8(vreinterpretq_s8_s32(four(from))));
+  return vcvtq_f32_s32(vsubq_s32(vmovl_s16(vget_low_s16(bytes)), vdupq_n_s32(zero)));
+}
+
+inline void store_bytes(int8_t* to, Floats x, const Rounding& r) {
+  const float32x4_t y = vminnmq_f32(vmaxnmq_f32(x * r.inverse, vdupq_n_f32(r.low)), vdupq_n_f32(r.high));
+  const int16x4_t whole = vmovn_s32(vaddq_s32(vcvtnq_s32_f32(y), vdupq_n_s32(r.zero)));
+  const int8x8_t bytes = vmovn_s16(vcombine_s16(whole, whole));
+  __builtin_memcpy(to, &bytes, 4);
 }
 
 } // namespace

@@ -225,10 +225,60 @@ inline void store_dots(int32_t* to, const Dots& dots, int32_t less) {
   }
 }
 
-inline void floats_of_halves(const uint16_t* from, float* to) {
+// Floats of what is made for each lane.
+template <typename Make>
+inline Floats each_lane(const Make& make) {
+  Floats made;
   for (size_t i = 0; i < kLanes; ++i) {
-    to[i] = float_of_half(from[i]);
+    made.lane[i] = make(i);
   }
+  return made;
+}
+
+inline Floats operator*(const Floats& a, const Floats& b) {
+  return each_lane([&](size_t i) { return a.lane[i] * b.lane[i]; });
+}
+
+inline Floats operator+(const Floats& a, const Floats& b) {
+  return each_lane([&](size_t i) { return a.lane[i] + b.lane[i]; });
+}
+
+inline Floats less_products(const Dots& dots, int32_t less) {
+  return each_lane([&](size_t i) { return static_cast<float>(dots.lane[i] - less); });
+}
+
+inline Floats less_products(const Dots& dots, const uint8_t* zero, int32_t taken, int32_t sum) {
+  return each_lane([&](size_t i) { return static_cast<float>(dots.lane[i] - (zero[i] - taken) * sum); });
+}
+
+inline Floats load_halves(const uint16_t* from) {
+  return each_lane([&](size_t i) { return float_of_half(from[i]); });
+}
+
+inline Floats splat_float(float x) {
+  return each_lane([&](size_t) { return x; });
+}
+
+inline Floats sum_floats(const int32_t* a, const int32_t* b) {
+  return each_lane([&](size_t i) { return static_cast<float>(a[i] + b[i]); });
+}
+
+inline Floats centred(const int8_t* from, int32_t zero) {
+  return each_lane([&](size_t i) { return static_cast<float>(from[i] - zero); });
+}
+
+// A NaN is not above the low end. Adding this constant leaves no room for a fraction, and rounds to even.
+inline void store_bytes(int8_t* to, const Floats& x, const Rounding& rounding) {
+  constexpr float kNoFraction = 0x1.8p23f;
+  const Rounding r = rounding;
+  int8_t made[kLanes];
+  for (size_t i = 0; i < kLanes; ++i) {
+    float y = x.lane[i] * r.inverse;
+    y = y > r.low ? y : r.low;
+    y = y < r.high ? y : r.high;
+    made[i] = static_cast<int8_t>(r.zero + static_cast<int32_t>(y + kNoFraction - kNoFraction));
+  }
+  __builtin_memcpy(to, made, sizeof made);
 }
 
 } // namespace

@@ -6,9 +6,12 @@
 //   Dots       kWidth running dot products                      zero_dots(), store_dots(int32_t* to, Dots, int32_t less)
 //   add_dots<kBits>(Dots&, Bytes, Quad)                         adds four products to each lane
 //   add_products(Dots&, Bytes columns, Bytes weights)           the same of signed weights, and inputs + kColumnBias
-//   floats_of_halves(const uint16_t*, float*)                   kLanes of them
+//   less_products(Dots, int32_t less), less_products(Dots, const uint8_t* zero, int32_t taken, int32_t sum)
+//                                                               Floats of dots less these, or less (zero - taken) * sum
+//   Floats * and +, splat_float(float), load_halves(const uint16_t*), sum_floats(const int32_t* a, const int32_t* b)
+//   centred(const int8_t*, int32_t zero)                        Floats of bytes less zero
+//   store_bytes(int8_t* to, Floats, const Rounding&)            kWidth of them, quantized
 //   kDotPixels, kDotVectors    the tile that fits the registers, as above
-// What is done once to an output or an input is plain loops over kLanes, of which the compiler makes vectors.
 #include "isa.h"
 
 namespace ferryman::kernels {
@@ -175,7 +178,8 @@ struct GroupTile {
   void run(size_t row, size_t) const {
     static_assert(kN == kParts);
     const size_t groups = grouped.groups;
-    float total[kM][kLanes];
+    Floats total[kM][kN];
+    fill(total, zero_floats());
     for (size_t g = 0; g < groups; ++g) {
       const size_t begin = g * grouped.group;
       const size_t end = begin + grouped.group < grouped.channels ? begin + grouped.group : grouped.channels;
@@ -183,25 +187,23 @@ struct GroupTile {
       fill(dots, zero_dots());
       accumulate<kBits>(
           dots, x + row * x_stride + begin, x_stride, (end - begin + 3) / 4, w + begin * kBits / 8 * kLanes, 0);
-      float factor[kLanes];
-      floats_of_halves(scale + g * kLanes, factor);
-      int32_t less[kLanes];  // of each lane, what is multiplied beyond what it stands for
-      for (size_t lane = 0; lane < kLanes; ++lane) {
-        less[lane] = (zero ? zero[g * kLanes + lane] : kHalf<kBits>) - kTaken<kBits>;
-      }
-      for (size_t m = 0; m < kM; ++m) {
-        int32_t made[kLanes];
-        for (size_t n = 0; n < kN; ++n) {
-          store_dots(made + n * kWidth, dots[m][n], 0);
-        }
-        const int32_t sum = sums[(row + m) * groups + g];
-        for (size_t lane = 0; lane < kLanes; ++lane) {
-          const float product = static_cast<float>(made[lane] - less[lane] * sum) * factor[lane];
-          total[m][lane] = g == 0 ? product : total[m][lane] + product;
+      for (size_t n = 0; n < kN; ++n) {
+        const size_t at = g * kLanes + n * kWidth;
+        const Floats factor = load_halves(scale + at);
+        for (size_t m = 0; m < kM; ++m) {
+          const int32_t sum = sums[(row + m) * groups + g];
+          const Floats product = factor *
+              (zero ? less_products(dots[m][n], zero + at, kTaken<kBits>, sum)
+                    : less_products(dots[m][n], (kHalf<kBits> - kTaken<kBits>)*sum));
+          total[m][n] = g == 0 ? product : total[m][n] + product;
         }
       }
     }
-    __builtin_memcpy(out + row * kLanes, total, sizeof total);
+    for (size_t m = 0; m < kM; ++m) {
+      for (size_t n = 0; n < kN; ++n) {
+        store(out + (row + m) * kLanes + n * kWidth, total[m][n]);
+      }
+    }
   }
 };
 
@@ -251,51 +253,18 @@ float largest(const float* x, size_t count) {
   return magnitude;
 }
 
-// A NaN is not above the low end. Adding this constant leaves no room for a fraction, and rounds to even.
-inline int8_t quantized(float x, const Rounding& rounding) {
-  constexpr float kNoFraction = 0x1.8p23f;
-  float y = x * rounding.inverse;
-  y = y > rounding.low ? y : rounding.low;
-  y = y < rounding.high ? y : rounding.high;
-  return static_cast<int8_t>(rounding.zero + static_cast<int32_t>(y + kNoFraction - kNoFraction));
-}
-
 void quantize(const float* x, size_t count, const Rounding& rounding, int8_t* out) {
   const Rounding own = rounding;
   size_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    int8_t made[kLanes];
-    for (size_t lane = 0; lane < kLanes; ++lane) {
-      made[lane] = quantized(x[i + lane], own);
-    }
-    __builtin_memcpy(out + i, made, sizeof made);
+  for (; i + kWidth <= count; i += kWidth) {
+    store_bytes(out + i, load_floats(x + i), own);
   }
-  for (; i < count; ++i) {
-    out[i] = quantized(x[i], own);
-  }
-}
-
-// A block of channels of one pixel, before it is quantized.
-template <bool kAdd>
-inline void block_outputs(
-    const Dotted& d, const int32_t* dots, size_t n, size_t channels, const int8_t* add, float* out) {
-  float factor[kLanes];
-  for (size_t lane = 0; lane < kLanes; ++lane) {
-    factor[lane] = d.x_scale * d.scale[n + lane];
-  }
-  for (size_t lane = 0; lane < kLanes; ++lane) {
-    out[lane] = static_cast<float>(dots[lane] + d.base[n + lane]) * factor[lane] + d.bias[n + lane];
-  }
-  if constexpr (kAdd) {
-    int8_t added[kLanes] = {};
-    if (channels == kLanes) {
-      __builtin_memcpy(added, add, sizeof added);
-    } else {
-      __builtin_memcpy(added, add, channels);
-    }
-    for (size_t lane = 0; lane < kLanes; ++lane) {
-      out[lane] += d.add_scale * static_cast<float>(added[lane] - d.add_zero);
-    }
+  if (i < count) {
+    float last[kWidth] = {};
+    int8_t made[kWidth];
+    __builtin_memcpy(last, x + i, (count - i) * sizeof *x);
+    store_bytes(made, load_floats(last), own);
+    __builtin_memcpy(out + i, made, count - i);
   }
 }
 
@@ -305,10 +274,28 @@ inline void for_blocks(const Dotted& given, const Put& put) {
   const Dotted d = given;
   for (size_t n = 0; n < d.channels; n += kLanes) {
     const size_t channels = d.channels - n < kLanes ? d.channels - n : kLanes;
+    Floats factor[kParts], bias[kParts];
+    for (size_t i = 0; i < kParts; ++i) {
+      factor[i] = splat_float(d.x_scale) * load_floats(d.scale + n + i * kWidth);
+      bias[i] = load_floats(d.bias + n + i * kWidth);
+    }
     for (size_t p = 0; p < d.pixels; ++p) {
-      float made[kLanes];
-      const int8_t* const add = kAdd ? d.add + p * d.add_stride + n : nullptr;
-      block_outputs<kAdd>(d, d.dots + p * d.stride + n, n, channels, add, made);
+      Floats made[kParts];
+      for (size_t i = 0; i < kParts; ++i) {
+        const size_t at = n + i * kWidth;
+        made[i] = sum_floats(d.dots + p * d.stride + at, d.base + at) * factor[i] + bias[i];
+      }
+      if constexpr (kAdd) {
+        const int8_t* add = d.add + p * d.add_stride + n;
+        int8_t last[kLanes] = {};
+        if (channels < kLanes) {
+          __builtin_memcpy(last, add, channels);
+          add = last;
+        }
+        for (size_t i = 0; i < kParts; ++i) {
+          made[i] = made[i] + splat_float(d.add_scale) * centred(add + i * kWidth, d.add_zero);
+        }
+      }
       put(p, n, channels, made);
     }
   }
@@ -317,15 +304,17 @@ inline void for_blocks(const Dotted& given, const Put& put) {
 template <bool kAdd>
 void put_all_floats(const Dotted& dotted, float* out, size_t out_stride, bool turned) {
   alignas(64) float square[kLanes * kLanes];
-  for_blocks<kAdd>(dotted, [&](size_t p, size_t n, size_t channels, const float* made) {
-    if (!turned) {
-      __builtin_memcpy(out + p * out_stride + n, made, channels * sizeof *made);
-      return;
-    }
+  for_blocks<kAdd>(dotted, [&](size_t p, size_t n, size_t channels, const Floats(&made)[kParts]) {
     const size_t row = p % kLanes;
-    __builtin_memcpy(square + row * kLanes, made, kLanes * sizeof *made);
-    if (row == kLanes - 1 || p == dotted.pixels - 1) {
+    const bool whole = !turned && channels == kLanes;
+    float* const to = whole ? out + p * out_stride + n : square + row * kLanes;
+    for (size_t i = 0; i < kParts; ++i) {
+      store(to + i * kWidth, made[i]);
+    }
+    if (turned && (row == kLanes - 1 || p == dotted.pixels - 1)) {
       transpose(square, kLanes, row + 1, channels, out + n * out_stride + p - row, out_stride);
+    } else if (!turned && !whole) {
+      __builtin_memcpy(out + p * out_stride + n, to, channels * sizeof *to);
     }
   });
 }
@@ -337,16 +326,14 @@ void put_floats(const Dotted& dotted, float* out, size_t out_stride, bool turned
 template <bool kAdd>
 void put_all_bytes(const Dotted& dotted, const Rounding& given, int8_t* out, size_t out_stride) {
   const Rounding rounding = given;
-  for_blocks<kAdd>(dotted, [&](size_t p, size_t n, size_t channels, const float* made) {
-    int8_t bytes[kLanes];
-    for (size_t lane = 0; lane < kLanes; ++lane) {
-      bytes[lane] = quantized(made[lane], rounding);
+  for_blocks<kAdd>(dotted, [&](size_t p, size_t n, size_t channels, const Floats(&made)[kParts]) {
+    int8_t last[kLanes];
+    int8_t* const to = channels == kLanes ? out + p * out_stride + n : last;
+    for (size_t i = 0; i < kParts; ++i) {
+      store_bytes(to + i * kWidth, made[i], rounding);
     }
-    int8_t* const to = out + p * out_stride + n;
-    if (channels == kLanes) {
-      __builtin_memcpy(to, bytes, kLanes);
-    } else {
-      __builtin_memcpy(to, bytes, channels);
+    if (channels < kLanes) {
+      __builtin_memcpy(out + p * out_stride + n, last, channels);
     }
   });
 }
