@@ -50,7 +50,7 @@ def version() -> int | None:
 
 
 def isa() -> str:
-    """The instruction set in use: avx512, avx2, x86_64, neon or scalar."""
+    """The instruction set in use: avx512, avx2, x86_64, neon_dot, neon or scalar."""
     return str(load().ferryman_kernels_isa().decode())
 
 

@@ -55,8 +55,9 @@ def arm_program(tmp_path_factory):
     return build(tmp_path_factory.mktemp("arm"), f"-DCMAKE_TOOLCHAIN_FILE={TOOLCHAIN}")
 
 
-@pytest.mark.parametrize("cpu", ["cortex-a53", "cortex-a72", "max"])
+@pytest.mark.parametrize("cpu", ["cortex-a53", "cortex-a72", "cortex-a76", "max"])
 def test_on_64_bit_arm(arm_program, cpu):
     """Emulated: shows that it is right, and says nothing about speed."""
     command = ["qemu-aarch64-static", "-L", "/usr/aarch64-linux-gnu", arm_program, "60"]
-    assert checked(*command, QEMU_CPU=cpu) == ["neon", "scalar"]
+    dot = ["neon_dot"] if cpu in {"cortex-a76", "max"} else []
+    assert checked(*command, QEMU_CPU=cpu) == [*dot, "neon", "scalar"]

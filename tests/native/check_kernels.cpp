@@ -1,6 +1,6 @@
 // Self-check of the kernel library, for machines without Python (under an emulator) and for sanitizers: random
 // convolutions on every instruction set against plain loops, with both layouts of weights, then random numbers and
-// trees as a hostile artifact may hold them.
+// trees as a hostile artifact may hold them; then the quantized operators (check_quantized.cpp).
 // Every buffer has exactly the size the library asked for. Usage: check_kernels CASES [SEED]
 #include <algorithm>
 #include <cstdio>
@@ -11,26 +11,12 @@
 #include <utility>
 #include <vector>
 
+#include "check.h"
 #include "kernels.h"
-
-namespace {
 
 uint64_t state = 1;
 
-uint32_t random_word() {  // xorshift*, the same everywhere
-  state ^= state >> 12;
-  state ^= state << 25;
-  state ^= state >> 27;
-  return static_cast<uint32_t>((state * 0x2545f4914f6cdd1dULL) >> 32);
-}
-
-int32_t between(int32_t low, int32_t high) {
-  return low + static_cast<int32_t>(random_word() % static_cast<uint32_t>(high - low + 1));
-}
-
-float random_float() {
-  return static_cast<float>(between(-8, 8)) * 0.5f;
-}
+namespace {
 
 struct Data {
   std::vector<float> x;      // [batch, height, width, channels]
@@ -403,9 +389,13 @@ int main(int argc, char** argv) {
     const int wrong = check_cases(cases);
     const int computed = fuzz(40 * cases);
     const int trees = fuzz_trees(4 * cases);
-    printf("%s: %d of %d cases wrong, %d of %d fuzzed ones and %d of %d trees computed\n", name.c_str(), wrong, cases,
+    const int quantized = check_quantized(cases);
+    const int quantized_computed = fuzz_quantized(40 * cases);
+    printf("%s: %d of %d cases wrong, %d of %d fuzzed ones and %d of %d trees computed; ", name.c_str(), wrong, cases,
            computed, 40 * cases, trees, 4 * cases);
-    bad += wrong + (trees < 0);
+    printf("quantized: %d of %d wrong, %d of %d fuzzed ones computed\n", quantized, 3 * cases, quantized_computed,
+           40 * cases);
+    bad += wrong + (trees < 0) + quantized;
   }
   return bad != 0;
 }

@@ -17,7 +17,10 @@ CONV = "ferryman.binary_conv2d"
 TREE = "ferryman.binary_conv2d_tree"
 LINEAR = "ferryman.binary_linear"
 VERSION = 2
-_TYPES = {np.dtype(np.float32): schema.TensorType.FLOAT32, np.dtype(np.int32): schema.TensorType.INT32}
+_TYPES = {
+    np.dtype(dtype): getattr(schema.TensorType, dtype.upper())
+    for dtype in ("float32", "float16", "int8", "uint8", "int32", "int64")
+}
 _CUSTOM = schema.BuiltinOperator.CUSTOM
 
 

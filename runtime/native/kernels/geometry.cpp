@@ -1,31 +1,13 @@
 #include "geometry.h"
 
 #include <algorithm>
-#include <initializer_list>
 
 namespace {
 
 constexpr int64_t kDepthMax = 1 << 24;         // a float holds every count exactly
-constexpr int64_t kElementsMax = 1LL << 31;
 constexpr int32_t kDimMax = 1 << 24;
 constexpr int64_t kFrameFree = 1 << 24;        // words of frames that any convolution may have,
 constexpr int64_t kFrameTimes = 64;            // and how many times what it reads and writes they may be beyond
-
-// Product of positive numbers; more than kElementsMax counts as just that.
-int64_t product(std::initializer_list<int64_t> factors) {
-  int64_t total = 1;
-  for (const int64_t factor : factors) {
-    if (factor > kElementsMax / total) {
-      return kElementsMax + 1;
-    }
-    total *= factor;
-  }
-  return total;
-}
-
-int64_t ceil_div(int64_t value, int64_t by) {
-  return (value + by - 1) / by;
-}
 
 // Positions a window takes; 0 where it does not fit.
 int64_t positions(int64_t size, int64_t before, int64_t after, int64_t kernel, int64_t dilation, int64_t stride) {
@@ -36,6 +18,17 @@ int64_t positions(int64_t size, int64_t before, int64_t after, int64_t kernel, i
 } // namespace
 
 namespace ferryman::kernels {
+
+int64_t product(std::initializer_list<int64_t> factors) {
+  int64_t total = 1;
+  for (const int64_t factor : factors) {
+    if (factor > kElementsMax / total) {
+      return kElementsMax + 1;
+    }
+    total *= factor;
+  }
+  return total;
+}
 
 Geometry::Geometry(const ferryman_binary_conv& given) : conv(given) {
   ferryman_binary_sizes sizes;
@@ -59,6 +52,10 @@ Geometry::Geometry(const ferryman_binary_conv& given) : conv(given) {
 }
 
 } // namespace ferryman::kernels
+
+using ferryman::kernels::ceil_div;
+using ferryman::kernels::kElementsMax;
+using ferryman::kernels::product;
 
 const char* ferryman_binary_check(const ferryman_binary_conv* conv, ferryman_binary_sizes* sizes) {
   const ferryman_binary_conv& c = *conv;

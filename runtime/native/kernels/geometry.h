@@ -1,10 +1,21 @@
 // A checked convolution and what follows from its numbers.
 #pragma once
 
+#include <initializer_list>
+
 #include "isa.h"
 #include "kernels.h"
 
 namespace ferryman::kernels {
+
+constexpr int64_t kElementsMax = 1LL << 31;  // of a tensor
+
+// Product of positive numbers; more than kElementsMax counts as just that.
+int64_t product(std::initializer_list<int64_t> factors);
+
+constexpr int64_t ceil_div(int64_t value, int64_t by) {
+  return (value + by - 1) / by;
+}
 
 constexpr size_t words_for(size_t bits) {
   return (bits + kWordBits - 1) / kWordBits;

@@ -31,6 +31,38 @@ struct Counted {
   size_t pixels, channels;
 };
 
+// Bytes of a vector of quantized weights: four weights' bits of each lane.
+constexpr size_t kVectorBytes = 4 * kLanes;
+
+// How floats become int8: zero + rint(min(max(x * inverse, low), high)).
+struct Rounding {
+  float inverse, low, high;
+  int32_t zero;
+};
+
+// A linear layer's numbers that are the same for all rows and blocks; see ferryman_quant_linear.
+struct Grouped {
+  size_t channels, group, groups;
+  int32_t bits;
+};
+
+// Dot products of some pixels and channels, and what makes outputs of them:
+//   (dots[p * stride + n] + base[n]) * (x_scale * scale[n]) + bias[n], and add_scale * (add[p * add_stride + n] - add_zero)
+// All but `add` have room for whole blocks of channels.
+struct Dotted {
+  const int32_t* dots;
+  size_t stride;
+  size_t pixels, channels;
+  const int32_t* base;
+  float x_scale;
+  const float* scale;
+  const float* bias;
+  const int8_t* add;  // or null
+  size_t add_stride;
+  float add_scale;
+  int32_t add_zero;
+};
+
 struct Isa {
   const char* name;
 
@@ -108,10 +140,69 @@ struct Isa {
 
   // out[c * out_stride + r] = in[r * in_stride + c] for r < rows, c < columns.
   void (*transpose)(const float* in, size_t in_stride, size_t rows, size_t columns, float* out, size_t out_stride);
+
+  // What `interleave` adds to inputs.
+  int32_t column_bias;
+
+  // out[pixel * out_stride + 16 * block + lane]: the dot product of x[pixel * x_stride + k], k < 4 * quads, and a lane of
+  // weights of `bits`, from w + block * block_stride on. sums[pixel] is the sum of these x.
+  void (*dots)(
+      int32_t bits,
+      const int8_t* x,
+      size_t x_stride,
+      const int32_t* sums,
+      size_t pixels,
+      size_t quads,
+      const uint8_t* w,
+      size_t block_stride,
+      size_t blocks,
+      int32_t* out,
+      size_t out_stride);
+
+  // out[4 * c + i]: rows[i][c] + column_bias, for c < count.
+  void (*interleave)(const int8_t* const* rows, size_t count, uint8_t* out);
+
+  // out[pixel * out_stride + lane], for a block of lanes: the sum over taps and bytes i < 4 of
+  // columns[pixel * pixel_step + offsets[tap] + 4 * lane + i] and w[tap * 64 + 4 * lane + i].
+  void (*column_dots)(
+      const uint8_t* columns,
+      size_t pixel_step,
+      const size_t* offsets,
+      size_t taps,
+      const int8_t* w,
+      size_t pixels,
+      int32_t* out,
+      size_t out_stride);
+
+  // out[row * 16 + lane]: of a block of a linear layer, the sum over groups of the dot product times the group's scale.
+  // sums[row * groups + g] is that of a group's x.
+  void (*group_dots)(
+      const Grouped& grouped,
+      const int8_t* x,
+      size_t x_stride,
+      const int32_t* sums,
+      size_t rows,
+      const uint8_t* w,
+      const uint16_t* scale,
+      const uint8_t* zero,
+      float* out);
+
+  // out[row]: the sum of x[row * stride + k], k < count.
+  void (*sums)(const int8_t* x, size_t stride, size_t rows, size_t count, int32_t* out);
+
+  // The largest magnitude; that of a NaN is 0.
+  float (*largest)(const float* x, size_t count);
+
+  void (*quantize)(const float* x, size_t count, const Rounding& rounding, int8_t* out);
+
+  // out[p * out_stride + n], or out[n * out_stride + p] where turned.
+  void (*put_floats)(const Dotted& dotted, float* out, size_t out_stride, bool turned);
+
+  // out[p * out_stride + n].
+  void (*put_bytes)(const Dotted& dotted, const Rounding& rounding, int8_t* out, size_t out_stride);
 };
 
-extern const Isa kAvx512, kAvx2, kX86_64, kNeon, kScalar;
-
+extern const Isa kAvx512, kAvx2, kX86_64, kNeonDot, kNeon, kScalar;
 
 // The one in use.
 const Isa& isa();

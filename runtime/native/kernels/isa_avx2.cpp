@@ -1,4 +1,4 @@
-// AVX2.
+// AVX2 and F16C.
 #include <immintrin.h>
 
 #include "isa.h"
@@ -128,6 +128,107 @@ inline void transpose16(const float* in, size_t in_stride, float* out, size_t ou
       transpose8(in + r * in_stride + c, in_stride, out + c * out_stride + r, out_stride);
     }
   }
+}
+
+constexpr size_t kDotPixels = 2;
+constexpr size_t kDotVectors = 4;
+constexpr int32_t kColumnBias = 0;
+
+using Bytes = __m256i;
+using Quad = __m256i;
+using Dots = __m256i;
+
+inline Dots zero_dots() {
+  return _mm256_setzero_si256();
+}
+
+inline Bytes load_bytes(const void* from) {
+  return _mm256_loadu_si256(static_cast<const __m256i*>(from));
+}
+
+template <int kBits>
+inline Bytes next_bits(Bytes packed) {
+  return _mm256_srli_epi16(packed, kBits);
+}
+
+template <int kBits>
+inline Bytes low_bits(Bytes packed) {
+  return kBits == 8 ? packed : _mm256_and_si256(packed, _mm256_set1_epi8((1 << kBits % 8) - 1));
+}
+
+template <int kBits>
+constexpr int32_t kTaken = 0;
+
+inline Quad spread(const int8_t* x) {
+  int32_t quad;
+  __builtin_memcpy(&quad, x, sizeof quad);
+  return _mm256_set1_epi32(quad);
+}
+
+inline __m256i even(__m256i bytes) {
+  return _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8);
+}
+
+inline __m256i odd(__m256i bytes) {
+  return _mm256_srai_epi16(bytes, 8);
+}
+
+// Two products of bytes fit 16 bits only where weights have fewer than 8.
+template <int kBits>
+inline void add_dots(Dots& dots, Bytes weights, Quad x) {
+  if constexpr (kBits == 8) {
+    const __m256i even_weights = _mm256_and_si256(weights, _mm256_set1_epi16(255));
+    const __m256i odd_weights = _mm256_srli_epi16(weights, 8);
+    dots = _mm256_add_epi32(dots, _mm256_madd_epi16(even_weights, even(x)));
+    dots = _mm256_add_epi32(dots, _mm256_madd_epi16(odd_weights, odd(x)));
+  } else {
+    const __m256i pairs = _mm256_maddubs_epi16(weights, x);
+    dots = _mm256_add_epi32(dots, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+}
+
+inline void add_products(Dots& dots, Bytes columns, Bytes weights) {
+  dots = _mm256_add_epi32(dots, _mm256_madd_epi16(even(columns), even(weights)));
+  dots = _mm256_add_epi32(dots, _mm256_madd_epi16(odd(columns), odd(weights)));
+}
+
+inline void store_dots(int32_t* to, Dots dots, int32_t less) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_sub_epi32(dots, _mm256_set1_epi32(less)));
+}
+
+inline Floats less_products(Dots dots, int32_t less) {
+  return _mm256_cvtepi32_ps(_mm256_sub_epi32(dots, _mm256_set1_epi32(less)));
+}
+
+inline Floats less_products(Dots dots, const uint8_t* zero, int32_t taken, int32_t sum) {
+  const __m256i stored = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(zero)));
+  const __m256i less = _mm256_sub_epi32(stored, _mm256_set1_epi32(taken));
+  return _mm256_cvtepi32_ps(_mm256_sub_epi32(dots, _mm256_mullo_epi32(less, _mm256_set1_epi32(sum))));
+}
+
+inline Floats load_halves(const uint16_t* from) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+
+inline Floats splat_float(float x) {
+  return _mm256_set1_ps(x);
+}
+
+inline Floats sum_floats(const int32_t* a, const int32_t* b) {
+  const auto at = [](const int32_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); };
+  return _mm256_cvtepi32_ps(_mm256_add_epi32(at(a), at(b)));
+}
+
+inline Floats centred(const int8_t* from, int32_t zero) {
+  const __m256i bytes = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+  return _mm256_cvtepi32_ps(_mm256_sub_epi32(bytes, _mm256_set1_epi32(zero)));
+}
+
+inline void store_bytes(int8_t* to, Floats x, const Rounding& r) {
+  const __m256 y = _mm256_min_ps(_mm256_max_ps(x * r.inverse, _mm256_set1_ps(r.low)), _mm256_set1_ps(r.high));
+  const __m256i whole = _mm256_add_epi32(_mm256_cvtps_epi32(y), _mm256_set1_epi32(r.zero));
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packs_epi16(words, words));
 }
 
 } // namespace

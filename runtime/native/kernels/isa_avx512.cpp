@@ -1,4 +1,4 @@
-// AVX-512 F, BW, DQ, VL and VPOPCNTDQ.
+// AVX-512 F, BW, DQ, VL, VPOPCNTDQ and VNNI.
 #include <immintrin.h>
 
 #include "isa.h"
@@ -143,6 +143,87 @@ inline void transpose16(const float* in, size_t in_stride, float* out, size_t ou
   for (size_t i = 0; i < 16; ++i) {
     _mm512_storeu_ps(out + i * out_stride, turned[i]);
   }
+}
+
+constexpr size_t kDotPixels = 8;
+constexpr size_t kDotVectors = 2;
+constexpr int32_t kColumnBias = 128;  // what is multiplied with signed weights is unsigned
+
+using Bytes = __m512i;
+using Quad = __m512i;
+using Dots = __m512i;
+
+inline Dots zero_dots() {
+  return _mm512_setzero_si512();
+}
+
+inline Bytes load_bytes(const void* from) {
+  return _mm512_loadu_si512(from);
+}
+
+template <int kBits>
+inline Bytes next_bits(Bytes packed) {
+  return _mm512_srli_epi16(packed, kBits);
+}
+
+template <int kBits>
+inline Bytes low_bits(Bytes packed) {
+  return kBits == 8 ? packed : _mm512_and_si512(packed, _mm512_set1_epi8((1 << kBits % 8) - 1));
+}
+
+template <int kBits>
+constexpr int32_t kTaken = 0;
+
+inline Quad spread(const int8_t* x) {
+  int32_t quad;
+  __builtin_memcpy(&quad, x, sizeof quad);
+  return _mm512_set1_epi32(quad);
+}
+
+template <int kBits>
+inline void add_dots(Dots& dots, Bytes weights, Quad x) {
+  dots = _mm512_dpbusd_epi32(dots, weights, x);
+}
+
+inline void add_products(Dots& dots, Bytes columns, Bytes weights) {
+  dots = _mm512_dpbusd_epi32(dots, columns, weights);
+}
+
+inline void store_dots(int32_t* to, Dots dots, int32_t less) {
+  _mm512_storeu_si512(to, _mm512_sub_epi32(dots, _mm512_set1_epi32(less)));
+}
+
+inline Floats less_products(Dots dots, int32_t less) {
+  return _mm512_cvtepi32_ps(_mm512_sub_epi32(dots, _mm512_set1_epi32(less)));
+}
+
+inline Floats less_products(Dots dots, const uint8_t* zero, int32_t taken, int32_t sum) {
+  const __m512i stored = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(zero)));
+  const __m512i less = _mm512_sub_epi32(stored, _mm512_set1_epi32(taken));
+  return _mm512_cvtepi32_ps(_mm512_sub_epi32(dots, _mm512_mullo_epi32(less, _mm512_set1_epi32(sum))));
+}
+
+inline Floats load_halves(const uint16_t* from) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+
+inline Floats splat_float(float x) {
+  return _mm512_set1_ps(x);
+}
+
+inline Floats sum_floats(const int32_t* a, const int32_t* b) {
+  return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_loadu_si512(a), _mm512_loadu_si512(b)));
+}
+
+inline Floats centred(const int8_t* from, int32_t zero) {
+  const __m512i bytes = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  return _mm512_cvtepi32_ps(_mm512_sub_epi32(bytes, _mm512_set1_epi32(zero)));
+}
+
+inline void store_bytes(int8_t* to, Floats x, const Rounding& r) {
+  const __m512 y = _mm512_min_ps(_mm512_max_ps(x * r.inverse, _mm512_set1_ps(r.low)), _mm512_set1_ps(r.high));
+  const __m512i whole = _mm512_add_epi32(_mm512_cvtps_epi32(y), _mm512_set1_epi32(r.zero));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(whole));
 }
 
 } // namespace

@@ -21,6 +21,8 @@
 // pair of words, in its middle and after it follows the carry of a full adder, and before + x + x' = after + 2 * carry.
 // So a pair takes one population count, of its carry, and the last parity one more.
 //
+// The quantized operators' are in isa_quant.h.
+//
 // Everything is static: code built for one processor must not be merged with another's. No standard library here.
 #include "isa.h"
 #include "isa_tree.h"
@@ -191,14 +193,14 @@ void columns(const Tile& tile, size_t pixel, size_t pixels, size_t vector) {
   }
 }
 
-template <size_t kN, typename Tile>
+template <size_t kM, size_t kN, typename Tile>
 void rows(const Tile& tile, size_t pixels, size_t vector, size_t vectors) {
   for (; vectors - vector >= kN; vector += kN) {
-    columns<kPixels, kN>(tile, 0, pixels, vector);
+    columns<kM, kN>(tile, 0, pixels, vector);
   }
   if constexpr (kN > kParts) {
     if (vector < vectors) {
-      rows<kN - kParts>(tile, pixels, vector, vectors);
+      rows<kM, kN - kParts>(tile, pixels, vector, vectors);
     }
   }
 }
@@ -213,7 +215,7 @@ void differences(
     size_t blocks,
     int32_t* counts,
     size_t count_stride) {
-  rows<kVectors>(DifferenceTile{a, a_stride, words, w, block_stride, counts, count_stride}, pixels, 0, blocks * kParts);
+  rows<kPixels, kVectors>(DifferenceTile{a, a_stride, words, w, block_stride, counts, count_stride}, pixels, 0, blocks * kParts);
 }
 
 void selected_sums(
@@ -226,7 +228,7 @@ void selected_sums(
     size_t depth,
     float* sums,
     size_t sum_stride) {
-  rows<kVectors>(SelectedTile{a, a_stride, w, block_stride, depth, sums, sum_stride}, pixels, 0, blocks * kParts);
+  rows<kPixels, kVectors>(SelectedTile{a, a_stride, w, block_stride, depth, sums, sum_stride}, pixels, 0, blocks * kParts);
 }
 
 void gather_rows(
@@ -444,6 +446,14 @@ void compare_counts(const Counted& counted, const int32_t* threshold, uint32_t* 
   }
 }
 
+} // namespace
+} // namespace ferryman::kernels
+
+#include "isa_quant.h"
+
+namespace ferryman::kernels {
+namespace {
+
 constexpr Isa make(const char* name) {
   return {
       name,
@@ -459,6 +469,16 @@ constexpr Isa make(const char* name) {
       count_taps,
       compare_counts,
       transpose,
+      kColumnBias,
+      dots,
+      interleave,
+      column_dots,
+      group_dots,
+      sums,
+      largest,
+      quantize,
+      put_floats,
+      put_bytes,
   };
 }
 

@@ -1,4 +1,4 @@
-// NEON of 64-bit Arm, which every such processor has.
+// NEON of 64-bit Arm, built twice: with the dot products of bytes that newer processors have, and without.
 #include <arm_neon.h>
 
 #include "isa.h"
@@ -113,6 +113,119 @@ inline void transpose16(const float* in, size_t in_stride, float* out, size_t ou
   }
 }
 
+constexpr size_t kDotPixels = 4;
+constexpr size_t kDotVectors = 4;
+constexpr int32_t kColumnBias = 0;
+
+using Bytes = uint8x16_t;
+using Quad = int8x16_t;
+
+inline Bytes load_bytes(const void* from) {
+  return vld1q_u8(static_cast<const uint8_t*>(from));
+}
+
+template <int kBits>
+inline Bytes next_bits(Bytes packed) {
+  return vshrq_n_u8(packed, kBits);
+}
+
+// Weights are multiplied as signed bytes, to which those of 8 bits are brought first.
+template <int kBits>
+constexpr int32_t kTaken = kBits == 8 ? 128 : 0;
+
+template <int kBits>
+inline Bytes low_bits(Bytes packed) {
+  return kBits == 8 ? veorq_u8(packed, vdupq_n_u8(128)) : vandq_u8(packed, vdupq_n_u8((1 << kBits % 8) - 1));
+}
+
+inline Quad spread(const int8_t* x) {
+  int32_t quad;
+  __builtin_memcpy(&quad, x, sizeof quad);
+  return vreinterpretq_s8_s32(vdupq_n_s32(quad));
+}
+
+#ifdef __ARM_FEATURE_DOTPROD
+using Dots = int32x4_t;
+
+inline Dots zero_dots() {
+  return vdupq_n_s32(0);
+}
+
+inline void add_products(Dots& dots, Bytes columns, Bytes weights) {
+  dots = vdotq_s32(dots, vreinterpretq_s8_u8(columns), vreinterpretq_s8_u8(weights));
+}
+
+inline int32x4_t sums_of(Dots dots) {
+  return dots;
+}
+#else
+using Dots = int32x4x2_t;  // two sums to a lane
+
+inline Dots zero_dots() {
+  return {{vdupq_n_s32(0), vdupq_n_s32(0)}};
+}
+
+inline void add_products(Dots& dots, Bytes columns, Bytes weights) {
+  const int8x16_t a = vreinterpretq_s8_u8(columns);
+  const int8x16_t b = vreinterpretq_s8_u8(weights);
+  dots.val[0] = vpadalq_s16(dots.val[0], vmull_s8(vget_low_s8(a), vget_low_s8(b)));
+  dots.val[1] = vpadalq_s16(dots.val[1], vmull_high_s8(a, b));
+}
+
+inline int32x4_t sums_of(const Dots& dots) {
+  return vpaddq_s32(dots.val[0], dots.val[1]);
+}
+#endif
+
+inline void store_dots(int32_t* to, const Dots& dots, int32_t less) {
+  vst1q_s32(to, vsubq_s32(sums_of(dots), vdupq_n_s32(less)));
+}
+
+template <int kBits>
+inline void add_dots(Dots& dots, Bytes weights, Quad x) {
+  add_products(dots, vreinterpretq_u8_s8(x), weights);
+}
+
+inline Floats less_products(const Dots& dots, int32_t less) {
+  return vcvtq_f32_s32(vsubq_s32(sums_of(dots), vdupq_n_s32(less)));
+}
+
+inline int32x4_t four(const void* bytes) {
+  int32_t lanes;
+  __builtin_memcpy(&lanes, bytes, sizeof lanes);
+  return vdupq_n_s32(lanes);
+}
+
+inline Floats less_products(const Dots& dots, const uint8_t* zero, int32_t taken, int32_t sum) {
+  const uint16x8_t stored = vmovl_u8(vget_low_u8(vreinterpretq_u8_s32(four(zero))));
+  const int32x4_t less = vsubq_s32(vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(stored))), vdupq_n_s32(taken));
+  return vcvtq_f32_s32(vmlsq_s32(sums_of(dots), less, vdupq_n_s32(sum)));
+}
+
+inline Floats load_halves(const uint16_t* from) {
+  return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from)));
+}
+
+inline Floats splat_float(float x) {
+  return vdupq_n_f32(x);
+}
+
+inline Floats sum_floats(const int32_t* a, const int32_t* b) {
+  return vcvtq_f32_s32(vaddq_s32(vld1q_s32(a), vld1q_s32(b)));
+}
+
+inline Floats centred(const int8_t* from, int32_t zero) {
+  const int16x8_t bytes = vmovl_s8(vget_low_s8(vreinterpretq_s8_s32(four(from))));
+  return vcvtq_f32_s32(vsubq_s32(vmovl_s16(vget_low_s16(bytes)), vdupq_n_s32(zero)));
+}
+
+inline void store_bytes(int8_t* to, Floats x, const Rounding& r) {
+  const float32x4_t y = vminnmq_f32(vmaxnmq_f32(x * r.inverse, vdupq_n_f32(r.low)), vdupq_n_f32(r.high));
+  const int16x4_t whole = vmovn_s32(vaddq_s32(vcvtnq_s32_f32(y), vdupq_n_s32(r.zero)));
+  const int8x8_t bytes = vmovn_s16(vcombine_s16(whole, whole));
+  __builtin_memcpy(to, &bytes, 4);
+}
+
 } // namespace
 } // namespace ferryman::kernels
 
@@ -120,5 +233,9 @@ inline void transpose16(const float* in, size_t in_stride, float* out, size_t ou
 #include "isa_impl.h"
 
 namespace ferryman::kernels {
+#ifdef __ARM_FEATURE_DOTPROD
+const Isa kNeonDot = make("neon_dot");
+#else
 const Isa kNeon = make("neon");
+#endif
 } // namespace ferryman::kernels

@@ -1,4 +1,5 @@
 // Plain C++, built twice: `x86_64` with the vectors that every x86-64 processor has, `scalar` with none.
+#include "half.h"
 #include "isa.h"
 
 namespace ferryman::kernels {
@@ -150,6 +151,134 @@ inline void transpose16(const float* in, size_t in_stride, float* out, size_t ou
       out[i * out_stride + j] = in[j * in_stride + i];
     }
   }
+}
+
+constexpr size_t kDotPixels = 1;
+constexpr size_t kDotVectors = 1;
+constexpr int32_t kColumnBias = 0;
+
+struct Bytes {
+  uint8_t byte[kVectorBytes];
+};
+struct Quad {
+  int8_t byte[4];
+};
+struct Dots {
+  int32_t lane[kLanes];
+};
+
+inline Dots zero_dots() {
+  return {};
+}
+
+inline Bytes load_bytes(const void* from) {
+  Bytes bytes;
+  __builtin_memcpy(&bytes, from, sizeof bytes);
+  return bytes;
+}
+
+template <int kBits>
+inline Bytes next_bits(Bytes packed) {
+  for (size_t i = 0; i < kVectorBytes; ++i) {
+    packed.byte[i] = static_cast<uint8_t>(packed.byte[i] >> kBits);
+  }
+  return packed;
+}
+
+template <int kBits>
+inline Bytes low_bits(Bytes packed) {
+  for (size_t i = 0; i < kVectorBytes; ++i) {
+    packed.byte[i] &= (1 << kBits) - 1;
+  }
+  return packed;
+}
+
+template <int kBits>
+constexpr int32_t kTaken = 0;
+
+inline Quad spread(const int8_t* x) {
+  Quad quad;
+  __builtin_memcpy(&quad, x, sizeof quad);
+  return quad;
+}
+
+template <int kBits>
+inline void add_dots(Dots& dots, const Bytes& weights, Quad x) {
+  for (size_t i = 0; i < kLanes; ++i) {
+    for (size_t j = 0; j < 4; ++j) {
+      dots.lane[i] += weights.byte[4 * i + j] * x.byte[j];
+    }
+  }
+}
+
+inline void add_products(Dots& dots, const Bytes& columns, const Bytes& weights) {
+  for (size_t i = 0; i < kLanes; ++i) {
+    for (size_t j = 0; j < 4; ++j) {
+      dots.lane[i] += static_cast<int8_t>(columns.byte[4 * i + j]) * static_cast<int8_t>(weights.byte[4 * i + j]);
+    }
+  }
+}
+
+inline void store_dots(int32_t* to, const Dots& dots, int32_t less) {
+  for (size_t i = 0; i < kLanes; ++i) {
+    to[i] = dots.lane[i] - less;
+  }
+}
+
+// Floats of what is made for each lane.
+template <typename Make>
+inline Floats each_lane(const Make& make) {
+  Floats made;
+  for (size_t i = 0; i < kLanes; ++i) {
+    made.lane[i] = make(i);
+  }
+  return made;
+}
+
+inline Floats operator*(const Floats& a, const Floats& b) {
+  return each_lane([&](size_t i) { return a.lane[i] * b.lane[i]; });
+}
+
+inline Floats operator+(const Floats& a, const Floats& b) {
+  return each_lane([&](size_t i) { return a.lane[i] + b.lane[i]; });
+}
+
+inline Floats less_products(const Dots& dots, int32_t less) {
+  return each_lane([&](size_t i) { return static_cast<float>(dots.lane[i] - less); });
+}
+
+inline Floats less_products(const Dots& dots, const uint8_t* zero, int32_t taken, int32_t sum) {
+  return each_lane([&](size_t i) { return static_cast<float>(dots.lane[i] - (zero[i] - taken) * sum); });
+}
+
+inline Floats load_halves(const uint16_t* from) {
+  return each_lane([&](size_t i) { return float_of_half(from[i]); });
+}
+
+inline Floats splat_float(float x) {
+  return each_lane([&](size_t) { return x; });
+}
+
+inline Floats sum_floats(const int32_t* a, const int32_t* b) {
+  return each_lane([&](size_t i) { return static_cast<float>(a[i] + b[i]); });
+}
+
+inline Floats centred(const int8_t* from, int32_t zero) {
+  return each_lane([&](size_t i) { return static_cast<float>(from[i] - zero); });
+}
+
+// A NaN is not above the low end. Adding this constant leaves no room for a fraction, and rounds to even.
+inline void store_bytes(int8_t* to, const Floats& x, const Rounding& rounding) {
+  constexpr float kNoFraction = 0x1.8p23f;
+  const Rounding r = rounding;
+  int8_t made[kLanes];
+  for (size_t i = 0; i < kLanes; ++i) {
+    float y = x.lane[i] * r.inverse;
+    y = y > r.low ? y : r.low;
+    y = y < r.high ? y : r.high;
+    made[i] = static_cast<int8_t>(r.zero + static_cast<int32_t>(y + kNoFraction - kNoFraction));
+  }
+  __builtin_memcpy(to, made, sizeof made);
 }
 
 } // namespace

@@ -13,8 +13,8 @@ namespace ferryman::kernels {
 constexpr const char* kNoMemory = "out of memory";
 constexpr size_t kRunChannels = 32;  // of counts, at a time
 
-template <typename Body>
-void for_each(const ferryman_binary_call& call, size_t tasks, const Body& body) {
+template <typename Call, typename Body>
+void for_each(const Call& call, size_t tasks, const Body& body) {
   if (call.parallel == nullptr || tasks < 2) {
     for (size_t task = 0; task < tasks; ++task) {
       body(task);

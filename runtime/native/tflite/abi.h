@@ -12,7 +12,7 @@ namespace ferryman::tflite {
 
 enum Status : int { kOk = 0, kError = 1 };
 
-enum Type : int { kFloat32 = 1, kInt32 = 2 };
+enum Type : int { kFloat32 = 1, kInt32 = 2, kUint8 = 3, kInt64 = 4, kInt8 = 9, kFloat16 = 10 };
 
 enum AllocationType : int { kMmapRo = 1, kPersistentRo = 5 };
 

@@ -62,7 +62,7 @@ class Worker:
 
     def run(self, *inputs: np.ndarray) -> list[np.ndarray]:
         try:
-            return self._session.run([np.ascontiguousarray(x) for x in inputs])
+            return self._session.run([np.asarray(x, order="C") for x in inputs])
         except RuntimeCrash:
             self.close()
             raise
@@ -525,6 +525,18 @@ def _output_is_x(graph):
     operator.outputs[0] = operator.inputs[0]
 
 
+def _graph_is_a_circle(graph):
+    _output_is_x(graph)
+    graph.subgraph.outputs[0] = graph.subgraph.operators[0].outputs[0]
+
+
+def _two_in_a_circle(graph):
+    operator = graph.subgraph.operators[0]
+    between = graph.tensor((1, 4, 4, 32))
+    graph.custom(CONV, numbers(*CONV_NUMBERS), [operator.outputs[0], *operator.inputs[1:]], [between])
+    operator.inputs[0] = between
+
+
 def _output_is_constant(graph):
     operator = graph.subgraph.operators[0]
     operator.outputs[0] = graph.subgraph.outputs[0] = graph.constant(np.zeros((1, 4, 4, 16), np.float32))
@@ -628,9 +640,11 @@ REFUSED = {
     "weights out of range": (wired(_weights_out_of_range), "Invalid tensor index"),
     "sparse weights": (wired(_sparse_weights), "weights: expected 144 elements, found 16|parsity"),
     "short buffer": (wired(_short_weights), "invalidly specified"),
-    "output is x": (wired(_output_is_x), "cannot be claimed; its outputs must be written by no other"),
+    "output is x": (wired(_output_is_x), "node 0 reads a tensor that it or a later node writes"),
+    "output is x, and the graph's": (wired(_graph_is_a_circle), "node 0 reads a tensor that it or a later node writes"),
+    "two wait for each other": (wired(_two_in_a_circle), "node 0 reads a tensor that it or a later node writes"),
     "output is constant": (wired(_output_is_constant), "constant"),
-    "output is scale": (wired(_output_is_scale), "cannot be claimed; its outputs must be written by no other"),
+    "output is scale": (wired(_output_is_scale), "node 0 reads a tensor that it or a later node writes"),
     "tree, plain weights": (node(TREE), "the weights are no tree"),
     "plain, tree's weights": (node(constants=(TREE_WORDS, SCALE, BIAS)), "weights: expected 144 elements"),
     "tree, one word": (_tree({}, 1), "the weights are no tree"),

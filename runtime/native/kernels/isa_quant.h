@@ -1,0 +1,346 @@
+// The loops of the quantized operators, over what each unit defines besides the pieces of isa_impl.h:
+//   Bytes      weights, four to a lane, of kWidth lanes         load_bytes(const void*)
+//   low_bits<kBits>(Bytes)     the lowest bits of each byte, as they are multiplied: less kTaken<kBits>
+//   next_bits<kBits>(Bytes)    the bits above them brought down; what comes in from above does not matter
+//   Quad       four inputs in every lane                        spread(const int8_t*)
+//   Dots       kWidth running dot products                      zero_dots(), store_dots(int32_t* to, Dots, int32_t less)
+//   add_dots<kBits>(Dots&, Bytes, Quad)                         adds four products to each lane
+//   add_products(Dots&, Bytes columns, Bytes weights)           the same of signed weights, and inputs + kColumnBias
+//   less_products(Dots, int32_t less), less_products(Dots, const uint8_t* zero, int32_t taken, int32_t sum)
+//                                                               Floats of dots less these, or less (zero - taken) * sum
+//   Floats * and +, splat_float(float), load_halves(const uint16_t*), sum_floats(const int32_t* a, const int32_t* b)
+//   centred(const int8_t*, int32_t zero)                        Floats of bytes less zero
+//   store_bytes(int8_t* to, Floats, const Rounding&)            kWidth of them, quantized
+//   kDotPixels, kDotVectors    the tile that fits the registers, as above
+#include "isa.h"
+
+namespace ferryman::kernels {
+namespace {
+
+template <int kBits>
+constexpr int32_t kHalf = 1 << (kBits - 1);  // what stands for 0
+
+constexpr size_t byte_place(size_t n, size_t block_stride) {
+  return n / kParts * block_stride + n % kParts * kWidth * 4;
+}
+
+template <int kBits, size_t kM, size_t kN>
+inline void accumulate(
+    Dots (&dots)[kM][kN], const int8_t* x, size_t x_stride, size_t quads, const uint8_t* w, size_t block_stride) {
+  constexpr size_t kPer = 8 / kBits;
+  Bytes packed[kN];
+  const auto load = [&] {
+    for (size_t n = 0; n < kN; ++n) {
+      packed[n] = load_bytes(w + byte_place(n, block_stride));
+    }
+    w += kVectorBytes;
+  };
+  const auto add = [&](size_t quad) {
+    Bytes weights[kN];
+    for (size_t n = 0; n < kN; ++n) {
+      weights[n] = low_bits<kBits>(packed[n]);
+      if constexpr (kPer > 1) {
+        packed[n] = next_bits<kBits>(packed[n]);
+      }
+    }
+    for (size_t m = 0; m < kM; ++m) {
+      const Quad four = spread(x + m * x_stride + 4 * quad);
+      for (size_t n = 0; n < kN; ++n) {
+        add_dots<kBits>(dots[m][n], weights[n], four);
+      }
+    }
+  };
+  size_t quad = 0;
+  while (quad + kPer <= quads) {
+    load();
+    for (size_t j = 0; j < kPer; ++j) {
+      add(quad++);
+    }
+  }
+  if (quad < quads) {
+    load();
+    while (quad < quads) {
+      add(quad++);
+    }
+  }
+}
+
+template <int kBits>
+struct DotTile {
+  const int8_t* x;
+  size_t x_stride;
+  const int32_t* sums;
+  size_t quads;
+  const uint8_t* w;
+  size_t block_stride;
+  int32_t* out;
+  size_t out_stride;
+
+  template <size_t kM, size_t kN>
+  void run(size_t pixel, size_t vector) const {
+    Dots dots[kM][kN];
+    fill(dots, zero_dots());
+    accumulate<kBits>(dots, x + pixel * x_stride, x_stride, quads, w + byte_place(vector, block_stride), block_stride);
+    for (size_t m = 0; m < kM; ++m) {
+      const int32_t less = (kHalf<kBits> - kTaken<kBits>)*sums[pixel + m];
+      for (size_t n = 0; n < kN; ++n) {
+        store_dots(out + (pixel + m) * out_stride + (vector + n) * kWidth, dots[m][n], less);
+      }
+    }
+  }
+};
+
+void dots(
+    int32_t bits,
+    const int8_t* x,
+    size_t x_stride,
+    const int32_t* sums,
+    size_t pixels,
+    size_t quads,
+    const uint8_t* w,
+    size_t block_stride,
+    size_t blocks,
+    int32_t* out,
+    size_t out_stride) {
+  const auto run = [&](const auto& tile) { rows<kDotPixels, kDotVectors>(tile, pixels, 0, blocks * kParts); };
+  if (bits == 8) {
+    run(DotTile<8>{x, x_stride, sums, quads, w, block_stride, out, out_stride});
+  } else if (bits == 4) {
+    run(DotTile<4>{x, x_stride, sums, quads, w, block_stride, out, out_stride});
+  } else {
+    run(DotTile<2>{x, x_stride, sums, quads, w, block_stride, out, out_stride});
+  }
+}
+
+void interleave(const int8_t* const* rows, size_t count, uint8_t* out) {
+  for (size_t c = 0; c < count; ++c) {
+    for (size_t i = 0; i < 4; ++i) {
+      out[4 * c + i] = static_cast<uint8_t>(rows[i][c] + kColumnBias);
+    }
+  }
+}
+
+struct ColumnTile {
+  const uint8_t* columns;
+  size_t pixel_step;
+  const size_t* offsets;
+  size_t taps;
+  const int8_t* w;
+  int32_t* out;
+  size_t out_stride;
+
+  template <size_t kM, size_t kN>
+  void run(size_t pixel, size_t) const {
+    Dots dots[kM][kN];
+    fill(dots, zero_dots());
+    for (size_t tap = 0; tap < taps; ++tap) {
+      const uint8_t* const from = columns + pixel * pixel_step + offsets[tap];
+      for (size_t n = 0; n < kN; ++n) {
+        const Bytes weights = load_bytes(w + tap * kVectorBytes + n * 4 * kWidth);
+        for (size_t m = 0; m < kM; ++m) {
+          add_products(dots[m][n], load_bytes(from + m * pixel_step + n * 4 * kWidth), weights);
+        }
+      }
+    }
+    for (size_t m = 0; m < kM; ++m) {
+      for (size_t n = 0; n < kN; ++n) {
+        store_dots(out + (pixel + m) * out_stride + n * kWidth, dots[m][n], 0);
+      }
+    }
+  }
+};
+
+void column_dots(
+    const uint8_t* columns,
+    size_t pixel_step,
+    const size_t* offsets,
+    size_t taps,
+    const int8_t* w,
+    size_t pixels,
+    int32_t* out,
+    size_t out_stride) {
+  const ColumnTile tile{columns, pixel_step, offsets, taps, w, out, out_stride};
+  rows<kDotPixels, kParts>(tile, pixels, 0, kParts);
+}
+
+template <int kBits>
+struct GroupTile {
+  const Grouped& grouped;
+  const int8_t* x;
+  size_t x_stride;
+  const int32_t* sums;
+  const uint8_t* w;
+  const uint16_t* scale;
+  const uint8_t* zero;
+  float* out;
+
+  template <size_t kM, size_t kN>
+  void run(size_t row, size_t) const {
+    static_assert(kN == kParts);
+    const size_t groups = grouped.groups;
+    Floats total[kM][kN];
+    fill(total, zero_floats());
+    for (size_t g = 0; g < groups; ++g) {
+      const size_t begin = g * grouped.group;
+      const size_t end = begin + grouped.group < grouped.channels ? begin + grouped.group : grouped.channels;
+      Dots dots[kM][kN];
+      fill(dots, zero_dots());
+      accumulate<kBits>(
+          dots, x + row * x_stride + begin, x_stride, (end - begin + 3) / 4, w + begin * kBits / 8 * kLanes, 0);
+      for (size_t n = 0; n < kN; ++n) {
+        const size_t at = g * kLanes + n * kWidth;
+        const Floats factor = load_halves(scale + at);
+        for (size_t m = 0; m < kM; ++m) {
+          const int32_t sum = sums[(row + m) * groups + g];
+          const Floats product = factor *
+              (zero ? less_products(dots[m][n], zero + at, kTaken<kBits>, sum)
+                    : less_products(dots[m][n], (kHalf<kBits> - kTaken<kBits>)*sum));
+          total[m][n] = g == 0 ? product : total[m][n] + product;
+        }
+      }
+    }
+    for (size_t m = 0; m < kM; ++m) {
+      for (size_t n = 0; n < kN; ++n) {
+        store(out + (row + m) * kLanes + n * kWidth, total[m][n]);
+      }
+    }
+  }
+};
+
+void group_dots(
+    const Grouped& grouped,
+    const int8_t* x,
+    size_t x_stride,
+    const int32_t* sums,
+    size_t row_count,
+    const uint8_t* w,
+    const uint16_t* scale,
+    const uint8_t* zero,
+    float* out) {
+  const auto run = [&](const auto& tile) { rows<kDotPixels, kParts>(tile, row_count, 0, kParts); };
+  if (grouped.bits == 8) {
+    run(GroupTile<8>{grouped, x, x_stride, sums, w, scale, zero, out});
+  } else if (grouped.bits == 4) {
+    run(GroupTile<4>{grouped, x, x_stride, sums, w, scale, zero, out});
+  } else {
+    run(GroupTile<2>{grouped, x, x_stride, sums, w, scale, zero, out});
+  }
+}
+
+void sums(const int8_t* x, size_t stride, size_t rows, size_t count, int32_t* out) {
+  for (size_t row = 0; row < rows; ++row, x += stride) {
+    int32_t total = 0;
+    for (size_t k = 0; k < count; ++k) {
+      total += x[k];
+    }
+    out[row] = total;
+  }
+}
+
+// As integers, magnitudes have the same order.
+float largest(const float* x, size_t count) {
+  constexpr int32_t kInfinity = 255 << 23;
+  int32_t most = 0;
+  for (size_t i = 0; i < count; ++i) {
+    int32_t bits;
+    __builtin_memcpy(&bits, x + i, sizeof bits);
+    bits &= INT32_MAX;
+    bits = bits > kInfinity ? 0 : bits;
+    most = most > bits ? most : bits;
+  }
+  float magnitude;
+  __builtin_memcpy(&magnitude, &most, sizeof most);
+  return magnitude;
+}
+
+void quantize(const float* x, size_t count, const Rounding& rounding, int8_t* out) {
+  const Rounding own = rounding;
+  size_t i = 0;
+  for (; i + kWidth <= count; i += kWidth) {
+    store_bytes(out + i, load_floats(x + i), own);
+  }
+  if (i < count) {
+    float last[kWidth] = {};
+    int8_t made[kWidth];
+    __builtin_memcpy(last, x + i, (count - i) * sizeof *x);
+    store_bytes(made, load_floats(last), own);
+    __builtin_memcpy(out + i, made, count - i);
+  }
+}
+
+// Calls put(pixel, n, channels, outputs) for each pixel's blocks of channels, pixels innermost.
+template <bool kAdd, typename Put>
+inline void for_blocks(const Dotted& given, const Put& put) {
+  const Dotted d = given;
+  for (size_t n = 0; n < d.channels; n += kLanes) {
+    const size_t channels = d.channels - n < kLanes ? d.channels - n : kLanes;
+    Floats factor[kParts], bias[kParts];
+    for (size_t i = 0; i < kParts; ++i) {
+      factor[i] = splat_float(d.x_scale) * load_floats(d.scale + n + i * kWidth);
+      bias[i] = load_floats(d.bias + n + i * kWidth);
+    }
+    for (size_t p = 0; p < d.pixels; ++p) {
+      Floats made[kParts];
+      for (size_t i = 0; i < kParts; ++i) {
+        const size_t at = n + i * kWidth;
+        made[i] = sum_floats(d.dots + p * d.stride + at, d.base + at) * factor[i] + bias[i];
+      }
+      if constexpr (kAdd) {
+        const int8_t* add = d.add + p * d.add_stride + n;
+        int8_t last[kLanes] = {};
+        if (channels < kLanes) {
+          __builtin_memcpy(last, add, channels);
+          add = last;
+        }
+        for (size_t i = 0; i < kParts; ++i) {
+          made[i] = made[i] + splat_float(d.add_scale) * centred(add + i * kWidth, d.add_zero);
+        }
+      }
+      put(p, n, channels, made);
+    }
+  }
+}
+
+template <bool kAdd>
+void put_all_floats(const Dotted& dotted, float* out, size_t out_stride, bool turned) {
+  alignas(64) float square[kLanes * kLanes];
+  for_blocks<kAdd>(dotted, [&](size_t p, size_t n, size_t channels, const Floats(&made)[kParts]) {
+    const size_t row = p % kLanes;
+    const bool whole = !turned && channels == kLanes;
+    float* const to = whole ? out + p * out_stride + n : square + row * kLanes;
+    for (size_t i = 0; i < kParts; ++i) {
+      store(to + i * kWidth, made[i]);
+    }
+    if (turned && (row == kLanes - 1 || p == dotted.pixels - 1)) {
+      transpose(square, kLanes, row + 1, channels, out + n * out_stride + p - row, out_stride);
+    } else if (!turned && !whole) {
+      __builtin_memcpy(out + p * out_stride + n, to, channels * sizeof *to);
+    }
+  });
+}
+
+void put_floats(const Dotted& dotted, float* out, size_t out_stride, bool turned) {
+  (dotted.add ? put_all_floats<true> : put_all_floats<false>)(dotted, out, out_stride, turned);
+}
+
+template <bool kAdd>
+void put_all_bytes(const Dotted& dotted, const Rounding& given, int8_t* out, size_t out_stride) {
+  const Rounding rounding = given;
+  for_blocks<kAdd>(dotted, [&](size_t p, size_t n, size_t channels, const Floats(&made)[kParts]) {
+    int8_t last[kLanes];
+    int8_t* const to = channels == kLanes ? out + p * out_stride + n : last;
+    for (size_t i = 0; i < kParts; ++i) {
+      store_bytes(to + i * kWidth, made[i], rounding);
+    }
+    if (channels < kLanes) {
+      __builtin_memcpy(out + p * out_stride + n, last, channels);
+    }
+  });
+}
+
+void put_bytes(const Dotted& dotted, const Rounding& rounding, int8_t* out, size_t out_stride) {
+  (dotted.add ? put_all_bytes<true> : put_all_bytes<false>)(dotted, rounding, out, out_stride);
+}
+
+} // namespace
+} // namespace ferryman::kernels
