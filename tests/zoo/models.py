@@ -42,21 +42,22 @@ class _InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """MobileNetV2 at width 0.5, all stages, with its mean over space that drops the dimensions."""
+    """MobileNetV2, all stages, with its mean over space that drops the dimensions; at half width by default."""
 
-    def __init__(self, classes: int = 100) -> None:
+    def __init__(self, classes: int = 100, *, full: bool = False) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU6()]
-        inside = 16
-        for expand, width, repeats, stride in (
-            (1, 8, 1, 1), (6, 16, 2, 2), (6, 16, 3, 2), (6, 32, 4, 2), (6, 48, 3, 1), (6, 80, 3, 2), (6, 160, 1, 1),
-        ):  # fmt: skip
+        widths = (32, 16, 24, 32, 64, 96, 160, 320, 1280) if full else (16, 8, 16, 16, 32, 48, 80, 160, 640)
+        inside, *stages, last = widths
+        layers: list[nn.Module] = [nn.Conv2d(3, inside, 3, 2, 1, bias=False), nn.BatchNorm2d(inside), nn.ReLU6()]
+        for width, (expand, repeats, stride) in zip(
+            stages, ((1, 1, 1), (6, 2, 2), (6, 3, 2), (6, 4, 2), (6, 3, 1), (6, 3, 2), (6, 1, 1)), strict=True
+        ):
             for index in range(repeats):
                 layers.append(_InvertedResidual(inside, width, stride if index == 0 else 1, expand))
                 inside = width
-        layers += [nn.Conv2d(inside, 640, 1, bias=False), nn.BatchNorm2d(640), nn.ReLU6()]
+        layers += [nn.Conv2d(inside, last, 1, bias=False), nn.BatchNorm2d(last), nn.ReLU6()]
         self.features = nn.Sequential(*layers)
-        self.classifier = nn.Linear(640, classes)
+        self.classifier = nn.Linear(last, classes)
 
     def forward(self, image):
         return self.classifier(self.features(image).mean((2, 3)))
@@ -66,6 +67,13 @@ def mobilenet_v2():
     torch.manual_seed(1)
     image = torch.randn(1, 3, 96, 96)
     return _calibrated(MobileNetV2(), torch.randn(8, 3, 96, 96)), (image,)
+
+
+def mobilenet_v2_full():
+    """As published: 3.5 M parameters, 224x224."""
+    torch.manual_seed(1)
+    image = torch.randn(1, 3, 224, 224)
+    return _calibrated(MobileNetV2(1000, full=True), torch.randn(4, 3, 224, 224)), (image,)
 
 
 class _BasicBlock(nn.Module):
@@ -147,6 +155,12 @@ class Decoder(nn.Module):
 def decoder():
     torch.manual_seed(3)
     return Decoder().eval(), (torch.randint(0, 512, (2, 32)),)
+
+
+def decoder_of_six():
+    """6 blocks of 256, 4096 tokens: 5.8 M parameters, the head tied to the tokens."""
+    torch.manual_seed(3)
+    return Decoder(4096, 256, 6, 64).eval(), (torch.randint(0, 4096, (1, 64)),)
 
 
 class StatefulLstm(nn.Module):
