@@ -27,6 +27,8 @@ RUNS = "200"
 HOST_COMMAND = Path(sys.executable).with_name("ferryman")
 DEVICE_COMMAND = ROOT / ".venv-device" / "bin" / "ferryman"
 _WAIT_S = 30.0
+_ROUNDED_MAX = 9
+"""Test images, of 450, on which 4-bit weights may answer another class."""
 
 
 def main(folder: Path = ROOT / ".demo") -> None:
@@ -39,7 +41,8 @@ def main(folder: Path = ROOT / ".demo") -> None:
 
     _headline("3 convert both to both runtimes; every artifact is proven against eager on the real interpreters")
     packages = {"digits": folder / "digits.ferry", "digits-binary": folder / "digits-binary.ferry"}
-    _ferryman("convert", "tests.e2e.digits:trained", "--name", "digits", "-o", str(folder))
+    both = ["--form", "fp32", "--form", "4bit", "--calibrate", "tests.e2e.digits:calibration"]
+    _ferryman("convert", "tests.e2e.digits:trained", *both, "--name", "digits", "-o", str(folder))
     binary = ["convert", "tests.e2e.digits:trained_binary", "--form", "binary", "--name", "digits-binary"]
     _ferryman(*binary, "-o", str(folder))
 
@@ -147,10 +150,12 @@ def _compare_on_device(module: torch.nn.Module, package: Path, broker_url: str) 
                     for image in images
                 ]
                 found = np.array([answer.outputs[0].to_array().argmax() for answer in answers])
-                if differing := int((found != eager).sum()):
+                differing = int((found != eager).sum())
+                if differing > (_ROUNDED_MAX if variant.form == "4bit" else 0):
                     raise RuntimeError(f"{variant.name} on {interpreter} differs from eager on {differing} images")
                 on_device = float((found == labels.numpy()).mean())
-                print(f"  {variant.name} on {interpreter}: {on_device:.2%}, equal to eager on every image")
+                what = f"another class than eager on {differing} images" if differing else "equal to eager on every image"
+                print(f"  {variant.name} on {interpreter}: {on_device:.2%}, {what}")
 
 
 def _wait_for_measurements(database: Path) -> None:

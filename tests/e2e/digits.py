@@ -80,6 +80,11 @@ class Batches:
             yield self.images[batch], self.labels[batch]
 
 
+def calibration() -> list[torch.Tensor]:
+    """What `--calibrate tests.e2e.digits:calibration` asks for: some training images."""
+    return list(images()[0][:64].split(1))
+
+
 def accuracy(module: nn.Module) -> float:
     """On the test digits."""
     _, test_images, _, labels = images()
