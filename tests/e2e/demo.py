@@ -154,7 +154,9 @@ def _compare_on_device(module: torch.nn.Module, package: Path, broker_url: str) 
                 if differing > (_ROUNDED_MAX if variant.form == "4bit" else 0):
                     raise RuntimeError(f"{variant.name} on {interpreter} differs from eager on {differing} images")
                 on_device = float((found == labels.numpy()).mean())
-                what = f"another class than eager on {differing} images" if differing else "equal to eager on every image"
+                what = (
+                    f"another class than eager on {differing} images" if differing else "equal to eager on every image"
+                )
                 print(f"  {variant.name} on {interpreter}: {on_device:.2%}, {what}")
 
 
