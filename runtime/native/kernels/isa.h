@@ -159,8 +159,15 @@ struct Isa {
       int32_t* out,
       size_t out_stride);
 
-  // out[4 * c + i]: rows[i][c] + column_bias, for c < count.
-  void (*interleave)(const int8_t* const* rows, size_t count, uint8_t* out);
+  // out[column * out_stride + 4 * c + i]: rows[i][column * steps[i] + c] + column_bias, for c < channels; as many more as
+  // fill a block hold what may be multiplied too.
+  void (*interleave)(
+      const int8_t* const* rows,
+      const size_t* steps,
+      size_t columns,
+      size_t channels,
+      uint8_t* out,
+      size_t out_stride);
 
   // out[pixel * out_stride + lane], for a block of lanes: the sum over taps and bytes i < 4 of
   // columns[pixel * pixel_step + offsets[tap] + 4 * lane + i] and w[tap * 64 + 4 * lane + i].

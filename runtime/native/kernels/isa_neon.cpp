@@ -144,6 +144,10 @@ inline Quad spread(const int8_t* x) {
   return vreinterpretq_s8_s32(vdupq_n_s32(quad));
 }
 
+inline void interleave16(const int8_t* a, const int8_t* b, const int8_t* c, const int8_t* d, uint8_t* out) {
+  vst4q_s8(reinterpret_cast<int8_t*>(out), {{vld1q_s8(a), vld1q_s8(b), vld1q_s8(c), vld1q_s8(d)}});
+}
+
 #ifdef __ARM_FEATURE_DOTPROD
 using Dots = int32x4_t;
 

@@ -211,6 +211,13 @@ inline void add_dots(Dots& dots, const Bytes& weights, Quad x) {
   }
 }
 
+inline void interleave16(const int8_t* a, const int8_t* b, const int8_t* c, const int8_t* d, uint8_t* out) {
+  const int8_t* const rows[] = {a, b, c, d};
+  for (size_t i = 0; i < kVectorBytes; ++i) {
+    out[i] = static_cast<uint8_t>(rows[i % 4][i / 4]);
+  }
+}
+
 inline void add_products(Dots& dots, const Bytes& columns, const Bytes& weights) {
   for (size_t i = 0; i < kLanes; ++i) {
     for (size_t j = 0; j < 4; ++j) {

@@ -5,6 +5,7 @@
 //   Quad       four inputs in every lane                        spread(const int8_t*)
 //   Dots       kWidth running dot products                      zero_dots(), store_dots(int32_t* to, Dots, int32_t less)
 //   add_dots<kBits>(Dots&, Bytes, Quad)                         adds four products to each lane
+//   interleave16(const int8_t* a, b, c, d, uint8_t* out)        out[4 * i] and on: a[i], b[i], c[i], d[i], + kColumnBias
 //   add_products(Dots&, Bytes columns, Bytes weights)           the same of signed weights, and inputs + kColumnBias
 //   less_products(Dots, int32_t less), less_products(Dots, const uint8_t* zero, int32_t taken, int32_t sum)
 //                                                               Floats of dots less these, or less (zero - taken) * sum
@@ -112,10 +113,28 @@ void dots(
   }
 }
 
-void interleave(const int8_t* const* rows, size_t count, uint8_t* out) {
-  for (size_t c = 0; c < count; ++c) {
+void interleave(
+    const int8_t* const* rows,
+    const size_t* steps,
+    size_t columns,
+    size_t channels,
+    uint8_t* out,
+    size_t out_stride) {
+  for (size_t column = 0; column < columns; ++column, out += out_stride) {
+    const int8_t* at[4];
     for (size_t i = 0; i < 4; ++i) {
-      out[4 * c + i] = static_cast<uint8_t>(rows[i][c] + kColumnBias);
+      at[i] = rows[i] + column * steps[i];
+    }
+    size_t c = 0;
+    for (; c + kLanes <= channels; c += kLanes) {
+      interleave16(at[0] + c, at[1] + c, at[2] + c, at[3] + c, out + 4 * c);
+    }
+    if (c < channels) {
+      int8_t last[4][kLanes] = {};
+      for (size_t i = 0; i < 4; ++i) {
+        __builtin_memcpy(last[i], at[i] + c, channels - c);
+      }
+      interleave16(last[0], last[1], last[2], last[3], out + 4 * c);
     }
   }
 }

@@ -316,14 +316,48 @@ void spread_weights(const QuantWork& work, int8_t* w, int32_t* sums) {
   }
 }
 
+// Interleaves the rows of `count` columns, `step` apart from the first of an output pixel's window on.
+void put_columns(
+    const QuantWork& work,
+    const Columns& c,
+    const int8_t* x,
+    const Position& first,
+    size_t count,
+    size_t step,
+    size_t channels,
+    const int8_t* outside,
+    uint8_t* to) {
+  const Geometry& g = work.g;
+  const auto pixel = static_cast<ptrdiff_t>(g.conv.out_channels);
+  const auto by = static_cast<ptrdiff_t>(step);
+  const ptrdiff_t left = g.source_x(first.column, 0);
+  const auto within = [&](ptrdiff_t columns) { return static_cast<size_t>(std::clamp<ptrdiff_t>(columns, 0, count)); };
+  const size_t begin = within((by - 1 - left) / by);  // the first column that the image has,
+  const size_t end = std::max(begin, within((g.conv.width - left + by - 1) / by));  // and the first beyond it
+  for (size_t quad = 0; quad < c.quads; ++quad, to += c.lanes * 4) {
+    const int8_t* rows[4];
+    const int8_t* const none[4] = {outside, outside, outside, outside};
+    size_t steps[4];
+    const size_t still[4] = {};
+    for (size_t r = 0; r < 4; ++r) {
+      const ptrdiff_t y = g.source_y(first.row, 4 * quad + r);
+      const bool inside = begin < end && 4 * quad + r < static_cast<size_t>(g.conv.kernel_h) && y >= 0 && y < g.conv.height;
+      rows[r] = inside ? x + (y * g.conv.width + left + static_cast<ptrdiff_t>(begin) * by) * pixel : outside;
+      steps[r] = inside ? static_cast<size_t>(by * pixel) : 0;
+    }
+    work.isa.interleave(none, still, begin, channels, to, c.bytes);
+    work.isa.interleave(rows, steps, end - begin, channels, to + begin * c.bytes, c.bytes);
+    work.isa.interleave(none, still, count - end, channels, to + end * c.bytes, c.bytes);
+  }
+}
+
 // Rows of outputs of a depthwise convolution.
 void run_rows(const QuantWork& work, const Columns& c, size_t image, size_t first, size_t row_count) {
   const Geometry& g = work.g;
   const auto channels = static_cast<size_t>(g.conv.out_channels);
   const auto kernel = static_cast<size_t>(g.conv.kernel_w);
   const size_t taps = kernel * c.quads;
-  const size_t room = c.count(c.pixels, kernel) * c.bytes;
-  const Buffer<uint8_t> columns(room);
+  const Buffer<uint8_t> columns(c.count(c.pixels, kernel) * c.bytes);
   const Buffer<int32_t> dots(kColumnPixels * c.lanes);
   const Buffer<size_t> offsets(taps);
   const Buffer<int8_t> outside(c.lanes);
@@ -331,7 +365,6 @@ void run_rows(const QuantWork& work, const Columns& c, size_t image, size_t firs
     work.failed->store(true);
     return;
   }
-  memset(columns.get(), 0, room);  // lanes beyond the channels
   memset(outside.get(), work.x_zero, c.lanes);
   for (size_t tap = 0; tap < taps; ++tap) {
     offsets.get()[tap] = tap / c.quads * c.tap_step * c.bytes + tap % c.quads * c.lanes * 4;
@@ -342,19 +375,13 @@ void run_rows(const QuantWork& work, const Columns& c, size_t image, size_t firs
     const size_t pixels = std::min(c.pixels, g.out_width - begin.column);
     for (size_t n = 0; n < channels; n += c.lanes) {
       const size_t lanes = std::min(c.lanes, channels - n);
-      for (size_t i = 0; i < c.count(pixels, kernel); ++i) {
-        const ptrdiff_t column = c.shared ? g.source_x(begin.column, 0) + static_cast<ptrdiff_t>(i)
-                                          : g.source_x(begin.column + i / kernel, i % kernel);
-        for (size_t quad = 0; quad < c.quads; ++quad) {
-          const int8_t* rows[4];
-          for (size_t r = 0; r < 4; ++r) {
-            const size_t ky = 4 * quad + r;
-            const ptrdiff_t y = g.source_y(begin.row, ky);
-            const bool inside = ky < static_cast<size_t>(g.conv.kernel_h) && y >= 0 && y < g.conv.height &&
-                column >= 0 && column < g.conv.width;
-            rows[r] = inside ? x + static_cast<size_t>(y * g.conv.width + column) * channels + n : outside.get();
-          }
-          work.isa.interleave(rows, lanes, columns.get() + i * c.bytes + quad * c.lanes * 4);
+      if (c.shared) {
+        put_columns(work, c, x + n, begin, c.count(pixels, kernel), 1, lanes, outside.get(), columns.get());
+      } else {
+        Position own = begin;
+        for (size_t p = 0; p < pixels; ++p, ++own.column) {
+          uint8_t* const to = columns.get() + p * c.step * c.bytes;
+          put_columns(work, c, x + n, own, kernel, static_cast<size_t>(g.conv.dilation_w), lanes, outside.get(), to);
         }
       }
       for (size_t p = 0; p < pixels; p += kColumnPixels) {
