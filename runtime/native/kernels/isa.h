@@ -144,6 +144,16 @@ struct Isa {
   // What `interleave` adds to inputs.
   int32_t column_bias;
 
+  // rows[pixel * stride] and on: `bytes` of each run, from runs[i] + pixel * steps[i] on, then zeros.
+  void (*gather_bytes)(
+      const int8_t* const* runs,
+      const size_t* steps,
+      size_t count,
+      size_t bytes,
+      size_t pixels,
+      int8_t* rows,
+      size_t stride);
+
   // out[pixel * out_stride + 16 * block + lane]: the dot product of x[pixel * x_stride + k], k < 4 * quads, and a lane of
   // weights of `bits`, from w + block * block_stride on. sums[pixel] is the sum of these x.
   void (*dots)(

@@ -204,6 +204,30 @@ inline void store_dots(int32_t* to, Dots dots, int32_t less) {
   _mm512_storeu_si512(to, _mm512_sub_epi32(dots, _mm512_set1_epi32(less)));
 }
 
+inline int32_t sum_bytes(const int8_t* x, size_t count) {
+  const __m512i ones = _mm512_set1_epi8(1);
+  __m512i sums = _mm512_setzero_si512();
+  size_t i = 0;
+  for (; i + kVectorBytes <= count; i += kVectorBytes) {
+    sums = _mm512_dpbusd_epi32(sums, ones, _mm512_loadu_si512(x + i));
+  }
+  if (i < count) {
+    sums = _mm512_dpbusd_epi32(sums, ones, _mm512_maskz_loadu_epi8(~0ull >> (kVectorBytes - (count - i)), x + i));
+  }
+  return _mm512_reduce_add_epi32(sums);
+}
+
+inline void copy_bytes(int8_t* to, const int8_t* from, size_t count) {
+  size_t i = 0;
+  for (; i + kVectorBytes <= count; i += kVectorBytes) {
+    _mm512_storeu_si512(to + i, _mm512_loadu_si512(from + i));
+  }
+  if (i < count) {
+    const __mmask64 last = ~0ull >> (kVectorBytes - (count - i));
+    _mm512_mask_storeu_epi8(to + i, last, _mm512_maskz_loadu_epi8(last, from + i));
+  }
+}
+
 inline Floats less_products(Dots dots, int32_t less) {
   return _mm512_cvtepi32_ps(_mm512_sub_epi32(dots, _mm512_set1_epi32(less)));
 }

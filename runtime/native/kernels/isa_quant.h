@@ -12,6 +12,7 @@
 //   Floats * and +, splat_float(float), load_halves(const uint16_t*), sum_floats(const int32_t* a, const int32_t* b)
 //   centred(const int8_t*, int32_t zero)                        Floats of bytes less zero
 //   store_bytes(int8_t* to, Floats, const Rounding&)            kWidth of them, quantized
+//   sum_bytes(const int8_t*, size_t), copy_bytes(int8_t* to, const int8_t* from, size_t)
 //   kDotPixels, kDotVectors    the tile that fits the registers, as above
 #include "isa.h"
 
@@ -247,12 +248,27 @@ void group_dots(
 }
 
 void sums(const int8_t* x, size_t stride, size_t rows, size_t count, int32_t* out) {
-  for (size_t row = 0; row < rows; ++row, x += stride) {
-    int32_t total = 0;
-    for (size_t k = 0; k < count; ++k) {
-      total += x[k];
+  for (size_t row = 0; row < rows; ++row) {
+    out[row] = sum_bytes(x + row * stride, count);
+  }
+}
+
+void gather_bytes(
+    const int8_t* const* runs,
+    const size_t* steps,
+    size_t count,
+    size_t bytes,
+    size_t pixels,
+    int8_t* rows,
+    size_t stride) {
+  for (size_t p = 0; p < pixels; ++p, rows += stride) {
+    int8_t* to = rows;
+    for (size_t run = 0; run < count; ++run, to += bytes) {
+      copy_bytes(to, runs[run] + p * steps[run], bytes);
     }
-    out[row] = total;
+    for (; to < rows + stride; ++to) {
+      *to = 0;
+    }
   }
 }
 

@@ -139,38 +139,61 @@ void put(const QuantWork& work, const Part& part, const int32_t* dots, size_t st
   }
 }
 
-// One output pixel's window of one group.
-void gather(const QuantWork& work, size_t image, size_t group, const Position& pixel, int8_t* row) {
-  const Geometry& g = work.g;
-  const auto pixel_size = static_cast<size_t>(g.conv.channels);
-  const int8_t* const from = work.x + image * g.in_pixels * pixel_size + group * g.channels;
-  if (g.conv.groups == 1 && g.conv.dilation_w == 1) {  // what a row of the image has of the window is side by side
-    const Met met = g.met(pixel);
-    const size_t size = static_cast<size_t>(g.conv.kernel_w) * g.channels;
-    const size_t left = met.left * g.channels;
-    const size_t inside = met.columns * g.channels;
-    for (size_t ky = 0; ky < static_cast<size_t>(g.conv.kernel_h); ++ky, row += size) {
-      if (ky < met.top || ky >= met.top + met.rows) {
-        memset(row, work.x_zero, size);
-        continue;
-      }
-      const auto y = static_cast<size_t>(g.source_y(pixel.row, ky));
-      const auto x = static_cast<size_t>(g.source_x(pixel.column, met.left));
-      memset(row, work.x_zero, left);
-      memcpy(row + left, from + (y * static_cast<size_t>(g.conv.width) + x) * g.channels, inside);
-      memset(row + left + inside, work.x_zero, size - left - inside);
-    }
-    return;
+// Gathers the windows of a part. Runs are what windows have side by side: taps, or a row of taps where nothing lies
+// between them. The windows of a row of the output that lie within the image's width move together.
+class Gather {
+ public:
+  Gather(const QuantWork& work, const Part& part)
+      : work_(work),
+        part_(part),
+        runs_(work.g.taps),
+        steps_(work.g.taps),
+        outside_(static_cast<size_t>(work.g.conv.kernel_w) * work.g.channels) {}
+
+  explicit operator bool() const {
+    return runs_ && steps_ && outside_;
   }
-  g.for_taps(pixel, [&](size_t, ptrdiff_t source) {
-    if (source >= 0) {
-      memcpy(row, from + static_cast<size_t>(source) * pixel_size, g.channels);
-    } else {
-      memset(row, work.x_zero, g.channels);
+
+  void put(int8_t* rows, size_t stride) const {
+    const Geometry& g = work_.g;
+    memset(outside_.get(), work_.x_zero, static_cast<size_t>(g.conv.kernel_w) * g.channels);
+    const ptrdiff_t last_tap = static_cast<ptrdiff_t>(g.conv.dilation_w) * (g.conv.kernel_w - 1);
+    const ptrdiff_t room = g.conv.width + g.conv.pad_left - last_tap;  // of windows' first taps, from the padding on
+    const auto begin = static_cast<size_t>((g.conv.pad_left + g.conv.stride_w - 1) / g.conv.stride_w);
+    const auto end = static_cast<size_t>(std::max<ptrdiff_t>(room + g.conv.stride_w - 1, 0) / g.conv.stride_w);
+    for (size_t p = 0, pixels = 0; p < part_.pixels; p += pixels) {
+      const Position first(part_.pixel + p, g.out_width);
+      const bool inside = first.column >= begin && first.column < end;
+      pixels = inside ? std::min(part_.pixels - p, std::min(end, g.out_width) - first.column) : 1;
+      put_run(first, inside, pixels, rows + p * stride, stride);
     }
-    row += g.channels;
-  });
-}
+  }
+
+ private:
+  void put_run(const Position& first, bool inside, size_t pixels, int8_t* rows, size_t stride) const {
+    const Geometry& g = work_.g;
+    const auto pixel_size = static_cast<size_t>(g.conv.channels);
+    const bool whole_rows = inside && g.conv.groups == 1 && g.conv.dilation_w == 1;
+    const int8_t* const x = work_.x + part_.image * g.in_pixels * pixel_size + part_.group * g.channels;
+    size_t count = 0;
+    g.for_taps(first, [&](size_t tap, ptrdiff_t source) {
+      if (whole_rows && tap % static_cast<size_t>(g.conv.kernel_w)) {
+        return;
+      }
+      runs_.get()[count] = source < 0 ? outside_.get() : x + static_cast<size_t>(source) * pixel_size;
+      steps_.get()[count] = source < 0 ? 0 : static_cast<size_t>(g.conv.stride_w) * pixel_size;
+      ++count;
+    });
+    const size_t bytes = g.depth / count;
+    work_.isa.gather_bytes(runs_.get(), steps_.get(), count, bytes, pixels, rows, stride);
+  }
+
+  const QuantWork& work_;
+  const Part& part_;
+  Buffer<const int8_t*> runs_;
+  Buffer<size_t> steps_;
+  Buffer<int8_t> outside_;
+};
 
 void run_part(const QuantWork& work, const Part& part) {
   const Geometry& g = work.g;
@@ -181,17 +204,14 @@ void run_part(const QuantWork& work, const Part& part) {
   const Buffer<int8_t> windows(direct ? 0 : part.pixels * row);
   const Buffer<int32_t> sums(part.pixels);
   const Buffer<int32_t> dots(part.pixels * kRunChannels);
-  if (!windows || !sums || !dots) {
+  const Gather gather(work, part);
+  if (!windows || !sums || !dots || !gather) {
     work.failed->store(true);
     return;
   }
   const int8_t* x = work.x + (part.image * g.in_pixels + part.pixel) * g.channels;
   if (!direct) {
-    Position pixel(part.pixel, g.out_width);
-    for (size_t p = 0; p < part.pixels; ++p, pixel.next()) {
-      gather(work, part.image, part.group, pixel, windows.get() + p * row);
-      memset(windows.get() + p * row + g.depth, 0, row - g.depth);
-    }
+    gather.put(windows.get(), row);
     x = windows.get();
   }
   work.isa.sums(x, row, part.pixels, row, sums.get());
