@@ -21,7 +21,7 @@ constexpr size_t kWindowBytes = 32768;                       // of one task, at 
 constexpr size_t kWindowPixels = 64;
 constexpr size_t kColumnBytes = 24576;
 constexpr size_t kColumnLanes = 64;
-constexpr size_t kColumnPixels = 16;  // finished at a time
+constexpr size_t kColumnPixels = 64;  // finished at a time
 
 ferryman_binary_conv shape_of(const ferryman_quant_conv& c) {
   return {c.batch,      c.height,     c.width,   c.channels, c.out_channels, c.kernel_h,   c.kernel_w,
@@ -276,6 +276,7 @@ bool sum_weights(const QuantWork& work, int32_t* sums) {
 // too wide for that, each has its own.
 struct Columns {
   size_t quads;    // of rows
+  size_t rows;     // of outputs that they serve
   size_t lanes;    // at a time
   size_t bytes;    // of one column
   size_t pixels;   // of a run
@@ -288,6 +289,7 @@ struct Columns {
     const auto dilation = static_cast<size_t>(g.conv.dilation_w);
     const size_t extent = dilation * (kernel - 1) + 1;
     quads = (static_cast<size_t>(g.conv.kernel_h) + 3) / 4;
+    rows = g.conv.stride_h == 1 && g.conv.dilation_h == 1 ? 4 * quads - static_cast<size_t>(g.conv.kernel_h) + 1 : 1;
     lanes = std::min((static_cast<size_t>(g.conv.out_channels) + kLanes - 1) / kLanes * kLanes, kColumnLanes);
     bytes = lanes * quads * 4;
     const size_t room = kColumnBytes / bytes;
@@ -302,37 +304,47 @@ struct Columns {
   }
 };
 
-// Weights of each block of channels: [kernel_w, quads, 16, 4], below the kernel's last row zeros; and their sums.
-void spread_weights(const QuantWork& work, int8_t* w, int32_t* sums) {
+// Weights of each row of outputs that shares columns, and each block of channels: [kernel_w, quads, 16] words of four
+// bytes, zeros where the kernel has no row; and their sums.
+void spread_weights(const QuantWork& work, const Columns& c, uint32_t* w, int32_t* sums) {
   const Geometry& g = work.g;
   const auto height = static_cast<size_t>(g.conv.kernel_h);
   const auto width = static_cast<size_t>(g.conv.kernel_w);
-  const size_t quads = (height + 3) / 4;
   const auto channels = static_cast<size_t>(g.conv.out_channels);
   const auto bits = static_cast<size_t>(work.conv.bits);
+  const int32_t half = 1 << (bits - 1);
   const uint8_t* from = work.call.weights;
+  uint32_t* to = w;
   for (size_t n = 0; n < channels; n += kLanes, from += (g.taps + work.per() - 1) / work.per() * kLanes) {
     int32_t total[kLanes] = {};
     for (size_t kx = 0; kx < width; ++kx) {
-      for (size_t ky = 0; ky < 4 * quads; ++ky) {
-        int8_t row[kLanes] = {};
-        if (ky < height) {
-          const size_t tap = ky * width + kx;
+      for (size_t ky = 0; ky < 4 * c.quads; ky += 4, to += kLanes) {
+        uint32_t words[kLanes] = {};
+        for (size_t i = 0; i < 4 && ky + i < height; ++i) {
+          const size_t tap = (ky + i) * width + kx;
           const uint8_t* const packed = from + tap / work.per() * kLanes;
           const size_t shift = tap % work.per() * bits;
+#pragma GCC unroll 1  // or it is unrolled before it could be made of vectors
           for (size_t lane = 0; lane < kLanes; ++lane) {
-            const int32_t stored = packed[lane] >> shift & ((1 << bits) - 1);
-            row[lane] = static_cast<int8_t>(stored - (1 << (bits - 1)));
-            total[lane] += row[lane];
+            const int32_t weight = (packed[lane] >> shift & (2 * half - 1)) - half;
+            words[lane] |= (static_cast<uint32_t>(weight) & 255) << (8 * i);
+            total[lane] += weight;
           }
         }
-        for (size_t lane = 0; lane < kLanes; ++lane) {
-          w[4 * lane + ky % 4] = row[lane];
-        }
-        w += ky % 4 == 3 ? kVectorBytes : 0;
+        memcpy(to, words, sizeof words);
       }
     }
     memcpy(sums + n, total, sizeof total);
+  }
+  const auto count = static_cast<size_t>(to - w);
+  const uint32_t nothing[kLanes] = {};
+  for (size_t row = 1; row < c.rows; ++row) {  // further down, which may reach the next quad
+    for (size_t i = 0; i < count; i += kLanes, to += kLanes) {
+      const uint32_t* const above = i / kLanes % c.quads ? w + i - kLanes : nothing;
+      for (size_t lane = 0; lane < kLanes; ++lane) {
+        to[lane] = w[i + lane] << (8 * row) | above[lane] >> (32 - 8 * row);
+      }
+    }
   }
 }
 
@@ -361,7 +373,8 @@ void put_columns(
     const size_t still[4] = {};
     for (size_t r = 0; r < 4; ++r) {
       const ptrdiff_t y = g.source_y(first.row, 4 * quad + r);
-      const bool inside = begin < end && 4 * quad + r < static_cast<size_t>(g.conv.kernel_h) && y >= 0 && y < g.conv.height;
+      const bool needed = 4 * quad + r < static_cast<size_t>(g.conv.kernel_h) + c.rows - 1;
+      const bool inside = begin < end && needed && y >= 0 && y < g.conv.height;
       rows[r] = inside ? x + (y * g.conv.width + left + static_cast<ptrdiff_t>(begin) * by) * pixel : outside;
       steps[r] = inside ? static_cast<size_t>(by * pixel) : 0;
     }
@@ -390,8 +403,10 @@ void run_rows(const QuantWork& work, const Columns& c, size_t image, size_t firs
     offsets.get()[tap] = tap / c.quads * c.tap_step * c.bytes + tap % c.quads * c.lanes * 4;
   }
   const int8_t* const x = work.x + image * g.in_pixels * channels;
-  for (size_t pixel = first * g.out_width; pixel < (first + row_count) * g.out_width;) {
-    const Position begin(pixel, g.out_width);
+  const size_t version = (channels + kLanes - 1) / kLanes * taps * kVectorBytes;
+  Position begin(first * g.out_width, g.out_width);
+  while (begin.row < first + row_count) {
+    const size_t rows = std::min(c.rows, first + row_count - begin.row);
     const size_t pixels = std::min(c.pixels, g.out_width - begin.column);
     for (size_t n = 0; n < channels; n += c.lanes) {
       const size_t lanes = std::min(c.lanes, channels - n);
@@ -404,24 +419,32 @@ void run_rows(const QuantWork& work, const Columns& c, size_t image, size_t firs
           put_columns(work, c, x + n, own, kernel, static_cast<size_t>(g.conv.dilation_w), lanes, outside.get(), to);
         }
       }
-      for (size_t p = 0; p < pixels; p += kColumnPixels) {
-        const size_t count = std::min(kColumnPixels, pixels - p);
-        for (size_t lane = 0; lane < lanes; lane += kLanes) {
-          work.isa.column_dots(columns.get() + p * c.step * c.bytes + lane * 4, c.step * c.bytes, offsets.get(), taps,
-                               work.column_weights + (n + lane) * taps * 4, count, dots.get() + lane, c.lanes);
+      for (size_t row = 0; row < rows; ++row) {
+        const int8_t* const w = work.column_weights + row * version + n * taps * 4;
+        const size_t pixel = (begin.row + row) * g.out_width + begin.column;
+        for (size_t p = 0; p < pixels; p += kColumnPixels) {
+          const size_t count = std::min(kColumnPixels, pixels - p);
+          for (size_t lane = 0; lane < lanes; lane += kLanes) {
+            work.isa.column_dots(columns.get() + p * c.step * c.bytes + lane * 4, c.step * c.bytes, offsets.get(), taps,
+                                 w + lane * taps * 4, count, dots.get() + lane, c.lanes);
+          }
+          put(work, {image, 0, pixel + p, count, n, lanes}, dots.get(), c.lanes);
         }
-        put(work, {image, 0, pixel + p, count, n, lanes}, dots.get(), c.lanes);
       }
     }
-    pixel += pixels;
+    begin.column += pixels;
+    if (begin.column == g.out_width) {
+      begin.column = 0;
+      begin.row += rows;
+    }
   }
 }
 
-void run_depthwise(const QuantWork& work) {
+void run_depthwise(const QuantWork& work, const Columns& columns) {
   const Geometry& g = work.g;
-  const Columns columns(g);
   const auto images = static_cast<size_t>(g.conv.batch);
-  const size_t run = std::max<size_t>(g.out_height * images / (2 * work.threads()), 1);
+  const size_t each = std::max<size_t>(g.out_height * images / (2 * work.threads()), 1);
+  const size_t run = (each + columns.rows - 1) / columns.rows * columns.rows;
   const size_t runs = (g.out_height + run - 1) / run;
   for_each(work.call, images * runs, [&](size_t task) {
     const size_t first = task % runs * run;
@@ -449,14 +472,15 @@ const char* run_quantized(const ferryman_quant_conv& conv, const ferryman_quant_
   const size_t in_pixels = static_cast<size_t>(conv.batch) * g.in_pixels;
   const bool floats = conv.input == FERRYMAN_FLOATS;
   const bool wide = g.depthwise && g.out_channels > 1;
-  const size_t column_weights = g.depthwise ? Columns(g).quads * static_cast<size_t>(conv.kernel_w) * kVectorBytes : 0;
+  const Columns columns(g);
+  const size_t words = g.depthwise ? columns.rows * blocks * static_cast<size_t>(conv.kernel_w) * columns.quads * kLanes : 0;
 
   const Buffer<int8_t> x(floats ? in_pixels * static_cast<size_t>(conv.channels) : 0);
   const Buffer<int8_t> widened(wide ? in_pixels * channels : 0);
   const Buffer<float> x_scale(static_cast<size_t>(conv.batch));
   const Buffer<float> factors(2 * blocks * kLanes);
   const Buffer<int32_t> base(blocks * kLanes);
-  const Buffer<int8_t> spread(blocks * column_weights);
+  const Buffer<uint32_t> spread(words);
   if (!x || !widened || !x_scale || !factors || !base || !spread) {
     return kNoMemory;
   }
@@ -485,8 +509,8 @@ const char* run_quantized(const ferryman_quant_conv& conv, const ferryman_quant_
 
   const int32_t zero = work.x_zero + (g.depthwise ? work.isa.column_bias : 0);
   if (g.depthwise) {
-    spread_weights(work, spread.get(), base.get());
-    work.column_weights = spread.get();
+    spread_weights(work, columns, spread.get(), base.get());
+    work.column_weights = reinterpret_cast<const int8_t*>(spread.get());
   } else if (zero && !sum_weights(work, base.get())) {
     return kNoMemory;
   }
@@ -494,7 +518,7 @@ const char* run_quantized(const ferryman_quant_conv& conv, const ferryman_quant_
     base.get()[n] = zero ? -zero * base.get()[n] : 0;
   }
   work.base = base.get();
-  g.depthwise ? run_depthwise(work) : run_parts(work);
+  g.depthwise ? run_depthwise(work, columns) : run_parts(work);
   return failed ? kNoMemory : nullptr;
 }
 
