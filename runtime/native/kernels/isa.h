@@ -191,8 +191,8 @@ struct Isa {
       int32_t* out,
       size_t out_stride);
 
-  // out[row * 16 + lane]: of a block of a linear layer, the sum over groups of the dot product times the group's scale.
-  // sums[row * groups + g] is that of a group's x.
+  // out[row * 16 * blocks + 16 * block + lane]: of some blocks of a linear layer, the sum over groups of the dot product
+  // times the group's scale. sums[row * groups + g] is that of a group's x.
   void (*group_dots)(
       const Grouped& grouped,
       const int8_t* x,
@@ -200,6 +200,8 @@ struct Isa {
       const int32_t* sums,
       size_t rows,
       const uint8_t* w,
+      size_t block_stride,
+      size_t blocks,
       const uint16_t* scale,
       const uint8_t* zero,
       float* out);

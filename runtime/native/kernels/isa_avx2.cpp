@@ -2,6 +2,7 @@
 #include <immintrin.h>
 
 #include "isa.h"
+#include "isa_sse2.h"
 
 namespace ferryman::kernels {
 namespace {
@@ -132,6 +133,7 @@ inline void transpose16(const float* in, size_t in_stride, float* out, size_t ou
 
 constexpr size_t kDotPixels = 2;
 constexpr size_t kDotVectors = 4;
+constexpr size_t kGroupRows = 2;
 constexpr int32_t kColumnBias = 0;
 
 using Bytes = __m256i;
@@ -184,17 +186,6 @@ inline void add_dots(Dots& dots, Bytes weights, Quad x) {
   } else {
     const __m256i pairs = _mm256_maddubs_epi16(weights, x);
     dots = _mm256_add_epi32(dots, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-  }
-}
-
-inline void interleave16(const int8_t* a, const int8_t* b, const int8_t* c, const int8_t* d, uint8_t* out) {
-  const auto at = [](const int8_t* from) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)); };
-  const __m128i low[] = {_mm_unpacklo_epi8(at(a), at(b)), _mm_unpackhi_epi8(at(a), at(b))};
-  const __m128i high[] = {_mm_unpacklo_epi8(at(c), at(d)), _mm_unpackhi_epi8(at(c), at(d))};
-  auto* const to = reinterpret_cast<__m128i*>(out);
-  for (size_t i = 0; i < 2; ++i) {
-    _mm_storeu_si128(to + 2 * i, _mm_unpacklo_epi16(low[i], high[i]));
-    _mm_storeu_si128(to + 2 * i + 1, _mm_unpackhi_epi16(low[i], high[i]));
   }
 }
 

@@ -13,7 +13,7 @@
 //   centred(const int8_t*, int32_t zero)                        Floats of bytes less zero
 //   store_bytes(int8_t* to, Floats, const Rounding&)            kWidth of them, quantized
 //   sum_bytes(const int8_t*, size_t), copy_bytes(int8_t* to, const int8_t* from, size_t)
-//   kDotPixels, kDotVectors    the tile that fits the registers, as above
+//   kDotPixels, kDotVectors    the tile that fits the registers, as above; kGroupRows, where sums of groups have to, too
 #include "isa.h"
 
 namespace ferryman::kernels {
@@ -190,14 +190,16 @@ struct GroupTile {
   size_t x_stride;
   const int32_t* sums;
   const uint8_t* w;
+  size_t block_stride;
   const uint16_t* scale;
   const uint8_t* zero;
   float* out;
+  size_t out_stride;
 
   template <size_t kM, size_t kN>
-  void run(size_t row, size_t) const {
-    static_assert(kN == kParts);
+  void run(size_t row, size_t vector) const {
     const size_t groups = grouped.groups;
+    const uint8_t* const from = w + byte_place(vector, block_stride);
     Floats total[kM][kN];
     fill(total, zero_floats());
     for (size_t g = 0; g < groups; ++g) {
@@ -206,9 +208,9 @@ struct GroupTile {
       Dots dots[kM][kN];
       fill(dots, zero_dots());
       accumulate<kBits>(
-          dots, x + row * x_stride + begin, x_stride, (end - begin + 3) / 4, w + begin * kBits / 8 * kLanes, 0);
+          dots, x + row * x_stride + begin, x_stride, (end - begin + 3) / 4, from + begin * kBits / 8 * kLanes, block_stride);
       for (size_t n = 0; n < kN; ++n) {
-        const size_t at = g * kLanes + n * kWidth;
+        const size_t at = place(vector + n, groups * kLanes) + g * kLanes;
         const Floats factor = load_halves(scale + at);
         for (size_t m = 0; m < kM; ++m) {
           const int32_t sum = sums[(row + m) * groups + g];
@@ -221,7 +223,7 @@ struct GroupTile {
     }
     for (size_t m = 0; m < kM; ++m) {
       for (size_t n = 0; n < kN; ++n) {
-        store(out + (row + m) * kLanes + n * kWidth, total[m][n]);
+        store(out + (row + m) * out_stride + (vector + n) * kWidth, total[m][n]);
       }
     }
   }
@@ -234,16 +236,19 @@ void group_dots(
     const int32_t* sums,
     size_t row_count,
     const uint8_t* w,
+    size_t block_stride,
+    size_t blocks,
     const uint16_t* scale,
     const uint8_t* zero,
     float* out) {
-  const auto run = [&](const auto& tile) { rows<kDotPixels, kParts>(tile, row_count, 0, kParts); };
+  const size_t stride = blocks * kLanes;
+  const auto run = [&](const auto& tile) { rows<kGroupRows, kDotVectors>(tile, row_count, 0, blocks * kParts); };
   if (grouped.bits == 8) {
-    run(GroupTile<8>{grouped, x, x_stride, sums, w, scale, zero, out});
+    run(GroupTile<8>{grouped, x, x_stride, sums, w, block_stride, scale, zero, out, stride});
   } else if (grouped.bits == 4) {
-    run(GroupTile<4>{grouped, x, x_stride, sums, w, scale, zero, out});
+    run(GroupTile<4>{grouped, x, x_stride, sums, w, block_stride, scale, zero, out, stride});
   } else {
-    run(GroupTile<2>{grouped, x, x_stride, sums, w, scale, zero, out});
+    run(GroupTile<2>{grouped, x, x_stride, sums, w, block_stride, scale, zero, out, stride});
   }
 }
 
