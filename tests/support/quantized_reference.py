@@ -124,8 +124,10 @@ class QuantLinear:
         q, x_scale = dynamic(rows)
         groups = self.scale.shape[1]
         zero = np.full(self.scale.shape, 1 << (self.bits - 1)) if self.zero is None else self.zero.astype("i8")
-        weight = self.stored.astype("i8").reshape(len(self.stored), groups, -1) - zero[:, :, None]
-        acc = np.einsum("rgd,ngd->grn", q.reshape(len(rows), groups, -1), weight)
+        filler = [(0, 0), (0, groups * self.group - rows.shape[1])]  # the last group may have fewer
+        q = np.pad(q, filler).reshape(len(rows), groups, -1)
+        weight = np.pad(self.stored.astype("i8"), filler).reshape(len(self.stored), groups, -1) - zero[:, :, None]
+        acc = np.einsum("rgd,ngd->grn", q, weight)
         parts = acc.astype(np.float32) * self.scale.astype(np.float32).T[:, None, :]
         total = parts[0]
         for part in parts[1:]:
@@ -152,8 +154,9 @@ class QuantEmbedding:
 
     def expected(self, ids: np.ndarray) -> np.ndarray:
         zero = np.full(self.scale.shape, 1 << (self.bits - 1)) if self.zero is None else self.zero.astype("i8")
-        table = (self.stored.astype("i8") - np.repeat(zero, self.group, axis=1)).astype(np.float32)
-        return (table * np.repeat(self.scale.astype(np.float32), self.group, axis=1))[ids]
+        group_of = np.arange(self.stored.shape[1]) // self.group
+        table = (self.stored.astype("i8") - zero[:, group_of]).astype(np.float32)
+        return (table * self.scale.astype(np.float32)[:, group_of])[ids]
 
     def packed(self) -> np.ndarray:
         per = 8 // self.bits
@@ -211,7 +214,7 @@ def linear_case(
     channels: int, out: int, bits: int = 4, group: int = 32, *, zero: bool = True, seed: int = 0
 ) -> QuantLinear:
     random = np.random.default_rng(seed)
-    shape = (out, channels // group)
+    shape = (out, -(-channels // group))
     return QuantLinear(
         stored=random.integers(0, 1 << bits, (out, channels)),
         scale=random.uniform(0.001, 0.1, shape).astype(np.float16),
@@ -226,7 +229,7 @@ def embedding_case(
     rows: int, channels: int, bits: int = 4, group: int = 32, *, zero: bool = True, seed: int = 0
 ) -> QuantEmbedding:
     random = np.random.default_rng(seed)
-    shape = (rows, channels // group)
+    shape = (rows, -(-channels // group))
     return QuantEmbedding(
         stored=random.integers(0, 1 << bits, (rows, channels)),
         scale=random.uniform(0.001, 0.1, shape).astype(np.float16),

@@ -171,7 +171,7 @@ def test_convolutions_equal_the_reference_to_the_bit(worker, case, last, threads
 @fuzz(60)
 @given(
     leading=st.lists(st.integers(1, 4), max_size=4),
-    channels=st.sampled_from([32, 64, 96, 256]),
+    channels=st.sampled_from([32, 64, 70, 96, 256]),
     whole=st.booleans(),
     out=st.integers(1, 70),
     bits=st.sampled_from([8, 4, 2]),
@@ -191,12 +191,13 @@ def test_linear_layers_take_any_rank(worker, leading, channels, whole, out, bits
     shape=st.lists(st.integers(1, 4), max_size=4),
     dtype=st.sampled_from([np.int32, np.int64]),
     channels=st.sampled_from([32, 64, 37]),
+    whole=st.booleans(),
     bits=st.sampled_from([8, 4, 2]),
     zero=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_embeddings_take_any_rank(worker, shape, dtype, channels, bits, zero, seed):
-    table = embedding_case(50, channels, bits, 32 if channels % 32 == 0 else channels, zero=zero, seed=seed)
+def test_embeddings_take_any_rank(worker, shape, dtype, channels, whole, bits, zero, seed):
+    table = embedding_case(50, channels, bits, channels if whole else 32, zero=zero, seed=seed)
     ids = np.asarray(np.random.default_rng(seed).integers(0, 50, shape), dtype)
     worker.open(embedding_model(table, ids))
     np.testing.assert_array_equal(worker.run(ids)[0], table.expected(ids))
