@@ -144,6 +144,16 @@ struct Isa {
   // What `interleave` adds to inputs.
   int32_t column_bias;
 
+  // rows[pixel * stride] and on: `bytes` of each run, from runs[i] + pixel * steps[i] on, then zeros.
+  void (*gather_bytes)(
+      const int8_t* const* runs,
+      const size_t* steps,
+      size_t count,
+      size_t bytes,
+      size_t pixels,
+      int8_t* rows,
+      size_t stride);
+
   // out[pixel * out_stride + 16 * block + lane]: the dot product of x[pixel * x_stride + k], k < 4 * quads, and a lane of
   // weights of `bits`, from w + block * block_stride on. sums[pixel] is the sum of these x.
   void (*dots)(
@@ -159,8 +169,15 @@ struct Isa {
       int32_t* out,
       size_t out_stride);
 
-  // out[4 * c + i]: rows[i][c] + column_bias, for c < count.
-  void (*interleave)(const int8_t* const* rows, size_t count, uint8_t* out);
+  // out[column * out_stride + 4 * c + i]: rows[i][column * steps[i] + c] + column_bias, for c < channels; as many more as
+  // fill a block hold what may be multiplied too.
+  void (*interleave)(
+      const int8_t* const* rows,
+      const size_t* steps,
+      size_t columns,
+      size_t channels,
+      uint8_t* out,
+      size_t out_stride);
 
   // out[pixel * out_stride + lane], for a block of lanes: the sum over taps and bytes i < 4 of
   // columns[pixel * pixel_step + offsets[tap] + 4 * lane + i] and w[tap * 64 + 4 * lane + i].
@@ -174,8 +191,8 @@ struct Isa {
       int32_t* out,
       size_t out_stride);
 
-  // out[row * 16 + lane]: of a block of a linear layer, the sum over groups of the dot product times the group's scale.
-  // sums[row * groups + g] is that of a group's x.
+  // out[row * 16 * blocks + 16 * block + lane]: of some blocks of a linear layer, the sum over groups of the dot product
+  // times the group's scale. sums[row * groups + g] is that of a group's x.
   void (*group_dots)(
       const Grouped& grouped,
       const int8_t* x,
@@ -183,6 +200,8 @@ struct Isa {
       const int32_t* sums,
       size_t rows,
       const uint8_t* w,
+      size_t block_stride,
+      size_t blocks,
       const uint16_t* scale,
       const uint8_t* zero,
       float* out);

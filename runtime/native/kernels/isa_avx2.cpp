@@ -2,6 +2,7 @@
 #include <immintrin.h>
 
 #include "isa.h"
+#include "isa_sse2.h"
 
 namespace ferryman::kernels {
 namespace {
@@ -132,6 +133,7 @@ inline void transpose16(const float* in, size_t in_stride, float* out, size_t ou
 
 constexpr size_t kDotPixels = 2;
 constexpr size_t kDotVectors = 4;
+constexpr size_t kGroupRows = 2;
 constexpr int32_t kColumnBias = 0;
 
 using Bytes = __m256i;

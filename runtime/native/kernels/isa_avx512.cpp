@@ -147,6 +147,7 @@ inline void transpose16(const float* in, size_t in_stride, float* out, size_t ou
 
 constexpr size_t kDotPixels = 8;
 constexpr size_t kDotVectors = 2;
+constexpr size_t kGroupRows = 4;
 constexpr int32_t kColumnBias = 128;  // what is multiplied with signed weights is unsigned
 
 using Bytes = __m512i;
@@ -185,12 +186,47 @@ inline void add_dots(Dots& dots, Bytes weights, Quad x) {
   dots = _mm512_dpbusd_epi32(dots, weights, x);
 }
 
+inline void interleave16(const int8_t* a, const int8_t* b, const int8_t* c, const int8_t* d, uint8_t* out) {
+  const auto at = [](const int8_t* from) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)); };
+  const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(at(a)), at(b), 1);
+  const __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(at(c)), at(d), 1);
+  const __m512i all = _mm512_xor_si512(_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1), _mm512_set1_epi8(-128));
+  const __m512i fours = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m128i across = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i turned = _mm512_shuffle_epi8(_mm512_permutexvar_epi32(fours, all), _mm512_broadcast_i32x4(across));
+  _mm512_storeu_si512(out, turned);
+}
+
 inline void add_products(Dots& dots, Bytes columns, Bytes weights) {
   dots = _mm512_dpbusd_epi32(dots, columns, weights);
 }
 
 inline void store_dots(int32_t* to, Dots dots, int32_t less) {
   _mm512_storeu_si512(to, _mm512_sub_epi32(dots, _mm512_set1_epi32(less)));
+}
+
+inline int32_t sum_bytes(const int8_t* x, size_t count) {
+  const __m512i ones = _mm512_set1_epi8(1);
+  __m512i sums = _mm512_setzero_si512();
+  size_t i = 0;
+  for (; i + kVectorBytes <= count; i += kVectorBytes) {
+    sums = _mm512_dpbusd_epi32(sums, ones, _mm512_loadu_si512(x + i));
+  }
+  if (i < count) {
+    sums = _mm512_dpbusd_epi32(sums, ones, _mm512_maskz_loadu_epi8(~0ull >> (kVectorBytes - (count - i)), x + i));
+  }
+  return _mm512_reduce_add_epi32(sums);
+}
+
+inline void copy_bytes(int8_t* to, const int8_t* from, size_t count) {
+  size_t i = 0;
+  for (; i + kVectorBytes <= count; i += kVectorBytes) {
+    _mm512_storeu_si512(to + i, _mm512_loadu_si512(from + i));
+  }
+  if (i < count) {
+    const __mmask64 last = ~0ull >> (kVectorBytes - (count - i));
+    _mm512_mask_storeu_epi8(to + i, last, _mm512_maskz_loadu_epi8(last, from + i));
+  }
 }
 
 inline Floats less_products(Dots dots, int32_t less) {

@@ -470,6 +470,7 @@ constexpr Isa make(const char* name) {
       compare_counts,
       transpose,
       kColumnBias,
+      gather_bytes,
       dots,
       interleave,
       column_dots,

@@ -115,6 +115,7 @@ inline void transpose16(const float* in, size_t in_stride, float* out, size_t ou
 
 constexpr size_t kDotPixels = 4;
 constexpr size_t kDotVectors = 4;
+constexpr size_t kGroupRows = 2;
 constexpr int32_t kColumnBias = 0;
 
 using Bytes = uint8x16_t;
@@ -142,6 +143,10 @@ inline Quad spread(const int8_t* x) {
   int32_t quad;
   __builtin_memcpy(&quad, x, sizeof quad);
   return vreinterpretq_s8_s32(vdupq_n_s32(quad));
+}
+
+inline void interleave16(const int8_t* a, const int8_t* b, const int8_t* c, const int8_t* d, uint8_t* out) {
+  vst4q_s8(reinterpret_cast<int8_t*>(out), {{vld1q_s8(a), vld1q_s8(b), vld1q_s8(c), vld1q_s8(d)}});
 }
 
 #ifdef __ARM_FEATURE_DOTPROD

@@ -1,6 +1,11 @@
-// Plain C++, built twice: `x86_64` with the vectors that every x86-64 processor has, `scalar` with none.
+// Plain C++, built twice: `x86_64` with the vectors that every x86-64 processor has, `scalar` with none. Dot products of
+// bytes, which no compiler finds in it, are written out for the former.
 #include "half.h"
 #include "isa.h"
+
+#if defined(__SSE2__) && !defined(FERRYMAN_SCALAR)
+#include "isa_sse2.h"
+#endif
 
 namespace ferryman::kernels {
 namespace {
@@ -153,10 +158,96 @@ inline void transpose16(const float* in, size_t in_stride, float* out, size_t ou
   }
 }
 
-constexpr size_t kDotPixels = 1;
-constexpr size_t kDotVectors = 1;
 constexpr int32_t kColumnBias = 0;
 
+template <int kBits>
+constexpr int32_t kTaken = 0;
+
+#if defined(__SSE2__) && !defined(FERRYMAN_SCALAR)
+constexpr size_t kDotPixels = 2;
+constexpr size_t kDotVectors = 1;
+constexpr size_t kGroupRows = kDotPixels;
+
+constexpr size_t kRegisters = kVectorBytes / sizeof(__m128i);
+
+struct Bytes {
+  __m128i part[kRegisters];
+};
+using Quad = __m128i;
+using Dots = Bytes;
+
+template <typename Make>
+inline Bytes each_part(const Make& make) {
+  Bytes made;
+  for (size_t i = 0; i < kRegisters; ++i) {
+    made.part[i] = make(i);
+  }
+  return made;
+}
+
+inline Dots zero_dots() {
+  return each_part([](size_t) { return _mm_setzero_si128(); });
+}
+
+inline Bytes load_bytes(const void* from) {
+  return each_part([&](size_t i) { return _mm_loadu_si128(static_cast<const __m128i*>(from) + i); });
+}
+
+template <int kBits>
+inline Bytes next_bits(const Bytes& packed) {
+  return each_part([&](size_t i) { return _mm_srli_epi16(packed.part[i], kBits); });
+}
+
+template <int kBits>
+inline Bytes low_bits(const Bytes& packed) {
+  return each_part([&](size_t i) {
+    return kBits == 8 ? packed.part[i] : _mm_and_si128(packed.part[i], _mm_set1_epi8((1 << kBits % 8) - 1));
+  });
+}
+
+inline Quad spread(const int8_t* x) {
+  int32_t quad;
+  __builtin_memcpy(&quad, x, sizeof quad);
+  return _mm_set1_epi32(quad);
+}
+
+// The signed bytes at even places, and at odd ones.
+inline __m128i even(__m128i bytes) {
+  return _mm_srai_epi16(_mm_slli_epi16(bytes, 8), 8);
+}
+
+inline __m128i odd(__m128i bytes) {
+  return _mm_srai_epi16(bytes, 8);
+}
+
+template <int kBits>
+inline void add_dots(Dots& dots, const Bytes& weights, Quad x) {
+  for (size_t i = 0; i < kRegisters; ++i) {
+    const __m128i even_weights = _mm_and_si128(weights.part[i], _mm_set1_epi16(255));
+    const __m128i odd_weights = _mm_srli_epi16(weights.part[i], 8);
+    const __m128i sum = _mm_add_epi32(_mm_madd_epi16(even_weights, even(x)), _mm_madd_epi16(odd_weights, odd(x)));
+    dots.part[i] = _mm_add_epi32(dots.part[i], sum);
+  }
+}
+
+inline void add_products(Dots& dots, const Bytes& columns, const Bytes& weights) {
+  for (size_t i = 0; i < kRegisters; ++i) {
+    const __m128i a = columns.part[i];
+    const __m128i b = weights.part[i];
+    const __m128i sum = _mm_add_epi32(_mm_madd_epi16(even(a), even(b)), _mm_madd_epi16(odd(a), odd(b)));
+    dots.part[i] = _mm_add_epi32(dots.part[i], sum);
+  }
+}
+
+inline void store_dots(int32_t* to, const Dots& dots, int32_t less) {
+  for (size_t i = 0; i < kRegisters; ++i) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to) + i, _mm_sub_epi32(dots.part[i], _mm_set1_epi32(less)));
+  }
+}
+#else
+constexpr size_t kDotPixels = 1;
+constexpr size_t kDotVectors = 1;
+constexpr size_t kGroupRows = kDotPixels;
 struct Bytes {
   uint8_t byte[kVectorBytes];
 };
@@ -193,9 +284,6 @@ inline Bytes low_bits(Bytes packed) {
   return packed;
 }
 
-template <int kBits>
-constexpr int32_t kTaken = 0;
-
 inline Quad spread(const int8_t* x) {
   Quad quad;
   __builtin_memcpy(&quad, x, sizeof quad);
@@ -225,10 +313,19 @@ inline void store_dots(int32_t* to, const Dots& dots, int32_t less) {
   }
 }
 
+inline void interleave16(const int8_t* a, const int8_t* b, const int8_t* c, const int8_t* d, uint8_t* out) {
+  const int8_t* const rows[] = {a, b, c, d};
+  for (size_t i = 0; i < kVectorBytes; ++i) {
+    out[i] = static_cast<uint8_t>(rows[i % 4][i / 4]);
+  }
+}
+#endif
+
 // Floats of what is made for each lane.
 template <typename Make>
 inline Floats each_lane(const Make& make) {
   Floats made;
+#pragma GCC unroll 1  // or it is unrolled before it could be made of vectors
   for (size_t i = 0; i < kLanes; ++i) {
     made.lane[i] = make(i);
   }
@@ -244,11 +341,15 @@ inline Floats operator+(const Floats& a, const Floats& b) {
 }
 
 inline Floats less_products(const Dots& dots, int32_t less) {
-  return each_lane([&](size_t i) { return static_cast<float>(dots.lane[i] - less); });
+  int32_t sums[kLanes];
+  store_dots(sums, dots, less);
+  return each_lane([&](size_t i) { return static_cast<float>(sums[i]); });
 }
 
 inline Floats less_products(const Dots& dots, const uint8_t* zero, int32_t taken, int32_t sum) {
-  return each_lane([&](size_t i) { return static_cast<float>(dots.lane[i] - (zero[i] - taken) * sum); });
+  int32_t sums[kLanes];
+  store_dots(sums, dots, 0);
+  return each_lane([&](size_t i) { return static_cast<float>(sums[i] - (zero[i] - taken) * sum); });
 }
 
 inline Floats load_halves(const uint16_t* from) {
@@ -272,6 +373,7 @@ inline void store_bytes(int8_t* to, const Floats& x, const Rounding& rounding) {
   constexpr float kNoFraction = 0x1.8p23f;
   const Rounding r = rounding;
   int8_t made[kLanes];
+#pragma GCC unroll 1
   for (size_t i = 0; i < kLanes; ++i) {
     float y = x.lane[i] * r.inverse;
     y = y > r.low ? y : r.low;

@@ -5,13 +5,15 @@
 //   Quad       four inputs in every lane                        spread(const int8_t*)
 //   Dots       kWidth running dot products                      zero_dots(), store_dots(int32_t* to, Dots, int32_t less)
 //   add_dots<kBits>(Dots&, Bytes, Quad)                         adds four products to each lane
+//   interleave16(const int8_t* a, b, c, d, uint8_t* out)        out[4 * i] and on: a[i], b[i], c[i], d[i], + kColumnBias
 //   add_products(Dots&, Bytes columns, Bytes weights)           the same of signed weights, and inputs + kColumnBias
 //   less_products(Dots, int32_t less), less_products(Dots, const uint8_t* zero, int32_t taken, int32_t sum)
 //                                                               Floats of dots less these, or less (zero - taken) * sum
 //   Floats * and +, splat_float(float), load_halves(const uint16_t*), sum_floats(const int32_t* a, const int32_t* b)
 //   centred(const int8_t*, int32_t zero)                        Floats of bytes less zero
 //   store_bytes(int8_t* to, Floats, const Rounding&)            kWidth of them, quantized
-//   kDotPixels, kDotVectors    the tile that fits the registers, as above
+//   sum_bytes(const int8_t*, size_t), copy_bytes(int8_t* to, const int8_t* from, size_t)
+//   kDotPixels, kDotVectors    the tile that fits the registers, as above; kGroupRows, where sums of groups have to, too
 #include "isa.h"
 
 namespace ferryman::kernels {
@@ -112,10 +114,28 @@ void dots(
   }
 }
 
-void interleave(const int8_t* const* rows, size_t count, uint8_t* out) {
-  for (size_t c = 0; c < count; ++c) {
+void interleave(
+    const int8_t* const* rows,
+    const size_t* steps,
+    size_t columns,
+    size_t channels,
+    uint8_t* out,
+    size_t out_stride) {
+  for (size_t column = 0; column < columns; ++column, out += out_stride) {
+    const int8_t* at[4];
     for (size_t i = 0; i < 4; ++i) {
-      out[4 * c + i] = static_cast<uint8_t>(rows[i][c] + kColumnBias);
+      at[i] = rows[i] + column * steps[i];
+    }
+    size_t c = 0;
+    for (; c + kLanes <= channels; c += kLanes) {
+      interleave16(at[0] + c, at[1] + c, at[2] + c, at[3] + c, out + 4 * c);
+    }
+    if (c < channels) {
+      int8_t last[4][kLanes] = {};
+      for (size_t i = 0; i < 4; ++i) {
+        __builtin_memcpy(last[i], at[i] + c, channels - c);
+      }
+      interleave16(last[0], last[1], last[2], last[3], out + 4 * c);
     }
   }
 }
@@ -170,14 +190,16 @@ struct GroupTile {
   size_t x_stride;
   const int32_t* sums;
   const uint8_t* w;
+  size_t block_stride;
   const uint16_t* scale;
   const uint8_t* zero;
   float* out;
+  size_t out_stride;
 
   template <size_t kM, size_t kN>
-  void run(size_t row, size_t) const {
-    static_assert(kN == kParts);
+  void run(size_t row, size_t vector) const {
     const size_t groups = grouped.groups;
+    const uint8_t* const from = w + byte_place(vector, block_stride);
     Floats total[kM][kN];
     fill(total, zero_floats());
     for (size_t g = 0; g < groups; ++g) {
@@ -186,9 +208,9 @@ struct GroupTile {
       Dots dots[kM][kN];
       fill(dots, zero_dots());
       accumulate<kBits>(
-          dots, x + row * x_stride + begin, x_stride, (end - begin + 3) / 4, w + begin * kBits / 8 * kLanes, 0);
+          dots, x + row * x_stride + begin, x_stride, (end - begin + 3) / 4, from + begin * kBits / 8 * kLanes, block_stride);
       for (size_t n = 0; n < kN; ++n) {
-        const size_t at = g * kLanes + n * kWidth;
+        const size_t at = place(vector + n, groups * kLanes) + g * kLanes;
         const Floats factor = load_halves(scale + at);
         for (size_t m = 0; m < kM; ++m) {
           const int32_t sum = sums[(row + m) * groups + g];
@@ -201,7 +223,7 @@ struct GroupTile {
     }
     for (size_t m = 0; m < kM; ++m) {
       for (size_t n = 0; n < kN; ++n) {
-        store(out + (row + m) * kLanes + n * kWidth, total[m][n]);
+        store(out + (row + m) * out_stride + (vector + n) * kWidth, total[m][n]);
       }
     }
   }
@@ -214,26 +236,44 @@ void group_dots(
     const int32_t* sums,
     size_t row_count,
     const uint8_t* w,
+    size_t block_stride,
+    size_t blocks,
     const uint16_t* scale,
     const uint8_t* zero,
     float* out) {
-  const auto run = [&](const auto& tile) { rows<kDotPixels, kParts>(tile, row_count, 0, kParts); };
+  const size_t stride = blocks * kLanes;
+  const auto run = [&](const auto& tile) { rows<kGroupRows, kDotVectors>(tile, row_count, 0, blocks * kParts); };
   if (grouped.bits == 8) {
-    run(GroupTile<8>{grouped, x, x_stride, sums, w, scale, zero, out});
+    run(GroupTile<8>{grouped, x, x_stride, sums, w, block_stride, scale, zero, out, stride});
   } else if (grouped.bits == 4) {
-    run(GroupTile<4>{grouped, x, x_stride, sums, w, scale, zero, out});
+    run(GroupTile<4>{grouped, x, x_stride, sums, w, block_stride, scale, zero, out, stride});
   } else {
-    run(GroupTile<2>{grouped, x, x_stride, sums, w, scale, zero, out});
+    run(GroupTile<2>{grouped, x, x_stride, sums, w, block_stride, scale, zero, out, stride});
   }
 }
 
 void sums(const int8_t* x, size_t stride, size_t rows, size_t count, int32_t* out) {
-  for (size_t row = 0; row < rows; ++row, x += stride) {
-    int32_t total = 0;
-    for (size_t k = 0; k < count; ++k) {
-      total += x[k];
+  for (size_t row = 0; row < rows; ++row) {
+    out[row] = sum_bytes(x + row * stride, count);
+  }
+}
+
+void gather_bytes(
+    const int8_t* const* runs,
+    const size_t* steps,
+    size_t count,
+    size_t bytes,
+    size_t pixels,
+    int8_t* rows,
+    size_t stride) {
+  for (size_t p = 0; p < pixels; ++p, rows += stride) {
+    int8_t* to = rows;
+    for (size_t run = 0; run < count; ++run, to += bytes) {
+      copy_bytes(to, runs[run] + p * steps[run], bytes);
     }
-    out[row] = total;
+    for (; to < rows + stride; ++to) {
+      *to = 0;
+    }
   }
 }
 

@@ -1,5 +1,5 @@
 // Quantized convolution: floats become int8 first, channels last. Then windows are gathered and multiplied with the
-// weights where those lie; a depthwise convolution interleaves the rows of its columns, which its windows share.
+// weights where those lie; depthwise convolutions are in quant_depthwise.cpp.
 //
 // A dot product of inputs less their zero and weights is that of inputs and weights, plus `base`: -zero times the sum of
 // the channel's weights. A tap outside the image is a zero.
@@ -9,8 +9,7 @@
 #include <cstring>
 
 #include "buffer.h"
-#include "quantized.h"
-#include "work.h"
+#include "quant_work.h"
 
 namespace ferryman::kernels {
 namespace {
@@ -19,9 +18,6 @@ constexpr int64_t kQuantDepthMax = INT32_MAX / (255 * 128);  // the sum of produ
 constexpr size_t kChunkFloats = 16384;                       // quantized at a time
 constexpr size_t kWindowBytes = 32768;                       // of one task, at a time
 constexpr size_t kWindowPixels = 64;
-constexpr size_t kColumnBytes = 24576;
-constexpr size_t kColumnLanes = 64;
-constexpr size_t kColumnPixels = 16;  // finished at a time
 
 ferryman_binary_conv shape_of(const ferryman_quant_conv& c) {
   return {c.batch,      c.height,     c.width,   c.channels, c.out_channels, c.kernel_h,   c.kernel_w,
@@ -36,32 +32,6 @@ bool is_scale(float scale) {
 bool is_int8(int32_t number) {
   return number >= INT8_MIN && number <= INT8_MAX;
 }
-
-// What every task reads. Channels are counted in whole blocks of each group.
-struct QuantWork {
-  const Geometry& g;
-  const ferryman_quant_conv& conv;
-  const ferryman_quant_call& call;
-  const Isa& isa;
-  const int8_t* x = nullptr;       // channels last, of all images
-  const float* x_scale = nullptr;  // of each image
-  int32_t x_zero = 0;
-  const float* scale = nullptr;
-  const float* bias = nullptr;
-  const int32_t* base = nullptr;
-  const int8_t* column_weights = nullptr;  // of depthwise convolutions
-  std::atomic<bool>* failed = nullptr;
-
-  size_t per() const {
-    return 8 / static_cast<size_t>(conv.bits);
-  }
-  size_t vectors() const {
-    return ((g.depth + 3) / 4 + per() - 1) / per();
-  }
-  size_t threads() const {
-    return static_cast<size_t>(std::max(call.threads, 1));
-  }
-};
 
 // Quantizes all images; where the scale is dynamic, finds each image's first.
 bool quantize_input(const QuantWork& work, int8_t* x, float* x_scale) {
@@ -114,7 +84,8 @@ bool quantize_input(const QuantWork& work, int8_t* x, float* x_scale) {
   return !*work.failed;
 }
 
-// Makes outputs of the dot products of some pixels of an image, and of some channels of a group.
+} // namespace
+
 void put(const QuantWork& work, const Part& part, const int32_t* dots, size_t stride) {
   const Geometry& g = work.g;
   const ferryman_quant_conv& c = work.conv;
@@ -139,38 +110,63 @@ void put(const QuantWork& work, const Part& part, const int32_t* dots, size_t st
   }
 }
 
-// One output pixel's window of one group.
-void gather(const QuantWork& work, size_t image, size_t group, const Position& pixel, int8_t* row) {
-  const Geometry& g = work.g;
-  const auto pixel_size = static_cast<size_t>(g.conv.channels);
-  const int8_t* const from = work.x + image * g.in_pixels * pixel_size + group * g.channels;
-  if (g.conv.groups == 1 && g.conv.dilation_w == 1) {  // what a row of the image has of the window is side by side
-    const Met met = g.met(pixel);
-    const size_t size = static_cast<size_t>(g.conv.kernel_w) * g.channels;
-    const size_t left = met.left * g.channels;
-    const size_t inside = met.columns * g.channels;
-    for (size_t ky = 0; ky < static_cast<size_t>(g.conv.kernel_h); ++ky, row += size) {
-      if (ky < met.top || ky >= met.top + met.rows) {
-        memset(row, work.x_zero, size);
-        continue;
-      }
-      const auto y = static_cast<size_t>(g.source_y(pixel.row, ky));
-      const auto x = static_cast<size_t>(g.source_x(pixel.column, met.left));
-      memset(row, work.x_zero, left);
-      memcpy(row + left, from + (y * static_cast<size_t>(g.conv.width) + x) * g.channels, inside);
-      memset(row + left + inside, work.x_zero, size - left - inside);
-    }
-    return;
+namespace {
+
+// Gathers the windows of a part. Runs are what windows have side by side: taps, or a row of taps where nothing lies
+// between them. The windows of a row of the output that lie within the image's width move together.
+class Gather {
+ public:
+  Gather(const QuantWork& work, const Part& part)
+      : work_(work),
+        part_(part),
+        runs_(work.g.taps),
+        steps_(work.g.taps),
+        outside_(static_cast<size_t>(work.g.conv.kernel_w) * work.g.channels) {}
+
+  explicit operator bool() const {
+    return runs_ && steps_ && outside_;
   }
-  g.for_taps(pixel, [&](size_t, ptrdiff_t source) {
-    if (source >= 0) {
-      memcpy(row, from + static_cast<size_t>(source) * pixel_size, g.channels);
-    } else {
-      memset(row, work.x_zero, g.channels);
+
+  void put(int8_t* rows, size_t stride) const {
+    const Geometry& g = work_.g;
+    memset(outside_.get(), work_.x_zero, static_cast<size_t>(g.conv.kernel_w) * g.channels);
+    const ptrdiff_t last_tap = static_cast<ptrdiff_t>(g.conv.dilation_w) * (g.conv.kernel_w - 1);
+    const ptrdiff_t room = g.conv.width + g.conv.pad_left - last_tap;  // of windows' first taps, from the padding on
+    const auto begin = static_cast<size_t>((g.conv.pad_left + g.conv.stride_w - 1) / g.conv.stride_w);
+    const auto end = static_cast<size_t>(std::max<ptrdiff_t>(room + g.conv.stride_w - 1, 0) / g.conv.stride_w);
+    for (size_t p = 0, pixels = 0; p < part_.pixels; p += pixels) {
+      const Position first(part_.pixel + p, g.out_width);
+      const bool inside = first.column >= begin && first.column < end;
+      pixels = inside ? std::min(part_.pixels - p, std::min(end, g.out_width) - first.column) : 1;
+      put_run(first, inside, pixels, rows + p * stride, stride);
     }
-    row += g.channels;
-  });
-}
+  }
+
+ private:
+  void put_run(const Position& first, bool inside, size_t pixels, int8_t* rows, size_t stride) const {
+    const Geometry& g = work_.g;
+    const auto pixel_size = static_cast<size_t>(g.conv.channels);
+    const bool whole_rows = inside && g.conv.groups == 1 && g.conv.dilation_w == 1;
+    const int8_t* const x = work_.x + part_.image * g.in_pixels * pixel_size + part_.group * g.channels;
+    size_t count = 0;
+    g.for_taps(first, [&](size_t tap, ptrdiff_t source) {
+      if (whole_rows && tap % static_cast<size_t>(g.conv.kernel_w)) {
+        return;
+      }
+      runs_.get()[count] = source < 0 ? outside_.get() : x + static_cast<size_t>(source) * pixel_size;
+      steps_.get()[count] = source < 0 ? 0 : static_cast<size_t>(g.conv.stride_w) * pixel_size;
+      ++count;
+    });
+    const size_t bytes = g.depth / count;
+    work_.isa.gather_bytes(runs_.get(), steps_.get(), count, bytes, pixels, rows, stride);
+  }
+
+  const QuantWork& work_;
+  const Part& part_;
+  Buffer<const int8_t*> runs_;
+  Buffer<size_t> steps_;
+  Buffer<int8_t> outside_;
+};
 
 void run_part(const QuantWork& work, const Part& part) {
   const Geometry& g = work.g;
@@ -181,17 +177,14 @@ void run_part(const QuantWork& work, const Part& part) {
   const Buffer<int8_t> windows(direct ? 0 : part.pixels * row);
   const Buffer<int32_t> sums(part.pixels);
   const Buffer<int32_t> dots(part.pixels * kRunChannels);
-  if (!windows || !sums || !dots) {
+  const Gather gather(work, part);
+  if (!windows || !sums || !dots || !gather) {
     work.failed->store(true);
     return;
   }
   const int8_t* x = work.x + (part.image * g.in_pixels + part.pixel) * g.channels;
   if (!direct) {
-    Position pixel(part.pixel, g.out_width);
-    for (size_t p = 0; p < part.pixels; ++p, pixel.next()) {
-      gather(work, part.image, part.group, pixel, windows.get() + p * row);
-      memset(windows.get() + p * row + g.depth, 0, row - g.depth);
-    }
+    gather.put(windows.get(), row);
     x = windows.get();
   }
   work.isa.sums(x, row, part.pixels, row, sums.get());
@@ -219,14 +212,14 @@ void run_parts(const QuantWork& work) {
   const size_t runs = (g.out_pixels + pixels - 1) / pixels;
   const size_t tasks = images * groups * runs;
   const size_t parts = tasks < threads ? (threads + tasks - 1) / tasks : 1;  // of the channels
-  const size_t split = (g.out_channels / parts + kRunChannels - 1) / kRunChannels * kRunChannels;
-  const size_t splits = split == 0 ? 1 : (g.out_channels + split - 1) / split;
+  const size_t split = (g.out_channels / parts / kRunChannels + 1) * kRunChannels;
+  const size_t splits = (g.out_channels + split - 1) / split;
   for_each(work.call, tasks * splits, [&](size_t task) {
     const size_t channel = task % splits * split;
     const size_t rest = task / splits;
     const size_t pixel = rest % runs * pixels;
     run_part(work, {rest / runs / groups, rest / runs % groups, pixel, std::min(pixels, g.out_pixels - pixel), channel,
-                    splits == 1 ? g.out_channels : std::min(split, g.out_channels - channel)});
+                    std::min(split, g.out_channels - channel)});
   });
 }
 
@@ -252,144 +245,6 @@ bool sum_weights(const QuantWork& work, int32_t* sums) {
   return true;
 }
 
-// Where the columns of a run of output pixels lie. Where windows overlap they share them; where not, or where a window is
-// too wide for that, each has its own.
-struct Columns {
-  size_t quads;    // of rows
-  size_t lanes;    // at a time
-  size_t bytes;    // of one column
-  size_t pixels;   // of a run
-  size_t step, tap_step;
-  bool shared;
-
-  explicit Columns(const Geometry& g) {
-    const auto kernel = static_cast<size_t>(g.conv.kernel_w);
-    const auto stride = static_cast<size_t>(g.conv.stride_w);
-    const auto dilation = static_cast<size_t>(g.conv.dilation_w);
-    const size_t extent = dilation * (kernel - 1) + 1;
-    quads = (static_cast<size_t>(g.conv.kernel_h) + 3) / 4;
-    lanes = std::min((static_cast<size_t>(g.conv.out_channels) + kLanes - 1) / kLanes * kLanes, kColumnLanes);
-    bytes = lanes * quads * 4;
-    const size_t room = kColumnBytes / bytes;
-    shared = extent <= room && stride <= kernel;
-    step = shared ? stride : kernel;
-    tap_step = shared ? dilation : 1;
-    pixels = std::clamp<size_t>(shared ? (room - extent) / stride + 1 : room / kernel, 1, g.out_width);
-  }
-
-  size_t count(size_t pixels_of_run, size_t kernel) const {
-    return (pixels_of_run - 1) * step + tap_step * (kernel - 1) + 1;
-  }
-};
-
-// Weights of each block of channels: [kernel_w, quads, 16, 4], below the kernel's last row zeros; and their sums.
-void spread_weights(const QuantWork& work, int8_t* w, int32_t* sums) {
-  const Geometry& g = work.g;
-  const auto height = static_cast<size_t>(g.conv.kernel_h);
-  const auto width = static_cast<size_t>(g.conv.kernel_w);
-  const size_t quads = (height + 3) / 4;
-  const auto channels = static_cast<size_t>(g.conv.out_channels);
-  const auto bits = static_cast<size_t>(work.conv.bits);
-  const uint8_t* from = work.call.weights;
-  for (size_t n = 0; n < channels; n += kLanes, from += (g.taps + work.per() - 1) / work.per() * kLanes) {
-    int32_t total[kLanes] = {};
-    for (size_t kx = 0; kx < width; ++kx) {
-      for (size_t ky = 0; ky < 4 * quads; ++ky) {
-        int8_t row[kLanes] = {};
-        if (ky < height) {
-          const size_t tap = ky * width + kx;
-          const uint8_t* const packed = from + tap / work.per() * kLanes;
-          const size_t shift = tap % work.per() * bits;
-          for (size_t lane = 0; lane < kLanes; ++lane) {
-            const int32_t stored = packed[lane] >> shift & ((1 << bits) - 1);
-            row[lane] = static_cast<int8_t>(stored - (1 << (bits - 1)));
-            total[lane] += row[lane];
-          }
-        }
-        for (size_t lane = 0; lane < kLanes; ++lane) {
-          w[4 * lane + ky % 4] = row[lane];
-        }
-        w += ky % 4 == 3 ? kVectorBytes : 0;
-      }
-    }
-    memcpy(sums + n, total, sizeof total);
-  }
-}
-
-// Rows of outputs of a depthwise convolution.
-void run_rows(const QuantWork& work, const Columns& c, size_t image, size_t first, size_t row_count) {
-  const Geometry& g = work.g;
-  const auto channels = static_cast<size_t>(g.conv.out_channels);
-  const auto kernel = static_cast<size_t>(g.conv.kernel_w);
-  const size_t taps = kernel * c.quads;
-  const size_t room = c.count(c.pixels, kernel) * c.bytes;
-  const Buffer<uint8_t> columns(room);
-  const Buffer<int32_t> dots(kColumnPixels * c.lanes);
-  const Buffer<size_t> offsets(taps);
-  const Buffer<int8_t> outside(c.lanes);
-  if (!columns || !dots || !offsets || !outside) {
-    work.failed->store(true);
-    return;
-  }
-  memset(columns.get(), 0, room);  // lanes beyond the channels
-  memset(outside.get(), work.x_zero, c.lanes);
-  for (size_t tap = 0; tap < taps; ++tap) {
-    offsets.get()[tap] = tap / c.quads * c.tap_step * c.bytes + tap % c.quads * c.lanes * 4;
-  }
-  const int8_t* const x = work.x + image * g.in_pixels * channels;
-  for (size_t pixel = first * g.out_width; pixel < (first + row_count) * g.out_width;) {
-    const Position begin(pixel, g.out_width);
-    const size_t pixels = std::min(c.pixels, g.out_width - begin.column);
-    for (size_t n = 0; n < channels; n += c.lanes) {
-      const size_t lanes = std::min(c.lanes, channels - n);
-      for (size_t i = 0; i < c.count(pixels, kernel); ++i) {
-        const ptrdiff_t column = c.shared ? g.source_x(begin.column, 0) + static_cast<ptrdiff_t>(i)
-                                          : g.source_x(begin.column + i / kernel, i % kernel);
-        for (size_t quad = 0; quad < c.quads; ++quad) {
-          const int8_t* rows[4];
-          for (size_t r = 0; r < 4; ++r) {
-            const size_t ky = 4 * quad + r;
-            const ptrdiff_t y = g.source_y(begin.row, ky);
-            const bool inside = ky < static_cast<size_t>(g.conv.kernel_h) && y >= 0 && y < g.conv.height &&
-                column >= 0 && column < g.conv.width;
-            rows[r] = inside ? x + static_cast<size_t>(y * g.conv.width + column) * channels + n : outside.get();
-          }
-          work.isa.interleave(rows, lanes, columns.get() + i * c.bytes + quad * c.lanes * 4);
-        }
-      }
-      for (size_t p = 0; p < pixels; p += kColumnPixels) {
-        const size_t count = std::min(kColumnPixels, pixels - p);
-        for (size_t lane = 0; lane < lanes; lane += kLanes) {
-          work.isa.column_dots(columns.get() + p * c.step * c.bytes + lane * 4, c.step * c.bytes, offsets.get(), taps,
-                               work.column_weights + (n + lane) * taps * 4, count, dots.get() + lane, c.lanes);
-        }
-        put(work, {image, 0, pixel + p, count, n, lanes}, dots.get(), c.lanes);
-      }
-    }
-    pixel += pixels;
-  }
-}
-
-void run_depthwise(const QuantWork& work) {
-  const Geometry& g = work.g;
-  const Columns columns(g);
-  const auto images = static_cast<size_t>(g.conv.batch);
-  const size_t run = std::max<size_t>(g.out_height * images / (2 * work.threads()), 1);
-  const size_t runs = (g.out_height + run - 1) / run;
-  for_each(work.call, images * runs, [&](size_t task) {
-    const size_t first = task % runs * run;
-    run_rows(work, columns, task / runs, first, std::min(run, g.out_height - first));
-  });
-}
-
-// Each channel as often as it has output channels.
-void widen_bytes(const Geometry& g, const int8_t* x, int8_t* wide) {
-  const size_t count = static_cast<size_t>(g.conv.batch) * g.in_pixels * static_cast<size_t>(g.conv.channels);
-  for (size_t i = 0; i < count; ++i, wide += g.out_channels) {
-    memset(wide, x[i], g.out_channels);
-  }
-}
-
 const char* run_quantized(const ferryman_quant_conv& conv, const ferryman_quant_call& call) {
   const Geometry g(shape_of(conv));
   std::atomic<bool> failed = false;
@@ -402,14 +257,15 @@ const char* run_quantized(const ferryman_quant_conv& conv, const ferryman_quant_
   const size_t in_pixels = static_cast<size_t>(conv.batch) * g.in_pixels;
   const bool floats = conv.input == FERRYMAN_FLOATS;
   const bool wide = g.depthwise && g.out_channels > 1;
-  const size_t column_weights = g.depthwise ? Columns(g).quads * static_cast<size_t>(conv.kernel_w) * kVectorBytes : 0;
+  const Columns columns(g);
+  const size_t words = g.depthwise ? columns.rows * blocks * static_cast<size_t>(conv.kernel_w) * columns.quads * kLanes : 0;
 
   const Buffer<int8_t> x(floats ? in_pixels * static_cast<size_t>(conv.channels) : 0);
   const Buffer<int8_t> widened(wide ? in_pixels * channels : 0);
   const Buffer<float> x_scale(static_cast<size_t>(conv.batch));
   const Buffer<float> factors(2 * blocks * kLanes);
   const Buffer<int32_t> base(blocks * kLanes);
-  const Buffer<int8_t> spread(blocks * column_weights);
+  const Buffer<uint32_t> spread(words);
   if (!x || !widened || !x_scale || !factors || !base || !spread) {
     return kNoMemory;
   }
@@ -438,8 +294,8 @@ const char* run_quantized(const ferryman_quant_conv& conv, const ferryman_quant_
 
   const int32_t zero = work.x_zero + (g.depthwise ? work.isa.column_bias : 0);
   if (g.depthwise) {
-    spread_weights(work, spread.get(), base.get());
-    work.column_weights = spread.get();
+    spread_weights(work, columns, spread.get(), base.get());
+    work.column_weights = reinterpret_cast<const int8_t*>(spread.get());
   } else if (zero && !sum_weights(work, base.get())) {
     return kNoMemory;
   }
@@ -447,7 +303,7 @@ const char* run_quantized(const ferryman_quant_conv& conv, const ferryman_quant_
     base.get()[n] = zero ? -zero * base.get()[n] : 0;
   }
   work.base = base.get();
-  g.depthwise ? run_depthwise(work) : run_parts(work);
+  g.depthwise ? run_depthwise(work, columns) : run_parts(work);
   return failed ? kNoMemory : nullptr;
 }
 

@@ -13,6 +13,7 @@ namespace {
 constexpr int64_t kGroupMax = INT32_MAX / (255 * 128);  // the sum of products fits
 constexpr int64_t kRowsMax = 1 << 24;
 constexpr size_t kTaskRows = 64;
+constexpr size_t kTaskBlocks = 2;
 
 const char* check_weights(int64_t rows, int64_t channels, int64_t out_channels, int64_t bits, int64_t group) {
   for (const int64_t size : {rows, channels, out_channels}) {
@@ -61,19 +62,22 @@ const char* run_linear(const ferryman_quant_linear& linear, const ferryman_quant
   const size_t block = (stride / 4 + per - 1) / per * kVectorBytes;
   const size_t row_runs = (rows + kTaskRows - 1) / kTaskRows;
   const Grouped grouped = {channels, group, groups, linear.bits};
-  for_each(call, blocks * row_runs, [&](size_t task) {
-    const size_t n = task / row_runs;
+  const size_t block_runs = (blocks + kTaskBlocks - 1) / kTaskBlocks;
+  for_each(call, block_runs * row_runs, [&](size_t task) {
+    const size_t n = task / row_runs * kTaskBlocks;
     const size_t first = task % row_runs * kTaskRows;
     const size_t count = std::min(kTaskRows, rows - first);
-    alignas(kAlignment) float made[kTaskRows * kLanes];
+    const size_t lanes = std::min(kTaskBlocks, blocks - n) * kLanes;
+    alignas(kAlignment) float made[kTaskRows * kTaskBlocks * kLanes];
     const size_t scales = n * groups * kLanes;
     own.group_dots(grouped, x.get() + first * stride, stride, sums.get() + first * groups, count,
-                   call.weights + n * block, call.scale + scales, call.zero ? call.zero + scales : nullptr, made);
+                   call.weights + n * block, block, lanes / kLanes, call.scale + scales,
+                   call.zero ? call.zero + scales : nullptr, made);
     for (size_t row = 0; row < count; ++row) {
       const float scale = x_scale.get()[first + row];
       float* const out = call.output + (first + row) * out_channels + n * kLanes;
-      for (size_t lane = 0; lane < std::min(kLanes, out_channels - n * kLanes); ++lane) {
-        out[lane] = made[row * kLanes + lane] * scale + call.bias[n * kLanes + lane];
+      for (size_t lane = 0; lane < std::min(lanes, out_channels - n * kLanes); ++lane) {
+        out[lane] = made[row * lanes + lane] * scale + call.bias[n * kLanes + lane];
       }
     }
   });
