@@ -1,5 +1,5 @@
 // Quantized convolution: floats become int8 first, channels last. Then windows are gathered and multiplied with the
-// weights where those lie; a depthwise convolution interleaves the rows of its columns, which its windows share.
+// weights where those lie; depthwise convolutions are in quant_depthwise.cpp.
 //
 // A dot product of inputs less their zero and weights is that of inputs and weights, plus `base`: -zero times the sum of
 // the channel's weights. A tap outside the image is a zero.
@@ -9,8 +9,7 @@
 #include <cstring>
 
 #include "buffer.h"
-#include "quantized.h"
-#include "work.h"
+#include "quant_work.h"
 
 namespace ferryman::kernels {
 namespace {
@@ -19,9 +18,6 @@ constexpr int64_t kQuantDepthMax = INT32_MAX / (255 * 128);  // the sum of produ
 constexpr size_t kChunkFloats = 16384;                       // quantized at a time
 constexpr size_t kWindowBytes = 32768;                       // of one task, at a time
 constexpr size_t kWindowPixels = 64;
-constexpr size_t kColumnBytes = 24576;
-constexpr size_t kColumnLanes = 64;
-constexpr size_t kColumnPixels = 64;  // finished at a time
 
 ferryman_binary_conv shape_of(const ferryman_quant_conv& c) {
   return {c.batch,      c.height,     c.width,   c.channels, c.out_channels, c.kernel_h,   c.kernel_w,
@@ -36,32 +32,6 @@ bool is_scale(float scale) {
 bool is_int8(int32_t number) {
   return number >= INT8_MIN && number <= INT8_MAX;
 }
-
-// What every task reads. Channels are counted in whole blocks of each group.
-struct QuantWork {
-  const Geometry& g;
-  const ferryman_quant_conv& conv;
-  const ferryman_quant_call& call;
-  const Isa& isa;
-  const int8_t* x = nullptr;       // channels last, of all images
-  const float* x_scale = nullptr;  // of each image
-  int32_t x_zero = 0;
-  const float* scale = nullptr;
-  const float* bias = nullptr;
-  const int32_t* base = nullptr;
-  const int8_t* column_weights = nullptr;  // of depthwise convolutions
-  std::atomic<bool>* failed = nullptr;
-
-  size_t per() const {
-    return 8 / static_cast<size_t>(conv.bits);
-  }
-  size_t vectors() const {
-    return ((g.depth + 3) / 4 + per() - 1) / per();
-  }
-  size_t threads() const {
-    return static_cast<size_t>(std::max(call.threads, 1));
-  }
-};
 
 // Quantizes all images; where the scale is dynamic, finds each image's first.
 bool quantize_input(const QuantWork& work, int8_t* x, float* x_scale) {
@@ -114,7 +84,8 @@ bool quantize_input(const QuantWork& work, int8_t* x, float* x_scale) {
   return !*work.failed;
 }
 
-// Makes outputs of the dot products of some pixels of an image, and of some channels of a group.
+} // namespace
+
 void put(const QuantWork& work, const Part& part, const int32_t* dots, size_t stride) {
   const Geometry& g = work.g;
   const ferryman_quant_conv& c = work.conv;
@@ -138,6 +109,8 @@ void put(const QuantWork& work, const Part& part, const int32_t* dots, size_t st
     work.isa.put_floats(dotted, out, g.out_pixels, true);
   }
 }
+
+namespace {
 
 // Gathers the windows of a part. Runs are what windows have side by side: taps, or a row of taps where nothing lies
 // between them. The windows of a row of the output that lie within the image's width move together.
@@ -239,14 +212,14 @@ void run_parts(const QuantWork& work) {
   const size_t runs = (g.out_pixels + pixels - 1) / pixels;
   const size_t tasks = images * groups * runs;
   const size_t parts = tasks < threads ? (threads + tasks - 1) / tasks : 1;  // of the channels
-  const size_t split = (g.out_channels / parts + kRunChannels - 1) / kRunChannels * kRunChannels;
-  const size_t splits = split == 0 ? 1 : (g.out_channels + split - 1) / split;
+  const size_t split = (g.out_channels / parts / kRunChannels + 1) * kRunChannels;
+  const size_t splits = (g.out_channels + split - 1) / split;
   for_each(work.call, tasks * splits, [&](size_t task) {
     const size_t channel = task % splits * split;
     const size_t rest = task / splits;
     const size_t pixel = rest % runs * pixels;
     run_part(work, {rest / runs / groups, rest / runs % groups, pixel, std::min(pixels, g.out_pixels - pixel), channel,
-                    splits == 1 ? g.out_channels : std::min(split, g.out_channels - channel)});
+                    std::min(split, g.out_channels - channel)});
   });
 }
 
@@ -270,194 +243,6 @@ bool sum_weights(const QuantWork& work, int32_t* sums) {
                   std::min(run, blocks - begin), sums + begin * kLanes, 0);
   });
   return true;
-}
-
-// Where the columns of a run of output pixels lie. Where windows overlap they share them; where not, or where a window is
-// too wide for that, each has its own.
-struct Columns {
-  size_t quads;    // of rows
-  size_t rows;     // of outputs that they serve
-  size_t lanes;    // at a time
-  size_t bytes;    // of one column
-  size_t pixels;   // of a run
-  size_t step, tap_step;
-  bool shared;
-
-  explicit Columns(const Geometry& g) {
-    const auto kernel = static_cast<size_t>(g.conv.kernel_w);
-    const auto stride = static_cast<size_t>(g.conv.stride_w);
-    const auto dilation = static_cast<size_t>(g.conv.dilation_w);
-    const size_t extent = dilation * (kernel - 1) + 1;
-    quads = (static_cast<size_t>(g.conv.kernel_h) + 3) / 4;
-    rows = g.conv.stride_h == 1 && g.conv.dilation_h == 1 ? 4 * quads - static_cast<size_t>(g.conv.kernel_h) + 1 : 1;
-    lanes = std::min((static_cast<size_t>(g.conv.out_channels) + kLanes - 1) / kLanes * kLanes, kColumnLanes);
-    bytes = lanes * quads * 4;
-    const size_t room = kColumnBytes / bytes;
-    shared = extent <= room && stride <= kernel;
-    step = shared ? stride : kernel;
-    tap_step = shared ? dilation : 1;
-    pixels = std::clamp<size_t>(shared ? (room - extent) / stride + 1 : room / kernel, 1, g.out_width);
-  }
-
-  size_t count(size_t pixels_of_run, size_t kernel) const {
-    return (pixels_of_run - 1) * step + tap_step * (kernel - 1) + 1;
-  }
-};
-
-// Weights of each row of outputs that shares columns, and each block of channels: [kernel_w, quads, 16] words of four
-// bytes, zeros where the kernel has no row; and their sums.
-void spread_weights(const QuantWork& work, const Columns& c, uint32_t* w, int32_t* sums) {
-  const Geometry& g = work.g;
-  const auto height = static_cast<size_t>(g.conv.kernel_h);
-  const auto width = static_cast<size_t>(g.conv.kernel_w);
-  const auto channels = static_cast<size_t>(g.conv.out_channels);
-  const auto bits = static_cast<size_t>(work.conv.bits);
-  const int32_t half = 1 << (bits - 1);
-  const uint8_t* from = work.call.weights;
-  uint32_t* to = w;
-  for (size_t n = 0; n < channels; n += kLanes, from += (g.taps + work.per() - 1) / work.per() * kLanes) {
-    int32_t total[kLanes] = {};
-    for (size_t kx = 0; kx < width; ++kx) {
-      for (size_t ky = 0; ky < 4 * c.quads; ky += 4, to += kLanes) {
-        uint32_t words[kLanes] = {};
-        for (size_t i = 0; i < 4 && ky + i < height; ++i) {
-          const size_t tap = (ky + i) * width + kx;
-          const uint8_t* const packed = from + tap / work.per() * kLanes;
-          const size_t shift = tap % work.per() * bits;
-#pragma GCC unroll 1  // or it is unrolled before it could be made of vectors
-          for (size_t lane = 0; lane < kLanes; ++lane) {
-            const int32_t weight = (packed[lane] >> shift & (2 * half - 1)) - half;
-            words[lane] |= (static_cast<uint32_t>(weight) & 255) << (8 * i);
-            total[lane] += weight;
-          }
-        }
-        memcpy(to, words, sizeof words);
-      }
-    }
-    memcpy(sums + n, total, sizeof total);
-  }
-  const auto count = static_cast<size_t>(to - w);
-  const uint32_t nothing[kLanes] = {};
-  for (size_t row = 1; row < c.rows; ++row) {  // further down, which may reach the next quad
-    for (size_t i = 0; i < count; i += kLanes, to += kLanes) {
-      const uint32_t* const above = i / kLanes % c.quads ? w + i - kLanes : nothing;
-      for (size_t lane = 0; lane < kLanes; ++lane) {
-        to[lane] = w[i + lane] << (8 * row) | above[lane] >> (32 - 8 * row);
-      }
-    }
-  }
-}
-
-// Interleaves the rows of `count` columns, `step` apart from the first of an output pixel's window on.
-void put_columns(
-    const QuantWork& work,
-    const Columns& c,
-    const int8_t* x,
-    const Position& first,
-    size_t count,
-    size_t step,
-    size_t channels,
-    const int8_t* outside,
-    uint8_t* to) {
-  const Geometry& g = work.g;
-  const auto pixel = static_cast<ptrdiff_t>(g.conv.out_channels);
-  const auto by = static_cast<ptrdiff_t>(step);
-  const ptrdiff_t left = g.source_x(first.column, 0);
-  const auto within = [&](ptrdiff_t columns) { return static_cast<size_t>(std::clamp<ptrdiff_t>(columns, 0, count)); };
-  const size_t begin = within((by - 1 - left) / by);  // the first column that the image has,
-  const size_t end = std::max(begin, within((g.conv.width - left + by - 1) / by));  // and the first beyond it
-  for (size_t quad = 0; quad < c.quads; ++quad, to += c.lanes * 4) {
-    const int8_t* rows[4];
-    const int8_t* const none[4] = {outside, outside, outside, outside};
-    size_t steps[4];
-    const size_t still[4] = {};
-    for (size_t r = 0; r < 4; ++r) {
-      const ptrdiff_t y = g.source_y(first.row, 4 * quad + r);
-      const bool needed = 4 * quad + r < static_cast<size_t>(g.conv.kernel_h) + c.rows - 1;
-      const bool inside = begin < end && needed && y >= 0 && y < g.conv.height;
-      rows[r] = inside ? x + (y * g.conv.width + left + static_cast<ptrdiff_t>(begin) * by) * pixel : outside;
-      steps[r] = inside ? static_cast<size_t>(by * pixel) : 0;
-    }
-    work.isa.interleave(none, still, begin, channels, to, c.bytes);
-    work.isa.interleave(rows, steps, end - begin, channels, to + begin * c.bytes, c.bytes);
-    work.isa.interleave(none, still, count - end, channels, to + end * c.bytes, c.bytes);
-  }
-}
-
-// Rows of outputs of a depthwise convolution.
-void run_rows(const QuantWork& work, const Columns& c, size_t image, size_t first, size_t row_count) {
-  const Geometry& g = work.g;
-  const auto channels = static_cast<size_t>(g.conv.out_channels);
-  const auto kernel = static_cast<size_t>(g.conv.kernel_w);
-  const size_t taps = kernel * c.quads;
-  const Buffer<uint8_t> columns(c.count(c.pixels, kernel) * c.bytes);
-  const Buffer<int32_t> dots(kColumnPixels * c.lanes);
-  const Buffer<size_t> offsets(taps);
-  const Buffer<int8_t> outside(c.lanes);
-  if (!columns || !dots || !offsets || !outside) {
-    work.failed->store(true);
-    return;
-  }
-  memset(outside.get(), work.x_zero, c.lanes);
-  for (size_t tap = 0; tap < taps; ++tap) {
-    offsets.get()[tap] = tap / c.quads * c.tap_step * c.bytes + tap % c.quads * c.lanes * 4;
-  }
-  const int8_t* const x = work.x + image * g.in_pixels * channels;
-  const size_t version = (channels + kLanes - 1) / kLanes * taps * kVectorBytes;
-  Position begin(first * g.out_width, g.out_width);
-  while (begin.row < first + row_count) {
-    const size_t rows = std::min(c.rows, first + row_count - begin.row);
-    const size_t pixels = std::min(c.pixels, g.out_width - begin.column);
-    for (size_t n = 0; n < channels; n += c.lanes) {
-      const size_t lanes = std::min(c.lanes, channels - n);
-      if (c.shared) {
-        put_columns(work, c, x + n, begin, c.count(pixels, kernel), 1, lanes, outside.get(), columns.get());
-      } else {
-        Position own = begin;
-        for (size_t p = 0; p < pixels; ++p, ++own.column) {
-          uint8_t* const to = columns.get() + p * c.step * c.bytes;
-          put_columns(work, c, x + n, own, kernel, static_cast<size_t>(g.conv.dilation_w), lanes, outside.get(), to);
-        }
-      }
-      for (size_t row = 0; row < rows; ++row) {
-        const int8_t* const w = work.column_weights + row * version + n * taps * 4;
-        const size_t pixel = (begin.row + row) * g.out_width + begin.column;
-        for (size_t p = 0; p < pixels; p += kColumnPixels) {
-          const size_t count = std::min(kColumnPixels, pixels - p);
-          for (size_t lane = 0; lane < lanes; lane += kLanes) {
-            work.isa.column_dots(columns.get() + p * c.step * c.bytes + lane * 4, c.step * c.bytes, offsets.get(), taps,
-                                 w + lane * taps * 4, count, dots.get() + lane, c.lanes);
-          }
-          put(work, {image, 0, pixel + p, count, n, lanes}, dots.get(), c.lanes);
-        }
-      }
-    }
-    begin.column += pixels;
-    if (begin.column == g.out_width) {
-      begin.column = 0;
-      begin.row += rows;
-    }
-  }
-}
-
-void run_depthwise(const QuantWork& work, const Columns& columns) {
-  const Geometry& g = work.g;
-  const auto images = static_cast<size_t>(g.conv.batch);
-  const size_t each = std::max<size_t>(g.out_height * images / (2 * work.threads()), 1);
-  const size_t run = (each + columns.rows - 1) / columns.rows * columns.rows;
-  const size_t runs = (g.out_height + run - 1) / run;
-  for_each(work.call, images * runs, [&](size_t task) {
-    const size_t first = task % runs * run;
-    run_rows(work, columns, task / runs, first, std::min(run, g.out_height - first));
-  });
-}
-
-// Each channel as often as it has output channels.
-void widen_bytes(const Geometry& g, const int8_t* x, int8_t* wide) {
-  const size_t count = static_cast<size_t>(g.conv.batch) * g.in_pixels * static_cast<size_t>(g.conv.channels);
-  for (size_t i = 0; i < count; ++i, wide += g.out_channels) {
-    memset(wide, x[i], g.out_channels);
-  }
 }
 
 const char* run_quantized(const ferryman_quant_conv& conv, const ferryman_quant_call& call) {
