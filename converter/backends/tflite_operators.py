@@ -1,7 +1,7 @@
 """ferryman's operators in `.tflite`: custom operators that the external delegate of native/tflite takes.
 
-The numbers of an operator are its custom options: little-endian int32, version
-first (see native/tflite/delegate.cpp).
+The numbers of an operator are its custom options: little-endian int32, or float32 in their place, version first (see
+native/tflite/binary.cpp and quantized.cpp).
 """
 
 from __future__ import annotations

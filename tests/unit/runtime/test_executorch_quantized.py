@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from ferryman.converter import quant_operators  # noqa: F401  # registers them
 from ferryman.converter.quiet import quiet
 from ferryman.runtime.contracts.errors import RuntimeFault
 from ferryman.runtime.isolated import IsolatedSession
-from tests.support import quant_operators
 from tests.support.quantized_reference import Int8, QuantConv, conv_case, embedding_case, floats_of, linear_case
 
-assert quant_operators
 OPS = torch.ops.ferryman
 
 
