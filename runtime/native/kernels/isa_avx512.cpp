@@ -258,8 +258,8 @@ inline Floats centred(const int8_t* from, int32_t zero) {
 
 inline void store_bytes(int8_t* to, Floats x, const Rounding& r) {
   const __m512 y = _mm512_min_ps(_mm512_max_ps(x * r.inverse, _mm512_set1_ps(r.low)), _mm512_set1_ps(r.high));
-  const __m512i whole = _mm512_add_epi32(_mm512_cvtps_epi32(y), _mm512_set1_epi32(r.zero));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(whole));
+  const __m128i bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(y));  // modulo 256, until the zero is added
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_add_epi8(bytes, _mm_set1_epi8(static_cast<char>(r.zero))));
 }
 
 } // namespace

@@ -121,21 +121,22 @@ void interleave(
     size_t channels,
     uint8_t* out,
     size_t out_stride) {
-  for (size_t column = 0; column < columns; ++column, out += out_stride) {
-    const int8_t* at[4];
-    for (size_t i = 0; i < 4; ++i) {
-      at[i] = rows[i] + column * steps[i];
+  const int8_t* a = rows[0];
+  const int8_t* b = rows[1];
+  const int8_t* c = rows[2];
+  const int8_t* d = rows[3];
+  for (; columns > 0; --columns, a += steps[0], b += steps[1], c += steps[2], d += steps[3], out += out_stride) {
+    size_t n = 0;
+    for (; n + kLanes <= channels; n += kLanes) {
+      interleave16(a + n, b + n, c + n, d + n, out + 4 * n);
     }
-    size_t c = 0;
-    for (; c + kLanes <= channels; c += kLanes) {
-      interleave16(at[0] + c, at[1] + c, at[2] + c, at[3] + c, out + 4 * c);
-    }
-    if (c < channels) {
+    if (n < channels) {
       int8_t last[4][kLanes] = {};
-      for (size_t i = 0; i < 4; ++i) {
-        __builtin_memcpy(last[i], at[i] + c, channels - c);
-      }
-      interleave16(last[0], last[1], last[2], last[3], out + 4 * c);
+      __builtin_memcpy(last[0], a + n, channels - n);
+      __builtin_memcpy(last[1], b + n, channels - n);
+      __builtin_memcpy(last[2], c + n, channels - n);
+      __builtin_memcpy(last[3], d + n, channels - n);
+      interleave16(last[0], last[1], last[2], last[3], out + 4 * n);
     }
   }
 }
