@@ -13,7 +13,8 @@ from torch.nn import functional
 from ferryman.converter import quant_operators as _quant_operators  # noqa: F401  # registers them
 from ferryman.converter.capture import Captured, recapture
 from ferryman.converter.layer_calls import path_of
-from ferryman.converter.quantize.layers import Layer, choose_bits, find_layers, join_neighbours
+from ferryman.converter.quantize.allocate import Tried, allocate, candidates, measure
+from ferryman.converter.quantize.layers import Layer, check_paths, choose_bits, find_layers, join_neighbours
 from ferryman.converter.quantize.observe import Scale, find_scale, observe
 from ferryman.converter.quantize.recipe import Recipe
 from ferryman.converter.quantize.rounding import pack_layer, round_layer
@@ -49,14 +50,22 @@ def lower_quantized(captured: Captured, recipe: Recipe, batches: Batches) -> tup
     if not layers:
         why = "; ".join(f"{path_of(node)}: {note}" for node, note in list(found.items())[:_NAMED])
         raise ModelError(f"{captured.source.name} has no layer to quantize ({why or 'no convolution, no linear'})")
-    for layer, bits in choose_bits(layers, recipe.bits, recipe.layers).items():
+    hessians = _hessians(module, batches, layers) if recipe.gptq else {}
+    chosen: dict[str, Tried] = {}
+    if recipe.budget:
+        check_paths(layers, recipe.layers)
+        means = {node: one.mean for node, one in observe(module, batches, _wanted(layers)).items()}
+        options = {layer: candidates(layer, recipe) for layer in layers}
+        tried = measure(module, batches, options, recipe, means, hessians)
+        chosen = allocate(captured.source.name, tried, recipe.budget)
+    given = {path: one.bits for path, one in chosen.items()} or recipe.layers
+    for layer, bits in choose_bits(layers, recipe.bits, given).items():
         layer.bits = bits
         layer.static = layer.window is not None and not recipe.dynamic and bits != _FLOAT_BITS
     left = {layer.node: "as the recipe says" for layer in layers if layer.bits == _FLOAT_BITS}
     layers = [layer for layer in layers if layer.bits != _FLOAT_BITS]
     join_neighbours(layers)
     seen = observe(module, batches, _wanted(layers))
-    hessians = _hessians(module, batches, layers) if recipe.gptq else {}
     rounded: dict[Layer, Rounded] = {}
     for layer in layers:
         mean = seen[layer.x].mean if layer.x in seen else None
@@ -67,7 +76,7 @@ def lower_quantized(captured: Captured, recipe: Recipe, batches: Batches) -> tup
         writer.put(layer, rounded[layer])
     by_node = {layer.node: layer for layer in layers}
     forms = tuple(
-        LayerForm(path=path_of(node), form=_FORMS[by_node[node].bits], note=_describe(by_node[node], rounded))
+        LayerForm(path=path_of(node), form=_FORMS[by_node[node].bits], note=_describe(by_node[node], rounded, chosen))
         if node in by_node
         else LayerForm(path=path_of(node), form="fp32", note=left.get(node) or str(one))
         for node, one in found.items()
@@ -86,13 +95,15 @@ def _wanted(layers: Sequence[Layer]) -> dict[Node, int]:
     return wanted
 
 
-def _describe(layer: Layer, rounded: dict[Layer, Rounded]) -> str:
+def _describe(layer: Layer, rounded: dict[Layer, Rounded], chosen: dict[str, Tried]) -> str:
     scales = rounded[layer].scale.shape[1]
     scaled = "a scale per channel" if scales == 1 else f"a scale to every {rounded[layer].group}"
+    alone = f", {chosen[layer.path].note}" if chosen else ""
     if layer.embedding:
-        return scaled.replace("channel", "row")
+        return scaled.replace("channel", "row") + alone
     given = "int8" if layer.static else "dynamic int8"
-    return f"{scaled}, {given} in, {'int8' if layer.int8_out else 'floats'} out" + (", adds" if layer.add else "")
+    adds = ", adds" if layer.add else ""
+    return f"{scaled}, {given} in, {'int8' if layer.int8_out else 'floats'} out{adds}{alone}"
 
 
 # Weights.
