@@ -151,8 +151,8 @@ def choose(
         within = errors <= error_max
     if not within.any():
         raise CallerError(
-            f"no choice is within size {size_max} or error {error_max}: the smallest has size {sizes[0]}, the best error "
-            f"{errors[-1]:g}; allow that"
+            f"no choice is within size {size_max}, or error {error_max}: the smallest has size {sizes[0]}, the best "
+            f"error {errors[-1]:g}; allow that"
         )
     at = int(np.flatnonzero(within)[0 if size_max is None else -1])
     picks = []
