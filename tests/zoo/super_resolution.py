@@ -7,17 +7,29 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 from sklearn.datasets import load_sample_images
 from torch import nn
 from torch.nn import functional
 
+from ferryman.converter.capture import Captured, capture
+from ferryman.converter.quantize.bit_operations import bit_operations
+from ferryman.converter.quantize.lower import lower_quantized
+from ferryman.converter.quantize.recipe import Recipe, parse_recipe
+from ferryman.converter.source import make_source
+
 _SIDE = 48
 """Of a crop, in the finer image's pixels."""
-_STEPS = 400
+_STEPS = 600
 _BATCH = 16
+_TILE = 208
+"""Side of the squares that are measured, and of those that calibrate."""
+_BITS = {"fp32": 32, "int8": 8, "4bit": 4, "2bit": 2}
+RECIPES = ("int8", "4bit", "mixed-4b", "4bit-gptq", "mixed-4b-gptq", "mixed-3b-gptq", "2bit-gptq", "mixed-2.1b-gptq")
 
 
 class _Block(nn.Module):
@@ -87,3 +99,82 @@ def trained(steps: int = _STEPS) -> SuperResolution:
 def psnr(wanted: torch.Tensor, found: torch.Tensor) -> float:
     """In dB, of brightness in 0..1 (both clamped to it)."""
     return -10 * math.log10(float((wanted - found.clamp(0, 1)).square().mean()))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One form of the model."""
+
+    name: str
+    bits: float
+    """Of a weight, on average."""
+    nbytes: int
+    """Of weights, scales and biases."""
+    psnr: float
+    sqnr: float
+    """Against the model in float, dB."""
+    bit_operations: int
+    """Of a tile."""
+
+
+class Bench:
+    """A trained model, what calibrates it, and tiles of the other photograph to measure it on."""
+
+    def __init__(self, module: SuperResolution) -> None:
+        torch.manual_seed(6)
+        learned, other = photographs()
+        self.module = module
+        self._batches = [(crop,) for crop in coarser(crops(learned, 8, _TILE)).split(1)]
+        self.fine = other.unfold(2, _TILE, _TILE).unfold(3, _TILE, _TILE).reshape(-1, 1, _TILE, _TILE)
+        self._coarse = coarser(self.fine)
+        self.captured: Captured = capture(make_source(module, self._batches[0], name="super_resolution"))
+        self._outputs = self._run(module)
+        self._sizes = {name: part.weight.numel() for name, part in module.named_modules() if hasattr(part, "weight")}
+
+    def _run(self, module: nn.Module) -> torch.Tensor:
+        with torch.no_grad():
+            return torch.cat([module(tile) for tile in self._coarse.split(1)])
+
+    def bicubic(self) -> float:
+        """PSNR without any network."""
+        return psnr(self.fine, functional.interpolate(self._coarse, scale_factor=2, mode="bicubic"))
+
+    def uniform(self, name: str) -> Recipe:
+        """A recipe without its exceptions: every layer has the same bits."""
+        recipe = parse_recipe(name)
+        return replace(recipe, layers=dict.fromkeys(self._sizes, recipe.bits))
+
+    def measure(self, recipe: Recipe | None) -> Measured:
+        """Quantize, and run on the tiles; None: in float."""
+        if recipe is None:
+            floats = sum(parameter.nbytes for parameter in self.module.parameters())
+            return Measured("fp32", 32, floats, psnr(self.fine, self._outputs), 200, bit_operations(self.captured))
+        lowered, forms = lower_quantized(self.captured, recipe, self._batches)
+        outputs = self._run(lowered.program.module())
+        lost = float((outputs - self._outputs).square().sum() / self._outputs.square().sum())
+        return Measured(
+            name=recipe.name + " everywhere" * bool(recipe.layers),
+            bits=sum(_BITS[form.form] * self._sizes[form.path] for form in forms) / sum(self._sizes.values()),
+            nbytes=sum(buffer.nbytes for buffer in lowered.program.state_dict.values()),
+            psnr=psnr(self.fine, outputs),
+            sqnr=-10 * math.log10(lost),
+            bit_operations=bit_operations(self.captured, forms),
+        )
+
+
+def main() -> None:
+    """Print a table."""
+    bench = Bench(trained())
+    print(f"bicubic {bench.bicubic():.2f} dB")
+    print("form                    bits/w   bytes   PSNR   SQNR  GBitOps")
+    recipes = [parse_recipe(name) for name in RECIPES]
+    for recipe in (None, *recipes, *(bench.uniform(name) for name in ("4bit", "4bit-gptq", "2bit-gptq"))):
+        one = bench.measure(recipe)
+        print(
+            f"{one.name:22} {one.bits:7.3f} {one.nbytes:7} {one.psnr:6.2f} {one.sqnr:6.2f} {one.bit_operations / 1e9:8.2f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -31,7 +31,7 @@ def test_a_budget_is_bits_of_a_weight_or_decibels():
     ["mixed", "mixed-", "mixed-gptq", "mixed-1.9b", "mixed-9b", "mixed-b", "mixed-3", "mixed-0db", "mixed-\u0663b"],
 )
 def test_a_mixed_recipe_needs_a_budget_that_can_be(name):
-    with pytest.raises(CallerError, match="needs its budget next: 2b to 8b.*for example mixed-3.5b or mixed-30db"):
+    with pytest.raises(CallerError, match=r"needs its budget next: 2b to 8b.*for example mixed-3\.5b or mixed-30db"):
         find_form(name)
 
 
