@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -167,6 +167,17 @@ def _fold(layer: Layer, constants: Constants) -> None:
         layer.weight, layer.bias, layer.end = weight, bias, user
 
 
+def check_paths(layers: Sequence[Layer], chosen: Iterable[str]) -> None:
+    """See that all module paths are layers'.
+
+    Raises:
+        ModelError: one is none.
+    """
+    if unknown := set(chosen) - {layer.path for layer in layers}:
+        there = ", ".join(layer.path for layer in layers)
+        raise ModelError(f"no layer {', '.join(sorted(unknown))} can be quantized; there are: {there}")
+
+
 def choose_bits(layers: Sequence[Layer], bits: int, chosen: Mapping[str, int]) -> dict[Layer, int]:
     """Bits of each layer's weights, 32 for one that stays in float.
 
@@ -175,9 +186,7 @@ def choose_bits(layers: Sequence[Layer], bits: int, chosen: Mapping[str, int]) -
     Raises:
         ModelError: `chosen` names a layer that is not there.
     """
-    if unknown := set(chosen) - {layer.path for layer in layers}:
-        there = ", ".join(layer.path for layer in layers)
-        raise ModelError(f"no layer {', '.join(sorted(unknown))} can be quantized; there are: {there}")
+    check_paths(layers, chosen)
     found = {}
     for layer in layers:
         first = layer.x.op == "placeholder" and not layer.embedding

@@ -13,11 +13,12 @@ from torch.nn import functional
 from ferryman.converter import quant_operators as _quant_operators  # noqa: F401  # registers them
 from ferryman.converter.capture import Captured, recapture
 from ferryman.converter.layer_calls import path_of
-from ferryman.converter.quant_bits import halves, pack_groups, pack_rows, pack_weights
-from ferryman.converter.quantize.layers import Layer, choose_bits, find_layers, join_neighbours
-from ferryman.converter.quantize.observe import Scale, Seen, find_scale, observe
+from ferryman.converter.quantize.allocate import Tried, allocate, candidates, measure
+from ferryman.converter.quantize.layers import Layer, check_paths, choose_bits, find_layers, join_neighbours
+from ferryman.converter.quantize.observe import Scale, find_scale, observe
 from ferryman.converter.quantize.recipe import Recipe
-from ferryman.converter.quantize.weights import Rounded, round_weights
+from ferryman.converter.quantize.rounding import pack_layer, round_layer
+from ferryman.converter.quantize.weights import Rounded
 from ferryman.converter.recognise import Constants
 from ferryman.runtime.contracts.errors import ModelError
 from ferryman.runtime.contracts.manifest import LayerForm
@@ -49,15 +50,26 @@ def lower_quantized(captured: Captured, recipe: Recipe, batches: Batches) -> tup
     if not layers:
         why = "; ".join(f"{path_of(node)}: {note}" for node, note in list(found.items())[:_NAMED])
         raise ModelError(f"{captured.source.name} has no layer to quantize ({why or 'no convolution, no linear'})")
-    for layer, bits in choose_bits(layers, recipe.bits, recipe.layers).items():
+    hessians = _hessians(module, batches, layers) if recipe.gptq else {}
+    chosen: dict[str, Tried] = {}
+    if recipe.budget:
+        check_paths(layers, recipe.layers)
+        means = {node: one.mean for node, one in observe(module, batches, _wanted(layers)).items()}
+        options = {layer: candidates(layer, recipe) for layer in layers}
+        tried = measure(module, batches, options, recipe, means, hessians)
+        chosen = allocate(captured.source.name, tried, recipe.budget)
+    given = {path: one.bits for path, one in chosen.items()} or recipe.layers
+    for layer, bits in choose_bits(layers, recipe.bits, given).items():
         layer.bits = bits
         layer.static = layer.window is not None and not recipe.dynamic and bits != _FLOAT_BITS
     left = {layer.node: "as the recipe says" for layer in layers if layer.bits == _FLOAT_BITS}
     layers = [layer for layer in layers if layer.bits != _FLOAT_BITS]
     join_neighbours(layers)
     seen = observe(module, batches, _wanted(layers))
-    hessians = _hessians(module, batches, layers) if recipe.gptq else {}
-    rounded = {layer: _round(layer, recipe, hessians.get(layer), seen.get(layer.x)) for layer in layers}
+    rounded: dict[Layer, Rounded] = {}
+    for layer in layers:
+        mean = seen[layer.x].mean if layer.x in seen else None
+        rounded[layer], layer.bias = round_layer(layer, layer.bits, recipe, hessians.get(layer), mean)
     scales = {node: find_scale(one, recipe.observer) for node, one in seen.items()}
     writer = _Writer(module, scales)
     for layer in sorted(layers, key=lambda one: one.end):
@@ -65,7 +77,7 @@ def lower_quantized(captured: Captured, recipe: Recipe, batches: Batches) -> tup
     writer.erase(layers)
     by_node = {layer.node: layer for layer in layers}
     forms = tuple(
-        LayerForm(path=path_of(node), form=_FORMS[by_node[node].bits], note=_describe(by_node[node], rounded))
+        LayerForm(path=path_of(node), form=_FORMS[by_node[node].bits], note=_describe(by_node[node], rounded, chosen))
         if node in by_node
         else LayerForm(path=path_of(node), form="fp32", note=left.get(node) or str(one))
         for node, one in found.items()
@@ -84,37 +96,18 @@ def _wanted(layers: Sequence[Layer]) -> dict[Node, int]:
     return wanted
 
 
-def _describe(layer: Layer, rounded: dict[Layer, Rounded]) -> str:
+def _describe(layer: Layer, rounded: dict[Layer, Rounded], chosen: dict[str, Tried]) -> str:
     scales = rounded[layer].scale.shape[1]
     scaled = "a scale per channel" if scales == 1 else f"a scale to every {rounded[layer].group}"
+    alone = f", {chosen[layer.path].note}" if chosen else ""
     if layer.embedding:
-        return scaled.replace("channel", "row")
+        return scaled.replace("channel", "row") + alone
     given = "int8" if layer.static else "dynamic int8"
-    return f"{scaled}, {given} in, {'int8' if layer.int8_out else 'floats'} out" + (", adds" if layer.add else "")
+    adds = ", adds" if layer.add else ""
+    return f"{scaled}, {given} in, {'int8' if layer.int8_out else 'floats'} out{adds}{alone}"
 
 
 # Weights.
-
-
-def _round(layer: Layer, recipe: Recipe, hessian: torch.Tensor | None, seen: Seen | None) -> Rounded:
-    """Round a layer's weights, and give its bias back what rounding does to it on average."""
-    image = layer.window is not None
-    rows = layer.weight.flatten(1)
-    rounded = round_weights(
-        rows,
-        layer.bits,
-        group=0 if image or layer.bits == 8 else recipe.group,  # noqa: PLR2004  # bits
-        asymmetric=recipe.asymmetric and not image,
-        half=not image,
-        hessian=hessian,
-    )
-    if seen is not None and seen.mean is not None:
-        # The bias of rounding: what the difference of weights makes of the mean input (Nagel et al. 2019, section 4.2).
-        lost = (rows - rounded.values()).reshape(layer.weight.shape)
-        groups = layer.window[5] if layer.window else 1
-        mean = seen.mean.reshape(groups, -1).repeat_interleave(len(rows) // groups, 0)
-        layer.bias = layer.bias + (lost.flatten(2).sum(2) if image else lost).mul(mean).sum(1)
-    return rounded
 
 
 def _hessians(module: GraphModule, batches: Batches, layers: Sequence[Layer]) -> dict[Layer, torch.Tensor]:
@@ -186,7 +179,7 @@ class _Writer:
         window = layer.window
         assert window is not None  # noqa: S101  # put looked
         channels, kernel, stride, padding, dilation, groups, *_ = window
-        packed = pack_weights(rounded.integers.reshape(layer.weight.shape).numpy(), groups, layer.bits)
+        packed = pack_layer(layer, layer.bits, rounded)
         x = self._scales[layer.x] if layer.static else Scale(0.0, 0)
         out, low, high = Scale(0.0, 0), *_INT8
         if layer.int8_out:
@@ -197,8 +190,8 @@ class _Writer:
             torch.ops.ferryman.quant_conv2d.default,
             (
                 self._made.get(layer.x, layer.x),
-                self._constant(torch.from_numpy(packed)),
-                self._constant(rounded.scale[:, 0]),
+                self._constant(packed.weight),
+                self._constant(packed.scale),
                 self._constant(layer.bias),
                 self._made[layer.add] if layer.add else None,
                 *(channels, list(kernel), list(stride), list(padding), list(dilation), groups, False, layer.bits),
@@ -208,22 +201,16 @@ class _Writer:
 
     def _rows(self, layer: Layer, rounded: Rounded) -> Node:
         x = self._made.get(layer.x, layer.x)
-        scale, zero = rounded.scale.half(), rounded.zero
-        stored = None if zero is None else (zero + halves(layer.bits)).to(torch.uint8)
-        integers = rounded.integers.numpy()
+        packed = pack_layer(layer, layer.bits, rounded)
+        weight, scale, zero = self._constant(packed.weight), self._constant(packed.scale), self._maybe(packed.zero)
         if layer.embedding:
-            weight = self._constant(torch.from_numpy(pack_rows(integers, layer.bits)))
-            numbers = (integers.shape[1], layer.bits, rounded.group)
+            numbers = (rounded.integers.shape[1], layer.bits, rounded.group)
             return self._module.graph.call_function(
-                torch.ops.ferryman.quant_embedding.default,
-                (x, weight, self._constant(scale), self._maybe(stored), *numbers),
+                torch.ops.ferryman.quant_embedding.default, (x, weight, scale, zero, *numbers)
             )
-        weight = self._constant(torch.from_numpy(pack_weights(integers, 1, layer.bits)))
-        grouped = self._constant(torch.from_numpy(pack_groups(scale.numpy())))
-        zeros = None if stored is None else torch.from_numpy(pack_groups(stored.numpy()))
         return self._module.graph.call_function(
             torch.ops.ferryman.quant_linear.default,
-            (x, weight, grouped, self._maybe(zeros), self._constant(layer.bias), layer.bits, rounded.group),
+            (x, weight, scale, zero, self._constant(layer.bias), layer.bits, rounded.group),
         )
 
     def _maybe(self, value: torch.Tensor | None) -> Node | None:

@@ -2,6 +2,9 @@
 
     NAME     = BASE *( "-" OPTION )
     BASE     = "int8" | "4bit" | "2bit"                    bits of weights; activations have 8
+             | "mixed-" BUDGET                             8, 4 or 2, layer by layer as loses least (see allocate)
+    BUDGET   = NUMBER "b"                                  at most so many bits a weight on average, scales not counted
+             | NUMBER "db"                                 the smallest that rounding weights leaves at so many dB
     OPTION   = "dynamic"                                   activations by what each input holds, not by calibration
              | "g32" | "g64" | "g128" | "channel"          inputs that share a scale, of linear layers and embeddings
              | "asym"                                      with a zero point to each scale, of the same
@@ -14,6 +17,7 @@ Options stand in that order; those that are the base's defaults are left out.
 
 from __future__ import annotations
 
+import re
 from typing import Literal, get_args
 
 import msgspec
@@ -26,15 +30,33 @@ OBSERVERS: tuple[str, ...] = get_args(Observer)
 _BASES = {"int8": 8, "4bit": 4, "2bit": 2}
 _GROUPS = (32, 64, 128)
 _GROUP_OF = {8: 0, 4: 32, 2: 32}
-GRAMMAR = "int8, 4bit or 2bit with options, such as 4bit-g64-asym-gptq"
+_MIXED = "mixed"
+_MIXED_BITS = 2
+_BUDGET = re.compile(r"(\d{1,3}(?:\.\d{1,6})?)(b|db)", re.ASCII)
+_BUDGET_ENDS = {"b": (2, 8), "db": (1, 100)}
+GRAMMAR = "int8, 4bit, 2bit or mixed-BUDGET with options, such as 4bit-g64-asym-gptq or mixed-3.5b-gptq"
 _ORDER = "dynamic, g32, g64, g128 or channel, asym, minmax, percentile, entropy or mse, gptq, equalize"
+
+
+class Budget(Record, kw_only=True):
+    """What a choice of bits layer by layer must hold."""
+
+    value: float
+    unit: Literal["b", "db"]
+    """b: bits of a weight at most, on average over the quantized layers, scales not counted. db: signal to the sum of
+    what each layer's rounded weights alone make the outputs err by, at least; activations not counted."""
+
+    @property
+    def name(self) -> str:
+        """As the grammar above writes it."""
+        return f"{str(self.value).removesuffix('.0')}{self.unit}"
 
 
 class Recipe(Record, kw_only=True):
     """What `quantize` does."""
 
     bits: Literal[8, 4, 2]
-    """Of a weight."""
+    """Of a weight; with a budget the fewest that a layer may get."""
     group: int
     """Inputs that share a scale, of linear layers and embeddings; 0: all of an output channel."""
     dynamic: bool = False
@@ -43,13 +65,16 @@ class Recipe(Record, kw_only=True):
     observer: Observer = "mse"
     gptq: bool = False
     equalize: bool = False
+    budget: Budget | None = None
+    """Bits are chosen layer by layer within it."""
     layers: dict[str, Literal[32, 8, 4, 2]] = msgspec.field(default_factory=dict)
-    """Module path -> bits of its weights where they differ; 32: it stays in float."""
+    """Module path -> bits of its weights where they differ, whatever the budget; 32: it stays in float."""
 
     @property
     def name(self) -> str:
         """As the grammar above writes it; `layers` have no part in it."""
         base = next(base for base, bits in _BASES.items() if bits == self.bits)
+        base = f"{_MIXED}-{self.budget.name}" if self.budget else base
         options = [
             "dynamic" * self.dynamic,
             "" if self.group == _GROUP_OF[self.bits] else f"g{self.group}" if self.group else "channel",
@@ -63,7 +88,7 @@ class Recipe(Record, kw_only=True):
 
 def is_quantized(form: str) -> bool:
     """Whether a form's name is to be read by `parse_recipe`."""
-    return form.partition("-")[0] in _BASES
+    return form.partition("-")[0] in {*_BASES, _MIXED}
 
 
 def parse_recipe(name: str) -> Recipe:
@@ -73,10 +98,11 @@ def parse_recipe(name: str) -> Recipe:
         CallerError: it is none; the message says what there is.
     """
     base, *options = name.split("-")
-    if base not in _BASES:
-        raise CallerError(f"form {name!r} is not known; quantized forms begin with {', '.join(_BASES)}")
-    bits = _BASES[base]
-    found: dict[str, object] = {"bits": bits, "group": _GROUP_OF[bits]}
+    if not is_quantized(name):
+        raise CallerError(f"form {name!r} is not known; quantized forms begin with {', '.join(_BASES)} or {_MIXED}")
+    budget = _read_budget(name, options.pop(0) if options else "") if base == _MIXED else None
+    bits = _BASES.get(base, _MIXED_BITS)
+    found: dict[str, object] = {"bits": bits, "group": _GROUP_OF[bits], "budget": budget}
     for option in options:
         if option in ("dynamic", "gptq", "equalize"):
             found[option] = True
@@ -96,3 +122,15 @@ def parse_recipe(name: str) -> Recipe:
     if recipe.dynamic and recipe.observer != "mse":
         raise CallerError(f"form {name!r}: with dynamic activations there is nothing for an observer to find")
     return recipe
+
+
+def _read_budget(form: str, written: str) -> Budget:
+    read = _BUDGET.fullmatch(written)
+    value, unit = (float(read[1]), read[2]) if read else (0.0, "b")
+    low, high = _BUDGET_ENDS[unit]
+    if not low <= value <= high:
+        raise CallerError(
+            f"form {form!r} needs its budget next: 2b to 8b, bits of a weight on average, or 1db to 100db, what "
+            "rounding weights leaves; for example mixed-3.5b or mixed-30db"
+        )
+    return msgspec.convert({"value": value, "unit": unit}, Budget)

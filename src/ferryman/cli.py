@@ -124,8 +124,9 @@ def _device(name: str, devices_file: Path | None) -> Device:
     default=("fp32",),
     show_default=True,
     metavar="NAME",
-    help="fp32; binary: layers with weights and activations of -1 and 1 run as bits; or int8, 4bit, 2bit, with options "
-    "such as 4bit-g64-gptq (see docs/quantization.md). May be given several times: one package holds all.",
+    help="fp32; binary: layers with weights and activations of -1 and 1 run as bits; or int8, 4bit, 2bit, or "
+    "mixed-3.5b: 3.5 bits a weight on average, chosen layer by layer; with options such as 4bit-g64-gptq (see "
+    "docs/quantization.md). May be given several times: one package holds all.",
 )
 @click.option(
     "--calibrate",

@@ -78,11 +78,11 @@ def _variant(variant: Variant, size_bytes: int) -> Iterator[str]:
 
 
 def _layers(variant: Variant) -> Iterator[str]:
-    """How many layers have the form and how they run, then those that have not, by reason."""
+    """How many layers took the form, and what became of each, those of a kind together."""
     paths: dict[tuple[str, str], list[str]] = {}
     for layer in variant.layers:
         paths.setdefault((layer.form, layer.note), []).append(layer.path)
-    taken = sum(len(found) for (form, _), found in paths.items() if form == variant.form)
+    taken = sum(len(found) for (form, _), found in paths.items() if form != "fp32")
     yield f"    layers     {taken} of {len(variant.layers)} {variant.form}"
     for (form, note), found in paths.items():
         shown = ", ".join(dict.fromkeys(found[:_LAYERS_SHOWN])) + (" ..." if len(found) > _LAYERS_SHOWN else "")

@@ -1,0 +1,80 @@
+"""One layer's weights as a recipe rounds them, and as the artifact holds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ferryman.converter.quant_bits import halves, pack_groups, pack_rows, pack_weights
+from ferryman.converter.quantize.layers import Layer
+from ferryman.converter.quantize.recipe import Recipe
+from ferryman.converter.quantize.weights import Rounded, round_weights
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What depends on a layer's bits in the artifact; its bias does not."""
+
+    weight: torch.Tensor
+    """uint8."""
+    scale: torch.Tensor
+    """float32[out] of a convolution, else float16."""
+    zero: torch.Tensor | None
+    """uint8."""
+
+    @property
+    def nbytes(self) -> int:
+        """Of all of it."""
+        return self.weight.nbytes + self.scale.nbytes + (0 if self.zero is None else self.zero.nbytes)
+
+
+def round_layer(
+    layer: Layer, bits: int, recipe: Recipe, hessian: torch.Tensor | None, mean: torch.Tensor | None
+) -> tuple[Rounded, torch.Tensor]:
+    """Round a layer's weights, and give its bias back what rounding does to it on average.
+
+    Args:
+        layer: which.
+        bits: of a weight.
+        recipe: how.
+        hessian: as `round_weights` takes it.
+        mean: float32[inputs]: of what the layer computes from, over calibration; None: the bias stays as it is.
+
+    Returns:
+        The weights, and the bias.
+    """
+    image = layer.window is not None
+    rows = layer.weight.flatten(1)
+    rounded = round_weights(
+        rows,
+        bits,
+        group=0 if image or bits == 8 else recipe.group,  # noqa: PLR2004  # bits
+        asymmetric=recipe.asymmetric and not image,
+        half=not image,
+        hessian=hessian,
+    )
+    if mean is None or layer.embedding:
+        return rounded, layer.bias
+    # The bias of rounding: what the difference of weights makes of the mean input (Nagel et al. 2019, section 4.2).
+    lost = (rows - rounded.values()).reshape(layer.weight.shape)
+    groups = layer.window[5] if layer.window else 1
+    spread = mean.reshape(groups, -1).repeat_interleave(len(rows) // groups, 0)
+    return rounded, layer.bias + (lost.flatten(2).sum(2) if image else lost).mul(spread).sum(1)
+
+
+def pack_layer(layer: Layer, bits: int, rounded: Rounded) -> Packed:
+    """Lay rounded weights as the operator of that layer reads them (see `native/kernels/quantized.h`)."""
+    integers = rounded.integers.numpy()
+    if layer.window:
+        packed = pack_weights(integers.reshape(layer.weight.shape), layer.window[5], bits)
+        return Packed(torch.from_numpy(packed), rounded.scale[:, 0], None)
+    scale = rounded.scale.half()
+    zero = None if rounded.zero is None else (rounded.zero + halves(bits)).to(torch.uint8)
+    if layer.embedding:
+        return Packed(torch.from_numpy(pack_rows(integers, bits)), scale, zero)
+    return Packed(
+        torch.from_numpy(pack_weights(integers, 1, bits)),
+        torch.from_numpy(pack_groups(scale.numpy())),
+        None if zero is None else torch.from_numpy(pack_groups(zero.numpy())),
+    )
