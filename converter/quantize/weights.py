@@ -9,6 +9,8 @@ import torch
 _SHRINK = torch.linspace(1.0, 0.4, 61)
 """What the largest magnitude is multiplied by, to see which range loses least."""
 _FEW = 8
+_TINY = torch.finfo(torch.float32).tiny
+_TWO_BITS_TOP = 2
 _DAMPING = 0.01
 _BLOCK = 128
 
@@ -20,7 +22,7 @@ class Rounded:
     integers: torch.Tensor
     """int32[out, inputs]: -2^(bits - 1) to 2^(bits - 1) - 1."""
     scale: torch.Tensor
-    """float32[out, groups]."""
+    """float32[out, groups]; below zero where the integers' longer side serves positive weights."""
     zero: torch.Tensor | None
     """int32[out, groups], in the integers' range."""
     group: int
@@ -31,6 +33,27 @@ class Rounded:
         zero = torch.zeros_like(self.scale) if self.zero is None else self.zero.float()
         inputs = self.integers.shape[1]
         return (self.integers - spread(zero, self.group, inputs)) * spread(self.scale, self.group, inputs)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How the weights of a layer are rounded, as `round_weights` takes it."""
+
+    bits: int
+    group: int
+    asymmetric: bool
+    half: bool
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """Of the integers."""
+        return -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
+
+    def round(self, rows: torch.Tensor, hessian: torch.Tensor | None = None) -> Rounded:
+        """Round float32[out, inputs]."""
+        return round_weights(
+            rows, self.bits, group=self.group, asymmetric=self.asymmetric, half=self.half, hessian=hessian
+        )
 
 
 def spread(values: torch.Tensor, group: int, inputs: int) -> torch.Tensor:
@@ -77,8 +100,12 @@ def _symmetric(grouped: torch.Tensor, bits: int) -> torch.Tensor:
     largest = grouped.abs().amax(2)
     # The integers reach one step farther below zero than above.
     candidates = [largest * shrink / step for step in (top, top - 1) for shrink in _SHRINK]
-    if top <= _FEW:  # weights that lie on a grid already keep it, whichever of its steps they reach
-        candidates += [largest / step for step in range(1, top + 1)]
+    if top <= _FEW:
+        # Weights that lie on a grid already keep it, whichever of its steps they reach, and on which side they reach
+        # farther: a batch norm that is folded in may have turned them over.
+        candidates += [sign * largest / step for sign in (1, -1) for step in range(1, top + 1)]
+    if top == _TWO_BITS_TOP:  # the longer side is half of all that there is
+        candidates += [-largest * shrink / top for shrink in _SHRINK]
     return _least(grouped, candidates, lambda x, scale: (x / scale).round().clamp(-top, top - 1) * scale)
 
 
@@ -93,7 +120,7 @@ def _least(grouped: torch.Tensor, candidates: list[torch.Tensor], kept: object) 
     best = torch.full(grouped.shape[:2], float("inf"))
     found = torch.full(grouped.shape[:2], 1.0)
     for candidate in candidates:
-        scale = candidate.clamp(min=torch.finfo(torch.float32).tiny)
+        scale = torch.where(candidate.abs() < _TINY, torch.full_like(candidate, _TINY), candidate)
         loss = (grouped - kept(grouped, scale[..., None])).square().sum(2)  # type: ignore[operator]  # a function
         found = torch.where(loss < best, scale, found)
         best = torch.minimum(loss, best)
