@@ -17,12 +17,13 @@ from ferryman.converter.quant_bits import halves, pack_groups, pack_rows, pack_w
 from ferryman.converter.quantize.layers import Layer, choose_bits, find_layers, join_neighbours
 from ferryman.converter.quantize.observe import Scale, Seen, find_scale, observe
 from ferryman.converter.quantize.recipe import Recipe
-from ferryman.converter.quantize.weights import Rounded, round_weights
+from ferryman.converter.quantize.weights import Grid, Rounded
 from ferryman.converter.recognise import Constants
 from ferryman.runtime.contracts.errors import ModelError
 from ferryman.runtime.contracts.manifest import LayerForm
 
-_FLOAT_BITS = 32
+FLOAT_BITS = 32
+"""Of a layer that stays in float."""
 _INT8 = (-128, 127)
 _FORMS = {8: "int8", 4: "4bit", 2: "2bit"}
 _NAMED = 5
@@ -44,16 +45,10 @@ def lower_quantized(captured: Captured, recipe: Recipe, batches: Batches) -> tup
         ModelError: nothing of it can be quantized, or the result cannot be captured again.
     """
     module = captured.program.module(check_guards=False)
-    found = find_layers(module, Constants(module))
+    found = plan_layers(captured, module, recipe)
     layers = [one for one in found.values() if isinstance(one, Layer)]
-    if not layers:
-        why = "; ".join(f"{path_of(node)}: {note}" for node, note in list(found.items())[:_NAMED])
-        raise ModelError(f"{captured.source.name} has no layer to quantize ({why or 'no convolution, no linear'})")
-    for layer, bits in choose_bits(layers, recipe.bits, recipe.layers).items():
-        layer.bits = bits
-        layer.static = layer.window is not None and not recipe.dynamic and bits != _FLOAT_BITS
-    left = {layer.node: "as the recipe says" for layer in layers if layer.bits == _FLOAT_BITS}
-    layers = [layer for layer in layers if layer.bits != _FLOAT_BITS]
+    left = {layer.node: "as the recipe says" for layer in layers if layer.bits == FLOAT_BITS}
+    layers = [layer for layer in layers if layer.bits != FLOAT_BITS]
     join_neighbours(layers)
     seen = observe(module, batches, _wanted(layers))
     hessians = _hessians(module, batches, layers) if recipe.gptq else {}
@@ -70,6 +65,39 @@ def lower_quantized(captured: Captured, recipe: Recipe, batches: Batches) -> tup
         for node, one in found.items()
     )
     return recapture(captured, module, "quantized operators"), forms
+
+
+def plan_layers(captured: Captured, module: GraphModule, recipe: Recipe) -> dict[Node, Layer | str]:
+    """Every layer of a program with the bits that a recipe gives it, or why it stays in float.
+
+    Args:
+        captured: the program.
+        module: its module, which becomes another one.
+        recipe: what becomes of it.
+
+    Raises:
+        ModelError: nothing of it can be quantized, or the recipe names a layer that is not there.
+    """
+    found = find_layers(module, Constants(module))
+    layers = [one for one in found.values() if isinstance(one, Layer)]
+    if not layers:
+        why = "; ".join(f"{path_of(node)}: {note}" for node, note in list(found.items())[:_NAMED])
+        raise ModelError(f"{captured.source.name} has no layer to quantize ({why or 'no convolution, no linear'})")
+    for layer, bits in choose_bits(layers, recipe.bits, recipe.layers).items():
+        layer.bits = bits
+        layer.static = layer.window is not None and not recipe.dynamic and bits != FLOAT_BITS
+    return found
+
+
+def grid_of(layer: Layer, recipe: Recipe) -> Grid:
+    """What a layer's weights are rounded to: convolutions have float32 scales per channel, others float16 by group."""
+    image = layer.window is not None
+    return Grid(
+        bits=layer.bits,
+        group=0 if image or layer.bits == 8 else recipe.group,  # noqa: PLR2004  # bits
+        asymmetric=recipe.asymmetric and not image,
+        half=not image,
+    )
 
 
 def _wanted(layers: Sequence[Layer]) -> dict[Node, int]:
@@ -99,14 +127,7 @@ def _round(layer: Layer, recipe: Recipe, hessian: torch.Tensor | None, seen: See
     """Round a layer's weights, and give its bias back what rounding does to it on average."""
     image = layer.window is not None
     rows = layer.weight.flatten(1)
-    rounded = round_weights(
-        rows,
-        layer.bits,
-        group=0 if image or layer.bits == 8 else recipe.group,  # noqa: PLR2004  # bits
-        asymmetric=recipe.asymmetric and not image,
-        half=not image,
-        hessian=hessian,
-    )
+    rounded = grid_of(layer, recipe).round(rows, hessian)
     if seen is not None and seen.mean is not None:
         # The bias of rounding: what the difference of weights makes of the mean input (Nagel et al. 2019, section 4.2).
         lost = (rows - rounded.values()).reshape(layer.weight.shape)
