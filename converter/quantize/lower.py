@@ -14,6 +14,7 @@ from ferryman.converter import quant_operators as _quant_operators  # noqa: F401
 from ferryman.converter.capture import Captured, recapture
 from ferryman.converter.layer_calls import path_of
 from ferryman.converter.quant_bits import halves, pack_groups, pack_rows, pack_weights
+from ferryman.converter.quantize.equalize import equalize
 from ferryman.converter.quantize.layers import Layer, choose_bits, find_layers, join_neighbours
 from ferryman.converter.quantize.observe import Scale, Seen, find_scale, observe
 from ferryman.converter.quantize.recipe import Recipe
@@ -45,6 +46,8 @@ def lower_quantized(captured: Captured, recipe: Recipe, batches: Batches) -> tup
         ModelError: nothing of it can be quantized, or the result cannot be captured again.
     """
     module = captured.program.module(check_guards=False)
+    if recipe.equalize:
+        equalize(module, batches)
     found = plan_layers(captured, module, recipe)
     layers = [one for one in found.values() if isinstance(one, Layer)]
     left = {layer.node: "as the recipe says" for layer in layers if layer.bits == FLOAT_BITS}
