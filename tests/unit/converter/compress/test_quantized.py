@@ -8,10 +8,11 @@ from torch.nn.utils import parametrizations, parametrize
 from ferryman.converter.capture import capture
 from ferryman.converter.compress.api import compress
 from ferryman.converter.compress.quantized import settle
+from ferryman.converter.quant_bits import unpack_groups, unpack_weights
 from ferryman.converter.quantize.layers import Layer
 from ferryman.converter.quantize.lower import grid_of, lower_quantized, plan_layers
 from ferryman.converter.quantize.recipe import Recipe, parse_recipe
-from ferryman.converter.quantize.weights import Grid
+from ferryman.converter.quantize.weights import Grid, spread
 from ferryman.converter.source import make_source
 from ferryman.runtime.contracts.errors import CallerError, ModelError
 
@@ -59,6 +60,44 @@ def test_what_converting_rounds_is_rounded_already(form):
             torch.testing.assert_close(found, given, rtol=1e-6, atol=1e-9)
         else:
             assert torch.equal(found, given), path
+
+
+def held_weights(program):
+    """The float weights that each operator of a lowered program stands for, [out, inputs], in order."""
+    module = program.program.module()
+    for node in module.graph.nodes:
+        name = str(node.target)
+        if not name.startswith("ferryman.quant_"):
+            continue
+        held = [getattr(module, str(one.target)) for one in node.args[1:3]]
+        if "conv" in name:
+            channels, kernel, groups, bits = node.args[5], node.args[6], node.args[10], node.args[12]
+            shape = (len(held[1]), channels // groups, *kernel)
+            integers = unpack_weights(held[0].view(torch.uint8).numpy(), shape, groups, bits)
+            yield torch.from_numpy(integers).flatten(1) * held[1][:, None]
+        else:
+            scales = torch.from_numpy(unpack_groups(held[1].numpy(), len(module.get_buffer(str(node.args[4].target)))))
+            inputs, group = node.args[0].meta["val"].shape[-1], node.args[6]
+            integers = unpack_weights(held[0].view(torch.uint8).numpy(), (len(scales), inputs), 1, node.args[5])
+            yield torch.from_numpy(integers) * spread(scales.float(), group, inputs)
+
+
+@pytest.mark.parametrize("form", ["2bit", "4bit", "int8", "4bit-gptq"])
+def test_the_lowered_program_holds_the_trained_weights_to_the_bit(form):
+    torch.manual_seed(0)
+    dense = nn.Sequential(
+        *(nn.Conv2d(1, 8, 3), nn.Tanh(), nn.Conv2d(8, 8, 3), nn.Tanh(), nn.Conv2d(8, 8, 3, groups=8), nn.Flatten()),
+        *(nn.Linear(32, 40), nn.Tanh(), nn.Linear(40, 3)),
+    )
+    made = compress(dense, form, loader=images(), epochs=2)
+    batches = [(x,) for x, _ in images()]
+    program, _ = lower_quantized(capture(make_source(made.model, batches[0])), parse_recipe(form), batches)
+    weights = [part.weight for part in made.model if hasattr(part, "weight")]
+    found = list(held_weights(program))
+    assert len(found) == len(weights) == 5
+    for one, weight in zip(found, weights, strict=True):
+        assert torch.equal(one, weight.flatten(1))
+        assert not torch.equal(one, torch.zeros_like(one))
 
 
 def test_its_decisions_are_those_of_converting():
