@@ -8,6 +8,7 @@ mean alone is matched best by inputs without anything extreme, and those leave r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
@@ -98,7 +99,7 @@ def _alike(means: torch.Tensor) -> torch.Tensor:
     whole, because channels are far apart anyway, is not worth a range that is missed.
     """
     spread = means.std(correction=0).clamp(min=_LEAST)
-    return (means - means.mean(0)) / (spread * means.shape[1] ** 0.5)
+    return (means - means.mean(0)) / (spread * math.sqrt(means.shape[1]))
 
 
 def _herd(looks: _Looks, count: int) -> list[int]:
