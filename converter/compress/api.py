@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,10 +10,13 @@ from torch import nn
 
 from ferryman.converter.compress.binary import binarize, fine_tune
 from ferryman.converter.compress.binary_policy import Decision, Example
+from ferryman.converter.compress.quantized import fine_tune_quantized
+from ferryman.converter.compress.training import Batch, Progress
+from ferryman.converter.quantize.recipe import GRAMMAR, Recipe, is_quantized, parse_recipe
 from ferryman.runtime.contracts.errors import CallerError
 
-FORMS = ("binary",)
-"""What `compress` can make; `convert` takes these and fp32."""
+_ESTIMATOR = "reste"
+_LR = {"binary": 1e-2, "quantized": 2e-3}
 
 
 @dataclass(frozen=True)
@@ -31,17 +34,17 @@ class Compressed:
 
 def compress(
     model: nn.Module,
-    form: str,
+    form: str | Recipe,
     *,
-    loader: Iterable[tuple[torch.Tensor, torch.Tensor]] | None = None,
+    loader: Iterable[Batch] | None = None,
     epochs: int = 8,
-    lr: float = 1e-2,
+    lr: float | None = None,
     keep: Iterable[str] | None = None,
-    estimator: str = "reste",
+    estimator: str = _ESTIMATOR,
     rank: int = 0,
     example: Example | None = None,
     distil: bool = True,
-    progress: Callable[[int, int, float], None] | None = None,
+    progress: Progress | None = None,
 ) -> Compressed:
     """Make a trained dense classifier smaller; it is not changed.
 
@@ -50,35 +53,84 @@ def compress(
     lose most of what was learned, so a short fine-tune (see `fine_tune`) wins it back: it needs training data. For
     other losses than cross-entropy call these two yourself.
 
+    Quantized forms (`int8`, `4bit`, `2bit` and their options, as `convert` takes them): the weights of the layers that
+    `convert` would round are trained through that rounding, and are rounded in what is returned (see
+    `fine_tune_quantized`): converting to the same form finds the same numbers again. Without training data there is
+    nothing to do here: `convert` rounds a trained model by itself.
+
     Args:
         model: dense and trained.
-        form: one of FORMS.
+        form: `binary`, a quantized form's name, or the recipe of one.
         loader: (inputs, class numbers) batches, every time it is iterated over.
         epochs: of fine-tuning.
-        lr: learning rate of the first epoch.
-        keep: patterns of module paths (fnmatch) that stay in float besides the default ones.
-        estimator: of the sign's gradient, `reste` or `ste`.
+        lr: learning rate of the first epoch; None: 0.01 for `binary`, 0.002 for others.
+        keep: patterns of module paths (fnmatch) that stay in float besides the default ones, of `binary`.
+        estimator: of the sign's gradient, `reste` or `ste`, of `binary`.
         rank: of BiPFT's low-rank path beside each binary linear layer; 0: none.
-        example: positional inputs of one call, by which layers are found whose signs would carry nothing; None takes
-            the loader's first inputs.
+        example: positional inputs of one call, by which layers are found whose signs would carry nothing, or that can
+            be quantized; None takes the loader's first inputs.
         distil: train against the dense model's answers as well as the classes.
         progress: told epoch (from 1), epochs and mean loss.
 
     Raises:
-        CallerError: unknown form or estimator, no loader, an argument out of range, or as `binarize` and `fine_tune`.
+        CallerError: unknown form or estimator, no loader, an argument out of range or of another form, or as
+            `binarize`, `fine_tune` and `fine_tune_quantized`.
+        ModelError: a quantized form is asked for, and the model cannot be captured or has nothing to quantize.
     """
-    if form not in FORMS:
-        raise CallerError(f"form {form!r} is not known; there are: {', '.join(FORMS)}")
+    if isinstance(form, Recipe) or is_quantized(form):
+        if keep is not None or rank or estimator != _ESTIMATOR:
+            raise CallerError("keep, rank and estimator are for form binary; a Recipe's `layers` keeps layers in float")
+        recipe = parse_recipe(form) if isinstance(form, str) else form
+        return _quantized(
+            model, recipe, loader, epochs, _LR["quantized"] if lr is None else lr, example, progress, distil=distil
+        )
+    if form != "binary":
+        raise CallerError(f"form {form!r} is not known; there are: binary, and {GRAMMAR}")
     if loader is None:
         raise CallerError(f"form {form} needs a loader to fine-tune with: binarizing a trained model alone ruins it")
-    example = example or _first_inputs(loader)
+    lr = _LR["binary"] if lr is None else lr
+    example = _first_inputs(loader) if example is None else example
     made, decisions = binarize(model, keep=keep, rank=rank, estimator=estimator, example=example)
     teacher = model if distil else None
     tuned = fine_tune(made, loader, epochs=epochs, lr=lr, teacher=teacher, progress=progress)
     return Compressed(model=tuned.model, form=form, decisions=decisions, losses=tuned.losses)
 
 
-def _first_inputs(loader: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Example | None:
+def _quantized(
+    model: nn.Module,
+    recipe: Recipe,
+    loader: Iterable[Batch] | None,
+    epochs: int,
+    lr: float,
+    example: Example | None,
+    progress: Progress | None,
+    *,
+    distil: bool,
+) -> Compressed:
+    if loader is None:
+        raise CallerError(
+            f"form {recipe.name} needs a loader to fine-tune with; without training data convert the model as it is: "
+            "converting rounds it"
+        )
+    example = _first_inputs(loader) if example is None else example
+    if example is None:
+        raise CallerError(
+            "the loader gives no (inputs, targets), or can be iterated over only once; give a list or an example"
+        )
+    tuned, decisions = fine_tune_quantized(
+        model,
+        recipe,
+        loader,
+        example=example,
+        epochs=epochs,
+        lr=lr,
+        teacher=model if distil else None,
+        progress=progress,
+    )
+    return Compressed(model=tuned.model, form=recipe.name, decisions=decisions, losses=tuned.losses)
+
+
+def _first_inputs(loader: Iterable[Batch]) -> Example | None:
     """Those of the first batch, without a trace in the random state; what is wrong with them training will say."""
     if isinstance(loader, Iterator):
         return None

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeGuard
 
 import torch
@@ -20,17 +18,14 @@ from ferryman.converter.compress.binary_policy import (
     Example,
     decide,
     has_hooks,
-    in_eval_mode,
     without_negative_inputs,
 )
 from ferryman.converter.compress.estimators import Estimator, make_estimator
-from ferryman.runtime.contracts.errors import CallerError, FerrymanError
+from ferryman.converter.compress.training import Batch, FineTuned, Loss, Progress, copy_model, train
+from ferryman.runtime.contracts.errors import CallerError
 
 _TRANSPARENT = (nn.AvgPool2d, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Identity, nn.MaxPool2d)
 """What gives no negative outputs for want of negative inputs."""
-_NOT_FINITE = "look for NaN and infinite numbers in the loader's batches and the model, or take a smaller lr"
-_TEMPERATURE = 4.0
-"""Of distillation, softens both distributions (Hinton et al. 2015)."""
 
 
 def binarize(
@@ -71,7 +66,7 @@ def binarize(
     if rank < 0:
         raise CallerError(f"rank is 0 or more, found {rank}")
     made = make_estimator(estimator)
-    binary = _copy(model)
+    binary = copy_model(model)
     decisions = decide(binary, tuple(keep or ()), example)
     chosen = [binary.get_submodule(path) for path, decision in decisions.items() if decision.decision == "binary"]
     _swap(binary, {dense: _binary_of(dense, activations, rank, copy.deepcopy(made)) for dense in chosen})
@@ -81,40 +76,20 @@ def binarize(
             found = without_negative_inputs(binary, example)
             back = {}
             for path in decisions.keys() & found:  # layers that were binary before are not decided on
-                back[binary.get_submodule(path)] = _copy(model.get_submodule(path))
+                back[binary.get_submodule(path)] = copy_model(model.get_submodule(path))
                 decisions[path] = replace(decisions[path], decision="float", reason=NO_NEGATIVE_INPUTS)
             _swap(binary, back)
     return binary, tuple(decisions.values())
 
 
-def _copy(model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        raise CallerError(
-            f"the model cannot be copied: {type(error).__name__}: {error}; weights that are computed anew in each call "
-            "must become plain ones first (torch.nn.utils.prune.remove, torch.nn.utils.remove_weight_norm)"
-        ) from error
-
-
-@dataclass(frozen=True)
-class FineTuned:
-    """A trained model, and how training went."""
-
-    model: nn.Module
-    """In eval mode."""
-    losses: tuple[float, ...]
-    """Mean loss of each epoch."""
-
-
 def fine_tune(
     model: nn.Module,
-    loader: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    loader: Iterable[Batch],
     *,
     epochs: int,
     lr: float,
-    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = functional.cross_entropy,
-    progress: Callable[[int, int, float], None] | None = None,
+    loss: Loss = functional.cross_entropy,
+    progress: Progress | None = None,
     teacher: nn.Module | None = None,
     penalty: Callable[[nn.Module], torch.Tensor] | None = None,
 ) -> FineTuned:
@@ -141,135 +116,28 @@ def fine_tune(
             or something else, a batch that the model or the loss fails with, or a loss or weights that are not finite.
             The model may be partly trained then.
     """
-    if not isinstance(epochs, int) or epochs < 1:
-        raise CallerError(f"epochs is a whole number, 1 or more, found {epochs!r}")
-    if not isinstance(lr, int | float) or not 0 < lr < math.inf:
-        raise CallerError(f"lr is a finite number above 0, found {lr!r}")
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise CallerError("the model has no weights to train: it has none, or all are frozen (requires_grad=False)")
-    if isinstance(loader, Iterator):
-        raise CallerError("the loader can be iterated over only once; give a DataLoader or a list of batches")
     layers = [module for module in model.modules() if isinstance(module, BinaryLayer)]
 
-    def objective(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        outputs = model(inputs)
-        value = loss(outputs, targets)
-        if teacher is not None:
-            value = (value + _distillation(outputs, teacher, inputs)) / 2
-        return value if penalty is None else value + penalty(model)
+    def schedule(epoch: int, of: int) -> None:
+        for layer in layers:
+            layer.estimator.schedule(epoch, of)
 
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
-    history: list[float] = []
-    with nullcontext() if teacher is None else in_eval_mode(teacher):
-        for epoch in range(epochs):
-            model.train()
-            for layer in layers:
-                layer.estimator.schedule(epoch, epochs)
-            history.append(_epoch(loader, objective, optimizer, layers))
-            _require_finite(model, f"epoch {epoch + 1}")
-            schedule.step()
-            if progress is not None:
-                progress(epoch + 1, epochs, history[-1])
-    recalibrate_batch_norm(model, loader)
-    _require_finite(model, "gathering statistics")
-    return FineTuned(model=model.eval(), losses=tuple(history))
-
-
-@torch.no_grad()
-def recalibrate_batch_norm(model: nn.Module, loader: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Gather the running statistics of all batch norms anew: their mean over the loader's batches.
-
-    Args:
-        model: left in eval mode.
-        loader: gives (inputs, targets) batches; targets are not used.
-    """
-    norms = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats  # noqa: SLF001
-    ]
-    momenta = [norm.momentum for norm in norms]
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # cumulative: every batch counts the same
-        norm.train()
-    for inputs, _ in loader if norms else ():
-        model(inputs)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-        norm.eval()
-
-
-def _epoch(
-    loader: Iterable[tuple[torch.Tensor, torch.Tensor]],
-    objective: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    optimizer: torch.optim.Optimizer,
-    layers: list[BinaryLayer],
-) -> float:
-    """Train for one epoch; the mean loss."""
-    total, count = 0.0, 0
-    for number, batch in enumerate(loader, 1):
-        inputs, targets = _pair_of(batch, number)
-        try:
-            loss, size = _step(number, inputs, targets, objective, optimizer), len(inputs)
-        except FerrymanError:
-            raise
-        except Exception as error:
-            raise CallerError(
-                f"batch {number} cannot be trained on: {type(error).__name__}: {error}; inputs and targets must "
-                "suit the model and the loss (a DataLoader with drop_last=True leaves out a small last batch)"
-            ) from error
+    def clamp() -> None:
         for layer in layers:
             layer.clamp_latent_()
-        total, count = total + loss * size, count + size
-    if not count:
-        raise CallerError("the loader gives no batches")
-    return total / count
 
-
-@torch.enable_grad()
-def _step(
-    number: int,
-    inputs: torch.Tensor,
-    targets: torch.Tensor,
-    objective: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    optimizer: torch.optim.Optimizer,
-) -> float:
-    """Train on one batch; its loss."""
-    optimizer.zero_grad()
-    value = objective(inputs, targets)
-    loss = float(value.detach())
-    if not math.isfinite(loss):
-        raise CallerError(f"the loss of batch {number} is {loss}; {_NOT_FINITE}")
-    value.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    return loss
-
-
-def _pair_of(batch: object, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-    parts = tuple(batch) if isinstance(batch, tuple | list) else ()
-    match parts:
-        case (torch.Tensor() as inputs, torch.Tensor() as targets):
-            return inputs, targets
-    found = f"({', '.join(type(part).__name__ for part in parts)})" if parts else type(batch).__name__
-    raise CallerError(f"the loader must give (inputs, targets), two tensors; batch {number} is {found}")
-
-
-def _require_finite(model: nn.Module, stage: str) -> None:
-    """Look at weights and batch norms: a sign makes -1 of NaN, so that the loss may be finite where they are not."""
-    values = {name: value for name, value in model.named_buffers() if name.endswith(("running_mean", "running_var"))}
-    for name, value in (*model.named_parameters(), *values.items()):
-        if not value.isfinite().all():
-            raise CallerError(f"after {stage}, {name} is not finite; {_NOT_FINITE}")
-
-
-def _distillation(outputs: torch.Tensor, teacher: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        wanted = functional.log_softmax(teacher(inputs) / _TEMPERATURE, 1)
-    found = functional.log_softmax(outputs / _TEMPERATURE, 1)
-    return functional.kl_div(found, wanted, reduction="batchmean", log_target=True) * _TEMPERATURE**2
+    return train(
+        model,
+        loader,
+        epochs=epochs,
+        lr=lr,
+        loss=loss,
+        progress=progress,
+        teacher=teacher,
+        penalty=penalty,
+        before_epoch=schedule,
+        after_step=clamp,
+    )
 
 
 def _binary_of(dense: nn.Module, activations: Activations, rank: int, estimator: Estimator) -> BinaryLayer:

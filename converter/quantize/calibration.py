@@ -17,13 +17,19 @@ BATCHES_MAX = 256
 """Of the program's own batch; more are left out."""
 
 
-def read_calibration(captured: Captured, given: Any) -> list[tuple[torch.Tensor, ...]]:  # noqa: ANN401  # see convert
+def read_calibration(
+    captured: Captured,
+    given: Any,  # noqa: ANN401  # see convert
+    *,
+    most: int | None = BATCHES_MAX,
+) -> list[tuple[torch.Tensor, ...]]:
     """Flat calibration inputs, in the signature's order.
 
     Args:
         captured: the program.
         given: an iterable of inputs as `convert` takes them (of pairs with targets, as loaders give, the inputs), or
             text that names a factory of one; None: the example alone.
+        most: inputs to read about, of the program's own batch; None: all.
 
     Raises:
         CallerError: it is none of these.
@@ -35,7 +41,7 @@ def read_calibration(captured: Captured, given: Any) -> list[tuple[torch.Tensor,
         given = call_factory(os.fspath(given), "calibration")
     if isinstance(given, torch.Tensor) or not isinstance(given, Iterable):
         raise CallerError(f"calibration must be an iterable of inputs, found {type(given).__name__}")
-    return _split(captured, (_flat(captured, one) for one in given))
+    return _split(captured, (_flat(captured, one) for one in given), most)
 
 
 def _flat(captured: Captured, one: Any) -> tuple[torch.Tensor, ...]:  # noqa: ANN401  # see read_calibration
@@ -48,7 +54,9 @@ def _flat(captured: Captured, one: Any) -> tuple[torch.Tensor, ...]:  # noqa: AN
     return tuple(leaf.detach().contiguous() for leaf in leaves)
 
 
-def _split(captured: Captured, batches: Iterable[Sequence[torch.Tensor]]) -> list[tuple[torch.Tensor, ...]]:
+def _split(
+    captured: Captured, batches: Iterable[Sequence[torch.Tensor]], most: int | None
+) -> list[tuple[torch.Tensor, ...]]:
     """Calibration inputs, cut to the batch that the program takes.
 
     Raises:
@@ -57,7 +65,7 @@ def _split(captured: Captured, batches: Iterable[Sequence[torch.Tensor]]) -> lis
     sizes = [tuple(one.shape) for one in captured.example]
     made: list[tuple[torch.Tensor, ...]] = []
     for given in batches:
-        if len(made) >= BATCHES_MAX:
+        if most is not None and len(made) >= most:
             break
         if len(given) != len(sizes) or any(
             one.dtype != e.dtype for one, e in zip(given, captured.example, strict=True)

@@ -227,13 +227,13 @@ def _read_tail(layer: Layer) -> _Tail:
     affine = end = layer.end
     add: Node | None = None
     other: Node | None = None
-    user = _only_user(end)
+    user = only_user(end)
     if user is not None and user.target in (aten.add.Tensor, aten.add_.Tensor) and not user.kwargs:
         operands = [one for one in user.args if one is not end]
         if len(operands) == 1 and isinstance(operands[0], Node) and _alike(operands[0], end):
             add, other, end = user, operands[0], user
-    user = _only_user(end)
-    ends = _read_ends(user) if user is not None else None
+    user = only_user(end)
+    ends = read_ends(user) if user is not None else None
     if ends is None:
         # The activation may follow the layer itself, where the addition cannot be taken in.
         return _Tail(affine, add, other, None, _NO_ENDS)
@@ -259,7 +259,8 @@ def _int8(convs: Sequence[Layer], given: dict[Layer, Node], adding: dict[Layer, 
     }
 
 
-def _only_user(node: Node) -> Node | None:
+def only_user(node: Node) -> Node | None:
+    """The one operation that uses a value; None where there are more, or it is an output."""
     users = list(node.users)
     return users[0] if len(users) == 1 and users[0].op == "call_function" else None
 
@@ -274,7 +275,7 @@ def _alike(a: Node, b: Node) -> bool:
     )
 
 
-def _read_ends(node: Node) -> Ends | None:
+def read_ends(node: Node) -> Ends | None:
     """What a clipping activation clips to."""
     low, high = _NO_ENDS
     if node.target in (aten.relu.default, aten.relu_.default):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from ferryman.converter import quant_operators as _quant_operators  # noqa: F401
 from ferryman.converter.capture import Captured, recapture
 from ferryman.converter.layer_calls import path_of
 from ferryman.converter.quantize.allocate import Tried, allocate, candidates, measure
+from ferryman.converter.quantize.equalize import equalize
 from ferryman.converter.quantize.layers import Layer, check_paths, choose_bits, find_layers, join_neighbours
 from ferryman.converter.quantize.observe import Scale, find_scale, observe
 from ferryman.converter.quantize.recipe import Recipe
@@ -23,7 +24,8 @@ from ferryman.converter.recognise import Constants
 from ferryman.runtime.contracts.errors import ModelError
 from ferryman.runtime.contracts.manifest import LayerForm
 
-_FLOAT_BITS = 32
+FLOAT_BITS = 32
+"""Of a layer that stays in float."""
 _INT8 = (-128, 127)
 _FORMS = {8: "int8", 4: "4bit", 2: "2bit"}
 _NAMED = 5
@@ -45,11 +47,10 @@ def lower_quantized(captured: Captured, recipe: Recipe, batches: Batches) -> tup
         ModelError: nothing of it can be quantized, or the result cannot be captured again.
     """
     module = captured.program.module(check_guards=False)
-    found = find_layers(module, Constants(module))
+    if recipe.equalize:
+        equalize(module, batches)
+    found = plan_layers(captured, module, recipe)
     layers = [one for one in found.values() if isinstance(one, Layer)]
-    if not layers:
-        why = "; ".join(f"{path_of(node)}: {note}" for node, note in list(found.items())[:_NAMED])
-        raise ModelError(f"{captured.source.name} has no layer to quantize ({why or 'no convolution, no linear'})")
     hessians = _hessians(module, batches, layers) if recipe.gptq else {}
     chosen: dict[str, Tried] = {}
     if recipe.budget:
@@ -58,12 +59,9 @@ def lower_quantized(captured: Captured, recipe: Recipe, batches: Batches) -> tup
         options = {layer: candidates(layer, recipe) for layer in layers}
         tried = measure(module, batches, options, recipe, means, hessians)
         chosen = allocate(captured.source.name, tried, recipe.budget)
-    given = {path: one.bits for path, one in chosen.items()} or recipe.layers
-    for layer, bits in choose_bits(layers, recipe.bits, given).items():
-        layer.bits = bits
-        layer.static = layer.window is not None and not recipe.dynamic and bits != _FLOAT_BITS
-    left = {layer.node: "as the recipe says" for layer in layers if layer.bits == _FLOAT_BITS}
-    layers = [layer for layer in layers if layer.bits != _FLOAT_BITS]
+        _give_bits(layers, recipe, {path: one.bits for path, one in chosen.items()})
+    left = {layer.node: "as the recipe says" for layer in layers if layer.bits == FLOAT_BITS}
+    layers = [layer for layer in layers if layer.bits != FLOAT_BITS]
     join_neighbours(layers)
     seen = observe(module, batches, _wanted(layers))
     rounded: dict[Layer, Rounded] = {}
@@ -83,6 +81,32 @@ def lower_quantized(captured: Captured, recipe: Recipe, batches: Batches) -> tup
         for node, one in found.items()
     )
     return recapture(captured, module, "quantized operators"), forms
+
+
+def plan_layers(captured: Captured, module: GraphModule, recipe: Recipe) -> dict[Node, Layer | str]:
+    """Every layer of a program with the bits that a recipe gives it, or why it stays in float.
+
+    Args:
+        captured: the program.
+        module: its module, which becomes another one.
+        recipe: what becomes of it.
+
+    Raises:
+        ModelError: nothing of it can be quantized, or the recipe names a layer that is not there.
+    """
+    found = find_layers(module, Constants(module))
+    layers = [one for one in found.values() if isinstance(one, Layer)]
+    if not layers:
+        why = "; ".join(f"{path_of(node)}: {note}" for node, note in list(found.items())[:_NAMED])
+        raise ModelError(f"{captured.source.name} has no layer to quantize ({why or 'no convolution, no linear'})")
+    _give_bits(layers, recipe, recipe.layers)
+    return found
+
+
+def _give_bits(layers: Sequence[Layer], recipe: Recipe, given: Mapping[str, int]) -> None:
+    for layer, bits in choose_bits(layers, recipe.bits, given).items():
+        layer.bits = bits
+        layer.static = layer.window is not None and not recipe.dynamic and bits != FLOAT_BITS
 
 
 def _wanted(layers: Sequence[Layer]) -> dict[Node, int]:

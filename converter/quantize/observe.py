@@ -7,7 +7,7 @@ is also what PyTorch's histogram observer looks for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,11 +84,21 @@ def observe(
         weights[node] = total
 
     for look in (ends, between):
-        runner = _Watcher(module, set(wanted), look)
-        with torch.no_grad():
-            for inputs in batches:
-                runner.run(*inputs, enable_io_processing=False)
+        watch(module, batches, wanted, look)
     return seen
+
+
+def watch(
+    module: GraphModule,
+    batches: Iterable[Sequence[torch.Tensor]],
+    wanted: Collection[Node],
+    look: Callable[[Node, torch.Tensor], None],
+) -> None:
+    """Run a program over inputs, and show the values of some nodes as they come."""
+    runner = _Watcher(module, set(wanted), look)
+    with torch.no_grad():
+        for inputs in batches:
+            runner.run(*inputs, enable_io_processing=False)
 
 
 class _Watcher(Interpreter):

@@ -9,7 +9,7 @@ import torch
 from ferryman.converter.quant_bits import halves, pack_groups, pack_rows, pack_weights
 from ferryman.converter.quantize.layers import Layer
 from ferryman.converter.quantize.recipe import Recipe
-from ferryman.converter.quantize.weights import Rounded, round_weights
+from ferryman.converter.quantize.weights import Grid, Rounded
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,17 @@ class Packed:
         return self.weight.nbytes + self.scale.nbytes + (0 if self.zero is None else self.zero.nbytes)
 
 
+def grid_of(layer: Layer, bits: int, recipe: Recipe) -> Grid:
+    """What a layer's weights are rounded to: convolutions have float32 scales per channel, others float16 by group."""
+    image = layer.window is not None
+    return Grid(
+        bits=bits,
+        group=0 if image or bits == 8 else recipe.group,  # noqa: PLR2004  # bits
+        asymmetric=recipe.asymmetric and not image,
+        half=not image,
+    )
+
+
 def round_layer(
     layer: Layer, bits: int, recipe: Recipe, hessian: torch.Tensor | None, mean: torch.Tensor | None
 ) -> tuple[Rounded, torch.Tensor]:
@@ -46,14 +57,7 @@ def round_layer(
     """
     image = layer.window is not None
     rows = layer.weight.flatten(1)
-    rounded = round_weights(
-        rows,
-        bits,
-        group=0 if image or bits == 8 else recipe.group,  # noqa: PLR2004  # bits
-        asymmetric=recipe.asymmetric and not image,
-        half=not image,
-        hessian=hessian,
-    )
+    rounded = grid_of(layer, bits, recipe).round(rows, hessian)
     if mean is None or layer.embedding:
         return rounded, layer.bias
     # The bias of rounding: what the difference of weights makes of the mean input (Nagel et al. 2019, section 4.2).

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ferryman.converter.compress.binary import binarize, fine_tune, recalibrate_batch_norm
+from ferryman.converter.compress.binary import binarize, fine_tune
 from ferryman.converter.compress.binary_modules import BinaryConv2d, BinaryLinear
+from ferryman.converter.compress.training import recalibrate_batch_norm
 from tests.e2e import digits
 
 

@@ -51,7 +51,7 @@ typedef struct {
 typedef struct {
   const void* input;
   const uint8_t* weights;
-  const float* scale;     // [out_channels], of weights
+  const float* scale;     // [out_channels], of weights; of either sign
   const float* bias;      // [out_channels]
   const int8_t* add;      // as many as outputs; NULL where nothing is added
   void* output;

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from ferryman.converter.compress.binary import binarize, fine_tune, recalibrate_batch_norm
+from ferryman.converter.compress.binary import binarize, fine_tune
 from ferryman.converter.compress.binary_modules import LATENT_LIMIT, BinaryConv2d, BinaryLayer, BinaryLinear
 from ferryman.converter.compress.estimators import ReSte
+from ferryman.converter.compress.training import recalibrate_batch_norm
 from ferryman.runtime.contracts.errors import CallerError
 from tests.e2e.digits import Batches, accuracy
 from tests.zoo.binary import train_digits_binary
