@@ -11,8 +11,7 @@ import torch
 from ferryman.converter.capture import Captured
 from ferryman.converter.lower_binary import lower_binary
 from ferryman.converter.quantize.lower import lower_quantized
-from ferryman.converter.quantize.recipe import GRAMMAR, Recipe, is_quantized, parse_recipe
-from ferryman.runtime.contracts.errors import CallerError
+from ferryman.converter.quantize.recipe import PLAIN, Recipe, check_form, parse_recipe
 from ferryman.runtime.contracts.manifest import LayerForm
 
 Batches = Sequence[Sequence[torch.Tensor]]
@@ -40,10 +39,10 @@ def find_form(wanted: str | Recipe) -> Form:
     """
     if isinstance(wanted, str) and wanted in _PLAIN:
         return _PLAIN[wanted]
-    if isinstance(wanted, str) and not is_quantized(wanted):
-        raise CallerError(f"form {wanted!r} is not known; there are: {', '.join(_PLAIN)}, and {GRAMMAR}")
-    recipe = parse_recipe(wanted) if isinstance(wanted, str) else wanted
-    return Form(recipe.name, _QUANTIZED_MIN_DB[recipe.bits], partial(_quantized, recipe=recipe), rounds=True)
+    if isinstance(wanted, str):
+        check_form(wanted)
+        wanted = parse_recipe(wanted)
+    return Form(wanted.name, _QUANTIZED_MIN_DB[wanted.bits], partial(_quantized, recipe=wanted), rounds=True)
 
 
 def _quantized(captured: Captured, batches: Batches, *, recipe: Recipe) -> tuple[Captured, tuple[LayerForm, ...]]:
@@ -57,4 +56,5 @@ _PLAIN = {
         Form("binary", 30.0, lambda captured, _: lower_binary(captured)),
     )
 }
+assert tuple(_PLAIN) == PLAIN  # noqa: S101  # the names that the command line knows without torch
 _QUANTIZED_MIN_DB = {8: 20.0, 4: 10.0, 2: 5.0}

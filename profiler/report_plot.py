@@ -16,7 +16,7 @@ from matplotlib.ticker import ScalarFormatter
 from ferryman.profiler.report import number
 from ferryman.profiler.stats import summarize
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: small, sharp, and in the page's own font
     "svg.hashsalt": "ferryman",
     "font.family": "sans-serif",
@@ -47,7 +47,7 @@ def latency_svg(rows: Sequence[tuple[str, Sequence[int]]]) -> str:
     high_ms = max(s.percentile_ns(99) for s in summaries) * _BEYOND_P99 / 1e6
     medians = [s.p50_ns for s in summaries]
     height_in = _ROW_IN * len(rows) + _FOOT_IN
-    with rc_context(_STYLE), warnings.catch_warnings():
+    with rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the browser has more fonts
         figure = Figure(figsize=(_WIDTH_IN, height_in))
         axes = figure.add_axes((0.02, _FOOT_IN / height_in, 0.96, 1 - _FOOT_IN / height_in))

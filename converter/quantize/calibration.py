@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from ferryman.converter.capture import Captured
 from ferryman.converter.source import call_factory
 from ferryman.runtime.contracts.errors import CallerError, ModelError
+from ferryman.runtime.contracts.tensor import Array
 
 BATCHES_MAX = 256
 """Of the program's own batch; more are left out."""
@@ -92,3 +93,21 @@ def _split(
     if not made:
         raise ModelError(f"{captured.source.name}: there are no calibration inputs")
     return made
+
+
+def read_labelled(text: str) -> list[tuple[tuple[Array, ...], Array]]:
+    """Inputs of calls and their class numbers, from a factory's (inputs, class numbers).
+
+    Raises:
+        CallerError: the factory fails, or gives something else.
+    """
+    given = call_factory(text, "an iterable of (inputs, class numbers)")
+    found = []
+    for one in given if isinstance(given, Iterable) else [None]:
+        if not isinstance(one, tuple | list) or len(one) != 2:  # noqa: PLR2004  # a pair
+            raise CallerError(f"{text} must give an iterable of (inputs, class numbers)")
+        inputs, labels = (tree_leaves(part) for part in one)
+        if not all(isinstance(leaf, torch.Tensor) for leaf in (*inputs, *labels)) or len(labels) != 1:
+            raise CallerError(f"{text} must give tensors")
+        found.append((tuple(leaf.detach().numpy() for leaf in inputs), labels[0].numpy()))
+    return found

@@ -34,6 +34,8 @@ _MIXED = "mixed"
 _MIXED_BITS = 2
 _BUDGET = re.compile(r"(\d{1,3}(?:\.\d{1,6})?)(b|db)", re.ASCII)
 _BUDGET_ENDS = {"b": (2, 8), "db": (1, 100)}
+PLAIN = ("fp32", "binary")
+"""Forms without a recipe."""
 GRAMMAR = "int8, 4bit, 2bit or mixed-BUDGET with options, such as 4bit-g64-asym-gptq or mixed-3.5b-gptq"
 _ORDER = "dynamic, g32, g64, g128 or channel, asym, minmax, percentile, entropy or mse, gptq, equalize"
 
@@ -89,6 +91,19 @@ class Recipe(Record, kw_only=True):
 def is_quantized(form: str) -> bool:
     """Whether a form's name is to be read by `parse_recipe`."""
     return form.partition("-")[0] in {*_BASES, _MIXED}
+
+
+def check_form(name: str) -> None:
+    """See that a name is one of a form, without loading torch.
+
+    Raises:
+        CallerError: it is none.
+    """
+    if name in PLAIN:
+        return
+    if not is_quantized(name):
+        raise CallerError(f"form {name!r} is not known; there are: {', '.join(PLAIN)}, and {GRAMMAR}")
+    parse_recipe(name)
 
 
 def parse_recipe(name: str) -> Recipe:

@@ -31,6 +31,7 @@ _INSTALL = {
     "rollback": "'ferryman[push]'",
     "profile": "'ferryman[collector]'",
     "report": "'ferryman[collector]'",
+    "pareto": "torch==2.13.0, then 'ferryman[convert,collector]'",
 }
 """Command -> what pip is to install for what it imports."""
 REPORT_MAX = 1000
@@ -74,6 +75,7 @@ def main(verbose: int) -> None:
       push      package -> device, over SSH; the old one serves until it is proven
       profile   latency, memory and energy on the device
       collect   telemetry -> database;  report: database -> table and page
+      pareto    packages -> accuracy against bytes and latency
     """  # noqa: D301  # click wants the very character, where it shall not wrap
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.basicConfig(level=logging.WARNING, format=_LOG_FORMAT)
@@ -108,6 +110,21 @@ def _device(name: str, devices_file: Path | None) -> Device:
     return find_device(read_devices(devices_file), name, devices_file)
 
 
+class _Form(click.ParamType[str]):
+    """The name of a form."""
+
+    name = "NAME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401  # click's signature
+        from ferryman.converter.quantize.recipe import check_form
+
+        try:
+            check_form(value)
+        except CallerError as error:
+            self.fail(str(error), param, ctx)
+        return str(value)
+
+
 @main.command()
 @click.argument("source")
 @click.option(
@@ -123,7 +140,7 @@ def _device(name: str, devices_file: Path | None) -> Device:
     multiple=True,
     default=("fp32",),
     show_default=True,
-    metavar="NAME",
+    type=_Form(),
     help="fp32; binary: layers with weights and activations of -1 and 1 run as bits; or int8, 4bit, 2bit, or "
     "mixed-3.5b: 3.5 bits a weight on average, chosen layer by layer; with options such as 4bit-g64-gptq (see "
     "docs/quantization.md). May be given several times: one package holds all.",
@@ -500,6 +517,29 @@ def report(database: Path, device: str | None, package: str | None, html: Path) 
     if not found:
         raise CallerError(f"{database} holds no measurements that match; run `ferryman profile PACKAGE DEVICE` first")
     _show([(one.device, one.measurement) for one in found], html, left_out=left_out)
+
+
+@main.command()
+@click.argument("package", type=_PATH, nargs=-1, required=True)
+@click.option(
+    "--data",
+    required=True,
+    metavar="MODULE:FACTORY",
+    help="Gives labelled inputs: an iterable of (inputs, class numbers).",
+)
+@click.option(
+    "-o", "--output", type=_PATH, default=Path("pareto.html"), show_default=True, help="Plot: .html, .png or .svg."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the points as JSON, one a line.")
+def pareto(package: tuple[Path, ...], data: str, output: Path, as_json: bool) -> None:
+    """Draw accuracy against bytes and latency over all variants of some PACKAGEs, measured on this machine."""
+    from ferryman.converter.quantize.calibration import read_labelled
+    from ferryman.profiler.pareto import draw, measure, table, to_json
+
+    points = measure(package, read_labelled(data), progress=lambda what: click.echo(f"  {what}", err=True))
+    click.echo(to_json(points) if as_json else table(points))
+    draw(points, output)
+    click.echo(f"plot: {output}", err=True)
 
 
 def _show(

@@ -439,7 +439,7 @@ def test_the_collector_tells_where_from_and_where_to(tmp_path):
         ("inspect",),
         ("push", "p.ferry"),
         ("convert", "a:b", "--to", "onnx"),
-        ("convert", "a:b", "--form", "2bit"),
+        ("convert", "a:b", "--form", "ternary"),
         ("profile", "p.ferry", "local", "--runs", "0"),
         ("profile", "p.ferry", "local", "--threads", "-1"),
         ("agent", "--device", "x"),

@@ -93,7 +93,7 @@ def test_a_saved_program_may_be_given_as_a_path(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"form": "2bit"}, "form '2bit' is not known; there are: fp32"),
+        ({"form": "ternary"}, "form 'ternary' is not known; there are: fp32"),
         ({"to": []}, "runtimes are one or more of executorch, tflite"),
         ({"to": ["onnx"]}, r"found \['onnx'\]"),
         ({"to": "tflite"}, "runtimes are one or more"),

@@ -91,7 +91,6 @@ def test_floats_stay_floats_where_others_read_them():
     [
         ("resnet20", "int8", 40), ("resnet20", "int8-dynamic", 40), ("resnet20", "4bit", 30), ("resnet20", "2bit", 12),
         ("mobilenet_v2", "int8", 40), ("mobilenet_v2", "4bit", 30), ("decoder", "int8", 35), ("decoder", "4bit", 15),
-        ("decoder", "4bit-asym", 15), ("lstm", "int8", 25), ("sentence_encoder", "int8", 20),
     ],
 )  # fmt: skip
 def test_networks(factory, form, bar_db):

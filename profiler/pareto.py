@@ -1,0 +1,161 @@
+"""Accuracy against cost: every variant of some packages, run over labelled inputs on this machine, and drawn.
+
+Of two variants the better one is at least as accurate and costs no more; those that none is better than are the front.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ferryman.runtime.contracts.errors import CallerError
+from ferryman.runtime.contracts.record import Record, encode
+from ferryman.runtime.contracts.tensor import Array
+from ferryman.runtime.golden import usable_interpreters
+from ferryman.runtime.isolated import IsolatedSession
+from ferryman.runtime.package import open_package
+
+Labelled = Sequence[tuple[tuple[Array, ...], Array]]
+"""Inputs of a call, and the class number of each row of its first output."""
+_WARM_UP = 3
+_FEWEST = 20
+_SUFFIXES = (".png", ".svg", ".html")
+
+
+class Point(Record):
+    """One variant on one interpreter."""
+
+    package: str
+    form: str
+    interpreter: str
+    accuracy: float
+    """Share of rows whose largest output is the label's."""
+    size_bytes: int
+    """Of the artifact."""
+    latency_us: float
+    """Median of a call, one thread."""
+    examples: int
+
+
+def measure(
+    packages: Sequence[Path], labelled: Labelled, *, progress: Callable[[str], None] = lambda _: None
+) -> list[Point]:
+    """Run every variant that this machine can run over all inputs, each in a process of its own.
+
+    Raises:
+        CallerError: no inputs, labels of another number than outputs, or no variant runs here.
+        PackageError: a package is damaged.
+        RuntimeFault: an interpreter refuses an input.
+    """
+    if not labelled:
+        raise CallerError("there are no labelled inputs to measure accuracy with")
+    points = []
+    for path in packages:
+        with open_package(path) as package, tempfile.TemporaryDirectory() as folder:
+            for variant in package.manifest.variants:
+                artifact = Path(folder) / Path(variant.payload).name
+                artifact.write_bytes(package.read(variant.payload))
+                for interpreter in usable_interpreters(variant):
+                    progress(f"{path.name}: {variant.form} on {interpreter}")
+                    with IsolatedSession(artifact, variant.runtime, interpreter=interpreter) as session:
+                        right, rows, times = _run(session, labelled)
+                    points.append(
+                        Point(
+                            package=package.manifest.name,
+                            form=variant.form,
+                            interpreter=interpreter,
+                            accuracy=right / rows,
+                            size_bytes=artifact.stat().st_size,
+                            latency_us=float(np.median(times)) / 1e3,
+                            examples=rows,
+                        )
+                    )
+    if not points:
+        raise CallerError("this machine has no interpreter for any variant of these packages")
+    return points
+
+
+def _run(session: IsolatedSession, labelled: Labelled) -> tuple[int, int, list[int]]:
+    right = rows = 0
+    times: list[int] = []
+    for inputs, labels in labelled:
+        output = session.run(inputs)[0]
+        found = output.reshape(-1, output.shape[-1]).argmax(1)
+        wanted = np.asarray(labels).reshape(-1)
+        if len(found) != len(wanted):
+            raise CallerError(f"inputs of {len(found)} rows have {len(wanted)} labels")
+        right += int((found == wanted).sum())
+        rows += len(wanted)
+        times.append(session.last_run_ns)
+    inputs = labelled[0][0]
+    while len(times) < _WARM_UP + _FEWEST:
+        session.run(inputs)
+        times.append(session.last_run_ns)
+    return right, rows, times[_WARM_UP:]
+
+
+def front(points: Sequence[Point], cost: Callable[[Point], float]) -> list[Point]:
+    """Those that no other is better than, by rising cost."""
+    kept: list[Point] = []
+    for point in sorted(points, key=lambda one: (cost(one), -one.accuracy)):
+        if not kept or point.accuracy > kept[-1].accuracy:
+            kept.append(point)
+    return kept
+
+
+def draw(points: Sequence[Point], path: Path) -> None:
+    """Write accuracy against bytes and against latency, as .png, .svg or a page (.html) with the table below.
+
+    Raises:
+        CallerError: another suffix.
+    """
+    if path.suffix not in _SUFFIXES:
+        raise CallerError(f"{path}: write to one of {', '.join(_SUFFIXES)}")
+    from ferryman.profiler.pareto_plot import pareto_figure
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure = pareto_figure(points)
+        if path.suffix != ".html":
+            figure.savefig(path, dpi=150)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            image = Path(folder) / "plot.svg"
+            figure.savefig(image)
+            svg = image.read_text()
+    path.write_text(_page(points, svg[svg.index("<svg") :]))
+
+
+def _page(points: Sequence[Point], svg: str) -> str:
+    import jinja2
+
+    template = jinja2.Environment(autoescape=True).from_string(
+        "<!doctype html><meta charset=utf-8><title>accuracy against cost</title>"
+        "<style>body{font:15px sans-serif;max-width:70em;margin:2em auto}td,th{padding:.2em .8em;text-align:left}"
+        "</style>"
+        "<h1>Accuracy against cost</h1>{{ svg | safe }}<table><tr><th>package<th>form<th>interpreter<th>accuracy"
+        "<th>bytes<th>us a call<th>examples</tr>{% for p in points %}<tr><td>{{ p.package }}<td>{{ p.form }}"
+        "<td>{{ p.interpreter }}<td>{{ '%.2f %%' | format(100 * p.accuracy) }}<td>{{ '{:,}'.format(p.size_bytes) }}"
+        "<td>{{ '%.0f' | format(p.latency_us) }}<td>{{ p.examples }}</tr>{% endfor %}</table>"
+    )
+    return template.render(points=points, svg=svg)
+
+
+def table(points: Sequence[Point]) -> str:
+    """Rows for people."""
+    rows = [("package", "form", "interpreter", "accuracy", "bytes", "us a call")]
+    rows += [
+        (p.package, p.form, p.interpreter, f"{p.accuracy:.2%}", f"{p.size_bytes:,}", f"{p.latency_us:,.0f}")
+        for p in points
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def to_json(points: Sequence[Point]) -> str:
+    """One record a line."""
+    return "\n".join(encode(point).decode() for point in points)

@@ -1,0 +1,66 @@
+"""Accuracy against cost."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ferryman.profiler.pareto import Point, draw, front, measure, table, to_json
+from ferryman.runtime.contracts.errors import CallerError
+from ferryman.runtime.contracts.record import decode
+from tests.support.packages import write_tiny_package
+
+
+def point(accuracy: float, size: int, latency: float = 1.0, form: str = "fp32") -> Point:
+    return Point(
+        package="net", form=form, interpreter="executorch", accuracy=accuracy, size_bytes=size, latency_us=latency,
+        examples=10,
+    )  # fmt: skip
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 5)), max_size=12))
+def test_none_is_better_than_one_of_the_front(drawn):
+    points = [point(accuracy / 5, size) for accuracy, size in drawn]
+    best = front(points, lambda p: p.size_bytes)
+
+    def better(one: Point, other: Point) -> bool:
+        pair = (one.accuracy, -one.size_bytes), (other.accuracy, -other.size_bytes)
+        return pair[0] != pair[1] and pair[0][0] >= pair[1][0] and pair[0][1] >= pair[1][1]
+
+    assert not any(better(other, one) for one in best for other in points)
+    for one in points:
+        assert any(
+            better(other, one) or (other.accuracy, other.size_bytes) == (one.accuracy, one.size_bytes) for other in best
+        )
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".html"])
+def test_a_plot_is_written(tmp_path, suffix):
+    points = [point(0.9, 1000, 20, "fp32"), point(0.8, 100, 10, "4bit<b>")]
+    path = tmp_path / f"plot{suffix}"
+    draw(points, path)
+    data = path.read_bytes()
+    assert data.startswith({".png": b"\x89PNG", ".svg": b"<?xml", ".html": b"<!doctype html>"}[suffix])
+    assert b"4bit<b>" not in data
+    with pytest.raises(CallerError, match=r"write to one of \.png, \.svg, \.html"):
+        draw(points, tmp_path / "plot.pdf")
+
+
+def test_points_can_be_read_again():
+    points = [point(0.5, 10), point(0.25, 5)]
+    assert [decode(line.encode(), Point) for line in to_json(points).splitlines()] == points
+    assert "50.00%" in table(points)
+
+
+def test_packages_are_run_over_labelled_inputs(tmp_path):
+    path = write_tiny_package(tmp_path / "add.ferry", added=1.0)
+    x = np.array([[1.0, 3.0, 2.0, 0.0]], np.float32)
+    found = measure([path], [((x,), np.array([1])), ((x,), np.array([2]))])
+    assert {one.accuracy for one in found} == {0.5}
+    assert all(one.latency_us > 0 and one.examples == 2 for one in found)
+    with pytest.raises(CallerError, match="have 2 labels"):
+        measure([path], [((x,), np.array([1, 2]))])
+    with pytest.raises(CallerError, match="no labelled inputs"):
+        measure([path], [])
