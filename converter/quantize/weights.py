@@ -75,14 +75,14 @@ def round_weights(
     Args:
         weight: float32[out, inputs].
         bits: of a weight.
-        group: inputs that share a scale; 0: all.
+        group: inputs that share a scale; 0, or more than there are: all.
         asymmetric: with zero points.
         half: scales are held in float16.
         hessian: float64[inputs, inputs], the sum of x x^T over calibration: round in turn, and let later inputs make
             good what earlier ones lost (GPTQ, Frantar et al. 2023). None: to nearest.
     """
     out, inputs = weight.shape
-    group = group or inputs
+    group = min(group or inputs, inputs)
     padded = torch.nn.functional.pad(weight, (0, -inputs % group))
     grouped = padded.reshape(out, -1, group)
     scale, zero = _asymmetric(grouped, bits, half=half) if asymmetric else (_symmetric(grouped, bits, half=half), None)

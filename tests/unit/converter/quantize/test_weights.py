@@ -22,6 +22,7 @@ def test_integers_fit_and_nothing_is_off_by_more_than_its_scale_says(bits, group
     top = 2 ** (bits - 1)
     assert rounded.integers.min() >= -top
     assert rounded.integers.max() < top
+    assert rounded.group == min(group or inputs, inputs)  # what the operators take
     assert rounded.scale.shape == (5, -(-inputs // (group or inputs)))
     zero = 0 if rounded.zero is None else 1
     assert bool(zero) == asymmetric
