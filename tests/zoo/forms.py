@@ -12,8 +12,8 @@ from pathlib import Path
 
 import click
 
+from ferryman.converter.api import convert
 from ferryman.converter.backends import BACKENDS
-from ferryman.converter.pipeline import convert
 from ferryman.runtime.contracts.errors import FerrymanError
 from ferryman.runtime.contracts.manifest import RuntimeName
 from ferryman.runtime.session import INTERPRETERS

@@ -14,8 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ferryman.converter.compress.api import compress
-from ferryman.converter.pipeline import convert
+from ferryman.converter.api import compress, convert
 from ferryman.profiler.pareto import draw, measure, table
 from tests.e2e import digits
 from tests.support.interpreters import ROOT
