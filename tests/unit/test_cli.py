@@ -72,7 +72,7 @@ def tiny(tmp_path):
 def test_every_verb_is_there():
     assert {path[0] for path, _ in COMMANDS if path} == {
         "convert", "inspect", "push", "install", "rollback", "prepare", "agent", "run", "status", "profile", "collect",
-        "report",
+        "report", "pareto",
     }  # fmt: skip
 
 
@@ -102,7 +102,7 @@ def test_the_help_shows_the_journey_line_by_line(run):
 def test_commands_are_listed_in_the_order_of_the_journey(run):
     listed = re.findall(r"^  ([a-z]+) ", run("--help").output.partition("Commands:")[2], re.MULTILINE)
     assert listed[:3] == ["convert", "inspect", "push"]
-    assert listed[-1] == "report"
+    assert listed[-1] == "pareto"
     assert "prepare" not in listed
 
 

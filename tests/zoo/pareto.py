@@ -29,9 +29,10 @@ class _Block(nn.Module):
         super().__init__()
         self.one, self.two = (nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in range(2))
         self.norm1, self.norm2 = nn.BatchNorm2d(width), nn.BatchNorm2d(width)
+        self.act1, self.act2 = nn.Hardtanh(), nn.Hardtanh()  # signs of what no ReLU has cut carry something
 
     def forward(self, x):
-        return functional.relu(x + self.norm2(self.two(functional.relu(self.norm1(self.one(x))))))
+        return self.act2(x + self.norm2(self.two(self.act1(self.norm1(self.one(x))))))
 
 
 class SmallResNet(nn.Module):
@@ -39,9 +40,9 @@ class SmallResNet(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.stem = nn.Sequential(nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.Hardtanh())
         self.down = nn.Sequential(
-            nn.Conv2d(width, 2 * width, 3, 2, 1, bias=False), nn.BatchNorm2d(2 * width), nn.ReLU()
+            nn.Conv2d(width, 2 * width, 3, 2, 1, bias=False), nn.BatchNorm2d(2 * width), nn.Hardtanh()
         )
         self.blocks = nn.Sequential(_Block(width), self.down, _Block(2 * width))
         self.head = nn.Linear(2 * width, 10)

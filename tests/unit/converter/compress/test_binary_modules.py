@@ -98,6 +98,7 @@ def test_training_gives_the_same_numbers_and_gradients_for_everything():
 
 
 def test_eval_mode_gives_no_gradient_through_signs():
+    torch.manual_seed(0)  # dot products of some inputs cancel
     layer = BinaryLinear(7, 5).eval()
     layer(torch.randn(2, 7)).sum().backward()
 
