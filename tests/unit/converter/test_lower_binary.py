@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ferryman.converter import lower_binary
 from ferryman.converter.capture import capture
 from ferryman.converter.lower_binary import lower_binary
 from ferryman.converter.source import make_source
@@ -112,7 +111,9 @@ def test_a_binary_convolution_is_one_operator(activation, scale, bias):
 )
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 def test_windows_of_every_kind(options, monkeypatch):
-    monkeypatch.setattr(lower_binary, "choose_order", lambda *_: None)  # a busy machine may measure the tree faster
+    monkeypatch.setattr(
+        "ferryman.converter.lower_binary.choose_order", lambda *_: None
+    )  # a busy machine may measure the tree faster
     captured, _ = lowered(trained(Conv(8, 16, **options)))
     assert operators(captured) == [OPS.binary_conv2d.default]
 
