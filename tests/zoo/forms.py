@@ -12,10 +12,15 @@ from pathlib import Path
 
 import click
 
-from ferryman.converter.api import convert
 from ferryman.converter.backends import BACKENDS
+from ferryman.converter.capture import Captured, capture
+from ferryman.converter.forms import find_form
+from ferryman.converter.quiet import quiet
+from ferryman.converter.source import make_source
+from ferryman.converter.verify import References, interpreters, make_references, verify, with_program
 from ferryman.runtime.contracts.errors import FerrymanError
 from ferryman.runtime.contracts.manifest import RuntimeName
+from ferryman.runtime.package import SQNR_LEAST_DB
 from ferryman.runtime.session import INTERPRETERS
 from tests.support.interpreters import ROOT
 from tests.zoo import models
@@ -35,37 +40,43 @@ below. An artifact of a quantized form also equals the rounded program itself, o
 """
 
 
-def cells(network: str, form: str) -> Iterator[tuple[str, str]]:
-    """Interpreter -> what became of it there."""
-    factory = getattr(models, network)
-    module, inputs = factory()[:2]
-    for runtime, names in INTERPRETERS.items():
-        found = _convert(module, inputs, form, runtime, ())
-        for name in names:
-            yield (
-                name,
-                (found if isinstance(found, str) else found.get(name)) or _alone(module, inputs, form, runtime, name),
-            )
-
-
-def _alone(module: object, inputs: object, form: str, runtime: RuntimeName, name: str) -> str:
-    found = _convert(module, inputs, form, runtime, (name,))
-    return found if isinstance(found, str) else found[name]
-
-
-def _convert(
-    module: object, inputs: object, form: str, runtime: RuntimeName, only: tuple[str, ...]
-) -> dict[str, str] | str:
-    """Interpreter -> SQNR; text: refused before any interpreter was asked. Empty where one of several refused."""
-    with tempfile.TemporaryDirectory() as folder:
+def cells(network: str) -> Iterator[tuple[str, str, str]]:
+    """(form, interpreter, what became of it there)."""
+    module, inputs = getattr(models, network)()[:2]
+    with quiet():
+        captured = capture(make_source(module, inputs))
+        references = make_references(captured)
+    for name in FORMS:
+        form = find_form(name)
         try:
-            made = convert(
-                module, inputs, to=[runtime], form=form, interpreters=only, output=folder, name="cell", sqnr_min_db=5.0
-            )
+            with quiet():
+                program, _ = form.rewrite(captured, [captured.example])
+                expected = with_program(references, program) if form.rounds else references
         except FerrymanError as error:
-            several = not only and len(INTERPRETERS[runtime]) > 1 and type(error).__name__ == "ParityError"
-            return {} if several else f"refused: {error}"
-    return {proof.interpreter: f"{proof.sqnr_db:.1f}" for proof in made.manifest.variants[0].verified}
+            yield from ((name, where, f"refused: {error}") for names in INTERPRETERS.values() for where in names)
+            continue
+        for runtime in BACKENDS:
+            for where, found in _prove(program, name, runtime, expected):
+                yield name, where, found
+
+
+def _prove(program: Captured, form: str, runtime: RuntimeName, references: References) -> Iterator[tuple[str, str]]:
+    places = interpreters(runtime)
+    try:
+        with quiet():
+            data = BACKENDS[runtime].lower(program).data
+    except FerrymanError as error:
+        yield from ((place.name, f"refused: {error}") for place in places)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"model{BACKENDS[runtime].suffix}"
+        path.write_bytes(data)
+        for place in places:
+            try:
+                _, (proof,) = verify(path, f"{runtime}-{form}", runtime, references, SQNR_LEAST_DB, [place])
+                yield place.name, f"{proof.sqnr_db:.1f}"
+            except FerrymanError as error:
+                yield place.name, f"refused: {error}"
 
 
 def document(found: dict[tuple[str, str, str], str]) -> str:
@@ -91,10 +102,9 @@ def main() -> None:
     """Fill every cell and write the page."""
     found = {}
     for network in NETWORKS:
-        for form in FORMS:
-            for name, cell in cells(network, form):
-                found[network, form, name] = cell
-                click.echo(f"{network} {form} {name}: {cell}", err=True)
+        for form, name, cell in cells(network):
+            found[network, form, name] = cell
+            click.echo(f"{network} {form} {name}: {cell}", err=True)
     path = Path(ROOT) / "docs" / "forms.md"
     path.write_text(document(found))
     click.echo(f"wrote {path.relative_to(ROOT)}")
