@@ -224,18 +224,23 @@ def _verify_on(
         raise ParityError(f"{variant} on {place.name}: {error}{advice}") from error
     worst_set, lowest = min(enumerate(differences), key=lambda pair: min(d.sqnr_db for d in pair[1]))
     worst = min(lowest, key=lambda d: d.sqnr_db)
-    if shortfall := worst.shortfall(sqnr_min_db):
-        raise ParityError(
-            f"{variant} on {place.name} {version} computes something else than eager: {shortfall} "
-            f"(largest error {worst.max_abs_error:.3g}, input set {worst_set} of {len(differences)}); "
-            "no package is written"
-        )
     if exact and (
         shortfall := min((d for one in exact for d in one), key=lambda d: d.sqnr_db).shortfall(PROGRAM_MIN_DB)
     ):
         raise ParityError(
             f"{variant} on {place.name} {version} computes something else than the rounded program: {shortfall}; "
             "no package is written"
+        )
+    if shortfall := worst.shortfall(sqnr_min_db):
+        found = f"{shortfall} (largest error {worst.max_abs_error:.3g}, input set {worst_set} of {len(differences)})"
+        if exact:
+            raise ParityError(
+                f"{variant} on {place.name} {version} is what was asked for, but rounding loses too much: {found}; "
+                "calibrate it with inputs like those it will see, give it more bits, train it with compress, or lower "
+                "the bar (--min-sqnr); no package is written"
+            )
+        raise ParityError(
+            f"{variant} on {place.name} {version} computes something else than eager: {found}; no package is written"
         )
     flat = [difference for one in differences for difference in one]
     agreements = [d.top1_agreement for d in flat if d.top1_agreement is not None]

@@ -93,3 +93,13 @@ def test_one_package_holds_several_forms_and_devices_have_a_bar_for_each(tmp_pat
 def test_forms_are_one_or_more_different_ones(forms):
     with pytest.raises(CallerError, match="forms must be at least one, and different ones"):
         convert(Tiny().eval(), (torch.randn(1, 2),), form=forms)
+
+
+def test_a_form_that_loses_too_much_says_what_helps(tmp_path):
+    torch.manual_seed(0)
+    with pytest.raises(ParityError, match=r"rounding loses too much: .*calibrate it.*give it more bits"):
+        convert(
+            nn.Linear(64, 64).eval(), (torch.randn(1, 64),), form="2bit", to=["tflite"], output=tmp_path,
+            sqnr_min_db=80.0,
+        )  # fmt: skip
+    assert not list(tmp_path.iterdir())
