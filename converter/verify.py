@@ -23,7 +23,7 @@ from ferryman.runtime.contracts.tensor import Array, Signature, to_tensors
 from ferryman.runtime.isolated import IsolatedSession, describe_end
 from ferryman.runtime.session import INTERPRETERS, installed
 
-PROGRAM_MIN_DB = 35.0
+PROGRAM_MIN_DB = 20.0
 """What artifacts of a rounded form must hold against the rounded program: its own operators are exact, but what stands
 between them in float may tip an int8 over to the next."""
 DEVICE_PYTHON = "FERRYMAN_DEVICE_PYTHON"
