@@ -104,3 +104,10 @@ def merge_padding(window: operators.Window, pads: Sequence[int], value: float) -
     left, right, top, bottom = pads
     both = [at + more for at, more in zip(padding, (top, left, bottom, right), strict=True)]
     return (channels, kernel, stride, both, dilation, groups, int(value), last)
+
+
+def padded_beyond(window: operators.Window) -> bool:
+    """Whether a window may lie wholly in the padding."""
+    _, kernel, _, padding, dilation, *_ = window
+    reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    return any(pad > most for pad, most in zip(padding, [*reach, *reach], strict=True))

@@ -24,7 +24,15 @@ from ferryman.converter.bits import pack_weights
 from ferryman.converter.capture import Captured, recapture
 from ferryman.converter.channel_order import Measured, choose_order
 from ferryman.converter.inputs import input_sets
-from ferryman.converter.layer_calls import LayerCall, is_layer, merge_padding, path_of, read_call, read_pad
+from ferryman.converter.layer_calls import (
+    LayerCall,
+    is_layer,
+    merge_padding,
+    padded_beyond,
+    path_of,
+    read_call,
+    read_pad,
+)
 from ferryman.converter.recognise import Recogniser
 from ferryman.converter.two_values import split_two_valued
 from ferryman.runtime.contracts.errors import ModelError
@@ -170,13 +178,6 @@ class _Watcher(torch.fx.Interpreter):
         return value
 
 
-def _padded_beyond(window: operators.Window) -> bool:
-    """Whether a window may lie wholly in the padding."""
-    _, kernel, _, padding, dilation, *_ = window
-    reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-    return any(pad > most for pad, most in zip(padding, [*reach, *reach], strict=True))
-
-
 def _take(node: Node, call: LayerCall, recogniser: Recogniser, zeros: _Zeros) -> _Layer | str:
     """A layer, or why it is none."""
     constants = recogniser.constants
@@ -195,7 +196,7 @@ def _take(node: Node, call: LayerCall, recogniser: Recogniser, zeros: _Zeros) ->
         merged = merge_padding(window, *padded[1:])
         if merged is not None:
             source, window = padded[0], merged
-    if window and _padded_beyond(window):
+    if window and padded_beyond(window):
         return "its padding is wider than its kernel reaches"
     sign = recogniser.sign(source)
     if sign is not None and sign.at_zero != 1 and (sign.of in zeros or sign.of.op == "placeholder"):

@@ -69,7 +69,7 @@ def _custom(context: Any, name: str, operands: list[Any], numbers: Sequence[floa
     attributes = f'{{custom_code = "ferryman.{name}", custom_option = #tfl<const_bytes : "0x{options}">}}'
     return stablehlo.custom_call(
         result=node_meta_to_ir_types(context.node),
-        inputs=operands,
+        inputs=[one for one in operands if one is not None],  # what is left out stands last
         call_target_name=ir.StringAttr.get("tfl.custom"),
         has_side_effect=ir.BoolAttr.get(False),
         backend_config=ir.StringAttr.get(attributes),
@@ -136,8 +136,7 @@ def _quant_conv2d(context: Any, x: Any, weight: Any, scale: Any, bias: Any, add:
     x_scale, x_zero, out_scale, out_zero, low, high, add_scale, add_zero = scales
     window = [channels, _out(context), *kernel, *stride, *dilation, *padding, groups, int(channels_last), bits]
     options = [*window, float(x_scale), x_zero, float(out_scale), out_zero, low, high, float(add_scale), add_zero]
-    operands = [x, weight, scale, bias] + ([] if add is None else [add])
-    return _custom(context, "quant_conv2d", operands, options, _QUANT_VERSION)
+    return _custom(context, "quant_conv2d", [x, weight, scale, bias, add], options, _QUANT_VERSION)
 
 
 @registry.lower(ferryman.quant_linear.default)  # type: ignore[untyped-decorator]
@@ -152,7 +151,7 @@ def _quant_linear(  # as the schema says
     group: int,
 ) -> Any:  # noqa: ANN401
     channels, out = context.node.args[0].meta["val"].shape[-1], context.node.args[4].meta["val"].numel()
-    operands = [x, weight, scale, bias] + ([] if zero is None else [zero])
+    operands = [x, weight, scale, bias, zero]
     return _custom(context, "quant_linear", operands, [channels, out, bits, group], _QUANT_VERSION)
 
 
@@ -168,5 +167,5 @@ def _quant_embedding(  # as the schema says
     group: int,
 ) -> Any:  # noqa: ANN401
     rows = context.node.args[2].meta["val"].shape[0]
-    operands = [ids, weight, scale] + ([] if zero is None else [zero])
+    operands = [ids, weight, scale, zero]
     return _custom(context, "quant_embedding", operands, [rows, channels, bits, group], _QUANT_VERSION)

@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 
 from ferryman.converter import operators
 from ferryman.converter.affine import read_affine
-from ferryman.converter.layer_calls import is_layer, merge_padding, path_of, read_call, read_pad
+from ferryman.converter.layer_calls import is_layer, merge_padding, padded_beyond, path_of, read_call, read_pad
 from ferryman.converter.recognise import Constants
 from ferryman.runtime.contracts.errors import ModelError
 
@@ -123,9 +123,9 @@ def _take(node: Node, constants: Constants) -> Layer | str:
     padded = read_pad(source) if window else None
     if window and padded and len(source.users) == 1 and padded[2] == 0:
         merged = merge_padding(window, *padded[1:])
-        if merged is not None and not _padded_beyond(merged):
+        if merged is not None and not padded_beyond(merged):
             source, window, takes = padded[0], merged, (source, node)
-    if window and _padded_beyond(window):
+    if window and padded_beyond(window):
         return "its padding is wider than its kernel reaches"
     if _LARGEST_PRODUCT * weight[0].numel() >= _SUM_MAX:
         return "its sums would not fit 32 bits"
@@ -144,12 +144,6 @@ def _take_product(node: Node, constants: Constants) -> Layer | str:
     layer = Layer(node, x, weight.T.contiguous(), torch.zeros(weight.shape[1]), None, (node,), node)
     _fold(layer, constants)
     return layer
-
-
-def _padded_beyond(window: operators.Window) -> bool:
-    _, kernel, _, padding, dilation, *_ = window
-    reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-    return any(pad > most for pad, most in zip(padding, [*reach, *reach], strict=True))
 
 
 def _fold(layer: Layer, constants: Constants) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Node
 from torch.nn import functional
 
 from ferryman.converter import quant_operators as _quant_operators  # noqa: F401  # registers them
@@ -16,7 +15,7 @@ from ferryman.converter.layer_calls import path_of
 from ferryman.converter.quantize.allocate import Tried, allocate, candidates, measure
 from ferryman.converter.quantize.equalize import equalize
 from ferryman.converter.quantize.layers import Layer, check_paths, choose_bits, find_layers, join_neighbours
-from ferryman.converter.quantize.observe import Scale, find_scale, observe
+from ferryman.converter.quantize.observe import Scale, find_scale, observe, watch
 from ferryman.converter.quantize.recipe import Recipe
 from ferryman.converter.quantize.rounding import pack_layer, round_layer
 from ferryman.converter.quantize.weights import Rounded
@@ -142,18 +141,12 @@ def _hessians(module: GraphModule, batches: Batches, layers: Sequence[Layer]) ->
             wanted.setdefault(layer.x, []).append(layer)
     sums: dict[Layer, torch.Tensor] = {}
 
-    class Watcher(Interpreter):
-        def run_node(self, n: Node) -> object:
-            value: Any = super().run_node(n)
-            for layer in wanted.get(n, ()):
-                rows = _rows(value, layer).double()
-                sums[layer] = rows.T @ rows + sums.get(layer, 0)
-            return value
+    def add(node: Node, value: torch.Tensor) -> None:
+        for layer in wanted[node]:
+            rows = _rows(value, layer).double()
+            sums[layer] = rows.T @ rows + sums.get(layer, 0)
 
-    runner = Watcher(module)
-    with torch.no_grad():
-        for inputs in batches:
-            runner.run(*inputs, enable_io_processing=False)
+    watch(module, batches, wanted, add)
     return sums
 
 
