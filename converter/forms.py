@@ -11,7 +11,7 @@ import torch
 from ferryman.converter.capture import Captured
 from ferryman.converter.lower_binary import lower_binary
 from ferryman.converter.quantize.lower import lower_quantized
-from ferryman.converter.quantize.recipe import PLAIN, Recipe, check_form, parse_recipe
+from ferryman.converter.quantize.recipe import PLAIN, Recipe, check_form, check_recipe, parse_recipe
 from ferryman.runtime.contracts.manifest import LayerForm
 
 Batches = Sequence[Sequence[torch.Tensor]]
@@ -42,6 +42,7 @@ def find_form(wanted: str | Recipe) -> Form:
     if isinstance(wanted, str):
         check_form(wanted)
         wanted = parse_recipe(wanted)
+    check_recipe(wanted)
     return Form(wanted.name, _QUANTIZED_MIN_DB[wanted.bits], partial(_quantized, recipe=wanted), rounds=True)
 
 

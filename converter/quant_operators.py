@@ -21,9 +21,16 @@ _CONV = (
     "int[4] padding, int[2] dilation, int groups, bool channels_last, int bits, float x_scale, int x_zero, "
     "float out_scale, int out_zero, int out_low, int out_high, float add_scale, int add_zero"
 )
-_LINEAR = "Tensor x, Tensor weight, Tensor scale, Tensor? zero, Tensor bias, int bits, int group"
+_LINEAR = "Tensor x, Tensor weight, Tensor scale, Tensor? zero, Tensor bias, int bits, int group, bool blocks"
 _EMBEDDING = "Tensor ids, Tensor weight, Tensor scale, Tensor? zero, int channels, int bits, int group"
+_MATMUL = "Tensor a, Tensor b, bool turned"
+_FUNCTION = "Tensor x, Tensor? weight, Tensor? bias, int kind, float epsilon, bool blocks"
 _INT8 = 127
+BLOCK = 32
+"""Channels that share a scale where a row is in blocks."""
+_SCALE_BYTES = 4
+GELU, GELU_TANH, SILU, SOFTMAX, LAYER_NORM = range(5)
+"""Kinds of functions."""
 
 
 def _bytes(stored: torch.Tensor) -> Bytes:
@@ -123,6 +130,88 @@ def _fake_conv2d(  # as the schema says
     return x.new_empty((x.shape[0], *size, out) if channels_last else (x.shape[0], out, *size), dtype=torch.float32)
 
 
+def to_blocks(x: torch.Tensor) -> torch.Tensor:
+    """float32[..., n] -> int8[..., n + 4 * ceil(n / 32)]: a row in blocks, then their scales."""
+    whole, by = _in_blocks(x)
+    flat = whole.flatten(-2)[..., : x.shape[-1]].to(torch.int8)
+    return torch.cat([flat, by.squeeze(-1).contiguous().view(torch.int8)], -1)
+
+
+def from_blocks(rows: torch.Tensor) -> torch.Tensor:
+    """Undo `to_blocks`."""
+    channels = block_channels(rows.shape[-1])
+    scales = rows[..., channels:].contiguous().view(torch.float32)
+    return rows[..., :channels].float() * _spread(scales.flatten(0, -2), BLOCK, channels).view(*rows.shape[:-1], -1)
+
+
+def block_bytes(channels: int) -> int:
+    """Of a row in blocks."""
+    return channels + -(-channels // BLOCK) * _SCALE_BYTES
+
+
+def block_channels(size: int) -> int:
+    """Of a row in blocks of so many bytes."""
+    return size - -(-size // (BLOCK + _SCALE_BYTES)) * _SCALE_BYTES
+
+
+def _in_blocks(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """[..., n] -> [..., blocks, 32] whole numbers in float32, zeros where the last has fewer, and [..., blocks, 1]."""
+    blocks = functional.pad(x, (0, -x.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
+    by = dynamic_scale(blocks, (-1,))
+    return quantize(blocks, by, 0, -_INT8, _INT8), by
+
+
+def _quantized_rows(x: torch.Tensor, *, blocks: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows as whole numbers in float32, and their scales: [..., 1], or [..., blocks] in blocks."""
+    if x.dtype == torch.int8:
+        channels = block_channels(x.shape[-1])
+        return x[..., :channels].float(), x[..., channels:].contiguous().view(torch.float32)
+    if blocks:
+        whole, by = _in_blocks(x)
+        return whole.flatten(-2)[..., : x.shape[-1]], by.squeeze(-1)
+    by = dynamic_scale(x, (-1,))
+    return quantize(x, by, 0, -_INT8, _INT8), by
+
+
+def _matmul(a: torch.Tensor, b: torch.Tensor, turned: bool) -> torch.Tensor:
+    x, x_by = _quantized_rows(a, blocks=True)
+    w, w_by = _quantized_rows(b if turned else b.transpose(-1, -2), blocks=True)
+    y: torch.Tensor | None = None
+    for index in range(x_by.shape[-1]):
+        some = slice(index * BLOCK, (index + 1) * BLOCK)
+        sums = (x[..., some].double() @ w[..., some].double().transpose(-1, -2)).float()
+        product = sums * w_by[..., None, :, index] * x_by[..., index : index + 1]
+        y = product if y is None else y + product
+    assert y is not None  # noqa: S101  # a product sums over something
+    return y
+
+
+def _fake_matmul(a: torch.Tensor, b: torch.Tensor, turned: bool) -> torch.Tensor:
+    return a.new_empty((*a.shape[:-1], b.shape[-2 if turned else -1]), dtype=torch.float32)
+
+
+def _function(
+    x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, kind: int, epsilon: float, blocks: bool
+) -> torch.Tensor:
+    if kind == SOFTMAX:
+        y = torch.nan_to_num(x.softmax(-1), nan=0.0)  # of nothing but minus infinity
+    elif kind == LAYER_NORM:
+        y = functional.layer_norm(x, x.shape[-1:], weight, bias, epsilon)
+    elif kind == SILU:
+        y = functional.silu(x)
+    else:
+        y = functional.gelu(x, approximate="tanh" if kind == GELU_TANH else "none")
+    return to_blocks(y) if blocks else y
+
+
+def _fake_function(
+    x: torch.Tensor, _weight: torch.Tensor | None, _bias: torch.Tensor | None, _kind: int, _epsilon: float, blocks: bool
+) -> torch.Tensor:
+    if blocks:
+        return x.new_empty((*x.shape[:-1], block_bytes(x.shape[-1])), dtype=torch.int8)
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
 def _linear(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -131,21 +220,25 @@ def _linear(
     bias: torch.Tensor,
     bits: int,
     group: int,
+    blocks: bool,
 ) -> torch.Tensor:
-    out, channels = bias.numel(), x.shape[-1]
+    rows, by = _quantized_rows(x, blocks=blocks)
+    blocks = blocks or x.dtype == torch.int8
+    out, channels = bias.numel(), rows.shape[-1]
     stored = torch.from_numpy(unpack_weights(_bytes(weight), (out, channels), 1, bits)) + halves(bits)
     scales = torch.from_numpy(unpack_groups(scale.numpy(), out)).float()
     zeros = halves(bits) if zero is None else torch.from_numpy(unpack_groups(_bytes(zero), out)).int()
-    by = dynamic_scale(x, (-1,))
-    whole = quantize(x, by, 0, -_INT8, _INT8).double()
+    whole = rows.double()
     y: torch.Tensor | None = None
     for index in range(scales.shape[1]):
         some = slice(index * group, min((index + 1) * group, channels))
         zero_of = zeros if isinstance(zeros, int) else zeros[:, index : index + 1]
         product = functional.linear(whole[..., some], (stored[:, some] - zero_of).double()).float() * scales[:, index]
+        if blocks:
+            product = product * by[..., index : index + 1]
         y = product if y is None else y + product
     assert y is not None  # noqa: S101  # a layer has inputs
-    return y * by + bias
+    return (y if blocks else y * by) + bias
 
 
 def _fake_linear(
@@ -197,6 +290,8 @@ _OPERATORS: dict[str, tuple[str, Callable[..., torch.Tensor], Callable[..., torc
     "quant_conv2d": (_CONV, _conv2d, _fake_conv2d),
     "quant_linear": (_LINEAR, _linear, _fake_linear),
     "quant_embedding": (_EMBEDDING, _embedding, _fake_embedding),
+    "quant_matmul": (_MATMUL, _matmul, _fake_matmul),
+    "quant_function": (_FUNCTION, _function, _fake_function),
 }
 
 

@@ -16,11 +16,10 @@ from litert_converter.mlir.dialects import stablehlo
 from litert_torch.backend.lowerings import registry
 from litert_torch.backend.lowerings.utils import node_meta_to_ir_types
 
-from ferryman.converter import operators
-from ferryman.converter import quant_operators as _quant_operators  # noqa: F401  # registers them
+from ferryman.converter import operators, quant_operators
 
 VERSION = 2
-_QUANT_VERSION = 1
+_QUANT_VERSION = 2
 _SIGNS, _BITS, _REALS = range(3)
 _TO_LAST = (0, 2, 3, 1)
 _TO_FIRST = (0, 3, 1, 2)
@@ -149,10 +148,27 @@ def _quant_linear(  # as the schema says
     bias: Any,  # noqa: ANN401
     bits: int,
     group: int,
+    blocks: bool,
 ) -> Any:  # noqa: ANN401
-    channels, out = context.node.args[0].meta["val"].shape[-1], context.node.args[4].meta["val"].numel()
-    operands = [x, weight, scale, bias, zero]
-    return _custom(context, "quant_linear", operands, [channels, out, bits, group], _QUANT_VERSION)
+    options = [_channels(context), context.node.args[4].meta["val"].numel(), bits, group, int(blocks)]
+    return _custom(context, "quant_linear", [x, weight, scale, bias, zero], options, _QUANT_VERSION)
+
+
+def _channels(context: Any) -> int:  # noqa: ANN401  # untyped toolchain
+    """Of the first operand's rows, which may be in blocks."""
+    x = context.node.args[0].meta["val"]
+    return quant_operators.block_channels(x.shape[-1]) if x.dtype == torch.int8 else int(x.shape[-1])
+
+
+@registry.lower(ferryman.quant_matmul.default)  # type: ignore[untyped-decorator]
+def _quant_matmul(context: Any, a: Any, b: Any, turned: bool) -> Any:  # noqa: ANN401
+    return _custom(context, "quant_matmul", [a, b], [_channels(context), int(turned)], _QUANT_VERSION)
+
+
+@registry.lower(ferryman.quant_function.default)  # type: ignore[untyped-decorator]
+def _quant_function(context: Any, x: Any, weight: Any, bias: Any, kind: int, epsilon: float, blocks: bool) -> Any:  # noqa: ANN401
+    options = [_channels(context), kind, float(epsilon), int(blocks)]
+    return _custom(context, "quant_function", [x, weight, bias], options, _QUANT_VERSION)
 
 
 @registry.lower(ferryman.quant_embedding.default)  # type: ignore[untyped-decorator]

@@ -32,7 +32,7 @@ def bit_operations(captured: Captured, forms: Sequence[LayerForm] = ()) -> int:
     """
     module = captured.program.module(check_guards=False)
     nodes = list(find_layers(module, Constants(module)))
-    names = [form.form for form in forms] or ["fp32"] * len(nodes)
+    names = [form.form for form in forms[: len(nodes)]] or ["fp32"] * len(nodes)  # then come those without weights
     if len(names) != len(nodes) or not set(names) <= set(_BITS):
         raise ValueError(f"{len(nodes)} layers have {len(names)} forms: {', '.join(sorted(set(names)))}")
     counter = _Counter(module, set(nodes))

@@ -13,6 +13,7 @@ from ferryman.converter import quant_operators as _quant_operators  # noqa: F401
 from ferryman.converter.capture import Captured, recapture
 from ferryman.converter.layer_calls import path_of
 from ferryman.converter.quantize.allocate import Tried, allocate, candidates, measure
+from ferryman.converter.quantize.blocks import find_blocks, open_attention, put_blocks
 from ferryman.converter.quantize.equalize import equalize
 from ferryman.converter.quantize.layers import Layer, check_paths, choose_bits, find_layers, join_neighbours
 from ferryman.converter.quantize.observe import Scale, find_scale, observe, watch
@@ -40,7 +41,8 @@ def lower_quantized(captured: Captured, recipe: Recipe, batches: Batches) -> tup
         batches: calibration inputs, flat, in the signature's order.
 
     Returns:
-        The program with quantized operators, and what became of each convolution, linear layer and embedding.
+        The program with quantized operators, and what became of each convolution, linear layer and embedding; after
+        these, in blocks, of products, softmax, GELU and layer norms.
 
     Raises:
         ModelError: nothing of it can be quantized, or the result cannot be captured again.
@@ -48,7 +50,10 @@ def lower_quantized(captured: Captured, recipe: Recipe, batches: Batches) -> tup
     module = captured.program.module(check_guards=False)
     if recipe.equalize:
         equalize(module, batches)
+    if recipe.blocks:
+        open_attention(module)
     found = plan_layers(captured, module, recipe)
+    others = find_blocks(module, Constants(module)) if recipe.blocks else []
     layers = [one for one in found.values() if isinstance(one, Layer)]
     hessians = _hessians(module, batches, layers) if recipe.gptq else {}
     chosen: dict[str, Tried] = {}
@@ -68,18 +73,19 @@ def lower_quantized(captured: Captured, recipe: Recipe, batches: Batches) -> tup
         mean = seen[layer.x].mean if layer.x in seen else None
         rounded[layer], layer.bias = round_layer(layer, layer.bits, recipe, hessians.get(layer), mean)
     scales = {node: find_scale(one, recipe.observer) for node, one in seen.items()}
-    writer = _Writer(module, scales)
+    writer = _Writer(module, scales, recipe)
     for layer in sorted(layers, key=lambda one: one.end):
         writer.put(layer, rounded[layer])
     writer.erase(layers)
+    other_forms = put_blocks(module, others, writer.constant)
     by_node = {layer.node: layer for layer in layers}
     forms = tuple(
-        LayerForm(path=path_of(node), form=_FORMS[by_node[node].bits], note=_describe(by_node[node], rounded, chosen))
+        LayerForm(path=path_of(node), form=_FORMS[by_node[node].bits], note=_describe(by_node[node], rounded, recipe, chosen))
         if node in by_node
         else LayerForm(path=path_of(node), form="fp32", note=left.get(node) or str(one))
         for node, one in found.items()
     )
-    return recapture(captured, module, "quantized operators"), forms
+    return recapture(captured, module, "quantized operators"), (*forms, *other_forms)
 
 
 def plan_layers(captured: Captured, module: GraphModule, recipe: Recipe) -> dict[Node, Layer | str]:
@@ -119,13 +125,14 @@ def _wanted(layers: Sequence[Layer]) -> dict[Node, int]:
     return wanted
 
 
-def _describe(layer: Layer, rounded: dict[Layer, Rounded], chosen: dict[str, Tried]) -> str:
+def _describe(layer: Layer, rounded: dict[Layer, Rounded], recipe: Recipe, chosen: dict[str, Tried]) -> str:
     scales = rounded[layer].scale.shape[1]
     scaled = "a scale per channel" if scales == 1 else f"a scale to every {rounded[layer].group}"
     alone = f", {chosen[layer.path].note}" if chosen else ""
     if layer.embedding:
         return scaled.replace("channel", "row") + alone
-    given = "int8" if layer.static else "dynamic int8"
+    in_blocks = recipe.blocks and layer.window is None
+    given = "int8 in blocks of 32" if in_blocks else "int8" if layer.static else "dynamic int8"
     adds = ", adds" if layer.add else ""
     return f"{scaled}, {given} in, {'int8' if layer.int8_out else 'floats'} out{adds}{alone}"
 
@@ -166,9 +173,10 @@ def _rows(x: torch.Tensor, layer: Layer) -> torch.Tensor:
 class _Writer:
     """Puts operators into a graph."""
 
-    def __init__(self, module: GraphModule, scales: dict[Node, Scale]) -> None:
+    def __init__(self, module: GraphModule, scales: dict[Node, Scale], recipe: Recipe) -> None:
         self._module = module
         self._scales = scales
+        self._blocks = recipe.blocks
         self._made: dict[Node, Node] = {}
         self._held: dict[tuple[str, tuple[int, ...], bytes], str] = {}
 
@@ -207,9 +215,9 @@ class _Writer:
             torch.ops.ferryman.quant_conv2d.default,
             (
                 self._made.get(layer.x, layer.x),
-                self._constant(packed.weight),
-                self._constant(packed.scale),
-                self._constant(layer.bias),
+                self.constant(packed.weight),
+                self.constant(packed.scale),
+                self.constant(layer.bias),
                 self._made[layer.add] if layer.add else None,
                 *(channels, list(kernel), list(stride), list(padding), list(dilation), groups, False, layer.bits),
                 *(x.scale, x.zero, out.scale, out.zero, low, high, add.scale, add.zero),
@@ -219,7 +227,7 @@ class _Writer:
     def _rows(self, layer: Layer, rounded: Rounded) -> Node:
         x = self._made.get(layer.x, layer.x)
         packed = pack_layer(layer, layer.bits, rounded)
-        weight, scale, zero = self._constant(packed.weight), self._constant(packed.scale), self._maybe(packed.zero)
+        weight, scale, zero = self.constant(packed.weight), self.constant(packed.scale), self._maybe(packed.zero)
         if layer.embedding:
             numbers = (rounded.integers.shape[1], layer.bits, rounded.group)
             return self._module.graph.call_function(
@@ -227,13 +235,13 @@ class _Writer:
             )
         return self._module.graph.call_function(
             torch.ops.ferryman.quant_linear.default,
-            (x, weight, scale, zero, self._constant(layer.bias), layer.bits, rounded.group),
+            (x, weight, scale, zero, self.constant(layer.bias), layer.bits, rounded.group, self._blocks),
         )
 
     def _maybe(self, value: torch.Tensor | None) -> Node | None:
-        return None if value is None else self._constant(value)
+        return None if value is None else self.constant(value)
 
-    def _constant(self, value: torch.Tensor) -> Node:
+    def constant(self, value: torch.Tensor) -> Node:
         """A buffer; the same bytes are held once."""
         value = value.contiguous()
         value = value.view(torch.int8) if value.dtype == torch.uint8 else value

@@ -6,6 +6,8 @@
     BUDGET   = NUMBER "b"                                  at most so many bits a weight on average, scales not counted
              | NUMBER "db"                                 the smallest that rounding weights leaves at so many dB
     OPTION   = "dynamic"                                   activations by what each input holds, not by calibration
+             | "blocks"                                    of linear layers every 32 have a scale; products of activations,
+                                                           softmax, GELU and layer norms are taken too (see blocks)
              | "g32" | "g64" | "g128" | "channel"          inputs that share a scale, of linear layers and embeddings
              | "asym"                                      with a zero point to each scale, of the same
              | "minmax" | "percentile" | "entropy" | "mse" how far activations are taken to range
@@ -30,6 +32,7 @@ OBSERVERS: tuple[str, ...] = get_args(Observer)
 _BASES = {"int8": 8, "4bit": 4, "2bit": 2}
 _GROUPS = (32, 64, 128)
 _GROUP_OF = {8: 0, 4: 32, 2: 32}
+_BLOCK = 32
 _MIXED = "mixed"
 _MIXED_BITS = 2
 _BUDGET = re.compile(r"(\d{1,3}(?:\.\d{1,6})?)(b|db)", re.ASCII)
@@ -37,7 +40,7 @@ _BUDGET_ENDS = {"b": (2, 8), "db": (1, 100)}
 PLAIN = ("fp32", "binary")
 """Forms without a recipe."""
 GRAMMAR = "int8, 4bit, 2bit or mixed-BUDGET with options, such as 4bit-g64-asym-gptq or mixed-3.5b-gptq"
-_ORDER = "dynamic, g32, g64, g128 or channel, asym, minmax, percentile, entropy or mse, gptq, equalize"
+_ORDER = "dynamic, blocks, g32, g64, g128 or channel, asym, minmax, percentile, entropy or mse, gptq, equalize"
 
 
 class Budget(Record, kw_only=True):
@@ -63,6 +66,9 @@ class Recipe(Record, kw_only=True):
     """Inputs that share a scale, of linear layers and embeddings; 0: all of an output channel."""
     dynamic: bool = False
     """Convolutions scale their input by its largest magnitude, image by image; linear layers always do, row by row."""
+    blocks: bool = False
+    """Every 32 activations of a linear layer share a scale, as its weights do (`group` is 32), and the rest of a
+    transformer is taken as well (Dong et al. 2023, "blockwise compression")."""
     asymmetric: bool = False
     observer: Observer = "mse"
     gptq: bool = False
@@ -79,13 +85,19 @@ class Recipe(Record, kw_only=True):
         base = f"{_MIXED}-{self.budget.name}" if self.budget else base
         options = [
             "dynamic" * self.dynamic,
-            "" if self.group == _GROUP_OF[self.bits] else f"g{self.group}" if self.group else "channel",
+            "blocks" * self.blocks,
+            "" if self.group == self._default_group else f"g{self.group}" if self.group else "channel",
             "asym" * self.asymmetric,
             self.observer if self.observer != "mse" else "",
             "gptq" * self.gptq,
             "equalize" * self.equalize,
         ]
         return "-".join([base, *filter(None, options)])
+
+
+    @property
+    def _default_group(self) -> int:
+        return _BLOCK if self.blocks else _GROUP_OF[self.bits]
 
 
 def is_quantized(form: str) -> bool:
@@ -119,8 +131,9 @@ def parse_recipe(name: str) -> Recipe:
     bits = _BASES.get(base, _MIXED_BITS)
     found: dict[str, object] = {"bits": bits, "group": _GROUP_OF[bits], "budget": budget}
     for option in options:
-        if option in ("dynamic", "gptq", "equalize"):
+        if option in ("dynamic", "blocks", "gptq", "equalize"):
             found[option] = True
+            found |= {"group": _BLOCK} if option == "blocks" else {}
         elif option == "asym":
             found["asymmetric"] = True
         elif option in OBSERVERS:
@@ -129,13 +142,24 @@ def parse_recipe(name: str) -> Recipe:
             found["group"] = 0 if option == "channel" else int(option[1:])
         else:
             raise CallerError(f"form {name!r}: option {option!r} is not known; there are, in this order: {_ORDER}")
-    recipe = msgspec.convert(found, Recipe)
+    recipe = check_recipe(msgspec.convert(found, Recipe))
     if recipe.name != name and sorted(recipe.name.split("-")) != sorted(name.split("-")):
         raise CallerError(f"form {name!r} says something twice, or what is so anyway; write {recipe.name!r}")
     if recipe.name != name:
         raise CallerError(f"form {name!r} has its options in another order; write {recipe.name!r}")
+    return recipe
+
+
+def check_recipe(recipe: Recipe) -> Recipe:
+    """See that what a recipe says goes together.
+
+    Raises:
+        CallerError: it does not.
+    """
     if recipe.dynamic and recipe.observer != "mse":
-        raise CallerError(f"form {name!r}: with dynamic activations there is nothing for an observer to find")
+        raise CallerError(f"form {recipe.name!r}: with dynamic activations there is nothing for an observer to find")
+    if recipe.blocks and recipe.group != _BLOCK:
+        raise CallerError(f"form {recipe.name!r}: blocks of activations go with groups of {_BLOCK} weights")
     return recipe
 
 

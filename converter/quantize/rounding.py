@@ -34,7 +34,7 @@ def grid_of(layer: Layer, bits: int, recipe: Recipe) -> Grid:
     image = layer.window is not None
     return Grid(
         bits=bits,
-        group=0 if image or bits == 8 else recipe.group,  # noqa: PLR2004  # bits
+        group=0 if image or (bits == 8 and not recipe.blocks) else recipe.group,  # noqa: PLR2004  # bits
         asymmetric=recipe.asymmetric and not image,
         half=not image,
     )

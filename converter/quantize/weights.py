@@ -13,6 +13,8 @@ _EXACT = 1e-10
 """Of the squared weights: what rounding of floats alone loses."""
 _DAMPING = 0.01
 _BLOCK = 128
+_CACHED = 1 << 17
+"""Weights at a time."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,11 @@ def round_weights(
     group = min(group or inputs, inputs)
     padded = torch.nn.functional.pad(weight, (0, -inputs % group))
     grouped = padded.reshape(out, -1, group)
-    scale, zero = _asymmetric(grouped, bits, half=half) if asymmetric else (_symmetric(grouped, bits, half=half), None)
+    if asymmetric:
+        scale, zero = _asymmetric(grouped, bits, half=half)
+    else:  # some rows at a time, which fit the cache
+        some = grouped.split(max(1, _CACHED // padded.shape[1]))
+        scale, zero = torch.cat([_symmetric(rows, bits, half=half) for rows in some]), None
     rounded = Rounded(torch.zeros(out, inputs, dtype=torch.int32), scale, zero, group)
     integers = _nearest(weight, rounded, bits) if hessian is None else _corrected(weight, rounded, bits, hessian)
     return Rounded(integers.int(), scale, zero, group)

@@ -20,7 +20,10 @@ inline float random_float() {
   return static_cast<float>(between(-8, 8)) * 0.5f;
 }
 
-// Random operators against plain loops; returns how many were wrong of three times as many.
+// Of all that functions gave, which every instruction set must give alike.
+extern uint64_t digest;
+
+// Random operators against plain loops; returns how many were wrong of five times as many.
 int check_quantized(int cases);
 
 // Good numbers of which some were changed; returns how many were computed.

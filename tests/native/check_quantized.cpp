@@ -1,66 +1,10 @@
 // The quantized operators against plain loops that follow quantized.h to the letter. Every buffer has exactly the size
 // the library asked for.
-#include <algorithm>
-#include <cmath>
 #include <cstdio>
-#include <cstring>
-#include <vector>
 
-#include "check.h"
-#include "quantized.h"
+#include "check_quantized.h"
 
 namespace {
-
-using Bytes = std::vector<uint8_t>;
-
-void backwards(void*, void (*body)(void*, size_t), void* argument, size_t tasks) {
-  while (tasks > 0) {
-    body(argument, --tasks);
-  }
-}
-
-uint8_t random_byte() {
-  return between(0, 3) ? static_cast<uint8_t>(random_word()) : between(0, 1) ? 0 : 255;
-}
-
-template <typename T>
-std::vector<T> bytes(int64_t count) {
-  std::vector<T> made(static_cast<size_t>(count));
-  for (T& byte : made) {
-    byte = static_cast<T>(random_byte());
-  }
-  return made;
-}
-
-std::vector<float> floats(int64_t count) {
-  std::vector<float> made(static_cast<size_t>(count));
-  for (float& value : made) {
-    value = static_cast<float>(between(-999, 999)) / 128.0f;
-  }
-  return made;
-}
-
-bool same(const std::vector<float>& a, const std::vector<float>& b) {
-  return memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
-
-int8_t quantize(float x, float scale, int32_t zero, int32_t low, int32_t high) {
-  const float y = x * (1 / scale);
-  const float clamped = std::min(std::max(static_cast<float>(low - zero), y), static_cast<float>(high - zero));
-  return static_cast<int8_t>(zero + static_cast<int32_t>(std::nearbyint(clamped)));
-}
-
-// Quantizes `count` floats by their largest magnitude, and returns the scale.
-float quantize_dynamic(const float* x, size_t count, int8_t* to) {
-  float most = 0;
-  for (size_t i = 0; i < count; ++i) {
-    most = std::max(most, std::fabs(x[i]));
-  }
-  for (size_t i = 0; i < count; ++i) {
-    to[i] = most == 0 ? 0 : quantize(x[i], most / 127, 0, -127, 127);
-  }
-  return most / 127;
-}
 
 int32_t field(const Bytes& packed, size_t byte, size_t j, int32_t bits) {
   return packed.at(byte) >> (static_cast<int32_t>(j) * bits) & ((1 << bits) - 1);
@@ -254,13 +198,15 @@ float float_of(uint16_t half) {
 
 struct LinearData {
   std::vector<float> x, bias, out;
+  std::vector<int8_t> x_blocks;
   Bytes weights, zero;
   std::vector<uint16_t> scale;
   bool zeros;
 };
 
 const char* run(const ferryman_quant_linear& l, const ferryman_quant_linear_sizes& sizes, LinearData& data) {
-  data.x = floats(sizes.input);
+  data.x = floats(int64_t{l.rows} * l.channels);
+  data.x_blocks = in_blocks(data.x, static_cast<size_t>(l.channels));
   data.bias = floats(l.out_channels);
   data.out.resize(static_cast<size_t>(sizes.output));
   data.weights = bytes<uint8_t>(sizes.weights);
@@ -268,7 +214,7 @@ const char* run(const ferryman_quant_linear& l, const ferryman_quant_linear_size
   data.scale = random_halves(sizes.scales);
   data.zeros = between(0, 1);
   ferryman_quant_linear_call call = {};
-  call.input = data.x.data();
+  call.input = l.input == FERRYMAN_BLOCKS ? static_cast<const void*>(data.x_blocks.data()) : data.x.data();
   call.weights = data.weights.data();
   call.scale = data.scale.data();
   call.zero = data.zeros ? data.zero.data() : nullptr;
@@ -286,6 +232,11 @@ ferryman_quant_linear random_linear() {
   l.out_channels = between(1, 40);
   l.bits = 1 << between(1, 3);
   l.group = l.channels >= 32 && between(0, 2) ? 32 * between(1, l.channels / 32) : l.channels;
+  l.blocks = between(0, 1);
+  l.input = l.blocks && between(0, 1) ? FERRYMAN_BLOCKS : FERRYMAN_FLOATS;
+  if (l.blocks) {
+    l.group = std::min(l.channels, kBlock);
+  }
   return l;
 }
 
@@ -304,23 +255,27 @@ bool linear_is_right() {
   std::vector<float> expected(data.out.size());
   std::vector<int8_t> x(channels);
   for (size_t i = 0; i < expected.size(); ++i) {
-    const float x_scale = quantize_dynamic(&data.x[i / out * channels], channels, x.data());
+    const float* const row = &data.x[i / out * channels];
+    const float x_scale = l.blocks ? 0 : quantize_dynamic(row, channels, x.data());
     const size_t n = i % out;
     float total = 0;
     for (size_t g = 0; g < groups; ++g) {
       const size_t at = (n / 16 * groups + g) * 16 + n % 16;
       const int32_t zero = data.zeros ? data.zero[at] : 1 << (l.bits - 1);
+      const size_t end = std::min(channels, (g + 1) * group);
+      const float of_block = l.blocks ? quantize_dynamic(row + g * group, end - g * group, &x[g * group]) : 1;
       int32_t sum = 0;
-      for (size_t k = g * group; k < std::min(channels, (g + 1) * group); ++k) {
+      for (size_t k = g * group; k < end; ++k) {
         sum += x[k] * (stored(data.weights, l.bits, 0, channels, n, k) - zero);
       }
-      const float product = static_cast<float>(sum) * float_of(data.scale[at]);
+      const float product = static_cast<float>(sum) * float_of(data.scale[at]) * of_block;
       total = g ? total + product : product;
     }
-    expected[i] = total * x_scale + data.bias[n];
+    expected[i] = (l.blocks ? total : total * x_scale) + data.bias[n];
   }
   if (!same(expected, data.out)) {
-    printf("wrong: a linear layer %d %d %d %d %d\n", l.rows, l.channels, l.out_channels, l.bits, l.group);
+    printf("wrong: a linear layer %d %d %d %d %d %d %d\n", l.rows, l.channels, l.out_channels, l.bits, l.group, l.input,
+           l.blocks);
     return false;
   }
   return true;
@@ -384,20 +339,6 @@ bool embedding_is_right() {
   return true;
 }
 
-// Changes some of a record's words, which are numbers and floats.
-template <typename Record>
-void spoil(Record& record) {
-  int32_t numbers[sizeof record / sizeof(int32_t)];
-  memcpy(numbers, &record, sizeof numbers);
-  for (int changes = between(1, 4); changes > 0; --changes) {
-    const int32_t edges[] = {-1, 0, 1, 2, 3, 70, 1 << 24, INT32_MAX, INT32_MIN, static_cast<int32_t>(random_word())};
-    numbers[random_word() % (sizeof record / sizeof(int32_t))] = edges[between(0, 9)];
-  }
-  memcpy(&record, numbers, sizeof numbers);
-}
-
-constexpr int64_t kSmall = 1 << 16;
-
 bool fuzz_conv() {
   ferryman_quant_conv c = random_conv();
   spoil(c);
@@ -433,7 +374,7 @@ bool fuzz_embedding() {
 int check_quantized(int cases) {
   int bad = 0;
   for (int i = 0; i < cases; ++i) {
-    bad += !conv_is_right() + !linear_is_right() + !embedding_is_right();
+    bad += !conv_is_right() + !linear_is_right() + !embedding_is_right() + !product_is_right() + !function_is_right();
   }
   return bad;
 }
@@ -441,7 +382,7 @@ int check_quantized(int cases) {
 int fuzz_quantized(int cases) {
   int computed = 0;
   for (int i = 0; i < cases; ++i) {
-    computed += i % 2 ? fuzz_conv() : i % 4 ? fuzz_linear() : fuzz_embedding();
+    computed += i % 2 ? fuzz_conv() : i % 4 ? fuzz_linear() : i % 8 ? fuzz_embedding() : fuzz_blocks();
   }
   return computed;
 }

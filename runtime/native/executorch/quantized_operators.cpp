@@ -4,11 +4,13 @@
 //   quant_conv2d     (x, weight, scale, bias, add?, channels, kernel_size, stride, padding (top, left, bottom, right),
 //                     dilation, groups, channels_last, bits, x_scale, x_zero, out_scale, out_zero, out_low, out_high,
 //                     add_scale, add_zero)
-//   quant_linear     (x, weight, scale, zero?, bias, bits, group)
+//   quant_linear     (x, weight, scale, zero?, bias, bits, group, blocks)
 //   quant_embedding  (ids, weight, scale, zero?, channels, bits, group)
+//   quant_matmul     (a, b, turned)
+//   quant_function   (x, weight?, bias?, kind, epsilon, blocks)
 //
 // Images are float32 [N, C, H, W], with channels_last [N, H, W, C], or int8 [N, H, W, C]; an out_scale of 0 asks for
-// floats. Rows have their channels last. Weights and zeros are bytes; scales are float32 of a convolution, else float16.
+// floats. Rows have their channels last, and are float32, or int8 in blocks. Weights and zeros are bytes; scales are float32 of a convolution, else float16.
 #include "operator.h"
 #include "quantized.h"
 
@@ -88,24 +90,48 @@ const uint8_t* take_zero(const Tensor* zero, int64_t count) {
   return zero == nullptr ? nullptr : data_of<uint8_t>(*zero, count, "zero must be one a group");
 }
 
+constexpr const char* kRows = "x has another number of elements than its channels need";
+
+// Kind and channels of rows.
+void take_row(const Tensor& x, int32_t& kind, int32_t& channels) {
+  const auto last = static_cast<int64_t>(x.size(x.dim() - 1));
+  if (x.scalar_type() == ScalarType::Char) {
+    kind = FERRYMAN_BLOCKS;
+    channels = ferryman_quant_block_channels(last);
+    require(channels > 0, "a row in blocks has another number of bytes");
+  } else {
+    require(x.scalar_type() == ScalarType::Float, "x must be float32, or int8 in blocks");
+    kind = FERRYMAN_FLOATS;
+    channels = static_cast<int32_t>(last);
+  }
+}
+
+const void* row_data(const Tensor& x, int32_t kind, int64_t count) {
+  if (kind == FERRYMAN_BLOCKS) {
+    return data_of<int8_t>(x, count, kRows);
+  }
+  return data_of<float>(x, count, kRows);
+}
+
 void quant_linear(et::Span<et::EValue*> stack) {
   Arguments arguments(stack);
-  const Tensor& x = arguments.tensor(ScalarType::Float, "x must be a float32 tensor");
+  const Tensor& x = arguments.any_tensor("x must be a tensor");
   const Tensor& weight = arguments.bytes(kWeight);
   const Tensor& scale = arguments.tensor(ScalarType::Half, "scale must be a float16 tensor");
   const Tensor* const zero = arguments.none() ? nullptr : &arguments.bytes("zero must be a tensor of bytes, or none");
   const Tensor& bias = arguments.tensor(ScalarType::Float, "bias must be a float32 tensor");
   ferryman_quant_linear linear = {};
   linear.rows = rows_of(x);
-  linear.channels = static_cast<int32_t>(x.size(x.dim() - 1));
+  take_row(x, linear.input, linear.channels);
   linear.out_channels = static_cast<int32_t>(bias.numel());
   linear.bits = arguments.number("bits must be a number");
   linear.group = arguments.number("group must be a number");
+  linear.blocks = arguments.truth("blocks must be true or false");
   ferryman_quant_linear_sizes sizes;
   require_none(ferryman_quant_linear_check(&linear, &sizes));
 
   ferryman_quant_linear_call call = {};
-  call.input = data_of<float>(x, sizes.input, "x has another number of elements than its channels need");
+  call.input = row_data(x, linear.input, sizes.input);
   call.weights = data_of<uint8_t>(weight, sizes.weights, kWeights);
   call.scale = take_scale(scale, sizes.scales);
   call.zero = take_zero(zero, sizes.scales);
@@ -158,9 +184,79 @@ void quant_embedding(et::Span<et::EValue*> stack) {
   require_none(ferryman_quant_embedding_run(&embedding, &call));
 }
 
-enum Kind { kConv, kLinear, kEmbedding };
-constexpr const char* kNames[] = {"quant_conv2d", "quant_linear", "quant_embedding"};
-constexpr void (*kCompute[])(et::Span<et::EValue*>) = {quant_conv2d, quant_linear, quant_embedding};
+void quant_matmul(et::Span<et::EValue*> stack) {
+  Arguments arguments(stack);
+  const Tensor& a = arguments.any_tensor("a must be a tensor");
+  const Tensor& b = arguments.tensor(ScalarType::Float, "b must be a float32 tensor");
+  ferryman_quant_matmul matmul = {};
+  matmul.turned = arguments.truth("turned must be true or false");
+  const ssize_t rank = a.dim();
+  require(rank >= 2 && b.dim() == rank, "a and b must have as many dimensions, at least two");
+  take_row(a, matmul.input, matmul.channels);
+  const ssize_t columns = matmul.turned ? rank - 2 : rank - 1;
+  require(b.size(columns == rank - 1 ? rank - 2 : rank - 1) == matmul.channels, "b must have a's channels");
+  int64_t batch = 1;
+  for (ssize_t i = 0; i < rank - 2; ++i) {
+    require(a.size(i) == b.size(i), "a and b must have the same leading dimensions");
+    batch *= a.size(i);
+    require(batch <= INT32_MAX, "a has too many matrices");
+  }
+  matmul.batch = static_cast<int32_t>(batch);
+  matmul.rows = static_cast<int32_t>(a.size(rank - 2));
+  matmul.columns = static_cast<int32_t>(b.size(columns));
+  ferryman_quant_matmul_sizes sizes;
+  require_none(ferryman_quant_matmul_check(&matmul, &sizes));
+
+  ferryman_quant_matmul_call call = {};
+  call.a = row_data(a, matmul.input, sizes.a);
+  call.b = data_of<float>(b, sizes.b, "b has another number of elements");
+  const Shape shape = Shape::rows(a, rank - 1, matmul.columns);
+  Tensor& out = sized(arguments.next(), ScalarType::Float, shape, sizes.output);
+  require_apart(&a, out);
+  require_apart(&b, out);
+  call.output = out.mutable_data_ptr<float>();
+  use_pool(call);
+  require_none(ferryman_quant_matmul_run(&matmul, &call));
+}
+
+void quant_function(et::Span<et::EValue*> stack) {
+  Arguments arguments(stack);
+  constexpr const char* kPerChannel = "weight and bias must be float32, one a channel, of layer norms alone";
+  const Tensor& x = arguments.tensor(ScalarType::Float, "x must be a float32 tensor");
+  const Tensor* const weight = arguments.none() ? nullptr : &arguments.tensor(ScalarType::Float, kPerChannel);
+  const Tensor* const bias = arguments.none() ? nullptr : &arguments.tensor(ScalarType::Float, kPerChannel);
+  ferryman_quant_function function = {};
+  function.rows = rows_of(x);
+  function.channels = static_cast<int32_t>(x.size(x.dim() - 1));
+  function.kind = arguments.number("kind must be a number");
+  function.epsilon = arguments.real("epsilon must be a finite float");
+  const bool blocks = arguments.truth("blocks must be true or false");
+  function.output = blocks ? FERRYMAN_BLOCKS : FERRYMAN_FLOATS;
+  ferryman_quant_function_sizes sizes;
+  require_none(ferryman_quant_function_check(&function, &sizes));
+  require((weight != nullptr) == (sizes.per_channel > 0) && (bias != nullptr) == (sizes.per_channel > 0), kPerChannel);
+
+  ferryman_quant_function_call call = {};
+  call.input = data_of<float>(x, sizes.input, kRows);
+  if (weight != nullptr && bias != nullptr) {
+    call.weight = data_of<float>(*weight, sizes.per_channel, kPerChannel);
+    call.bias = data_of<float>(*bias, sizes.per_channel, kPerChannel);
+  }
+  const int64_t last = blocks ? ferryman_quant_block_bytes(function.channels) : function.channels;
+  const Shape shape = Shape::rows(x, x.dim() - 1, static_cast<SizesType>(last));
+  Tensor& out = sized(arguments.next(), blocks ? ScalarType::Char : ScalarType::Float, shape, sizes.output);
+  for (const Tensor* const read : {&x, weight, bias}) {
+    require_apart(read, out);
+  }
+  call.output = out.mutable_data_ptr();
+  use_pool(call);
+  require_none(ferryman_quant_function_run(&function, &call));
+}
+
+enum Kind { kConv, kLinear, kEmbedding, kMatmul, kFunction };
+constexpr const char* kNames[] = {"quant_conv2d", "quant_linear", "quant_embedding", "quant_matmul", "quant_function"};
+constexpr void (*kCompute[])(et::Span<et::EValue*>) = {
+    quant_conv2d, quant_linear, quant_embedding, quant_matmul, quant_function};
 
 template <Kind kKind>
 void operate(et::KernelRuntimeContext& context, et::Span<et::EValue*> stack) {
@@ -171,6 +267,8 @@ const et::Kernel kOperators[] = {
     et::Kernel("ferryman::quant_conv2d.out", operate<kConv>),
     et::Kernel("ferryman::quant_linear.out", operate<kLinear>),
     et::Kernel("ferryman::quant_embedding.out", operate<kEmbedding>),
+    et::Kernel("ferryman::quant_matmul.out", operate<kMatmul>),
+    et::Kernel("ferryman::quant_function.out", operate<kFunction>),
 };
 
 [[maybe_unused]] const bool registered = register_once(kOperators);

@@ -40,10 +40,23 @@ struct Rounding {
   int32_t zero;
 };
 
-// A linear layer's numbers that are the same for all rows and blocks; see ferryman_quant_linear.
+// Inputs of one scale where rows are in blocks.
+constexpr size_t kBlock = 32;
+
+// Rows of int8 and some blocks of lanes of weights, with scales to groups; see ferryman_quant_linear.
 struct Grouped {
   size_t channels, group, groups;
   int32_t bits;
+  const int8_t* x;
+  size_t x_stride;
+  const int32_t* sums;   // [rows, groups], of x
+  const float* x_scale;  // [rows, groups], or null: not of groups
+  size_t rows;
+  const uint8_t* w;
+  size_t block_stride, blocks;
+  const uint16_t* scale;    // float16 [blocks, groups, 16], or null:
+  const float* wide_scale;  // float32
+  const uint8_t* zero;      // or null
 };
 
 // Dot products of some pixels and channels, and what makes outputs of them:
@@ -191,20 +204,8 @@ struct Isa {
       int32_t* out,
       size_t out_stride);
 
-  // out[row * 16 * blocks + 16 * block + lane]: of some blocks of a linear layer, the sum over groups of the dot product
-  // times the group's scale. sums[row * groups + g] is that of a group's x.
-  void (*group_dots)(
-      const Grouped& grouped,
-      const int8_t* x,
-      size_t x_stride,
-      const int32_t* sums,
-      size_t rows,
-      const uint8_t* w,
-      size_t block_stride,
-      size_t blocks,
-      const uint16_t* scale,
-      const uint8_t* zero,
-      float* out);
+  // out[row * 16 * blocks + 16 * block + lane]: the sum over groups of the dot product times the group's scales.
+  void (*group_dots)(const Grouped& grouped, float* out);
 
   // out[row]: the sum of x[row * stride + k], k < count.
   void (*sums)(const int8_t* x, size_t stride, size_t rows, size_t count, int32_t* out);
@@ -213,6 +214,14 @@ struct Isa {
   float (*largest)(const float* x, size_t count);
 
   void (*quantize)(const float* x, size_t count, const Rounding& rounding, int8_t* out);
+
+  // Every kBlock by their largest magnitude / 127, which is put into scale.
+  void (*quantize_blocks)(const float* x, size_t count, int8_t* out, float* scale);
+
+  // FERRYMAN_GELU, FERRYMAN_GELU_TANH or FERRYMAN_SILU of each; `out` may be `x`.
+  void (*activate)(int32_t kind, const float* x, size_t count, float* out);
+  void (*softmax)(const float* x, size_t count, float* out);
+  void (*layer_norm)(const float* x, size_t count, float epsilon, const float* weight, const float* bias, float* out);
 
   // out[p * out_stride + n], or out[n * out_stride + p] where turned.
   void (*put_floats)(const Dotted& dotted, float* out, size_t out_stride, bool turned);

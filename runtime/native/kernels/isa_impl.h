@@ -450,6 +450,7 @@ void compare_counts(const Counted& counted, const int32_t* threshold, uint32_t* 
 } // namespace ferryman::kernels
 
 #include "isa_quant.h"
+#include "isa_functions.h"
 
 namespace ferryman::kernels {
 namespace {
@@ -478,6 +479,10 @@ constexpr Isa make(const char* name) {
       sums,
       largest,
       quantize,
+      quantize_blocks,
+      activate,
+      softmax,
+      layer_norm,
       put_floats,
       put_bytes,
   };

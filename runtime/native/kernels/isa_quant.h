@@ -187,20 +187,13 @@ void column_dots(
 template <int kBits>
 struct GroupTile {
   const Grouped& grouped;
-  const int8_t* x;
-  size_t x_stride;
-  const int32_t* sums;
-  const uint8_t* w;
-  size_t block_stride;
-  const uint16_t* scale;
-  const uint8_t* zero;
   float* out;
-  size_t out_stride;
 
   template <size_t kM, size_t kN>
   void run(size_t row, size_t vector) const {
     const size_t groups = grouped.groups;
-    const uint8_t* const from = w + byte_place(vector, block_stride);
+    const int8_t* const x = grouped.x + row * grouped.x_stride;
+    const uint8_t* const w = grouped.w + byte_place(vector, grouped.block_stride);
     Floats total[kM][kN];
     fill(total, zero_floats());
     for (size_t g = 0; g < groups; ++g) {
@@ -209,47 +202,41 @@ struct GroupTile {
       Dots dots[kM][kN];
       fill(dots, zero_dots());
       accumulate<kBits>(
-          dots, x + row * x_stride + begin, x_stride, (end - begin + 3) / 4, from + begin * kBits / 8 * kLanes, block_stride);
+          dots, x + begin, grouped.x_stride, (end - begin + 3) / 4, w + begin * kBits / 8 * kLanes, grouped.block_stride);
       for (size_t n = 0; n < kN; ++n) {
         const size_t at = place(vector + n, groups * kLanes) + g * kLanes;
-        const Floats factor = load_halves(scale + at);
+        const Floats factor = grouped.scale ? load_halves(grouped.scale + at) : load_floats(grouped.wide_scale + at);
         for (size_t m = 0; m < kM; ++m) {
-          const int32_t sum = sums[(row + m) * groups + g];
-          const Floats product = factor *
-              (zero ? less_products(dots[m][n], zero + at, kTaken<kBits>, sum)
-                    : less_products(dots[m][n], (kHalf<kBits> - kTaken<kBits>)*sum));
+          const size_t of_row = (row + m) * groups + g;
+          const int32_t sum = grouped.sums[of_row];
+          Floats product = factor *
+              (grouped.zero ? less_products(dots[m][n], grouped.zero + at, kTaken<kBits>, sum)
+                            : less_products(dots[m][n], (kHalf<kBits> - kTaken<kBits>)*sum));
+          if (grouped.x_scale) {
+            product = product * splat_float(grouped.x_scale[of_row]);
+          }
           total[m][n] = g == 0 ? product : total[m][n] + product;
         }
       }
     }
     for (size_t m = 0; m < kM; ++m) {
       for (size_t n = 0; n < kN; ++n) {
-        store(out + (row + m) * out_stride + (vector + n) * kWidth, total[m][n]);
+        store(out + (row + m) * grouped.blocks * kLanes + (vector + n) * kWidth, total[m][n]);
       }
     }
   }
 };
 
-void group_dots(
-    const Grouped& grouped,
-    const int8_t* x,
-    size_t x_stride,
-    const int32_t* sums,
-    size_t row_count,
-    const uint8_t* w,
-    size_t block_stride,
-    size_t blocks,
-    const uint16_t* scale,
-    const uint8_t* zero,
-    float* out) {
-  const size_t stride = blocks * kLanes;
-  const auto run = [&](const auto& tile) { rows<kGroupRows, kDotVectors>(tile, row_count, 0, blocks * kParts); };
+void group_dots(const Grouped& grouped, float* out) {
+  const auto run = [&](const auto& tile) {
+    rows<kGroupRows, kDotVectors>(tile, grouped.rows, 0, grouped.blocks * kParts);
+  };
   if (grouped.bits == 8) {
-    run(GroupTile<8>{grouped, x, x_stride, sums, w, block_stride, scale, zero, out, stride});
+    run(GroupTile<8>{grouped, out});
   } else if (grouped.bits == 4) {
-    run(GroupTile<4>{grouped, x, x_stride, sums, w, block_stride, scale, zero, out, stride});
+    run(GroupTile<4>{grouped, out});
   } else {
-    run(GroupTile<2>{grouped, x, x_stride, sums, w, block_stride, scale, zero, out, stride});
+    run(GroupTile<2>{grouped, out});
   }
 }
 
@@ -306,6 +293,15 @@ void quantize(const float* x, size_t count, const Rounding& rounding, int8_t* ou
     __builtin_memcpy(last, x + i, (count - i) * sizeof *x);
     store_bytes(made, load_floats(last), own);
     __builtin_memcpy(out + i, made, count - i);
+  }
+}
+
+void quantize_blocks(const float* x, size_t count, int8_t* out, float* scale) {
+  for (size_t i = 0; i < count; i += kBlock) {
+    const size_t some = count - i < kBlock ? count - i : kBlock;
+    const float by = largest(x + i, some) / INT8_MAX;
+    quantize(x + i, some, {by == 0 ? 0 : 1 / by, -INT8_MAX, INT8_MAX, 0}, out + i);
+    *scale++ = by;
   }
 }
 

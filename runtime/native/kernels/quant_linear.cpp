@@ -1,23 +1,18 @@
 // Linear layers of rows that are quantized one by one, and tables of rows, with scales to groups of weights.
 #include <algorithm>
-#include <cstring>
 
-#include "buffer.h"
 #include "half.h"
+#include "quant_rows.h"
 #include "quantized.h"
-#include "work.h"
 
 namespace ferryman::kernels {
 namespace {
 
 constexpr int64_t kGroupMax = INT32_MAX / (255 * 128);  // the sum of products fits
-constexpr int64_t kRowsMax = 1 << 24;
-constexpr size_t kTaskRows = 64;
-constexpr size_t kTaskBlocks = 2;
 
 const char* check_weights(int64_t rows, int64_t channels, int64_t out_channels, int64_t bits, int64_t group) {
   for (const int64_t size : {rows, channels, out_channels}) {
-    if (size < 1 || size > kRowsMax) {
+    if (size < 1 || size > kSizeMax) {
       return "sizes must be 1 to 2^24";
     }
   }
@@ -33,53 +28,35 @@ const char* check_weights(int64_t rows, int64_t channels, int64_t out_channels, 
 const char* run_linear(const ferryman_quant_linear& linear, const ferryman_quant_linear_call& call) {
   const Isa& own = isa();
   const auto rows = static_cast<size_t>(linear.rows);
-  const auto channels = static_cast<size_t>(linear.channels);
   const auto out_channels = static_cast<size_t>(linear.out_channels);
-  const auto group = static_cast<size_t>(linear.group);
-  const size_t groups = (channels + group - 1) / group;
-  const size_t stride = (channels + 3) / 4 * 4;
-  const size_t per = 8 / static_cast<size_t>(linear.bits);
-  const Buffer<int8_t> x(rows * stride);
-  const Buffer<float> x_scale(rows);
-  const Buffer<int32_t> sums(rows * groups);
-  if (!x || !x_scale || !sums) {
+  const bool blocks = linear.blocks || linear.input == FERRYMAN_BLOCKS;
+  const Rows x(rows, static_cast<size_t>(linear.channels), static_cast<size_t>(linear.group), blocks);
+  if (!x) {
     return kNoMemory;
   }
   for_each(call, rows, [&](size_t row) {
-    const float* const from = call.input + row * channels;
-    const float scale = own.largest(from, channels) / INT8_MAX;
-    const Rounding rounding = {scale == 0 ? 0 : 1 / scale, -INT8_MAX, INT8_MAX, 0};
-    int8_t* const to = x.get() + row * stride;
-    own.quantize(from, channels, rounding, to);
-    memset(to + channels, 0, stride - channels);
-    const size_t whole = channels / group;
-    own.sums(to, group, whole, group, sums.get() + row * groups);
-    own.sums(to + whole * group, 0, groups - whole, channels % group, sums.get() + row * groups + whole);
-    x_scale.get()[row] = scale;
-  });
-
-  const size_t blocks = (out_channels + kLanes - 1) / kLanes;
-  const size_t block = (stride / 4 + per - 1) / per * kVectorBytes;
-  const size_t row_runs = (rows + kTaskRows - 1) / kTaskRows;
-  const Grouped grouped = {channels, group, groups, linear.bits};
-  const size_t block_runs = (blocks + kTaskBlocks - 1) / kTaskBlocks;
-  for_each(call, block_runs * row_runs, [&](size_t task) {
-    const size_t n = task / row_runs * kTaskBlocks;
-    const size_t first = task % row_runs * kTaskRows;
-    const size_t count = std::min(kTaskRows, rows - first);
-    const size_t lanes = std::min(kTaskBlocks, blocks - n) * kLanes;
-    alignas(kAlignment) float made[kTaskRows * kTaskBlocks * kLanes];
-    const size_t scales = n * groups * kLanes;
-    own.group_dots(grouped, x.get() + first * stride, stride, sums.get() + first * groups, count,
-                   call.weights + n * block, block, lanes / kLanes, call.scale + scales,
-                   call.zero ? call.zero + scales : nullptr, made);
-    for (size_t row = 0; row < count; ++row) {
-      const float scale = x_scale.get()[first + row];
-      float* const out = call.output + (first + row) * out_channels + n * kLanes;
-      for (size_t lane = 0; lane < std::min(lanes, out_channels - n * kLanes); ++lane) {
-        out[lane] = made[row * lanes + lane] * scale + call.bias[n * kLanes + lane];
-      }
+    if (linear.input == FERRYMAN_BLOCKS) {
+      x.take(own, row, static_cast<const int8_t*>(call.input) + row * blocks_bytes(x.channels));
+    } else {
+      x.quantize(own, row, static_cast<const float*>(call.input) + row * x.channels);
     }
+  });
+  const size_t per = 8 / static_cast<size_t>(linear.bits);
+  Grouped given = x.grouped();
+  given.bits = linear.bits;
+  given.w = call.weights;
+  given.block_stride = (x.stride / 4 + per - 1) / per * kVectorBytes;
+  given.blocks = (out_channels + kLanes - 1) / kLanes;
+  given.scale = call.scale;
+  given.zero = call.zero;
+  for_each(call, tiles(given), [&](size_t task) {
+    multiply(own, given, task, [&](size_t row, size_t n, const float* made, size_t lanes) {
+      float* const out = call.output + row * out_channels + n;
+      const float scale = blocks ? 1 : x.scale.get()[row];
+      for (size_t lane = 0; lane < std::min(lanes, out_channels - n); ++lane) {
+        out[lane] = (blocks ? made[lane] : made[lane] * scale) + call.bias[n + lane];
+      }
+    });
   });
   return nullptr;
 }
@@ -128,8 +105,15 @@ const char* ferryman_quant_linear_check(const ferryman_quant_linear* linear, fer
   if (l.group > kGroupMax) {
     return "a group must not have more than 65793 inputs";
   }
+  if (l.input != FERRYMAN_FLOATS && l.input != FERRYMAN_BLOCKS) {
+    return "unknown kind of input";
+  }
+  const bool in_blocks = l.input == FERRYMAN_BLOCKS;
+  if ((l.blocks || in_blocks) && l.group != std::min<int32_t>(kBlock, l.channels)) {
+    return "rows in blocks need groups of 32, or all of fewer";
+  }
   const int64_t blocks = ceil_div(l.out_channels, kLanes);
-  sizes->input = product({l.rows, l.channels});
+  sizes->input = product({l.rows, row_size(l.channels, l.input)});
   sizes->weights = product({blocks, ceil_div(ceil_div(l.channels, 4), 8 / l.bits), kVectorBytes});
   sizes->scales = product({blocks, ceil_div(l.channels, l.group), kLanes});
   sizes->output = product({l.rows, l.out_channels});

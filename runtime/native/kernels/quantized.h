@@ -15,11 +15,19 @@
 //   embedding            [rows, ceil(channels / kPer)] bytes: element d is in byte d / kPer, at bits d % kPer
 // What is beyond the last channel, depth or tap is a weight of zero, 2^(bits - 1).
 // The artifact stores these bytes once; they are read where they lie.
+//
+// A row in blocks (seed 69) is int8 of which every 32 channels, the last maybe fewer, have a dynamic scale of their own:
+// [channels] bytes, then [ceil(channels / 32)] scales of 4 bytes at any alignment.
 #pragma once
 
 #include "kernels.h"
 
-enum { FERRYMAN_FLOATS = 0, FERRYMAN_INT8 = 1 };
+enum { FERRYMAN_FLOATS = 0, FERRYMAN_INT8 = 1, FERRYMAN_BLOCKS = 2 };
+
+// How many channels a row in blocks of so many bytes has; 0: no row has so many bytes.
+FERRYMAN_KERNELS_API int32_t ferryman_quant_block_channels(int64_t bytes);
+// The bytes of such a row.
+FERRYMAN_KERNELS_API int64_t ferryman_quant_block_bytes(int32_t channels);
 
 // A 2-D convolution with symmetric weights, a scale to an output channel; taps outside the image count as zero.
 //   acc = sum of (x - x_zero) * w;  y = float(acc) * (x_scale * scale[n]) + bias[n]
@@ -63,21 +71,25 @@ typedef struct {
 FERRYMAN_KERNELS_API const char* ferryman_quant_conv_check(const ferryman_quant_conv* conv, ferryman_quant_sizes* sizes);
 FERRYMAN_KERNELS_API const char* ferryman_quant_conv_run(const ferryman_quant_conv* conv, const ferryman_quant_call* call);
 
-// A linear layer of float rows, each quantized by itself (dynamic), and weights with a scale to every `group` inputs:
+// A linear layer of rows that are quantized by themselves (dynamic), and weights with a scale to every `group` inputs:
 //   y[n] = (sum over groups g, in order, of float(sum of x * (w + 2^(bits - 1) - zero[n, g])) * scale[n, g]) * x_scale + bias[n]
+// or, where rows are in blocks, with x_scale[g] within the sum:
+//   y[n] = (sum over g of (float(sum of x * (w + 2^(bits - 1) - zero[n, g])) * scale[n, g]) * x_scale[g]) + bias[n]
 // The sum over groups begins with the first product, not with 0.
 typedef struct {
   int32_t rows, channels, out_channels;
-  int32_t bits;   // 8, 4 or 2
-  int32_t group;  // inputs of one scale: a multiple of 32, or all channels
+  int32_t bits;    // 8, 4 or 2
+  int32_t group;   // inputs of one scale: a multiple of 32, or all channels; with blocks 32, or all of fewer
+  int32_t input;   // FERRYMAN_FLOATS or FERRYMAN_BLOCKS
+  int32_t blocks;  // whether floats are quantized in blocks, not by row; blocks always are
 } ferryman_quant_linear;
 
 typedef struct {
-  int64_t input, weights, scales, output;  // in elements; weights in bytes
+  int64_t input, weights, scales, output;  // in elements; weights and blocks in bytes
 } ferryman_quant_linear_sizes;
 
 typedef struct {
-  const float* input;     // [rows, channels]
+  const void* input;      // [rows, channels]
   const uint8_t* weights;
   const uint16_t* scale;  // float16 [ceil(out_channels / 16), groups, 16]
   const uint8_t* zero;    // the same shape: what stands for 0; NULL: 2^(bits - 1) everywhere
@@ -118,3 +130,65 @@ FERRYMAN_KERNELS_API const char* ferryman_quant_embedding_check(
     const ferryman_quant_embedding* embedding, ferryman_quant_embedding_sizes* sizes);
 FERRYMAN_KERNELS_API const char* ferryman_quant_embedding_run(
     const ferryman_quant_embedding* embedding, const ferryman_quant_embedding_call* call);
+
+// The product of two tensors, both quantized in blocks along what is summed over:
+//   y[row, n] = sum over blocks g, in order, of (float(sum of a * b) * b_scale[n, g]) * a_scale[row, g]
+typedef struct {
+  int32_t batch, rows, channels, columns;  // [batch, rows, channels] by [batch, channels, columns]
+  int32_t turned;                          // b lies as [batch, columns, channels]
+  int32_t input;                           // of a: FERRYMAN_FLOATS or FERRYMAN_BLOCKS
+} ferryman_quant_matmul;
+
+typedef struct {
+  int64_t a, b, output;  // in elements; blocks in bytes
+} ferryman_quant_matmul_sizes;
+
+typedef struct {
+  const void* a;
+  const float* b;
+  float* output;  // [batch, rows, columns]
+  ferryman_parallel parallel;
+  void* pool;
+  int32_t threads;
+} ferryman_quant_matmul_call;
+
+FERRYMAN_KERNELS_API const char* ferryman_quant_matmul_check(
+    const ferryman_quant_matmul* matmul, ferryman_quant_matmul_sizes* sizes);
+FERRYMAN_KERNELS_API const char* ferryman_quant_matmul_run(
+    const ferryman_quant_matmul* matmul, const ferryman_quant_matmul_call* call);
+
+// A function of rows, approximated by polynomials in float32: to about 1e-6 of the largest output, and the same to the bit on
+// every instruction set. A softmax of nothing but minus infinity is 0.
+enum {
+  FERRYMAN_GELU = 0,  // x * (1 + erf(x / sqrt(2))) / 2, with erf by Abramowitz and Stegun 7.1.26
+  FERRYMAN_GELU_TANH = 1,
+  FERRYMAN_SILU = 2,
+  FERRYMAN_SOFTMAX = 3,     // of a row
+  FERRYMAN_LAYER_NORM = 4,  // of a row, (x - mean) / sqrt(variance + epsilon) * weight + bias
+};
+
+typedef struct {
+  int32_t rows, channels;
+  int32_t kind;
+  int32_t output;  // FERRYMAN_FLOATS or FERRYMAN_BLOCKS
+  float epsilon;   // of a layer norm, >= 0
+} ferryman_quant_function;
+
+typedef struct {
+  int64_t input, per_channel, output;  // in elements; blocks in bytes; per_channel is 0 but for layer norms
+} ferryman_quant_function_sizes;
+
+typedef struct {
+  const float* input;
+  const float* weight;  // [channels], of layer norms
+  const float* bias;
+  void* output;
+  ferryman_parallel parallel;
+  void* pool;
+  int32_t threads;
+} ferryman_quant_function_call;
+
+FERRYMAN_KERNELS_API const char* ferryman_quant_function_check(
+    const ferryman_quant_function* function, ferryman_quant_function_sizes* sizes);
+FERRYMAN_KERNELS_API const char* ferryman_quant_function_run(
+    const ferryman_quant_function* function, const ferryman_quant_function_call* call);

@@ -48,12 +48,14 @@ const Kind* kind_of(const Registration& registration) {
       strncmp(name, kPrefix, sizeof kPrefix - 1) != 0) {
     return nullptr;
   }
-  for (const auto& kinds : {kBinaryKinds, kQuantizedKinds}) {
-    for (size_t i = 0; i < kKinds; ++i) {
-      if (strcmp(name, kinds[i].name) == 0) {
-        return &kinds[i];
-      }
-    }
+  const auto named = [name](const Kind& kind) { return strcmp(name, kind.name) == 0; };
+  if (const auto* const kind = std::find_if(std::begin(kBinaryKinds), std::end(kBinaryKinds), named);
+      kind != std::end(kBinaryKinds)) {
+    return kind;
+  }
+  if (const auto* const kind = std::find_if(std::begin(kQuantizedKinds), std::end(kQuantizedKinds), named);
+      kind != std::end(kQuantizedKinds)) {
+    return kind;
   }
   throw Refused(std::string("this installation has no operator ") + name + "; install a later ferryman");
 }

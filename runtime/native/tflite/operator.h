@@ -99,9 +99,8 @@ std::unique_ptr<Operator> make(Claim claim) {
   return std::make_unique<Made>(std::move(claim));
 }
 
-constexpr size_t kKinds = 3;  // of each
-extern const Kind kBinaryKinds[kKinds];
-extern const Kind kQuantizedKinds[kKinds];
+extern const Kind kBinaryKinds[3];
+extern const Kind kQuantizedKinds[5];
 
 [[noreturn]] void refuse(const std::string& what, const std::string& expected, const std::string& found);
 

@@ -3,14 +3,19 @@
 //                             dilation_w, pad_top, pad_left, pad_bottom, pad_right, groups, channels_last, bits,
 //                             x_scale f, x_zero, out_scale f (0: floats), out_zero, out_low, out_high,
 //                             add_scale f (0: nothing is added), add_zero
-//   ferryman.quant_linear     version, channels, out_channels, bits, group
+//   ferryman.quant_linear     version, channels, out_channels, bits, group, blocks
 //   ferryman.quant_embedding  version, rows, channels, bits, group
+//   ferryman.quant_matmul     version, channels, turned
+//   ferryman.quant_function   version, channels, kind, epsilon f, blocks
 // Inputs:
 //   quant_conv2d     x, float32, [N, H, W, C], or unless channels_last [N, C, H, W], or int8 [N, H, W, C]; weights;
 //                    scale and bias, float32; with an add_scale what is added, int8 [N, H, W, C]
-//   quant_linear     x, float32 [..., C]; weights; scale, float16; bias, float32; there may be zeros
+//   quant_linear     x, float32 [..., C], or int8 in blocks; weights; scale, float16; bias, float32; there may be zeros
 //   quant_embedding  ids, int32 or int64; weights; scale, float16; there may be zeros
+//   quant_matmul     a, float32 [..., M, C], or int8 in blocks; b, float32 [..., C, N], or turned [..., N, C]
+//   quant_function   x, float32 [..., C]; of a layer norm weight and bias, float32
 // Weights and zeros are bytes. They, scales and biases are constant, and read where the file is mapped.
+#include <algorithm>
 #include <cstring>
 
 #include "operator.h"
@@ -19,10 +24,12 @@
 namespace ferryman::tflite {
 namespace {
 
-constexpr int32_t kVersion = 1;
+constexpr int32_t kVersion = 2;
 constexpr size_t kConvOptions = 24;
-constexpr size_t kLinearOptions = 5;
+constexpr size_t kLinearOptions = 6;
 constexpr size_t kEmbeddingOptions = 5;
+constexpr size_t kMatmulOptions = 3;
+constexpr size_t kFunctionOptions = 5;
 static_assert(kConvOptions <= kOptionsMost);
 
 // An int64 that may lie anywhere.
@@ -113,6 +120,19 @@ void Conv::run(Context* context) const {
   require_none(ferryman_quant_conv_run(&conv_, &call));
 }
 
+// Of rows with so many channels.
+int32_t kind_of(const Tensor& x) {
+  if (x.type != kFloat32 && x.type != kInt8) {
+    refuse("x", "float32, or int8 in blocks", type_name(x.type));
+  }
+  return x.type == kInt8 ? FERRYMAN_BLOCKS : FERRYMAN_FLOATS;
+}
+
+void check_row(const Shape& shape, int32_t kind, int32_t channels) {
+  const int32_t found = kind == FERRYMAN_BLOCKS ? ferryman_quant_block_channels(shape.back()) : shape.back();
+  check_channels(found, channels);
+}
+
 class Linear : public Operator {
  public:
   using Operator::Operator;
@@ -128,10 +148,10 @@ class Linear : public Operator {
 void Linear::check(Context* context) {
   check_options(kVersion, kLinearOptions);
   check_counts(4, 5);
-  const Tensor& x = input(context, 0, "x", kFloat32);
+  const Tensor& x = input(context, 0, "x");
   Shape shape = shape_of_rows(x);
-  linear_ = {product(shape, 1), option(1), option(2), option(3), option(4)};
-  check_channels(shape.back(), linear_.channels);
+  linear_ = {product(shape, 1), option(1), option(2), option(3), option(4), kind_of(x), option(5)};
+  check_row(shape, linear_.input, linear_.channels);
   require_none(ferryman_quant_linear_check(&linear_, &sizes_));
   check_elements(x, "x", sizes_.input);
   check_bytes(context, 1, "weights", sizes_.weights);
@@ -146,7 +166,8 @@ void Linear::check(Context* context) {
 
 void Linear::run(Context* context) const {
   ferryman_quant_linear_call call{};
-  call.input = read<float>(context, 0, "x", sizes_.input);
+  call.input = linear_.input == FERRYMAN_BLOCKS ? static_cast<const void*>(read<int8_t>(context, 0, "x", sizes_.input))
+                                                : read<float>(context, 0, "x", sizes_.input);
   call.weights = read<uint8_t>(context, 1, "weights", sizes_.weights);
   call.scale = read<uint16_t>(context, 2, "scale", sizes_.scales);
   call.bias = read<float>(context, 3, "bias", linear_.out_channels);
@@ -210,12 +231,102 @@ void Embedding::run(Context* context) const {
   require_none(ferryman_quant_embedding_run(&embedding_, &call));
 }
 
+class Matmul : public Operator {
+ public:
+  using Operator::Operator;
+
+ private:
+  void check(Context* context) override;
+  void run(Context* context) const override;
+
+  ferryman_quant_matmul matmul_ = {};
+  ferryman_quant_matmul_sizes sizes_ = {};
+};
+
+void Matmul::check(Context* context) {
+  check_options(kVersion, kMatmulOptions);
+  check_counts(2);
+  const Tensor& a = input(context, 0, "a");
+  const Tensor& b = input(context, 1, "b", kFloat32);
+  Shape shape = to_shape(a.dims);
+  const Shape other = to_shape(b.dims);
+  const size_t rank = shape.size();
+  if (rank < 2 || other.size() != rank || !std::equal(shape.begin(), shape.end() - 2, other.begin())) {
+    throw Refused("a and b must have the same leading dimensions, and two more each");
+  }
+  const bool turned = option(2) != 0;
+  matmul_ = {product(shape, 2), shape[rank - 2], option(1), other[turned ? rank - 2 : rank - 1], turned, kind_of(a)};
+  check_row(shape, matmul_.input, matmul_.channels);
+  check_channels(other[turned ? rank - 1 : rank - 2], matmul_.channels);
+  require_none(ferryman_quant_matmul_check(&matmul_, &sizes_));
+  check_elements(a, "a", sizes_.a);
+  check_elements(b, "b", sizes_.b);
+  shape.back() = matmul_.columns;
+  resize_output(context, kFloat32, shape);
+}
+
+void Matmul::run(Context* context) const {
+  ferryman_quant_matmul_call call{};
+  call.a = matmul_.input == FERRYMAN_BLOCKS ? static_cast<const void*>(read<int8_t>(context, 0, "a", sizes_.a))
+                                            : read<float>(context, 0, "a", sizes_.a);
+  call.b = read<float>(context, 1, "b", sizes_.b);
+  call.output = write<float>(context, sizes_.output);
+  use_pool(call);
+  require_none(ferryman_quant_matmul_run(&matmul_, &call));
+}
+
+class Function : public Operator {
+ public:
+  using Operator::Operator;
+
+ private:
+  void check(Context* context) override;
+  void run(Context* context) const override;
+
+  ferryman_quant_function function_ = {};
+  ferryman_quant_function_sizes sizes_ = {};
+};
+
+void Function::check(Context* context) {
+  check_options(kVersion, kFunctionOptions);
+  check_counts(option(2) == FERRYMAN_LAYER_NORM ? 3 : 1);
+  const Tensor& x = input(context, 0, "x", kFloat32);
+  Shape shape = shape_of_rows(x);
+  const bool blocks = option(4) != 0;
+  function_ = {product(shape, 1), option(1), option(2), blocks ? FERRYMAN_BLOCKS : FERRYMAN_FLOATS,
+               real_option(3, "epsilon")};
+  check_channels(shape.back(), function_.channels);
+  require_none(ferryman_quant_function_check(&function_, &sizes_));
+  check_elements(x, "x", sizes_.input);
+  if (sizes_.per_channel != 0) {
+    check_constant(context, 1, "weight", kFloat32, sizes_.per_channel);
+    check_constant(context, 2, "bias", kFloat32, sizes_.per_channel);
+  }
+  shape.back() = blocks ? static_cast<int>(ferryman_quant_block_bytes(function_.channels)) : function_.channels;
+  resize_output(context, blocks ? kInt8 : kFloat32, shape);
+}
+
+void Function::run(Context* context) const {
+  ferryman_quant_function_call call{};
+  call.input = read<float>(context, 0, "x", sizes_.input);
+  if (sizes_.per_channel != 0) {
+    call.weight = read<float>(context, 1, "weight", sizes_.per_channel);
+    call.bias = read<float>(context, 2, "bias", sizes_.per_channel);
+  }
+  call.output = function_.output == FERRYMAN_BLOCKS ? static_cast<void*>(write<int8_t>(context, sizes_.output))
+                                                    : write<float>(context, sizes_.output);
+  use_pool(call);
+  require_none(ferryman_quant_function_run(&function_, &call));
+}
+
 } // namespace
 
 const Kind kQuantizedKinds[] = {
     {"ferryman.quant_conv2d", make<Conv>},
     {"ferryman.quant_linear", make<Linear>},
     {"ferryman.quant_embedding", make<Embedding>},
+    {"ferryman.quant_matmul", make<Matmul>},
+    {"ferryman.quant_function", make<Function>},
 };
 
 } // namespace ferryman::tflite
