@@ -8,7 +8,18 @@ import torch
 from torch.nn import functional
 
 from ferryman.converter import quant_bits
-from ferryman.converter.quant_operators import dynamic_scale, quantize
+from ferryman.converter.quant_operators import (
+    GELU,
+    LAYER_NORM,
+    SILU,
+    SOFTMAX,
+    block_bytes,
+    block_channels,
+    dynamic_scale,
+    from_blocks,
+    quantize,
+    to_blocks,
+)
 
 OPS = torch.ops.ferryman
 
@@ -65,7 +76,7 @@ def test_a_linear_layer_scales_every_group(group, with_zero):
     pack = lambda values, kind: torch.from_numpy(quant_bits.pack_groups(values.numpy().astype(kind)))  # noqa: E731
     given_zero = pack(zero, np.uint8).view(torch.int8) if with_zero else None
     weight = packed(stored - 8, 1, 4)
-    y = OPS.quant_linear(x, weight, pack(scale, np.float16), given_zero, bias, 4, group or channels)
+    y = OPS.quant_linear(x, weight, pack(scale, np.float16), given_zero, bias, 4, group or channels, False)
     spread = lambda values: values.repeat_interleave(group or channels, 1)[:, :channels]  # noqa: E731
     dense = (stored - spread(zero)).float() * spread(scale).float()
     by = dynamic_scale(x, (-1,))
@@ -87,3 +98,49 @@ def test_what_is_nothing_becomes_zero():
     zeros = torch.zeros(2, 3)
     assert not quantize(zeros, dynamic_scale(zeros, (-1,)), 0, -127, 127).any()
     assert quantize(torch.tensor([float("nan")]), 0.1, 5, -128, 127).item() == -128
+
+
+@pytest.mark.parametrize("channels", [1, 5, 31, 32, 33, 64, 100])
+def test_blocks_lie_behind_each_other_and_lose_a_half_step(channels):
+    torch.manual_seed(0)
+    x = torch.randn(3, 2, channels) * 10.0 ** torch.randint(-3, 3, (3, 2, channels))
+    rows = to_blocks(x)
+    assert rows.shape == (3, 2, block_bytes(channels))
+    assert block_channels(rows.shape[-1]) == channels
+    steps = torch.nn.functional.pad(x, (0, -channels % 32)).unflatten(-1, (-1, 32)).abs().amax(-1) / 127
+    lost = (from_blocks(rows) - x).abs()
+    assert bool((lost <= steps.repeat_interleave(32, -1)[..., :channels] * 0.501).all())
+
+
+def test_blocks_are_the_same_whether_they_are_made_before_or_within():
+    torch.manual_seed(0)
+    x, weight, scale = torch.randn(2, 70), torch.randint(-128, 128, (20, 70)), (torch.rand(20, 3) * 0.1).half()
+    packs = packed(weight, 1, 8), torch.from_numpy(quant_bits.pack_groups(scale.numpy())), None, torch.randn(20)
+    within = OPS.quant_linear(x, *packs, 8, 32, True)
+    torch.testing.assert_close(OPS.quant_linear(to_blocks(x), *packs, 8, 32, True), within, rtol=0, atol=0)
+    dense = weight.float() * scale.float().repeat_interleave(32, 1)[:, :70]
+    torch.testing.assert_close(within, functional.linear(from_blocks(to_blocks(x)), dense, packs[3]))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_product_is_one_of_rounded_tensors(turned):
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 3, 5, 70), torch.randn(2, 3, 70, 9)
+    rounded = from_blocks(to_blocks(a)) @ from_blocks(to_blocks(b.transpose(-1, -2))).transpose(-1, -2)
+    given = b.transpose(-1, -2).contiguous() if turned else b
+    torch.testing.assert_close(OPS.quant_matmul(a, given, turned), rounded, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(OPS.quant_matmul(to_blocks(a), given, turned), OPS.quant_matmul(a, given, turned))
+
+
+def test_functions_are_torchs_and_a_masked_row_is_nothing():
+    x = torch.randn(4, 40)
+    torch.testing.assert_close(OPS.quant_function(x, None, None, GELU, 0.0, False), functional.gelu(x))
+    torch.testing.assert_close(OPS.quant_function(x, None, None, SILU, 0.0, False), functional.silu(x))
+    weight, bias = torch.randn(40), torch.randn(40)
+    normal = OPS.quant_function(x, weight, bias, LAYER_NORM, 1e-5, False)
+    torch.testing.assert_close(normal, functional.layer_norm(x, (40,), weight, bias, 1e-5))
+    x[1] = float("-inf")
+    made = OPS.quant_function(x, None, None, SOFTMAX, 0.0, True)
+    assert made.dtype == torch.int8
+    assert not from_blocks(made)[1].any()
+    assert (from_blocks(made)[2] - x[2].softmax(0)).abs().max() < 1e-3

@@ -108,7 +108,7 @@ def test_a_linear_layer_takes_any_rank(leading, zero, channels, out, bits, group
     layer = linear_case(channels, out, bits, group, zero=zero)
     weight, scale, zeros = map(tensor, layer.constants())
     x = floats_of(np.random.default_rng(0), *leading, channels)
-    module = Calls(OPS.quant_linear, INPUT, weight, scale, zeros, tensor(layer.bias), bits, group)
+    module = Calls(OPS.quant_linear, INPUT, weight, scale, zeros, tensor(layer.bias), bits, group, False)
     np.testing.assert_array_equal(run(export(module, [x]), [x], tmp_path, 2), layer.expected(x))
 
 
@@ -131,7 +131,7 @@ def test_bytes_may_be_called_int8(tmp_path):
     layer, x = linear_case(64, 20), floats_of(np.random.default_rng(0), 3, 64)
     weight, scale, zero = layer.constants()
     weight, zero = tensor(weight.view(np.int8)), tensor(zero.view(np.int8))
-    module = Calls(OPS.quant_linear, INPUT, weight, tensor(scale), zero, tensor(layer.bias), 4, 32)
+    module = Calls(OPS.quant_linear, INPUT, weight, tensor(scale), zero, tensor(layer.bias), 4, 32, False)
     np.testing.assert_array_equal(run(export(module, [x]), [x], tmp_path), layer.expected(x))
 
 
@@ -194,7 +194,7 @@ OPERATORS = {
         [by_pixel(CASE.x, last=False), CASE.packed(), CASE.scale, CASE.bias, by_pixel(CASE.add, last=True)],
         conv_arguments(CASE),
     ),
-    "linear": ([X, WEIGHT, SCALE, ZERO, LAYER.bias], (4, 32)),
+    "linear": ([X, WEIGHT, SCALE, ZERO, LAYER.bias], (4, 32, False)),
     "embedding": ([IDS, TABLE.packed(), TABLE.scale, TABLE.zero], (64, 4, 32)),
 }
 CONV_NAMES = (
@@ -339,16 +339,16 @@ REFUSED = {
         "padding": (conv_with(padding=[3, 3, 3, 3]), ANY),
     },
     "linear": {
-        "int x": (given("linear", 0, X.astype("i4")), "x must be a float32 tensor"),
+        "int x": (given("linear", 0, X.astype("i4")), "x must be float32, or int8 in blocks"),
         "channels": (given("linear", 0, X[:, :32]), "weight has another number of bytes"),
         "float scale": (given("linear", 2, SCALE.astype("f4")), "scale must be a float16 tensor"),
         "short scale": (given("linear", 2, SCALE.reshape(-1)[:-1]), "scale must be one a group"),
         "half zero": (given("linear", 3, ZERO.astype("f2")), "zero must be a tensor of bytes"),
         "short zero": (given("linear", 3, ZERO.reshape(-1)[:-1]), "zero must be one a group"),
         "more bias": (given("linear", 4, np.zeros(33, "f4")), "weight has another number of bytes"),
-        "bits": ((OPERATORS["linear"][0], (3, 32)), ANY),
-        "group": ((OPERATORS["linear"][0], (4, 0)), ANY),
-        "negative group": ((OPERATORS["linear"][0], (4, -32)), ANY),
+        "bits": ((OPERATORS["linear"][0], (3, 32, False)), ANY),
+        "group": ((OPERATORS["linear"][0], (4, 0, False)), ANY),
+        "negative group": ((OPERATORS["linear"][0], (4, -32, False)), ANY),
     },
     "embedding": {
         "float ids": (given("embedding", 0, IDS.astype("f4")), "ids must be int32 or int64"),
