@@ -14,6 +14,7 @@
 //   store_bytes(int8_t* to, Floats, const Rounding&)            kWidth of them, quantized
 //   sum_bytes(const int8_t*, size_t), copy_bytes(int8_t* to, const int8_t* from, size_t)
 //   kDotPixels, kDotVectors    the tile that fits the registers, as above; kGroupRows, where sums of groups have to, too
+//   kRowVectors                the same of a row alone, which waits for its weights: they come faster in more runs at once
 #include "isa.h"
 
 namespace ferryman::kernels {
@@ -243,7 +244,13 @@ void group_dots(
     const uint8_t* zero,
     float* out) {
   const size_t stride = blocks * kLanes;
-  const auto run = [&](const auto& tile) { rows<kGroupRows, kDotVectors>(tile, row_count, 0, blocks * kParts); };
+  const auto run = [&](const auto& tile) {
+    if (row_count == 1) {
+      rows<1, kRowVectors>(tile, 1, 0, blocks * kParts);
+    } else {
+      rows<kGroupRows, kDotVectors>(tile, row_count, 0, blocks * kParts);
+    }
+  };
   if (grouped.bits == 8) {
     run(GroupTile<8>{grouped, x, x_stride, sums, w, block_stride, scale, zero, out, stride});
   } else if (grouped.bits == 4) {

@@ -14,6 +14,7 @@ constexpr int64_t kGroupMax = INT32_MAX / (255 * 128);  // the sum of products f
 constexpr int64_t kRowsMax = 1 << 24;
 constexpr size_t kTaskRows = 64;
 constexpr size_t kTaskBlocks = 2;
+constexpr size_t kRowTaskBlocks = 4;  // of a row alone
 
 const char* check_weights(int64_t rows, int64_t channels, int64_t out_channels, int64_t bits, int64_t group) {
   for (const int64_t size : {rows, channels, out_channels}) {
@@ -62,12 +63,13 @@ const char* run_linear(const ferryman_quant_linear& linear, const ferryman_quant
   const size_t block = (stride / 4 + per - 1) / per * kVectorBytes;
   const size_t row_runs = (rows + kTaskRows - 1) / kTaskRows;
   const Grouped grouped = {channels, group, groups, linear.bits};
-  const size_t block_runs = (blocks + kTaskBlocks - 1) / kTaskBlocks;
+  const size_t task_blocks = rows == 1 ? kRowTaskBlocks : kTaskBlocks;
+  const size_t block_runs = (blocks + task_blocks - 1) / task_blocks;
   for_each(call, block_runs * row_runs, [&](size_t task) {
-    const size_t n = task / row_runs * kTaskBlocks;
+    const size_t n = task / row_runs * task_blocks;
     const size_t first = task % row_runs * kTaskRows;
     const size_t count = std::min(kTaskRows, rows - first);
-    const size_t lanes = std::min(kTaskBlocks, blocks - n) * kLanes;
+    const size_t lanes = std::min(task_blocks, blocks - n) * kLanes;
     alignas(kAlignment) float made[kTaskRows * kTaskBlocks * kLanes];
     const size_t scales = n * groups * kLanes;
     own.group_dots(grouped, x.get() + first * stride, stride, sums.get() + first * groups, count,
