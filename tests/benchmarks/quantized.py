@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from tests.benchmarks import quantized_linear, quantized_networks
+from tests.benchmarks import quantized_linear, quantized_llama, quantized_networks
 from tests.benchmarks.frame import main
 from tests.benchmarks.kernels_binary import versions
 
-PARTS = (*quantized_networks.PARTS, *quantized_linear.PARTS)
+PARTS = (*quantized_networks.PARTS, *quantized_linear.PARTS, *quantized_llama.PARTS)
 
 
 if __name__ == "__main__":

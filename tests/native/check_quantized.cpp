@@ -229,7 +229,7 @@ ferryman_quant_linear random_linear() {
   ferryman_quant_linear l = {};
   l.rows = between(1, 9);
   l.channels = between(1, 200);
-  l.out_channels = between(1, 40);
+  l.out_channels = between(1, 80);
   l.bits = 1 << between(1, 3);
   l.group = l.channels >= 32 && between(0, 2) ? 32 * between(1, l.channels / 32) : l.channels;
   l.blocks = between(0, 1);

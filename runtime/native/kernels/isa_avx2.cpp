@@ -134,6 +134,7 @@ inline void transpose16(const float* in, size_t in_stride, float* out, size_t ou
 constexpr size_t kDotPixels = 2;
 constexpr size_t kDotVectors = 4;
 constexpr size_t kGroupRows = 2;
+constexpr size_t kRowVectors = 8;
 constexpr int32_t kColumnBias = 0;
 
 using Bytes = __m256i;

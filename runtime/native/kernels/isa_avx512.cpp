@@ -148,6 +148,7 @@ inline void transpose16(const float* in, size_t in_stride, float* out, size_t ou
 constexpr size_t kDotPixels = 8;
 constexpr size_t kDotVectors = 2;
 constexpr size_t kGroupRows = 4;
+constexpr size_t kRowVectors = 4;
 constexpr int32_t kColumnBias = 128;  // what is multiplied with signed weights is unsigned
 
 using Bytes = __m512i;

@@ -167,6 +167,7 @@ constexpr int32_t kTaken = 0;
 constexpr size_t kDotPixels = 2;
 constexpr size_t kDotVectors = 1;
 constexpr size_t kGroupRows = kDotPixels;
+constexpr size_t kRowVectors = kDotVectors;
 
 constexpr size_t kRegisters = kVectorBytes / sizeof(__m128i);
 
@@ -248,6 +249,7 @@ inline void store_dots(int32_t* to, const Dots& dots, int32_t less) {
 constexpr size_t kDotPixels = 1;
 constexpr size_t kDotVectors = 1;
 constexpr size_t kGroupRows = kDotPixels;
+constexpr size_t kRowVectors = kDotVectors;
 struct Bytes {
   uint8_t byte[kVectorBytes];
 };

@@ -14,6 +14,7 @@
 //   store_bytes(int8_t* to, Floats, const Rounding&)            kWidth of them, quantized
 //   sum_bytes(const int8_t*, size_t), copy_bytes(int8_t* to, const int8_t* from, size_t)
 //   kDotPixels, kDotVectors    the tile that fits the registers, as above; kGroupRows, where sums of groups have to, too
+//   kRowVectors                the same of a row alone, which waits for its weights: they come faster in more runs at once
 #include "isa.h"
 
 namespace ferryman::kernels {
@@ -229,7 +230,11 @@ struct GroupTile {
 
 void group_dots(const Grouped& grouped, float* out) {
   const auto run = [&](const auto& tile) {
-    rows<kGroupRows, kDotVectors>(tile, grouped.rows, 0, grouped.blocks * kParts);
+    if (grouped.rows == 1) {
+      rows<1, kRowVectors>(tile, 1, 0, grouped.blocks * kParts);
+    } else {
+      rows<kGroupRows, kDotVectors>(tile, grouped.rows, 0, grouped.blocks * kParts);
+    }
   };
   if (grouped.bits == 8) {
     run(GroupTile<8>{grouped, out});

@@ -13,6 +13,7 @@ namespace ferryman::kernels {
 constexpr int64_t kSizeMax = 1 << 24;
 constexpr size_t kTaskRows = 64;
 constexpr size_t kTaskBlocks = 2;
+constexpr size_t kRowTaskBlocks = 4;  // of a row alone
 
 // Of a row in blocks.
 constexpr size_t blocks_bytes(size_t channels) {
@@ -90,16 +91,20 @@ struct Rows {
   }
 };
 
+inline size_t task_blocks(const Grouped& grouped) {
+  return grouped.rows == 1 ? kRowTaskBlocks : kTaskBlocks;
+}
+
 // Tasks that a product is cut into.
 inline size_t tiles(const Grouped& grouped) {
-  return (grouped.blocks + kTaskBlocks - 1) / kTaskBlocks * ((grouped.rows + kTaskRows - 1) / kTaskRows);
+  return (grouped.blocks + task_blocks(grouped) - 1) / task_blocks(grouped) * ((grouped.rows + kTaskRows - 1) / kTaskRows);
 }
 
 // Computes a tile and calls put(row, n, made, lanes) for each of its rows, with made[lane] of output n + lane.
 template <typename Put>
 void multiply(const Isa& isa, const Grouped& grouped, size_t task, const Put& put) {
   const size_t runs = (grouped.rows + kTaskRows - 1) / kTaskRows;
-  const size_t block = task / runs * kTaskBlocks;
+  const size_t block = task / runs * task_blocks(grouped);
   const size_t first = task % runs * kTaskRows;
   const size_t scales = block * grouped.groups * kLanes;
   Grouped some = grouped;
@@ -108,7 +113,7 @@ void multiply(const Isa& isa, const Grouped& grouped, size_t task, const Put& pu
   some.x_scale = grouped.x_scale ? grouped.x_scale + first * grouped.groups : nullptr;
   some.rows = std::min(kTaskRows, grouped.rows - first);
   some.w += block * grouped.block_stride;
-  some.blocks = std::min(kTaskBlocks, grouped.blocks - block);
+  some.blocks = std::min(task_blocks(grouped), grouped.blocks - block);
   some.scale = grouped.scale ? grouped.scale + scales : nullptr;
   some.wide_scale = grouped.wide_scale ? grouped.wide_scale + scales : nullptr;
   some.zero = grouped.zero ? grouped.zero + scales : nullptr;

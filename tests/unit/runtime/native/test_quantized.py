@@ -157,7 +157,7 @@ def linears(draw):
     group = draw(st.sampled_from([32, 64, 96, None]))
     channels = draw(st.integers(1, 5)) * (group or 19) + (draw(st.integers(0, 31)) if group else 0)
     group = group or channels
-    rows, out = draw(st.integers(1, 70)), draw(st.sampled_from([1, 15, 16, 17, 48]))
+    rows, out = draw(st.just(1) | st.integers(1, 70)), draw(st.sampled_from([1, 15, 16, 17, 48, 80]))
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     groups = -(-channels // group)
     x = floats(random, (rows, channels), special=draw(st.booleans()))
