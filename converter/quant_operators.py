@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 
 from ferryman.converter.operators import NAMESPACE, output_size
-from ferryman.converter.quant_bits import Bytes, halves, unpack_groups, unpack_rows, unpack_weights
+from ferryman.converter.quant_bits import Bytes, halves, pack_rows, unpack_groups, unpack_rows, unpack_weights
 
 _CONV = (
     "Tensor x, Tensor weight, Tensor scale, Tensor bias, Tensor? add, int channels, int[2] kernel_size, int[2] stride, "
@@ -22,7 +22,10 @@ _CONV = (
     "float out_scale, int out_zero, int out_low, int out_high, float add_scale, int add_zero"
 )
 _LINEAR = "Tensor x, Tensor weight, Tensor scale, Tensor? zero, Tensor bias, int bits, int group, bool blocks"
-_EMBEDDING = "Tensor ids, Tensor weight, Tensor scale, Tensor? zero, int channels, int bits, int group"
+_EMBEDDING = (
+    "Tensor ids, Tensor weight, Tensor scale, Tensor? zero, int rows, int channels, int bits, int group, "
+    "bool lanes"
+)
 _MATMUL = "Tensor a, Tensor b, bool turned"
 _FUNCTION = "Tensor x, Tensor? weight, Tensor? bias, int kind, float epsilon, bool blocks"
 _INT8 = 127
@@ -257,17 +260,31 @@ def _embedding(
     weight: torch.Tensor,
     scale: torch.Tensor,
     zero: torch.Tensor | None,
+    rows: int,
     channels: int,
     bits: int,
     group: int,
+    lanes: bool,
 ) -> torch.Tensor:
-    rows = ids.reshape(-1)
-    stored = torch.from_numpy(unpack_rows(_bytes(weight[rows]), channels, bits)) + halves(bits)
+    if lanes:
+        weight, scale, zero = _by_row(weight, scale, zero, (rows, channels), bits)
+    chosen = ids.reshape(-1)
+    stored = torch.from_numpy(unpack_rows(_bytes(weight[chosen]), channels, bits)) + halves(bits)
     zeros: torch.Tensor | int = halves(bits)
     if zero is not None:
-        zeros = _spread(zero[rows].view(torch.uint8).int(), group, channels)
-    values = (stored - zeros).float() * _spread(scale[rows].float(), group, channels)
+        zeros = _spread(zero[chosen].view(torch.uint8).int(), group, channels)
+    values = (stored - zeros).float() * _spread(scale[chosen].float(), group, channels)
     return values.reshape(*ids.shape, channels)
+
+
+def _by_row(
+    weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, shape: tuple[int, int], bits: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """What lies as a linear layer's does, as a table's."""
+    table = pack_rows(unpack_weights(_bytes(weight), shape, 1, bits), bits)
+    scales = unpack_groups(scale.numpy(), shape[0])
+    zeros = None if zero is None else torch.from_numpy(unpack_groups(_bytes(zero), shape[0])).view(torch.int8)
+    return torch.from_numpy(table).view(torch.int8), torch.from_numpy(scales), zeros
 
 
 def _spread(values: torch.Tensor, group: int, channels: int) -> torch.Tensor:
@@ -280,6 +297,7 @@ def _fake_embedding(
     _weight: torch.Tensor,
     _scale: torch.Tensor,
     _zero: torch.Tensor | None,
+    _rows: int,
     channels: int,
     *_: object,
 ) -> torch.Tensor:

@@ -178,10 +178,6 @@ def _quant_embedding(  # as the schema says
     weight: Any,  # noqa: ANN401
     scale: Any,  # noqa: ANN401
     zero: Any,  # noqa: ANN401
-    channels: int,
-    bits: int,
-    group: int,
+    *numbers: int,
 ) -> Any:  # noqa: ANN401
-    rows = context.node.args[2].meta["val"].shape[0]
-    operands = [ids, weight, scale, zero]
-    return _custom(context, "quant_embedding", operands, [rows, channels, bits, group], _QUANT_VERSION)
+    return _custom(context, "quant_embedding", [ids, weight, scale, zero], [*map(int, numbers)], _QUANT_VERSION)

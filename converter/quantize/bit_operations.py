@@ -9,6 +9,7 @@ import torch
 from torch.fx import GraphModule, Interpreter, Node
 
 from ferryman.converter.capture import Captured
+from ferryman.converter.layer_calls import path_of
 from ferryman.converter.quantize.layers import find_layers
 from ferryman.converter.recognise import Constants
 from ferryman.runtime.contracts.manifest import LayerForm
@@ -33,8 +34,9 @@ def bit_operations(captured: Captured, forms: Sequence[LayerForm] = ()) -> int:
     module = captured.program.module(check_guards=False)
     nodes = list(find_layers(module, Constants(module)))
     names = [form.form for form in forms[: len(nodes)]] or ["fp32"] * len(nodes)  # then come those without weights
-    if len(names) != len(nodes) or not set(names) <= set(_BITS):
-        raise ValueError(f"{len(nodes)} layers have {len(names)} forms: {', '.join(sorted(set(names)))}")
+    paths = [form.path for form in forms[: len(nodes)]]
+    if (forms and paths != [path_of(node) for node in nodes]) or not set(names) <= set(_BITS):
+        raise ValueError(f"{len(nodes)} layers have other forms: {', '.join(sorted(set(names)))} of {', '.join(paths)}")
     counter = _Counter(module, set(nodes))
     with torch.no_grad():
         counter.run(*captured.example, enable_io_processing=False)

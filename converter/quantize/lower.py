@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -73,7 +73,7 @@ def lower_quantized(captured: Captured, recipe: Recipe, batches: Batches) -> tup
         mean = seen[layer.x].mean if layer.x in seen else None
         rounded[layer], layer.bias = round_layer(layer, layer.bits, recipe, hessians.get(layer), mean)
     scales = {node: find_scale(one, recipe.observer) for node, one in seen.items()}
-    writer = _Writer(module, scales, recipe)
+    writer = _Writer(module, scales, recipe, _shared_tables(rounded))
     for layer in sorted(layers, key=lambda one: one.end):
         writer.put(layer, rounded[layer])
     writer.erase(layers)
@@ -167,16 +167,32 @@ def _rows(x: torch.Tensor, layer: Layer) -> torch.Tensor:
     return columns.transpose(1, 2).flatten(0, 1)
 
 
+def _shared_tables(rounded: Mapping[Layer, Rounded]) -> list[Layer]:
+    """Embeddings whose integers are a linear layer's too, as where a decoder's words are tied; scales may differ."""
+    linears = [layer for layer in rounded if layer.window is None and not layer.embedding]
+    return [
+        table
+        for table in rounded
+        if table.embedding
+        and any(
+            table.bits == one.bits and torch.equal(rounded[table].integers, rounded[one].integers) for one in linears
+        )
+    ]
+
+
 # Rewriting.
 
 
 class _Writer:
     """Puts operators into a graph."""
 
-    def __init__(self, module: GraphModule, scales: dict[Node, Scale], recipe: Recipe) -> None:
+    def __init__(
+        self, module: GraphModule, scales: dict[Node, Scale], recipe: Recipe, shared: Collection[Layer]
+    ) -> None:
         self._module = module
         self._scales = scales
         self._blocks = recipe.blocks
+        self._shared = shared
         self._made: dict[Node, Node] = {}
         self._held: dict[tuple[str, tuple[int, ...], bytes], str] = {}
 
@@ -226,10 +242,11 @@ class _Writer:
 
     def _rows(self, layer: Layer, rounded: Rounded) -> Node:
         x = self._made.get(layer.x, layer.x)
-        packed = pack_layer(layer, layer.bits, rounded)
+        lanes = layer.embedding and layer in self._shared
+        packed = pack_layer(layer, layer.bits, rounded, lanes=lanes)
         weight, scale, zero = self.constant(packed.weight), self.constant(packed.scale), self._maybe(packed.zero)
         if layer.embedding:
-            numbers = (rounded.integers.shape[1], layer.bits, rounded.group)
+            numbers = (*rounded.integers.shape, layer.bits, rounded.group, lanes)
             return self._module.graph.call_function(
                 torch.ops.ferryman.quant_embedding.default, (x, weight, scale, zero, *numbers)
             )

@@ -67,15 +67,22 @@ def round_layer(
     return rounded, layer.bias + (lost.flatten(2).sum(2) if image else lost).mul(spread).sum(1)
 
 
-def pack_layer(layer: Layer, bits: int, rounded: Rounded) -> Packed:
-    """Lay rounded weights as the operator of that layer reads them (see `native/kernels/quantized.h`)."""
+def pack_layer(layer: Layer, bits: int, rounded: Rounded, *, lanes: bool = False) -> Packed:
+    """Lay rounded weights as the operator of that layer reads them (see `native/kernels/quantized.h`).
+
+    Args:
+        layer: which.
+        bits: of a weight.
+        rounded: its weights.
+        lanes: those of an embedding lie as a linear layer's, with which it shares the weights.
+    """
     integers = rounded.integers.numpy()
     if layer.window:
         packed = pack_weights(integers.reshape(layer.weight.shape), layer.window[5], bits)
         return Packed(torch.from_numpy(packed), rounded.scale[:, 0], None)
     scale = rounded.scale.half()
     zero = None if rounded.zero is None else (rounded.zero + halves(bits)).to(torch.uint8)
-    if layer.embedding:
+    if layer.embedding and not lanes:
         return Packed(torch.from_numpy(pack_rows(integers, bits)), scale, zero)
     return Packed(
         torch.from_numpy(pack_weights(integers, 1, bits)),

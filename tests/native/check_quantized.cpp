@@ -309,6 +309,7 @@ ferryman_quant_embedding random_table() {
   e.bits = 1 << between(1, 3);
   e.group = e.channels > 64 && between(0, 1) ? 32 : e.channels;
   e.id_bytes = 4 * between(1, 2);
+  e.lanes = between(0, 1);
   e.count = between(1, 5);
   return e;
 }
@@ -328,8 +329,10 @@ bool embedding_is_right() {
   for (size_t i = 0; i < expected.size(); ++i) {
     const auto row = static_cast<size_t>(data.ids[i / channels * static_cast<size_t>(e.id_bytes / 4)]);
     const size_t d = i % channels;
-    const size_t g = row * ((channels + group - 1) / group) + d / group;
-    const int32_t w = field(data.weights, row * ((channels + per - 1) / per) + d / per, d % per, e.bits);
+    const size_t groups = (channels + group - 1) / group;
+    const size_t g = e.lanes ? (row / 16 * groups + d / group) * 16 + row % 16 : row * groups + d / group;
+    const int32_t w = e.lanes ? stored(data.weights, e.bits, 0, channels, row, d)
+                              : field(data.weights, row * ((channels + per - 1) / per) + d / per, d % per, e.bits);
     expected[i] = static_cast<float>(w - data.zero[g]) * float_of(data.scale[g]);
   }
   if (!same(expected, data.out)) {

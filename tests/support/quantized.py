@@ -61,7 +61,7 @@ LinearCall = _record(
     "ferryman_quant_linear_call", **_pointers("input", "weights", "scale", "zero", "bias", "output"), **_POOL
 )
 Embedding = _record(
-    "ferryman_quant_embedding", **_int32("rows", "channels", "bits", "group", "id_bytes"), count=ctypes.c_int64
+    "ferryman_quant_embedding", **_int32("rows", "channels", "bits", "group", "id_bytes", "lanes"), count=ctypes.c_int64
 )
 EmbeddingSizes = _record("ferryman_quant_embedding_sizes", **_int64("weights", "scales", "output"))
 EmbeddingCall = _record("ferryman_quant_embedding_call", **_pointers("ids", "weights", "scale", "zero", "output"))
@@ -287,6 +287,7 @@ class EmbeddingCase:
     bits: int
     group: int
     zero: np.ndarray | None = None
+    lanes: bool = False
 
     def expected(self) -> np.ndarray:
         zero = np.full(self.scale.shape, 1 << (self.bits - 1)) if self.zero is None else self.zero
@@ -299,10 +300,13 @@ class EmbeddingCase:
 
     def run(self) -> np.ndarray:
         rows, channels = self.stored.shape
-        table = Embedding(rows, channels, self.bits, self.group, self.ids.itemsize, self.ids.size)
+        table = Embedding(rows, channels, self.bits, self.group, self.ids.itemsize, int(self.lanes), self.ids.size)
         sizes = check(table)
-        weights = pack_last(self.stored, self.bits)
+        weights, scale, zero = pack_last(self.stored, self.bits), self.scale, self.zero
+        if self.lanes:
+            weights = pack_blocks(self.stored.astype(np.int32) - (1 << (self.bits - 1)), self.bits)
+            scale, zero = blocks_of(scale, 0), None if zero is None else blocks_of(zero, 0)
         output = np.full((self.ids.size, channels), np.nan, F)
-        assert (weights.size, self.scale.size, output.size) == (sizes.weights, sizes.scales, sizes.output)
-        run(table, request(EmbeddingCall, [self.ids, weights, self.scale, self.zero, output]))
+        assert (weights.size, scale.size, output.size) == (sizes.weights, sizes.scales, sizes.output)
+        run(table, request(EmbeddingCall, [self.ids, weights, scale, zero, output]))
         return output

@@ -5,7 +5,7 @@
 //                     dilation, groups, channels_last, bits, x_scale, x_zero, out_scale, out_zero, out_low, out_high,
 //                     add_scale, add_zero)
 //   quant_linear     (x, weight, scale, zero?, bias, bits, group, blocks)
-//   quant_embedding  (ids, weight, scale, zero?, channels, bits, group)
+//   quant_embedding  (ids, weight, scale, zero?, rows, channels, bits, group, lanes)
 //   quant_matmul     (a, b, turned)
 //   quant_function   (x, weight?, bias?, kind, epsilon, blocks)
 //
@@ -153,14 +153,11 @@ void quant_embedding(et::Span<et::EValue*> stack) {
   const Tensor& scale = arguments.tensor(ScalarType::Half, "scale must be a float16 tensor");
   const Tensor* const zero = arguments.none() ? nullptr : &arguments.bytes("zero must be a tensor of bytes, or none");
   ferryman_quant_embedding embedding = {};
+  embedding.rows = arguments.number("rows must be a number");
   embedding.channels = arguments.number("channels must be a number");
   embedding.bits = arguments.number("bits must be a number");
   embedding.group = arguments.number("group must be a number");
-  require(embedding.channels >= 1 && embedding.group >= 1, "channels and group must be 1 or more");
-  const int64_t groups = (int64_t{embedding.channels} + embedding.group - 1) / embedding.group;
-  const int64_t rows = static_cast<int64_t>(scale.numel()) / groups;
-  require(rows <= INT32_MAX, "scale has too many rows");
-  embedding.rows = static_cast<int32_t>(rows);
+  embedding.lanes = arguments.truth("lanes must be true or false");
   const bool wide = ids.scalar_type() == ScalarType::Long;
   require(wide || ids.scalar_type() == ScalarType::Int, "ids must be int32 or int64");
   embedding.id_bytes = wide ? sizeof(int64_t) : sizeof(int32_t);

@@ -68,6 +68,15 @@ const char* run_embedding(const ferryman_quant_embedding& table, const ferryman_
   const auto bits = static_cast<size_t>(table.bits);
   const size_t per = 8 / bits;
   const size_t row_bytes = (channels + per - 1) / per;
+  const size_t block_bytes = ((channels + 3) / 4 + per - 1) / per * kVectorBytes;
+  const auto field = [&](size_t row, size_t d) -> uint32_t {
+    if (!table.lanes) {
+      return static_cast<uint32_t>(call.weights[row * row_bytes + d / per] >> d % per * bits);
+    }
+    const size_t quad = d / 4;
+    const uint8_t* const from = call.weights + row / kLanes * block_bytes + row % kLanes * 4;
+    return static_cast<uint32_t>(from[quad / per * kVectorBytes + d % 4] >> quad % per * bits);
+  };
   for (size_t i = 0; i < static_cast<size_t>(table.count); ++i) {
     int64_t id;
     if (table.id_bytes == 8) {
@@ -79,13 +88,13 @@ const char* run_embedding(const ferryman_quant_embedding& table, const ferryman_
       return "a number is not one of the table's rows";
     }
     const auto row = static_cast<size_t>(id);
-    const uint8_t* const from = call.weights + row * row_bytes;
     float* const out = call.output + i * channels;
     for (size_t g = 0; g < groups; ++g) {
-      const float scale = float_of_half(call.scale[row * groups + g]);
-      const int32_t zero = call.zero ? call.zero[row * groups + g] : 1 << (bits - 1);
+      const size_t at = table.lanes ? (row / kLanes * groups + g) * kLanes + row % kLanes : row * groups + g;
+      const float scale = float_of_half(call.scale[at]);
+      const int32_t zero = call.zero ? call.zero[at] : 1 << (bits - 1);
       for (size_t d = g * group; d < std::min((g + 1) * group, channels); ++d) {
-        const int32_t stored = from[d / per] >> d % per * bits & ((1 << bits) - 1);
+        const auto stored = static_cast<int32_t>(field(row, d) & ((1u << bits) - 1));
         out[d] = static_cast<float>(stored - zero) * scale;
       }
     }
@@ -142,8 +151,11 @@ const char* ferryman_quant_embedding_check(
   if (e.count < 1 || e.count > kElementsMax) {
     return "there must be 1 to 2^31 numbers";
   }
-  sizes->weights = product({e.rows, ceil_div(e.channels, 8 / e.bits)});
-  sizes->scales = product({e.rows, ceil_div(e.channels, e.group)});
+  const int64_t per = 8 / e.bits, groups = ceil_div(e.channels, e.group);
+  const int64_t blocks = ceil_div(e.rows, kLanes);
+  sizes->weights = e.lanes ? product({blocks, ceil_div(ceil_div(e.channels, 4), per), kVectorBytes})
+                           : product({e.rows, ceil_div(e.channels, per)});
+  sizes->scales = e.lanes ? product({blocks, groups, kLanes}) : product({e.rows, groups});
   sizes->output = product({e.count, e.channels});
   for (const int64_t size : {sizes->weights, sizes->scales, sizes->output}) {
     if (size > kElementsMax) {

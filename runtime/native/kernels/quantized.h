@@ -111,6 +111,7 @@ typedef struct {
   int32_t bits;
   int32_t group;     // elements of one scale: a multiple of 32, or all channels
   int32_t id_bytes;  // of each number: 4 or 8
+  int32_t lanes;     // whether weights, scales and zeros lie as those of a linear layer of `rows` outputs, which shares its weights
   int64_t count;     // of numbers
 } ferryman_quant_embedding;
 
@@ -121,7 +122,7 @@ typedef struct {
 typedef struct {
   const void* ids;        // int32 or int64; negative, or too large: an error
   const uint8_t* weights;
-  const uint16_t* scale;  // float16 [rows, groups]
+  const uint16_t* scale;  // float16 [rows, groups], or with lanes [ceil(rows / 16), groups, 16]
   const uint8_t* zero;    // the same shape, or NULL as above
   float* output;          // [count, channels]
 } ferryman_quant_embedding_call;

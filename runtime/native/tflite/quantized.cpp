@@ -4,7 +4,7 @@
 //                             x_scale f, x_zero, out_scale f (0: floats), out_zero, out_low, out_high,
 //                             add_scale f (0: nothing is added), add_zero
 //   ferryman.quant_linear     version, channels, out_channels, bits, group, blocks
-//   ferryman.quant_embedding  version, rows, channels, bits, group
+//   ferryman.quant_embedding  version, rows, channels, bits, group, lanes
 //   ferryman.quant_matmul     version, channels, turned
 //   ferryman.quant_function   version, channels, kind, epsilon f, blocks
 // Inputs:
@@ -27,7 +27,7 @@ namespace {
 constexpr int32_t kVersion = 2;
 constexpr size_t kConvOptions = 24;
 constexpr size_t kLinearOptions = 6;
-constexpr size_t kEmbeddingOptions = 5;
+constexpr size_t kEmbeddingOptions = 6;
 constexpr size_t kMatmulOptions = 3;
 constexpr size_t kFunctionOptions = 5;
 static_assert(kConvOptions <= kOptionsMost);
@@ -200,7 +200,7 @@ void Embedding::check(Context* context) {
   }
   Shape shape = to_shape(ids.dims);
   const int32_t id_bytes = ids.type == kInt64 ? sizeof(int64_t) : sizeof(int32_t);
-  embedding_ = {option(1), option(2), option(3), option(4), id_bytes, product(shape, 0)};
+  embedding_ = {option(1), option(2), option(3), option(4), id_bytes, option(5), product(shape, 0)};
   require_none(ferryman_quant_embedding_check(&embedding_, &sizes_));
   check_elements(ids, "ids", embedding_.count);
   check_bytes(context, 1, "weights", sizes_.weights);

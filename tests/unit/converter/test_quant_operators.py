@@ -89,7 +89,7 @@ def test_rows_of_a_table():
     scale = (torch.rand(7, 2) + 0.1).half()
     ids = torch.tensor([[0, 6], [3, 3]])
     weight = torch.from_numpy(quant_bits.pack_rows(table.int().numpy(), 4)).view(torch.int8)
-    y = OPS.quant_embedding(ids, weight, scale, None, 40, 4, 32)
+    y = OPS.quant_embedding(ids, weight, scale, None, 7, 40, 4, 32, False)
     dense = table.float() * scale.float().repeat_interleave(32, 1)[:, :40]
     torch.testing.assert_close(y, dense[ids], rtol=0, atol=0)
 

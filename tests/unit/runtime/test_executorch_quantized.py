@@ -119,7 +119,7 @@ def test_an_embedding_takes_either_number(dtype, zero, channels, bits, group, tm
     table = embedding_case(30, channels, bits, group, zero=zero)
     ids = np.random.default_rng(0).integers(0, 30, (2, 5)).astype(dtype)
     constants = map(tensor, (table.packed(), table.scale, table.zero))
-    module = Calls(OPS.quant_embedding, INPUT, *constants, channels, bits, group)
+    module = Calls(OPS.quant_embedding, INPUT, *constants, 30, channels, bits, group, False)
     artifact = export(module, [ids])
     np.testing.assert_array_equal(run(artifact, [ids], tmp_path), table.expected(ids))
     for wrong in (-1, 30, 2**31 - 1):
@@ -195,7 +195,7 @@ OPERATORS = {
         conv_arguments(CASE),
     ),
     "linear": ([X, WEIGHT, SCALE, ZERO, LAYER.bias], (4, 32, False)),
-    "embedding": ([IDS, TABLE.packed(), TABLE.scale, TABLE.zero], (64, 4, 32)),
+    "embedding": ([IDS, TABLE.packed(), TABLE.scale, TABLE.zero], (30, 64, 4, 32, False)),
 }
 CONV_NAMES = (
     *("channels", "kernel_size", "stride", "padding", "dilation", "groups", "channels_last", "bits"),
@@ -354,12 +354,12 @@ REFUSED = {
         "float ids": (given("embedding", 0, IDS.astype("f4")), "ids must be int32 or int64"),
         "short ids": (given("embedding", 0, IDS.astype("i2")), "ids must be int32 or int64"),
         "short weight": (given("embedding", 1, TABLE.packed()[:-1]), "weight has another number of bytes"),
-        "scale": (given("embedding", 2, TABLE.scale.reshape(-1)[:-1]), "weight has another number of bytes"),
+        "scale": (given("embedding", 2, TABLE.scale.reshape(-1)[:-1]), "scale must be one a group"),
         "no scale": (given("embedding", 2, TABLE.scale[:0]), ANY),
         "zero": (given("embedding", 3, TABLE.zero[:-1]), "zero must be one a group"),
-        "group": ((OPERATORS["embedding"][0], (64, 4, 0)), "channels and group must be 1 or more"),
-        "other group": ((OPERATORS["embedding"][0], (64, 4, 33)), ANY),
-        "bits": ((OPERATORS["embedding"][0], (64, 1, 32)), ANY),
+        "group": ((OPERATORS["embedding"][0], (30, 64, 4, 0, False)), ANY),
+        "other group": ((OPERATORS["embedding"][0], (30, 64, 4, 33, False)), ANY),
+        "bits": ((OPERATORS["embedding"][0], (30, 64, 1, 32, False)), ANY),
     },
 }
 

@@ -111,7 +111,7 @@ def add_linear(graph: Graph, x: int, layer: QuantLinear, shape: Sequence[int]) -
 def add_embedding(graph: Graph, ids: int, table: QuantEmbedding, shape: Sequence[int]) -> int:
     constants = [table.packed(), table.scale, *([] if table.zero is None else [table.zero])]
     y = graph.tensor((*shape, table.stored.shape[1]))
-    options = numbers(2, *table.stored.shape, table.bits, table.group)
+    options = numbers(2, *table.stored.shape, table.bits, table.group, 0)
     graph.custom(EMBEDDING, options, [ids, *map(graph.constant, constants)], [y])
     return y
 
@@ -393,7 +393,7 @@ def linear(
 def embedding(
     *values: int, x: type = np.int32, constants: Sequence[np.ndarray] = TABLE_CONSTANTS, **rest: object
 ) -> bytes:
-    return node(EMBEDDING, numbers(*(values or (2, 30, 64, 4, 32))), ((2, 3), x), constants, **rest)
+    return node(EMBEDDING, numbers(*(values or (2, 30, 64, 4, 32, 0))), ((2, 3), x), constants, **rest)
 
 
 def wired(change) -> bytes:
@@ -561,10 +561,11 @@ REFUSED = {
     },
     "embedding, float ids": (embedding(x=np.float32), "ids: expected int32 or int64, found float32"),
     "embedding, int8 ids": (embedding(x=np.int8), "ids: expected int32 or int64, found int8"),
-    "embedding, short": (embedding(2, 30, 64, 4), "options: expected 20 bytes, found 16"),
-    "embedding, version": (embedding(0, 30, 64, 4, 32), "expected version 2, found version 0"),
+    "embedding, short": (embedding(2, 30, 64, 4), "options: expected 24 bytes, found 16"),
+    "embedding, version": (embedding(0, 30, 64, 4, 32, 0), "expected version 2, found version 0"),
     "embedding, two inputs": (embedding(constants=TABLE_CONSTANTS[:1]), "expected 3 or 4 inputs and 1 output, found 2"),
-    "embedding, rows": (embedding(2, 31, 64, 4, 32), "weights: expected 992 elements, found 960"),
+    "embedding, rows": (embedding(2, 31, 64, 4, 32, 0), "weights: expected 992 elements, found 960"),
+    "embedding, lanes": (embedding(2, 30, 64, 4, 32, 1), "weights: expected 1024 elements, found 960"),
     "embedding, zero": (
         embedding(constants=(*TABLE_CONSTANTS, np.zeros(59, np.uint8))),
         "zero: expected 60 elements, found 59",
@@ -574,8 +575,8 @@ REFUSED = {
     **{
         f"embedding, {values}": (embedding(*values), EMBEDDING)
         for values in (
-            *((2, 0, 64, 4, 32), (2, -1, 64, 4, 32), (2, 30, 0, 4, 32), (2, 30, 2**31 - 1, 4, 32)),
-            *((2, 30, 64, 5, 32), (2, 30, 64, 4, 0), (2, 30, 64, 4, 48), (2, 2**31 - 1, 64, 4, 32)),
+            *((2, 0, 64, 4, 32, 0), (2, -1, 64, 4, 32, 0), (2, 30, 0, 4, 32, 0), (2, 30, 2**31 - 1, 4, 32, 0)),
+            *((2, 30, 64, 5, 32, 0), (2, 30, 64, 4, 0, 0), (2, 30, 64, 4, 48, 0), (2, 2**31 - 1, 64, 4, 32, 1)),
         )
     },
 }
@@ -627,7 +628,7 @@ hostile = st.one_of(
         st.just(LINEAR), altered(numbers(2, 64, 20, 4, 32, 0)), st.just((((2, 64), np.float32), LAYER_CONSTANTS, ()))
     ),
     st.tuples(
-        st.just(EMBEDDING), altered(numbers(2, 30, 64, 4, 32)), st.just((((2, 3), np.int32), TABLE_CONSTANTS, ()))
+        st.just(EMBEDDING), altered(numbers(2, 30, 64, 4, 32, 0)), st.just((((2, 3), np.int32), TABLE_CONSTANTS, ()))
     ),
 )
 

@@ -181,3 +181,23 @@ def test_what_is_no_calibration_is_refused(given, error, said):
     captured = captured_of(nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8))
     with pytest.raises(error, match=said):
         read_calibration(captured, given)
+
+
+@pytest.mark.parametrize("form", ["int8", "4bit", "4bit-asym", "2bit", "4bit-blocks"])
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_a_tied_table_is_held_once(form, scale):
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.inside = nn.Embedding(70, 36), nn.Linear(36, 36)
+
+        def forward(self, ids):
+            return torch.tanh(self.inside(self.words(ids))) @ self.words.weight.T * scale
+
+    torch.manual_seed(0)
+    ids = torch.randint(0, 70, (2, 5))
+    captured = captured_of(Tied(), ids)
+    lowered, _ = lower_quantized(captured, parse_recipe(form), [(ids,)])
+    weights = [b for b in lowered.program.state_dict.values() if b.dtype == torch.int8 and b.shape[-1] == 4]
+    assert len(weights) == 2
+    assert sqnr_db(captured, lowered, ids) > (6 if form == "2bit" else 14)

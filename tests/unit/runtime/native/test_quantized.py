@@ -219,7 +219,7 @@ def test_numbers_beyond_the_table_are_refused(number):
 
 PLAIN_CONV = Conv(1, 8, 8, 32, 16, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 8, FIRST, INT8, INT8, 1, 0, 1, 0, -128, 127, 1, 0)
 PLAIN_LINEAR = Linear(1, 64, 16, 4, 32)
-PLAIN_EMBEDDING = Embedding(4, 64, 4, 32, 8, 2)
+PLAIN_EMBEDDING = Embedding(4, 64, 4, 32, 8, 0, 2)
 NOT_SCALES = [float("nan"), float("inf"), -1.0, -1e-45]
 NOT_SIZES = [0, -1, 2**24 + 1, -(2**31)]
 
