@@ -23,8 +23,7 @@ _CONV = (
 )
 _LINEAR = "Tensor x, Tensor weight, Tensor scale, Tensor? zero, Tensor bias, int bits, int group, bool blocks"
 _EMBEDDING = (
-    "Tensor ids, Tensor weight, Tensor scale, Tensor? zero, int rows, int channels, int bits, int group, "
-    "bool lanes"
+    "Tensor ids, Tensor weight, Tensor scale, Tensor? zero, int rows, int channels, int bits, int group, bool lanes"
 )
 _MATMUL = "Tensor a, Tensor b, bool turned"
 _FUNCTION = "Tensor x, Tensor? weight, Tensor? bias, int kind, float epsilon, bool blocks"
@@ -159,7 +158,7 @@ def block_channels(size: int) -> int:
 
 def _in_blocks(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """[..., n] -> [..., blocks, 32] whole numbers in float32, zeros where the last has fewer, and [..., blocks, 1]."""
-    blocks = functional.pad(x, (0, -x.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
+    blocks = functional.pad(x, (0, -x.shape[-1] % BLOCK)).reshape(*x.shape[:-1], -1, BLOCK)
     by = dynamic_scale(blocks, (-1,))
     return quantize(blocks, by, 0, -_INT8, _INT8), by
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,15 @@ from ferryman.runtime.compare import compare, worst
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, PackageError, ParityError
 from ferryman.runtime.contracts.manifest import GoldenVector, Manifest, Variant
 from ferryman.runtime.contracts.record import Record
-from ferryman.runtime.contracts.tensor import Signature
+from ferryman.runtime.contracts.tensor import Array, Signature
 from ferryman.runtime.cpu import CPUINFO, instruction_sets
 from ferryman.runtime.isolated import IsolatedSession
 from ferryman.runtime.package import read_golden
 from ferryman.runtime.session import fit, installed, shape_fits
+
+_CALLS_MOST = 50
+_BUDGET_NS = 100_000_000
+"""What timing a variant may take, about."""
 
 
 class GoldenResult(Record):
@@ -26,6 +31,8 @@ class GoldenResult(Record):
     interpreter: str
     version: str
     sqnr_db: float
+    latency_ns: int | None = None
+    """Of a call with the first vector on one thread, the median of a few; None: of an older ferryman."""
 
 
 def usable_interpreters(variant: Variant) -> dict[str, str]:
@@ -122,7 +129,22 @@ def _check_one(
                     f"variant {variant.name} on {interpreter} {session.version}: {shortfall}; "
                     "this device computes something else than the model"
                 )
-        return GoldenResult(variant=variant.name, interpreter=interpreter, version=session.version, sqnr_db=lowest_db)
+        latency_ns = _time([tensor.to_array() for tensor in vectors[0].inputs], session) if vectors else None
+        return GoldenResult(
+            variant=variant.name,
+            interpreter=interpreter,
+            version=session.version,
+            sqnr_db=lowest_db,
+            latency_ns=latency_ns,
+        )
+
+
+def _time(inputs: list[Array], session: IsolatedSession) -> int:
+    taken: list[int] = []
+    while not taken or (len(taken) < _CALLS_MOST and sum(taken) < _BUDGET_NS):
+        session.run(inputs)
+        taken.append(session.last_run_ns)
+    return int(statistics.median(taken))
 
 
 def _at_least(version: str, least: str) -> bool:

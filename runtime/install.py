@@ -8,22 +8,24 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import math
 import os
 import re
 import secrets
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import click
+from msgspec.structs import replace
 
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, FerrymanError, to_wire
 from ferryman.runtime.contracts.manifest import Manifest, Variant
 from ferryman.runtime.contracts.record import Record, encode
-from ferryman.runtime.contracts.slot import Slot, SlotName, SlotState
+from ferryman.runtime.contracts.slot import PICKS, Pick, Slot, SlotName, SlotState
 from ferryman.runtime.cpu import CPUINFO, instruction_sets
 from ferryman.runtime.golden import GoldenResult, check_golden, missing_operators, usable_interpreters
 from ferryman.runtime.package import MANIFEST, Package, open_package
@@ -72,6 +74,17 @@ class Prepared(Record):
     upload_to: str
     active: Slot | None
     """The slot that serves this very package, intact; then there is nothing to upload."""
+
+
+def describe_golden(result: GoldenResult) -> str:
+    """A line of it."""
+    took = f", {result.latency_ns / 1e6:,.3f} ms" if result.latency_ns is not None else ""
+    return f"{result.variant} on {result.interpreter} {result.version}: {result.sqnr_db:.1f} dB{took}"
+
+
+def describe_pick(slot: Slot) -> str:
+    """What answers requests that name no variant; empty: the package's first."""
+    return f"{slot.pick}: {slot.variant} on {slot.interpreter} answers" if slot.variant else ""
 
 
 def plan(package: Package, state: SlotState) -> Plan:
@@ -127,6 +140,7 @@ def install(
     package: Path | str,
     root: Path | str = DEFAULT_ROOT,
     *,
+    pick: Pick = "first",
     golden: GoldenCheck = check_golden,
     progress: Progress = lambda _step, _done, _total: None,
 ) -> InstallResult:
@@ -135,6 +149,7 @@ def install(
     Args:
         package: the file; when it lies in the store's `incoming` it is removed at the end.
         root: of the slot store.
+        pick: which variant answers requests that name none.
         golden: runs the golden vectors in a slot; a seam for tests.
         progress: told of every step.
 
@@ -149,18 +164,18 @@ def install(
         progress("verify", 0, 0)
         with open_package(package) as opened, store.lock():
             state = store.read_state()
-            if state.active and _is_active(store, state, opened.sha256):
+            if state.active and _is_active(store, state, opened.sha256, pick):
                 return InstallResult(changed=False, active=state.active, previous=state.previous)
             decided = plan(opened, state)
             check_device(opened.manifest, instruction_sets(CPUINFO.read_text()))
             check_space(store, decided.target, _on_disk(decided.write_bytes, decided.files))
-            return _apply(store, state, decided, opened, golden=golden, progress=progress)
+            return _apply(store, state, decided, opened, pick=pick, golden=golden, progress=progress)
     finally:
         if package.absolute().parent == store.incoming.absolute():
             package.unlink(missing_ok=True)
 
 
-def prepare(root: Path, sha256: str, size_bytes: int) -> Prepared:
+def prepare(root: Path, sha256: str, size_bytes: int, pick: Pick = "first") -> Prepared:
     """Get ready for an upload: sweep up what dead ones left, see that there is room for the package and its slot.
 
     Raises:
@@ -175,14 +190,21 @@ def prepare(root: Path, sha256: str, size_bytes: int) -> Prepared:
     with store.lock():
         _sweep(store.incoming)
         state = store.read_state()
-        if _is_active(store, state, sha256):
+        if _is_active(store, state, sha256, pick):
             return Prepared(upload_to=str(target), active=state.active)
         check_space(store, inactive(state), 2 * _on_disk(size_bytes, 1))
     return Prepared(upload_to=str(target), active=None)
 
 
 def _apply(
-    store: SlotStore, state: SlotState, decided: Plan, package: Package, *, golden: GoldenCheck, progress: Progress
+    store: SlotStore,
+    state: SlotState,
+    decided: Plan,
+    package: Package,
+    *,
+    pick: Pick,
+    golden: GoldenCheck,
+    progress: Progress,
 ) -> InstallResult:
     target = decided.target
     manifest = encode(package.manifest)
@@ -208,6 +230,7 @@ def _apply(
         progress("golden vectors", 0, 0)
         results = golden(verified.directory, verified.manifest)
         proven = time.perf_counter_ns()
+        slot = pick_variant(slot, package.manifest, results, pick)
         progress("activate", 0, 0)
         new_state = activated(state, slot)
         with _disk_errors(store):
@@ -237,6 +260,21 @@ def _apply(
     )
 
 
+def pick_variant(slot: Slot, manifest: Manifest, results: Sequence[GoldenResult], pick: Pick) -> Slot:
+    """A slot with what shall answer requests that name no variant, by what the golden vectors showed here."""
+    if pick == "first" or not results:
+        return slot
+    sizes = {payload.path: payload.size_bytes for payload in manifest.payloads}
+
+    def cost(result: GoldenResult) -> float:
+        if pick == "smallest":
+            return sizes[manifest.variant(result.variant).payload]
+        return -result.sqnr_db if pick == "closest" else result.latency_ns or math.inf
+
+    best = min(results, key=cost)
+    return replace(slot, pick=pick, variant=best.variant, interpreter=best.interpreter)
+
+
 def _write(store: SlotStore, target: SlotName, package: Package, manifest: bytes, progress: Progress) -> None:
     total = len(manifest) + sum(payload.size_bytes for payload in package.manifest.payloads)
     store.write(target, MANIFEST, manifest)
@@ -249,9 +287,9 @@ def _write(store: SlotStore, target: SlotName, package: Package, manifest: bytes
     progress("write", done, total)
 
 
-def _is_active(store: SlotStore, state: SlotState, sha256: str) -> bool:
-    """Whether the package serves and its files are as they should be; a damaged slot is worth installing over."""
-    if state.active is None or state.active.package_sha256 != sha256:
+def _is_active(store: SlotStore, state: SlotState, sha256: str, pick: Pick) -> bool:
+    """Whether the package serves, picked so, and its files are good; a damaged slot is worth installing over."""
+    if state.active is None or (state.active.package_sha256, state.active.pick) != (sha256, pick):
         return False
     try:
         store.verify(state.active)
@@ -293,6 +331,14 @@ _root_option = click.option(
     show_default=True,
     help="Directory of the slot store.",
 )
+pick_option = click.option(
+    "--pick",
+    type=click.Choice(PICKS),
+    default="first",
+    show_default=True,
+    help="Which variant answers requests that name none: the package's first, or what the golden vectors show on the "
+    "device to be the fastest, the smallest, or the closest to eager.",
+)
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, of errors too.")
 
@@ -300,29 +346,33 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print one J
 @click.command("install", context_settings=_SETTINGS)
 @click.argument("package", type=click.Path(path_type=Path))
 @_root_option
+@pick_option
 @_json_option
-def install_command(package: Path, root: Path, as_json: bool) -> None:
+def install_command(package: Path, root: Path, pick: Pick, as_json: bool) -> None:
     """Install PACKAGE on this device: write the inactive slot, prove it, activate it."""
 
     def show(step: str, done: int, total: int) -> None:
         if not as_json:
             click.echo(f"{step} {done}/{total} bytes" if total else step, err=True)
 
-    result = _answer(lambda: install(package, root, progress=show), as_json)
+    result = _answer(lambda: install(package, root, pick=pick, progress=show), as_json)
     what = "is now active" if result.changed else "was active already"
     click.echo(f"{result.active.package_name} {what} in slot {result.active.name}")
     for golden in result.golden:
-        click.echo(f"  {golden.variant} on {golden.interpreter} {golden.version}: {golden.sqnr_db:.1f} dB")
+        click.echo(f"  {describe_golden(golden)}")
+    if picked := describe_pick(result.active):
+        click.echo(f"  {picked}")
 
 
 @click.command("prepare", hidden=True, context_settings=_SETTINGS)
 @click.argument("sha256")
 @click.argument("size_bytes", type=int)
 @_root_option
+@pick_option
 @_json_option
-def prepare_command(sha256: str, size_bytes: int, root: Path, as_json: bool) -> None:
+def prepare_command(sha256: str, size_bytes: int, root: Path, pick: Pick, as_json: bool) -> None:
     """Get ready for the upload of a package (what `ferryman push` calls first)."""
-    prepared = _answer(lambda: prepare(root, sha256, size_bytes), as_json)
+    prepared = _answer(lambda: prepare(root, sha256, size_bytes, pick), as_json)
     click.echo(f"upload to {prepared.upload_to}" if prepared.active is None else "active already")
 
 

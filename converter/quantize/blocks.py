@@ -1,4 +1,4 @@
-"""Transformers in blocks: products of activations, softmax, GELU and layer norms as operators on rows in blocks (seed 69).
+"""Transformers in blocks (seed 69): products of activations, softmax, GELU and layer norms as operators on such rows.
 
 Linear layers and embeddings are rewritten elsewhere, with scales to every 32 activations; this does the rest, so that
 large intermediate results are int8.
@@ -23,6 +23,7 @@ aten = torch.ops.aten
 ferryman = torch.ops.ferryman
 _NAMES = {GELU: "GELU", GELU_TANH: "GELU", SILU: "SiLU", SOFTMAX: "softmax", LAYER_NORM: "layer norm"}
 _MATRIX_RANK = 2
+_ATTENTION = ("attn_mask", "dropout_p", "is_causal")
 _META = ("nn_module_stack", "stack_trace")
 
 
@@ -58,9 +59,10 @@ def open_attention(module: GraphModule) -> None:
 
 
 def _open(module: GraphModule, node: Node) -> None:
-    query, key, value, *rest = node.args
-    defaults = (("attn_mask", None), ("dropout_p", 0.0), ("is_causal", False))
-    mask, dropout, causal = [*rest, *(node.kwargs.get(name, default) for name, default in defaults[len(rest) :])]
+    args: list[Any] = list(node.args)
+    query, key, value, *rest = args
+    given: dict[str, Any] = dict(zip(_ATTENTION, rest, strict=False)) | node.kwargs
+    mask, dropout, causal = (given.get(name) for name in _ATTENTION)
     shapes = [one.meta["val"].shape for one in (query, key, value)]
     same = all(shape[:-_MATRIX_RANK] == shapes[0][:-_MATRIX_RANK] for shape in shapes)
     sizes = (shapes[0][-2], shapes[1][-2])
@@ -106,7 +108,8 @@ def find_blocks(module: GraphModule, constants: Constants) -> list[Product | Fun
 def _read_product(node: Node, constants: Constants) -> Product | None:
     if node.target not in (aten.matmul.default, aten.bmm.default):
         return None
-    a, b = node.args
+    args: list[Any] = list(node.args)
+    a, b = args
     if not isinstance(a, Node) or not isinstance(b, Node) or a in constants or b in constants:
         return None
     shapes = [one.meta["val"].shape for one in (a, b)]
@@ -115,9 +118,14 @@ def _read_product(node: Node, constants: Constants) -> Product | None:
     if {a.meta["val"].dtype, b.meta["val"].dtype} != {torch.float32}:
         return None
     rank = len(shapes[0])
-    if b.target == aten.transpose.int and {int(dim) % rank for dim in b.args[1:]} == {rank - 2, rank - 1}:  # type: ignore[arg-type]  # numbers
+    if b.target == aten.transpose.int and _dims(b, rank) == {rank - 2, rank - 1}:
         return Product(node, turned=True)
     return Product(node, turned=False)
+
+
+def _dims(transposed: Node, rank: int) -> set[int]:
+    dims: list[Any] = list(transposed.args[1:])
+    return {int(dim) % rank for dim in dims}
 
 
 def _read_function(node: Node, constants: Constants) -> Function | None:
@@ -129,29 +137,33 @@ def _read_function(node: Node, constants: Constants) -> Function | None:
         return None
     if {value.dtype, given.dtype} != {torch.float32}:
         return None
-    if node.target == aten.gelu.default:
-        kind = GELU_TANH if node.kwargs.get("approximate") == "tanh" else GELU
-        return Function(node, kind)
-    if node.target in (aten.silu.default, aten.silu_.default):
-        return Function(node, SILU)
-    if node.target == aten.softmax.int and node.args[1] in (-1, given.dim() - 1):
-        return Function(node, SOFTMAX)
     if node.target == aten.layer_norm.default:
         return _read_norm(node, constants)
-    return None
+    kind = _kind(node, given.dim())
+    return None if kind is None else Function(node, kind)
+
+
+def _kind(node: Node, rank: int) -> int | None:
+    if node.target == aten.gelu.default:
+        return GELU_TANH if node.kwargs.get("approximate") == "tanh" else GELU
+    if node.target in (aten.silu.default, aten.silu_.default):
+        return SILU
+    return SOFTMAX if node.target == aten.softmax.int and node.args[1] in (-1, rank - 1) else None
 
 
 def _read_norm(node: Node, constants: Constants) -> Function | None:
-    shape, weight, bias, epsilon = [*node.args[1:5], *(None, None, None, 1e-5)[len(node.args[1:5]) :]]
-    if len(shape) != 1 or any(one is not None and one not in constants for one in (weight, bias)):  # type: ignore[arg-type,operator]  # a list; nodes
+    args: list[Any] = list(node.args)
+    _, shape, *rest = args
+    weight, bias, epsilon = [*rest, *(None, None, 1e-5)[len(rest) :]][:3]
+    if len(shape) != 1 or any(one is not None and one not in constants for one in (weight, bias)):
         return None
-    channels = int(shape[0])  # type: ignore[index]  # a list
+    channels = int(shape[0])
     return Function(
         node,
         LAYER_NORM,
-        torch.ones(channels) if weight is None else constants[weight].detach(),  # type: ignore[index]  # a node
-        torch.zeros(channels) if bias is None else constants[bias].detach(),  # type: ignore[index]  # a node
-        float(epsilon),  # type: ignore[arg-type]  # a number
+        torch.ones(channels) if weight is None else constants[weight].detach(),
+        torch.zeros(channels) if bias is None else constants[bias].detach(),
+        float(epsilon),
     )
 
 

@@ -80,7 +80,9 @@ def lower_quantized(captured: Captured, recipe: Recipe, batches: Batches) -> tup
     other_forms = put_blocks(module, others, writer.constant)
     by_node = {layer.node: layer for layer in layers}
     forms = tuple(
-        LayerForm(path=path_of(node), form=_FORMS[by_node[node].bits], note=_describe(by_node[node], rounded, recipe, chosen))
+        LayerForm(
+            path=path_of(node), form=_FORMS[by_node[node].bits], note=_describe(by_node[node], rounded, recipe, chosen)
+        )
         if node in by_node
         else LayerForm(path=path_of(node), form="fp32", note=left.get(node) or str(one))
         for node, one in found.items()

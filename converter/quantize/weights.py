@@ -90,7 +90,7 @@ def round_weights(
     if asymmetric:
         scale, zero = _asymmetric(grouped, bits, half=half)
     else:  # some rows at a time, which fit the cache
-        some = grouped.split(max(1, _CACHED // padded.shape[1]))
+        some = torch.split(grouped, max(1, _CACHED // padded.shape[1]))
         scale, zero = torch.cat([_symmetric(rows, bits, half=half) for rows in some]), None
     rounded = Rounded(torch.zeros(out, inputs, dtype=torch.int32), scale, zero, group)
     integers = _nearest(weight, rounded, bits) if hessian is None else _corrected(weight, rounded, bits, hessian)

@@ -47,7 +47,10 @@ class Serving:
             RuntimeCrash: it died; the next request starts it anew.
         """
         installed = self.current()
-        variant, interpreter = choose(installed.manifest.variants, request.variant, request.interpreter)
+        wanted = (request.variant, request.interpreter)
+        if wanted == (None, None):
+            wanted = (installed.slot.variant, installed.slot.interpreter)
+        variant, interpreter = choose(installed.manifest.variants, *wanted)
         try:
             given = [tensor.to_array() for tensor in request.inputs]
         except ValueError as error:

@@ -12,7 +12,7 @@ from ferryman.devices.fleet.inventory import Device, connect
 from ferryman.devices.transport.base import CompletedCommand, Transport
 from ferryman.runtime.contracts.errors import DeviceError, WireError, from_wire
 from ferryman.runtime.contracts.record import Record, decode
-from ferryman.runtime.contracts.slot import Slot, SlotState
+from ferryman.runtime.contracts.slot import Pick, Slot, SlotState
 from ferryman.runtime.install import InstallResult, Prepared
 from ferryman.runtime.package import open_package
 
@@ -48,10 +48,18 @@ def push(
     package: Path | str,
     device: Device,
     *,
+    pick: Pick = "first",
     progress: Progress = lambda _step, _done, _total: None,
     install_timeout_s: float = 600.0,
 ) -> PushResult:
     """Verify a package here, upload it, and install it there; whatever fails, the device's old slot serves.
+
+    Args:
+        package: the file.
+        device: where to.
+        pick: which variant answers requests that name none (see `PICKS`).
+        progress: told of every step.
+        install_timeout_s: for the device's part.
 
     Raises:
         PackageError: the package is damaged; the device was not bothered.
@@ -69,7 +77,8 @@ def push(
     started = time.perf_counter_ns()
     with connect(device) as transport:
         connect_ns = time.perf_counter_ns() - started
-        prepare = ("prepare", sha256, str(size_bytes))
+        picks = () if pick == "first" else ("--pick", pick)  # an older ferryman knows the first alone
+        prepare = ("prepare", *picks, sha256, str(size_bytes))
         prepared = _ask(transport, device, prepare, Prepared, timeout_s=_PREPARE_TIMEOUT_S)
         if prepared.active:
             return PushResult(
@@ -83,7 +92,8 @@ def push(
         _upload(transport, package, prepared.upload_to, progress)
         upload_ns = time.perf_counter_ns() - upload_started
         progress("install on the device", 0, 0)
-        installed = _ask(transport, device, ("install", prepared.upload_to), InstallResult, timeout_s=install_timeout_s)
+        words = ("install", *picks, prepared.upload_to)
+        installed = _ask(transport, device, words, InstallResult, timeout_s=install_timeout_s)
     return PushResult(
         device=device.name,
         package_sha256=sha256,

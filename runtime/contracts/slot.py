@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from ferryman.runtime.contracts.record import Record
 
 SlotName = Literal["a", "b"]
+Pick = Literal["first", "fastest", "smallest", "closest"]
+PICKS: tuple[str, ...] = get_args(Pick)
+"""How a device chooses among variants that it can run, as it found them on the golden vectors: the package's first; the
+one of the least latency; of the fewest bytes; of the highest SQNR."""
 
 
 class Slot(Record):
@@ -19,6 +23,10 @@ class Slot(Record):
     """Of the slot's manifest.json, which in turn holds the hash of every payload."""
     installed_at_ns: int
     """Device wall clock, Unix epoch."""
+    pick: Pick = "first"
+    variant: str | None = None
+    """What answers where a request names neither variant nor interpreter; None: the first that runs here."""
+    interpreter: str | None = None
 
 
 class SlotState(Record):

@@ -17,7 +17,16 @@ import click
 
 from ferryman import __version__
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, FerrymanError
-from ferryman.runtime.install import DEFAULT_ROOT, install_command, prepare_command, rollback_command
+from ferryman.runtime.contracts.slot import Pick
+from ferryman.runtime.install import (
+    DEFAULT_ROOT,
+    describe_golden,
+    describe_pick,
+    install_command,
+    pick_option,
+    prepare_command,
+    rollback_command,
+)
 
 if TYPE_CHECKING:
     from ferryman.devices.fleet.inventory import Device
@@ -239,8 +248,9 @@ def inspect(package: Path, as_json: bool) -> None:
 @main.command()
 @click.argument("package", type=_PATH)
 @click.argument("device", nargs=-1, required=True)
+@pick_option
 @_devices_option
-def push(package: Path, device: tuple[str, ...], devices_file: Path | None) -> None:
+def push(package: Path, device: tuple[str, ...], pick: Pick, devices_file: Path | None) -> None:
     """Upload PACKAGE to each DEVICE over SSH and install it there.
 
     The device writes its inactive slot, reads it back, runs the golden vectors, and only then switches; on any failure
@@ -255,7 +265,7 @@ def push(package: Path, device: tuple[str, ...], devices_file: Path | None) -> N
     failed = []
     for target in targets:
         try:
-            result = run(package, target, progress=_Steps(target.name))
+            result = run(package, target, pick=pick, progress=_Steps(target.name))
         except FerrymanError as error:
             if len(targets) == 1:
                 raise
@@ -271,7 +281,9 @@ def push(package: Path, device: tuple[str, ...], devices_file: Path | None) -> N
             f"({result.package_bytes:,} bytes at {megabytes_per_s:.1f} MB/s)"
         )
         for golden in result.install.golden:
-            click.echo(f"  {golden.variant} on {golden.interpreter} {golden.version}: {golden.sqnr_db:.1f} dB")
+            click.echo(f"  {describe_golden(golden)}")
+        if picked := describe_pick(result.active):
+            click.echo(f"  {picked}")
     if failed:
         raise DeviceError(f"{len(failed)} of {len(targets)} devices keep what they had: {', '.join(failed)}")
 

@@ -55,7 +55,9 @@ ConvSizes = _record(
     **_int64("input", "weights", "per_channel", "output"),
 )
 ConvCall = _record("ferryman_quant_call", **_pointers("input", "weights", "scale", "bias", "add", "output"), **_POOL)
-Linear = _record("ferryman_quant_linear", **_int32("rows", "channels", "out_channels", "bits", "group", "input", "blocks"))
+Linear = _record(
+    "ferryman_quant_linear", **_int32("rows", "channels", "out_channels", "bits", "group", "input", "blocks")
+)
 LinearSizes = _record("ferryman_quant_linear_sizes", **_int64("input", "weights", "scales", "output"))
 LinearCall = _record(
     "ferryman_quant_linear_call", **_pointers("input", "weights", "scale", "zero", "bias", "output"), **_POOL

@@ -206,7 +206,7 @@ near = st.one_of(st.integers(-3, 70), st.integers(2**24 + 1, 2**31 - 1), st.inte
 )
 def test_any_options_are_refused_or_run(worker, name, rest, int8, norm, shape):
     x = (tuple(shape), np.int8 if int8 else np.float32)
-    inputs = [x, (tuple([*shape[:-2], *shape[:-3:-1]]), np.float32)] if name == MATMUL else [x]
+    inputs = [x, ((*shape[:-2], *shape[:-3:-1]), np.float32)] if name == MATMUL else [x]
     try:
         worker.open(node(name, numbers(2, *rest), inputs, [ONES, ONES] if norm else [], np.float32))
         worker.run(*(np.ones(*one) for one in inputs))

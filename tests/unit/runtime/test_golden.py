@@ -91,6 +91,7 @@ class _Counts:
     """A session whose artifact carries the model's int64 as int32."""
 
     version = "1"
+    last_run_ns = 7
 
     def __init__(self, *_, **__): ...
 
@@ -114,7 +115,8 @@ def test_narrowed_integers_pass_when_they_are_equal_and_only_then(tmp_path, monk
     (tmp_path / "golden" / "0.msgpack").write_bytes(pack(vector))
     monkeypatch.setattr(golden_module, "IsolatedSession", _Counts)
     if good:
-        assert check_golden(tmp_path, manifest)[0].sqnr_db == 200
+        (result,) = check_golden(tmp_path, manifest)
+        assert (result.sqnr_db, result.latency_ns) == (200, 7)
         return
     with pytest.raises(ParityError, match="output 0: 1 of 2 elements differ, and integers and booleans must be equal"):
         check_golden(tmp_path, manifest)

@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import time
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -21,11 +22,14 @@ from ferryman.runtime.contracts.errors import (
     WireError,
 )
 from ferryman.runtime.contracts.record import decode
+from ferryman.runtime.contracts.slot import Slot
+from ferryman.runtime.golden import GoldenResult
 from ferryman.runtime.install import (
     InstallResult,
     Prepared,
     install,
     install_command,
+    pick_variant,
     prepare,
     prepare_command,
     rollback_command,
@@ -147,7 +151,7 @@ def test_a_bad_package_costs_nothing(store, new):
     [
         ({"isa": ("avx9000",)}, "fp32-tflite needs the instruction sets avx9000"),
         ({"interpreters": {"tflite-runtime": "99.1"}}, r"fp32-tflite needs one of tflite-runtime >= 99\.1"),
-        ({"operators": 99}, r"fp32-tflite needs ferryman's operators of version 99, found version 2 \(install a newer"),
+        ({"operators": 99}, r"fp32-tflite needs ferryman's operators of version 99, found version 3 \(install a newer"),
     ],
 )
 def test_a_package_this_device_cannot_run_costs_nothing(store, tmp_path, needs, message):
@@ -307,3 +311,48 @@ def test_commands_answer_in_json(tmp_path):
     code, answer = call(install_command, str(tmp_path / "no-such"))
     assert code == 1
     assert decode(answer.encode(), WireError).party == "caller"
+
+
+def found(variant, interpreter, sqnr_db, latency_ns):
+    return GoldenResult(variant=variant, interpreter=interpreter, version="1", sqnr_db=sqnr_db, latency_ns=latency_ns)
+
+
+@pytest.mark.parametrize(
+    ("pick", "variant", "interpreter"),
+    [
+        ("first", None, None),
+        ("fastest", "4bit", "litert"),
+        ("smallest", "2bit", "litert"),
+        ("closest", "fp32", "executorch"),
+    ],
+)
+def test_what_answers_is_picked_by_what_the_golden_vectors_show(pick, variant, interpreter):
+    results = (
+        *(found("fp32", "executorch", 120.0, 900), found("fp32", "litert", 119.0, 800)),
+        *(found("4bit", "executorch", 30.0, 400), found("4bit", "litert", 30.0, 300)),
+        *(found("2bit", "litert", 12.0, 350), found("2bit", "old", 12.0, None)),
+    )
+    sizes = {"fp32": 32, "4bit": 4, "2bit": 2}
+    payloads = [SimpleNamespace(path=name, size_bytes=size) for name, size in sizes.items()]
+    manifest = SimpleNamespace(payloads=payloads, variant=lambda name: SimpleNamespace(payload=name))
+    slot = Slot(name="a", package_sha256="", package_name="", manifest_sha256="", installed_at_ns=0)
+    picked = pick_variant(slot, manifest, results, pick)
+    assert (picked.pick, picked.variant, picked.interpreter) == (pick, variant, interpreter)
+
+
+def test_to_pick_another_is_to_install_again_and_can_be_rolled_back(store, new):
+    def golden(_directory, manifest):
+        return (found(manifest.variants[0].name, "tflite-runtime", 200.0, 5),)
+
+    install(new, store.root, golden=golden)
+    again = install(new, store.root, pick="fastest", golden=golden)
+    assert again.changed
+    assert (again.active.variant, again.active.interpreter) == (
+        store.active().manifest.variants[0].name,
+        "tflite-runtime",
+    )
+    assert not install(new, store.root, pick="fastest", golden=golden).changed
+    assert prepare(store.root, sha256_of(new), 1, "fastest").active == again.active
+    assert prepare(store.root, sha256_of(new), 1).active is None
+    store.rollback()
+    assert store.read_state().active.variant is None

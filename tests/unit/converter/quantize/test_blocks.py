@@ -60,7 +60,7 @@ class Attention(nn.Module):
 
 
 def masks(kind: str) -> tuple[torch.Tensor, ...]:
-    visible = torch.rand(2, 1, 12, 12) < 0.7  # noqa: PLR2004  # of most
+    visible = torch.rand(2, 1, 12, 12) < 0.7  # of most
     visible[..., 0] = True
     return {"bool": (visible,), "float": (torch.where(visible, 0.0, -1e9),)}.get(kind, ())
 

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
+from ferryman.devices.agent import serving as serving_module
 from ferryman.devices.agent.serving import Serving, choose
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, PackageError
 from ferryman.runtime.contracts.manifest import GoldenVector, Lowering, Requirements, Variant
@@ -147,6 +150,17 @@ def test_outputs_have_the_types_that_the_model_promises_whatever_the_artifact_na
     run = session.run
     monkeypatch.setattr(session, "run", lambda arrays: [a.astype("i4") if a.dtype == "i8" else a for a in run(arrays)])
     assert [tensor.dtype for tensor in infer(serving, inputs(2)).outputs] == ["float32", "int64", "bool"]
+
+
+def test_what_the_device_picked_answers_unless_another_is_named(serving, monkeypatch):
+    asked = []
+    real = serving_module.choose
+    monkeypatch.setattr(serving_module, "choose", lambda all_, *names: asked.append(names) or real(all_, None, None))
+    current = serving.current()
+    serving._installed = replace(current, slot=msgspec.structs.replace(current.slot, variant="v", interpreter="i"))
+    for names in ({}, {"variant": "w"}, {"interpreter": "j"}):
+        infer(serving, inputs(1), **names)
+    assert asked == [("v", "i"), ("w", None), (None, "j")]
 
 
 def variant(name, *interpreters, isa=()):
