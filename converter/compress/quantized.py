@@ -23,9 +23,10 @@ from ferryman.converter.compress.binary_policy import Decision, Example, in_eval
 from ferryman.converter.compress.training import Batch, FineTuned, Progress, copy_model, train
 from ferryman.converter.layer_calls import path_of
 from ferryman.converter.quantize.layers import Layer
-from ferryman.converter.quantize.lower import FLOAT_BITS, plan_layers
+from ferryman.converter.quantize.lower import plan_layers
 from ferryman.converter.quantize.recipe import Recipe
 from ferryman.converter.quantize.rounding import grid_of
+from ferryman.converter.quantize.sensitivity import FLOAT_BITS
 from ferryman.converter.quantize.weights import Grid
 from ferryman.converter.recognise import Constants
 from ferryman.converter.source import make_source

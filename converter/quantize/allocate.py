@@ -1,37 +1,25 @@
-"""Bits layer by layer: what each layer costs the model's outputs at each, and the choice that loses least in a budget.
+"""Bits layer by layer: the choice that loses least in a budget.
 
-Every layer is rounded alone, and what the outputs lose by it measured; losses are taken to add up, as they nearly do
+What the outputs lose by each layer alone (see `sensitivity`) is taken to add up, as it nearly does
 while each is small. Under that a dynamic program finds the best choice of all (L-GreCo, Markov et al. 2024, does the
 same for gradients).
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.fx import GraphModule, Interpreter, Node
-from torch.nn import functional
-from torch.utils._pytree import tree_leaves
 
-from ferryman.converter.quant_bits import BITS
 from ferryman.converter.quantize.layers import Layer
-from ferryman.converter.quantize.recipe import Budget, Recipe
-from ferryman.converter.quantize.rounding import pack_layer, round_layer
-from ferryman.runtime.compare import SQNR_CAP_DB
+from ferryman.converter.quantize.recipe import Budget
+from ferryman.converter.quantize.sensitivity import FLOAT_BITS, Tried
 from ferryman.runtime.contracts.errors import CallerError, ModelError
 
-BATCHES_MAX = 16
-"""Of calibration, for one measurement of all layers; more are left out, evenly."""
-_FLOAT_BITS = 32
 _STATES_MAX = 2**14
 """Sums of sizes that are told apart; where there are more, the choice is within budget and very nearly the best."""
-Batches = Sequence[Sequence[torch.Tensor]]
 
 
 class Cost(NamedTuple):
@@ -41,25 +29,10 @@ class Cost(NamedTuple):
     error: float
 
 
-@dataclass(frozen=True)
-class Tried:
-    """One layer at some bits, or all that a module's path stands for."""
-
-    bits: int
-    weights: int
-    nbytes: int
-    """Of its weights and their scales in the artifact."""
-    error: float
-    """What the model's outputs lose in the square, relative to their own: of several outputs, the mean."""
-
-    @property
-    def note(self) -> str:
-        """The error in words."""
-        least = 10 ** (-SQNR_CAP_DB / 10)
-        return f"alone {-10 * np.log10(max(self.error, least)):.0f} dB"
+Measured = Mapping[Layer, Sequence[Tried]]
 
 
-def allocate(name: str, tried: Mapping[Layer, Sequence[Tried]], budget: Budget) -> dict[str, Tried]:
+def allocate(name: str, tried: Measured, budget: Budget) -> dict[str, Tried]:
     """Choose for each module's path.
 
     Args:
@@ -70,12 +43,10 @@ def allocate(name: str, tried: Mapping[Layer, Sequence[Tried]], budget: Budget) 
     Raises:
         ModelError: nothing to choose from is within the budget.
     """
-    by_path: dict[str, list[Sequence[Tried]]] = {}
-    for layer, options in tried.items():
-        by_path.setdefault(layer.path, []).append(options)
-    there = [[_both(same) for same in zip(*several, strict=True)] for several in by_path.values()]
+    by_path = _by_path(tried)
+    there = list(by_path.values())
     if budget.unit == "b":
-        counted = sum(options[0].weights for options in there if options[0].bits != _FLOAT_BITS)
+        counted = sum(options[0].weights for options in there if options[0].bits != FLOAT_BITS)
         costs = [[Cost(_bits(one), one.error) for one in options] for options in there]
         least = sum(min(cost.size for cost in options) for options in costs)
         if least > budget.value * counted:
@@ -83,7 +54,7 @@ def allocate(name: str, tried: Mapping[Layer, Sequence[Tried]], budget: Budget) 
                 f"{name}: no choice has {budget.value:g} bits a weight: with what the recipe says of single layers the "
                 f"least is {np.ceil(1000 * least / counted) / 1000:g}; give that, or fix fewer layers"
             )
-        picks = choose(costs, size_max=int(budget.value * counted))
+        picks = choose(costs, size_max=_bits_most(by_path, budget))
     else:
         costs = [[Cost(one.nbytes, one.error) for one in options] for options in there]
         error = sum(min(cost.error for cost in options) for options in costs)
@@ -97,6 +68,26 @@ def allocate(name: str, tried: Mapping[Layer, Sequence[Tried]], budget: Budget) 
     return {path: options[pick] for path, options, pick in zip(by_path, there, picks, strict=True)}
 
 
+def allocate_uniform(tried: Measured, bits: Mapping[str, int], budget: Budget) -> dict[str, Tried] | None:
+    """A choice that is given path by path; None where it takes more bits than the budget, or was not tried."""
+    by_path = _by_path(tried)
+    found = {path: one for path, options in by_path.items() for one in options if one.bits == bits[path]}
+    fits = found.keys() == by_path.keys() and sum(map(_bits, found.values())) <= _bits_most(by_path, budget)
+    return found if fits else None
+
+
+def _bits_most(by_path: Mapping[str, Sequence[Tried]], budget: Budget) -> int:
+    counted = sum(options[0].weights for options in by_path.values() if options[0].bits != FLOAT_BITS)
+    return int(budget.value * counted)
+
+
+def _by_path(tried: Measured) -> dict[str, list[Tried]]:
+    by_path: dict[str, list[Sequence[Tried]]] = {}
+    for layer, options in tried.items():
+        by_path.setdefault(layer.path, []).append(options)
+    return {path: [_both(same) for same in zip(*several, strict=True)] for path, several in by_path.items()}
+
+
 def _both(same: Iterable[Tried]) -> Tried:
     several = list(same)
     return Tried(
@@ -108,7 +99,7 @@ def _both(same: Iterable[Tried]) -> Tried:
 
 
 def _bits(one: Tried) -> int:
-    return 0 if one.bits == _FLOAT_BITS else one.bits * one.weights
+    return 0 if one.bits == FLOAT_BITS else one.bits * one.weights
 
 
 # The choice.
@@ -175,129 +166,3 @@ def _front(sizes: NDArray[np.int64], errors: NDArray[np.float64]) -> NDArray[np.
     last[0] = True
     thinned: NDArray[np.int64] = front[last]
     return thinned
-
-
-# The measurement.
-
-
-def measure(
-    module: GraphModule,
-    batches: Batches,
-    options: Mapping[Layer, Sequence[int]],
-    recipe: Recipe,
-    means: Mapping[Node, torch.Tensor | None],
-    hessians: Mapping[Layer, torch.Tensor],
-) -> dict[Layer, list[Tried]]:
-    """Round each layer alone to each number of bits, and see what that does to the outputs; activations stay floats.
-
-    Args:
-        module: the program, not yet rewritten.
-        batches: calibration inputs, flat.
-        options: bits to try; 32: it stays in float, which costs nothing.
-        recipe: how weights are rounded.
-        means: what layers compute from -> its mean, for biases to make good.
-        hessians: as `round_weights` takes them.
-    """
-    rounded: dict[Layer, dict[int, _Weights]] = {}
-    nbytes: dict[tuple[Layer, int], int] = {}
-    for layer, several in options.items():
-        rounded[layer] = {}
-        for bits in several:
-            if bits == _FLOAT_BITS:
-                nbytes[layer, bits] = layer.weight.nbytes
-                continue
-            made, bias = round_layer(layer, bits, recipe, hessians.get(layer), means.get(layer.x))
-            nbytes[layer, bits] = pack_layer(layer, bits, made).nbytes
-            rounded[layer][bits] = made.values().reshape(layer.weight.shape), bias
-    runner = _Forks(module, rounded)
-    with torch.no_grad():
-        for inputs in batches[:: -(-len(batches) // BATCHES_MAX)]:
-            runner.measure(inputs)
-    return {
-        layer: [Tried(bits, layer.weight.numel(), nbytes[layer, bits], runner.error((layer, bits))) for bits in several]
-        for layer, several in options.items()
-    }
-
-
-_Weights = tuple[torch.Tensor, torch.Tensor]
-_Key = tuple[Layer, int]
-
-
-class _Forks(Interpreter):
-    """Runs a program, and from the end of each layer on once more for each of its roundings."""
-
-    def __init__(self, module: GraphModule, rounded: Mapping[Layer, Mapping[int, _Weights]]) -> None:
-        super().__init__(module)
-        self._rounded = rounded
-        self._begins = {layer.takes[0]: layer for layer in rounded}
-        self._ends = {layer.end: layer for layer in rounded}
-        self._rest = Interpreter(module, garbage_collect_values=False)
-        nodes = list(module.graph.nodes)
-        self._after = {layer.end: nodes[nodes.index(layer.end) + 1 :] for layer in rounded}
-        self._inputs: dict[Layer, torch.Tensor] = {}
-        self._expected: list[torch.Tensor] = []
-        self._energy: torch.Tensor | float = 0.0
-        self._lost: dict[_Key, torch.Tensor] = {}
-
-    def measure(self, inputs: Sequence[torch.Tensor]) -> None:
-        """Add one batch."""
-        self._expected = _outputs(Interpreter(self.module).run(*inputs, enable_io_processing=False))
-        self._energy = self._energy + self._squares([torch.zeros_like(one) for one in self._expected])
-        self.run(*inputs, enable_io_processing=False)
-
-    def error(self, key: _Key) -> float:
-        """Relative to the outputs' own squares; what cannot be told counts as infinitely bad."""
-        if key not in self._lost:
-            return 0.0
-        energy = torch.as_tensor(self._energy).clamp(min=torch.finfo(torch.float64).tiny)
-        error = float((self._lost[key] / energy).mean())
-        return error if np.isfinite(error) else float("inf")
-
-    def run_node(self, n: Node) -> object:
-        if n in self._begins:
-            self._inputs[self._begins[n]] = self.env[self._begins[n].x]  # still there: `n` reads it
-        value = super().run_node(n)
-        if n in self._ends:
-            layer = self._ends[n]
-            x = self._inputs.pop(layer)
-            for bits, weights in self._rounded[layer].items():
-                self._fork(n, _compute(layer, x, weights), (layer, bits))
-        return value
-
-    def _fork(self, end: Node, value: torch.Tensor, key: _Key) -> None:
-        # What comes after may change values in place: it works on copies, which share memory where the values do.
-        held = {node: one for node, one in self.env.items() if node.op != "get_attr"}
-        weights = {node: one for node, one in self.env.items() if node.op == "get_attr"}
-        self._rest.env = {**weights, **dict(zip(held, copy.deepcopy(list(held.values())), strict=True)), end: value}
-        result: Any = None
-        for node in self._after[end]:
-            result = self._rest.env[node] = self._rest.run_node(node)
-        self._rest.env = {}
-        self._lost[key] = self._squares(_outputs(result)) + self._lost.get(key, 0)
-
-    def _squares(self, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
-        """float64[outputs]: of the differences to what is expected, where that is finite."""
-        pairs = zip(outputs, self._expected, strict=True)
-        return torch.stack([(a - b)[b.isfinite()].square().sum() for a, b in pairs])
-
-
-def _outputs(result: Any) -> list[torch.Tensor]:  # noqa: ANN401  # of a program
-    return [one.double() for one in tree_leaves(result)]
-
-
-def _compute(layer: Layer, x: torch.Tensor, weights: _Weights) -> torch.Tensor:
-    """What the layer gives with other weights and bias."""
-    weight, bias = weights
-    if layer.embedding:
-        return functional.embedding(x, weight)
-    if layer.window is None:
-        return functional.linear(x, weight, bias)
-    _, _, stride, (top, left, bottom, right), dilation, groups, *_ = layer.window
-    padded = functional.pad(x, (left, right, top, bottom))
-    return functional.conv2d(padded, weight, bias, tuple(stride), 0, tuple(dilation), groups)
-
-
-def candidates(layer: Layer, recipe: Recipe) -> tuple[int, ...]:
-    """Bits that a recipe with a budget chooses from; what it says of the layer itself goes before."""
-    fixed = recipe.layers.get(layer.path)
-    return (fixed,) if fixed else tuple(bits for bits in BITS if bits >= recipe.bits)

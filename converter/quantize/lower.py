@@ -12,20 +12,20 @@ from torch.nn import functional
 from ferryman.converter import quant_operators as _quant_operators  # noqa: F401  # registers them
 from ferryman.converter.capture import Captured, recapture
 from ferryman.converter.layer_calls import path_of
-from ferryman.converter.quantize.allocate import Tried, allocate, candidates, measure
+from ferryman.converter.quant_bits import BITS
+from ferryman.converter.quantize.allocate import allocate, allocate_uniform
 from ferryman.converter.quantize.blocks import find_blocks, open_attention, put_blocks
 from ferryman.converter.quantize.equalize import equalize
 from ferryman.converter.quantize.layers import Layer, check_paths, choose_bits, find_layers, join_neighbours
 from ferryman.converter.quantize.observe import Scale, find_scale, observe, watch
 from ferryman.converter.quantize.recipe import Recipe
 from ferryman.converter.quantize.rounding import pack_layer, round_layer
+from ferryman.converter.quantize.sensitivity import FLOAT_BITS, Sensitivity, Tried, candidates
 from ferryman.converter.quantize.weights import Rounded
 from ferryman.converter.recognise import Constants
 from ferryman.runtime.contracts.errors import ModelError
 from ferryman.runtime.contracts.manifest import LayerForm
 
-FLOAT_BITS = 32
-"""Of a layer that stays in float."""
 _INT8 = (-128, 127)
 _FORMS = {8: "int8", 4: "4bit", 2: "2bit"}
 _NAMED = 5
@@ -61,8 +61,10 @@ def lower_quantized(captured: Captured, recipe: Recipe, batches: Batches) -> tup
         check_paths(layers, recipe.layers)
         means = {node: one.mean for node, one in observe(module, batches, _wanted(layers)).items()}
         options = {layer: candidates(layer, recipe) for layer in layers}
-        tried = measure(module, batches, options, recipe, means, hessians)
-        chosen = allocate(captured.source.name, tried, recipe.budget)
+        found_by = Sensitivity(module, batches, options, recipe, means, hessians)
+        chosen = allocate(captured.source.name, found_by.tried, recipe.budget)
+        if recipe.budget.unit == "b":
+            chosen = _best(found_by, chosen, layers, recipe)
         _give_bits(layers, recipe, {path: one.bits for path, one in chosen.items()})
     left = {layer.node: "as the recipe says" for layer in layers if layer.bits == FLOAT_BITS}
     layers = [layer for layer in layers if layer.bits != FLOAT_BITS]
@@ -88,6 +90,22 @@ def lower_quantized(captured: Captured, recipe: Recipe, batches: Batches) -> tup
         for node, one in found.items()
     )
     return recapture(captured, module, "quantized operators"), (*forms, *other_forms)
+
+
+def _best(
+    sensitivity: Sensitivity, chosen: dict[str, Tried], layers: Sequence[Layer], recipe: Recipe
+) -> dict[str, Tried]:
+    """Of what was chosen and of the same bits for all, plainly or as the forms give them, what loses least together."""
+    assert recipe.budget is not None  # noqa: S101  # there is a choice
+    ways = [chosen]
+    for same in (lambda bits: dict.fromkeys(layers, bits), lambda bits: choose_bits(layers, bits, {})):
+        for bits in BITS:
+            given: dict[str, int] = {**{layer.path: one for layer, one in same(bits).items()}, **recipe.layers}
+            uniform = allocate_uniform(sensitivity.tried, given, recipe.budget)
+            if uniform is not None:
+                ways.append(uniform)
+                break
+    return min(ways, key=lambda way: sensitivity.together({path: one.bits for path, one in way.items()}))
 
 
 def plan_layers(captured: Captured, module: GraphModule, recipe: Recipe) -> dict[Node, Layer | str]:

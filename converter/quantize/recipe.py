@@ -6,8 +6,8 @@
     BUDGET   = NUMBER "b"                                  at most so many bits a weight on average, scales not counted
              | NUMBER "db"                                 the smallest that rounding weights leaves at so many dB
     OPTION   = "dynamic"                                   activations by what each input holds, not by calibration
-             | "blocks"                                    of linear layers every 32 have a scale; attention, GELU and layer
-                                                           norms are taken too (see blocks)
+             | "blocks"                                    every 32 of linear layers have a scale; attention, GELU and
+                                                           layer norms are taken too (see blocks)
              | "g32" | "g64" | "g128" | "channel"          inputs that share a scale, of linear layers and embeddings
              | "asym"                                      with a zero point to each scale, of the same
              | "minmax" | "percentile" | "entropy" | "mse" how far activations are taken to range

@@ -12,10 +12,11 @@ from torch import nn
 from torch.nn import functional
 
 from ferryman.converter.capture import Captured, capture
-from ferryman.converter.quantize import allocate
-from ferryman.converter.quantize.allocate import Cost, choose, measure
+from ferryman.converter.quantize import allocate, sensitivity
+from ferryman.converter.quantize.allocate import Cost, choose
 from ferryman.converter.quantize.layers import Layer, find_layers
 from ferryman.converter.quantize.lower import lower_quantized
+from ferryman.converter.quantize.observe import observe
 from ferryman.converter.quantize.recipe import parse_recipe
 from ferryman.converter.recognise import Constants
 from ferryman.converter.source import make_source
@@ -128,13 +129,13 @@ class Mixed(nn.Module):
 INPUTS = (torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(1)), torch.arange(8).reshape(2, 4))
 
 
-def mixed() -> tuple[nn.Module, Captured, dict[Layer, list[allocate.Tried]]]:
+def mixed() -> tuple[nn.Module, Captured, dict[Layer, list[sensitivity.Tried]]]:
     net = Mixed().eval()
     made = capture(make_source(net, INPUTS, name="net"))
     module = made.program.module(check_guards=False)
     layers = [one for one in find_layers(module, Constants(module)).values() if isinstance(one, Layer)]
     options = dict.fromkeys(layers, (32, 8, 4, 2))
-    return net, made, measure(module, [INPUTS], options, parse_recipe("mixed-4b"), {}, {})
+    return net, made, sensitivity.Sensitivity(module, [INPUTS], options, parse_recipe("mixed-4b"), {}, {}).tried
 
 
 def test_an_error_is_what_rounding_that_layer_alone_does_to_the_outputs():
@@ -149,7 +150,7 @@ def test_an_error_is_what_rounding_that_layer_alone_does_to_the_outputs():
         weight = net.get_submodule(layer.path).weight
         before = weight.detach().clone()
         for option in options[1:]:
-            rounded, _ = allocate.round_layer(layer, option.bits, parse_recipe("mixed-4b"), None, None)
+            rounded, _ = sensitivity.round_layer(layer, option.bits, parse_recipe("mixed-4b"), None, None)
             weight.data.copy_(rounded.values().reshape(weight.shape) / folded)
             lost = [float((a - b).square().sum() / b.square().sum()) for a, b in zip(net(*INPUTS), wanted, strict=True)]
             weight.data.copy_(before)
@@ -301,6 +302,42 @@ def trained(epochs: int = 4) -> Residual:
             functional.cross_entropy(net(inputs[batch]), labels[batch]).backward()
             optimizer.step()
     return net.eval()
+
+
+def test_together_is_what_the_rounded_program_loses():
+    net = Chain().eval()
+    x = torch.randn(4, 16, generator=torch.Generator().manual_seed(2))
+    module = capture(make_source(net, (x,), name="chain")).program.module(check_guards=False)
+    layers = [one for one in find_layers(module, Constants(module)).values() if isinstance(one, Layer)]
+    found = sensitivity.Sensitivity(
+        module, [(x,)], dict.fromkeys(layers, (32, 8, 4, 2)), parse_recipe("mixed-4b"), {}, {}
+    )
+    found_together = found.together({"0": 32, "1": 4, "2": 2})
+    assert found.together({"0": 32, "1": 32, "2": 32}) == 0
+    wanted = net(x).detach()
+    for layer, bits in zip(layers[1:], (4, 2), strict=True):
+        rounded, _ = sensitivity.round_layer(layer, bits, parse_recipe("mixed-4b"), None, None)
+        net.get_submodule(layer.path).weight.data.copy_(rounded.values())
+    lost = float((net(x).detach() - wanted).square().sum() / wanted.square().sum())
+    assert found_together == pytest.approx(lost, rel=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_mixed_bits_never_lose_more_than_the_same_for_all(seed):
+    """Over calibration; however badly losses add up."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(16, 24), nn.Tanh(), nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, 4)).eval()
+    x = 3 * torch.randn(32, 16)
+    made = capture(make_source(net, (x,), name="net"))
+    module = made.program.module(check_guards=False)
+    layers = [one for one in find_layers(module, Constants(module)).values() if isinstance(one, Layer)]
+    recipe = parse_recipe("mixed-4b")
+    seen = observe(module, [(x,)], {layer.x: 1 for layer in layers})
+    means = {node: one.mean for node, one in seen.items()}
+    found = sensitivity.Sensitivity(module, [(x,)], dict.fromkeys(layers, (8, 4, 2)), recipe, means, {})
+    _, forms = lower_quantized(made, recipe, [(x,)])
+    chosen = {form.path: BITS[form.form] for form in forms}
+    assert found.together(chosen) <= found.together(dict.fromkeys(chosen, 4)) * 1.001
 
 
 @pytest.mark.slow
