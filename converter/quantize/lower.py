@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -98,10 +98,14 @@ def _best(
     """Of what was chosen and of the same bits for all, plainly or as the forms give them, what loses least together."""
     assert recipe.budget is not None  # noqa: S101  # there is a choice
     ways = [chosen]
-    for same in (lambda bits: dict.fromkeys(layers, bits), lambda bits: choose_bits(layers, bits, {})):
+    uniform_ways: tuple[Callable[[int], dict[Layer, int]], ...] = (
+        lambda bits: dict.fromkeys(layers, bits),
+        lambda bits: choose_bits(layers, bits, {}),
+    )
+    for same in uniform_ways:
         for bits in BITS:
-            given: dict[str, int] = {**{layer.path: one for layer, one in same(bits).items()}, **recipe.layers}
-            uniform = allocate_uniform(sensitivity.tried, given, recipe.budget)
+            given = {layer.path: one for layer, one in same(bits).items()}
+            uniform = allocate_uniform(sensitivity.tried, {**given, **recipe.layers}, recipe.budget)
             if uniform is not None:
                 ways.append(uniform)
                 break

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -91,10 +93,22 @@ def round_weights(
         scale, zero = _asymmetric(grouped, bits, half=half)
     else:  # some rows at a time, which fit the cache
         some = torch.split(grouped, max(1, _CACHED // padded.shape[1]))
-        scale, zero = torch.cat([_symmetric(rows, bits, half=half) for rows in some]), None
+        with _one_thread():
+            scale, zero = torch.cat([_symmetric(rows, bits, half=half) for rows in some]), None
     rounded = Rounded(torch.zeros(out, inputs, dtype=torch.int32), scale, zero, group)
     integers = _nearest(weight, rounded, bits) if hessian is None else _corrected(weight, rounded, bits, hessian)
     return Rounded(integers.int(), scale, zero, group)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Thousands of small steps: on a busy machine threads would wait for each other at the end of each."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _held(scale: torch.Tensor, *, half: bool) -> torch.Tensor:
