@@ -15,41 +15,17 @@ import torch
 from torch.fx import GraphModule, Node
 
 aten = torch.ops.aten
+# fmt: off
 _ELEMENTWISE = {
-    *(aten.abs, aten.add, aten.alias, aten.clamp, aten.clamp_max, aten.clamp_min, aten.clone, aten.contiguous),
-    *(
-        aten.copysign,
-        aten.detach,
-        aten.detach_,
-        aten.div,
-        aten.dropout,
-        aten.full_like,
-        aten.ge,
-        aten.gt,
-        aten.hardtanh,
-    ),
-    *(
-        aten.hardtanh_,
-        aten.le,
-        aten.leaky_relu,
-        aten.logical_not,
-        aten.bitwise_not,
-        aten.lt,
-        aten.maximum,
-        aten.minimum,
-    ),
-    *(aten.mul, aten.neg, aten.ones_like, aten.prelu, aten.relu, aten.relu_, aten.rsub, aten.sgn, aten.sign, aten.sub),
-    *(
-        aten.tanh,
-        aten.to,
-        aten._to_copy,  # noqa: SLF001  # its name
-        aten.type_as,
-        aten.where,
-        aten.zeros_like,
-        aten.batch_norm,
-        aten.lift_fresh_copy,
-    ),
+    aten._to_copy,  # noqa: SLF001  # an operator's name
+    aten.abs, aten.add, aten.alias, aten.batch_norm, aten.bitwise_not, aten.clamp, aten.clamp_max,
+    aten.clamp_min, aten.clone, aten.contiguous, aten.copysign, aten.detach, aten.detach_, aten.div, aten.dropout,
+    aten.full_like, aten.ge, aten.gt, aten.hardtanh, aten.hardtanh_, aten.le, aten.leaky_relu,
+    aten.lift_fresh_copy, aten.logical_not, aten.lt, aten.maximum, aten.minimum, aten.mul, aten.neg,
+    aten.ones_like, aten.prelu, aten.relu, aten.relu_, aten.rsub, aten.sgn, aten.sign, aten.sub, aten.tanh,
+    aten.to, aten.type_as, aten.where, aten.zeros_like,
 }
+# fmt: on
 _REGION_MAX = 48
 """Nodes; what is longer than that is no activation."""
 _CLOSE = 1e-6
