@@ -36,6 +36,11 @@ class Network:
     x: torch.Tensor
     images: bool
 
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """Beside fp32."""
+        return FORMS if self.images else (*FORMS, "int8-blocks", "4bit-blocks")
+
 
 def networks() -> Iterator[Network]:
     """ResNet-20, MobileNetV2 and a 6-block decoder, with random weights."""
@@ -87,7 +92,7 @@ def artifacts(network: Network, folder: Path) -> dict[tuple[str, str], Path]:
     with quiet():
         captured = capture(make_source(network.module, (network.x,)))
         programs: dict[str, Captured] = {"fp32": captured}
-        programs |= {form: find_form(form).rewrite(captured, [captured.example])[0] for form in FORMS}
+        programs |= {form: find_form(form).rewrite(captured, [captured.example])[0] for form in network.forms}
         for runtime in RUNTIMES:
             for form, program in programs.items():
                 path = folder / f"{form}{BACKENDS[runtime].suffix}"
@@ -112,7 +117,7 @@ def _beside(network: Network, runtime: str, files: dict[tuple[str, str], Path]) 
     yield FEWER[name, runtime].measured(times["2bit"] / times["4bit"])
     for form, seconds in times.items():
         yield figure(f"  {where}: {form}", seconds * 1e6, "us")
-    for form in FORMS:
+    for form in network.forms:
         yield figure(
             f"  {where}: {form}, bytes over fp32's", [there[form].stat().st_size / there["fp32"].stat().st_size]
         )

@@ -27,7 +27,18 @@ from tests.zoo import models
 
 NETWORKS = ("resnet20", "mobilenet_v2", "decoder", "lstm", "sentence_encoder")
 FORMS = (
-    *("fp32", "int8", "int8-dynamic", "int8-blocks", "4bit", "4bit-blocks", "4bit-channel", "4bit-asym", "4bit-gptq", "2bit"),
+    *(
+        "fp32",
+        "int8",
+        "int8-dynamic",
+        "int8-blocks",
+        "4bit",
+        "4bit-blocks",
+        "4bit-channel",
+        "4bit-asym",
+        "4bit-gptq",
+        "2bit",
+    ),
     *("mixed-4.5b", "binary"),
 )
 _REASON_CHARS = 160
