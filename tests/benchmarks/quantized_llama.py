@@ -18,7 +18,8 @@ from ferryman.runtime import kernels
 from tests.benchmarks import quantized_ggml as ggml
 from tests.benchmarks.frame import Bar, Figure, Goal, Part, Values, figure, interleave, progress, seconds_of
 from tests.benchmarks.quantized_linear import SIZE
-from tests.support.quantized import Linear, LinearCall, blocks_of, pack_blocks, request, run
+from tests.support.quantized import Linear, LinearCall, request, run
+from tests.support.quantized_reference import by_lanes, pack_lanes
 
 GOAL = Goal(f"linear 1x{SIZE}x{SIZE}, 4-bit, times as fast as llama.cpp's Q4_0", ">=", 1.0)
 _ROUNDS = 200
@@ -78,8 +79,8 @@ def _error(y: np.ndarray, wanted: np.ndarray) -> float:
 
 def _ours(x: np.ndarray, blocks: np.ndarray, wanted: np.ndarray) -> Contender:
     """The kernel library's call."""
-    weights = _placed(pack_blocks(ggml.stored(blocks).astype(np.int16) - 8, 4))
-    scale = _placed(blocks_of(blocks["scale"], 0))
+    weights = _placed(pack_lanes(ggml.stored(blocks)[None].astype(np.int16) - 8, 4))
+    scale = _placed(by_lanes(blocks["scale"]))
     bias, y = np.zeros(SIZE, np.float32), np.full((1, SIZE), np.nan, np.float32)
     linear = Linear(rows=1, channels=SIZE, out_channels=SIZE, bits=4, group=ggml.BLOCK)
     arrays = [x, weights, scale, None, bias, y]

@@ -1,10 +1,9 @@
-"""Calls the quantized operators directly, and says what they should answer: native/kernels/quantized.h in numpy."""
+"""Calls the quantized operators of the kernel library directly."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from ferryman.converter.kernel_calls import CHANNELS_LAST as LAST
 from ferryman.converter.kernel_calls import PARALLEL, Refused
 from ferryman.runtime import kernels
 from tests.support.kernels import backwards
+from tests.support.quantized_reference import QuantConv, QuantEmbedding, QuantLinear, by_lanes
 
 FLOATS, INT8 = range(2)
 F = np.float32
@@ -97,218 +97,53 @@ def request(kind: Any, arrays: Sequence[np.ndarray | None], threads: int = 1) ->
     return kind(*pointers, *pool)
 
 
-def pack_last(stored: np.ndarray, bits: int) -> np.ndarray:
-    """uint8[..., ceil(n / per)] of unsigned[..., n], low bits first; what fills the last byte stands for 0."""
-    per = 8 // bits
-    padding = [(0, 0)] * (stored.ndim - 1) + [(0, -stored.shape[-1] % per)]
-    fields = np.pad(stored, padding, constant_values=1 << (bits - 1)).reshape(*stored.shape[:-1], -1, per)
-    return (fields << (bits * np.arange(per))).sum(-1).astype(np.uint8)
+def run_conv(case: QuantConv, layout: int = FIRST, threads: int = 1) -> np.ndarray:
+    """What the kernels answer, channels first."""
+    batch, channels, height, width = case.x.shape
+    out, _, kernel_h, kernel_w = case.weight.shape
+    ends = (case.out.scale, case.out.zero, case.out.low, case.out.high) if case.out else (0, 0, 0, 0)
+    conv = Conv(
+        *(batch, height, width, channels, out, kernel_h, kernel_w, *case.stride, *case.dilation, *case.padding),
+        *(case.groups, case.bits, layout, INT8 if case.x.dtype == np.int8 else FLOATS, INT8 if case.out else FLOATS),
+        *(case.x_scale, case.x_zero, *ends, case.add_scale, case.add_zero),
+    )
+    sizes = check(conv)
+    shape = (batch, out, sizes.out_height, sizes.out_width)
+
+    def placed(array: np.ndarray) -> np.ndarray:
+        last = layout == LAST or array.dtype == np.int8
+        return np.ascontiguousarray(array.transpose(0, 2, 3, 1) if last else array)
+
+    x, weights = placed(case.x), case.packed()
+    output = placed(np.full(shape, 77, np.int8) if case.out else np.full(shape, np.nan, F))
+    assert (x.size, weights.size, output.size) == (sizes.input, sizes.weights, sizes.output)
+    add = None if case.add is None else placed(case.add)
+    run(conv, request(ConvCall, [x, weights, case.scale, case.bias, add, output], threads))
+    return output.transpose(0, 3, 1, 2) if layout == LAST or case.out else output
 
 
-def pack_blocks(weights: np.ndarray, bits: int) -> np.ndarray:
-    """uint8[blocks, vectors, 16, 4] of int[out, depth]: the layout of convolutions and linear layers."""
-    stored = weights + (1 << (bits - 1))
-    padding = [(0, -stored.shape[0] % 16), (0, -stored.shape[1] % 4)]
-    stored = np.pad(stored, padding, constant_values=1 << (bits - 1))
-    quads = stored.reshape(stored.shape[0] // 16, 16, -1, 4)
-    return np.ascontiguousarray(pack_last(quads.transpose(0, 1, 3, 2), bits).transpose(0, 3, 1, 2))
+def run_linear(layer: QuantLinear, x: np.ndarray, threads: int = 1) -> np.ndarray:
+    """Of float32[rows, channels]."""
+    out, channels = layer.stored.shape
+    linear = Linear(len(x), channels, out, layer.bits, layer.group)
+    sizes = check(linear)
+    weights, scale, zero = layer.constants()
+    output = np.full((len(x), out), np.nan, F)
+    found = (x.size, weights.size, scale.size, output.size)
+    assert found == (sizes.input, sizes.weights, sizes.scales, sizes.output)
+    run(linear, request(LinearCall, [x, weights, scale, zero, layer.bias, output], threads))
+    return output
 
 
-def pack_conv(weight: np.ndarray, groups: int, bits: int) -> np.ndarray:
-    """Of int[out, in / groups, kh, kw]."""
-    out, per_group = weight.shape[:2]
-    if groups > 1 and per_group == 1:
-        stored = np.pad(weight.reshape(out, -1), [(0, -out % 16), (0, 0)]) + (1 << (bits - 1))
-        packed = pack_last(stored, bits).reshape(-1, 16, -(-stored.shape[1] * bits // 8))
-        return np.ascontiguousarray(packed.transpose(0, 2, 1))
-    rows = weight.transpose(0, 2, 3, 1).reshape(groups, out // groups, -1)
-    return np.stack([pack_blocks(group, bits) for group in rows])
-
-
-def blocks_of(per_channel: np.ndarray, fill: float) -> np.ndarray:
-    """[ceil(out / 16), groups, 16] of [out, groups]."""
-    padded = np.pad(per_channel, [(0, -per_channel.shape[0] % 16), (0, 0)], constant_values=fill)
-    return np.ascontiguousarray(padded.reshape(-1, 16, per_channel.shape[1]).transpose(0, 2, 1))
-
-
-def quantize(x: np.ndarray, scale: np.ndarray, zero: int, low: int, high: int) -> np.ndarray:
-    """int8 of floats; of nothing but zeros where the scale is 0."""
-    inverse = np.where(scale == 0, F(0), F(1) / scale).astype(F)
-    y = x * inverse
-    y = np.where(y > F(low - zero), y, F(low - zero))
-    return (zero + np.rint(np.minimum(y, F(high - zero)))).astype(np.int8)
-
-
-def dynamic(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Quantizes along the last axis: int8[..., n] and the scale[..., 1]."""
-    scale = np.nan_to_num(np.abs(x), nan=0, posinf=np.inf).max(-1, keepdims=True).astype(F) / F(127)
-    return quantize(x, scale, 0, -127, 127), scale
-
-
-@dataclass(frozen=True)
-class Case:
-    """One convolution and its data, all with the channels first."""
-
-    x: np.ndarray
-    """float32 or int8[batch, channels, height, width]."""
-    weight: np.ndarray
-    """int[out, channels / groups, kh, kw]."""
-    scale: np.ndarray
-    bias: np.ndarray
-    bits: int = 8
-    stride: tuple[int, int] = (1, 1)
-    dilation: tuple[int, int] = (1, 1)
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
-    """top, left, bottom, right."""
-    groups: int = 1
-    x_scale: float = 0.0
-    x_zero: int = 0
-    out: tuple[float, int, int, int] | None = None
-    """Scale, zero, low and high of int8 outputs."""
-    add: tuple[float, int] | None = None
-    """Scale and zero of what is added, which is drawn here."""
-
-    def conv(self, layout: int = FIRST) -> Any:
-        batch, channels, height, width = self.x.shape
-        out, _, kernel_h, kernel_w = self.weight.shape
-        return Conv(
-            *(batch, height, width, channels, out, kernel_h, kernel_w, *self.stride, *self.dilation, *self.padding),
-            *(self.groups, self.bits, layout, INT8 if self.x.dtype == np.int8 else FLOATS),
-            *(INT8 if self.out else FLOATS, self.x_scale, self.x_zero, *(self.out or (0, 0, 0, 0))),
-            *(self.add or (0, 0)),
-        )
-
-    def added(self, shape: tuple[int, ...]) -> np.ndarray:
-        return np.random.default_rng(5).integers(-128, 128, shape, dtype=np.int8)
-
-    def inputs(self) -> tuple[np.ndarray, np.ndarray]:
-        """int8 of the input, and the scale of each image."""
-        batch = self.x.shape[0]
-        fixed = np.full((batch, 1), self.x_scale, F)
-        if self.x.dtype == np.int8:
-            return self.x, fixed
-        if self.x_scale:
-            return quantize(self.x, F(self.x_scale), self.x_zero, -128, 127), fixed
-        q, scale = dynamic(self.x.reshape(batch, -1))
-        return q.reshape(self.x.shape), scale
-
-    def expected(self) -> np.ndarray:
-        q, x_scale = self.inputs()
-        top, left, bottom, right = self.padding
-        centred = q.astype(np.int64) - (self.x_zero if self.x_scale else 0)
-        x = np.pad(centred, [(0, 0), (0, 0), (top, bottom), (left, right)])
-        (sh, sw), (dh, dw) = self.stride, self.dilation
-        out, _, kh, kw = self.weight.shape
-        windows = np.lib.stride_tricks.sliding_window_view(x, (dh * (kh - 1) + 1, dw * (kw - 1) + 1), axis=(2, 3))
-        windows = windows[:, :, ::sh, ::sw, ::dh, ::dw]
-        w = self.weight.astype(np.int64).reshape(self.groups, out // self.groups, *self.weight.shape[1:])
-        windows = windows.reshape(windows.shape[0], self.groups, -1, *windows.shape[2:])
-        dots = np.einsum("bgchwij,gocij->bgohw", windows, w)
-        dots = dots.reshape(dots.shape[0], out, *dots.shape[3:]).astype(F)
-        y = dots * (x_scale * self.scale)[:, :, None, None] + self.bias[:, None, None]
-        if self.add:
-            scale, zero = self.add
-            y = y + F(scale) * (self.added(y.shape).astype(np.int32) - zero).astype(F)
-        if self.out:
-            scale, *rest = self.out
-            y = quantize(y, F(scale), *rest)
-        return y
-
-    def run(self, layout: int = FIRST, threads: int = 1) -> np.ndarray:
-        conv = self.conv(layout)
-        sizes = check(conv)
-        out = self.weight.shape[0]
-        shape = (self.x.shape[0], out, sizes.out_height, sizes.out_width)
-
-        def placed(array: np.ndarray) -> np.ndarray:
-            last = layout == LAST or array.dtype == np.int8
-            return np.ascontiguousarray(array.transpose(0, 2, 3, 1) if last else array)
-
-        x = placed(self.x)
-        weights = pack_conv(self.weight, self.groups, self.bits)
-        output = placed(np.full(shape, 77, np.int8) if self.out else np.full(shape, np.nan, F))
-        assert (x.size, weights.size, output.size) == (sizes.input, sizes.weights, sizes.output)
-        add = placed(self.added(shape)) if self.add else None
-        arrays = [x, weights, self.scale, self.bias, add, output]
-        run(conv, request(ConvCall, arrays, threads))
-        return output.transpose(0, 3, 1, 2) if layout == LAST or self.out else output
-
-
-@dataclass(frozen=True)
-class LinearCase:
-    """One linear layer and its data."""
-
-    x: np.ndarray
-    """float32[rows, channels]."""
-    weight: np.ndarray
-    """int[out, channels]."""
-    scale: np.ndarray
-    """float16[out, groups]."""
-    bias: np.ndarray
-    bits: int
-    group: int
-    zero: np.ndarray | None = None
-    """uint8[out, groups]: what is stored for 0."""
-
-    def expected(self) -> np.ndarray:
-        half = 1 << (self.bits - 1)
-        q, x_scale = dynamic(self.x)
-        total = None
-        for g, begin in enumerate(range(0, self.x.shape[1], self.group)):
-            part = slice(begin, begin + self.group)
-            zero = half if self.zero is None else self.zero[:, g].astype(np.int64)[:, None]
-            w = self.weight[:, part].astype(np.int64) + half - zero
-            product = (q[:, part].astype(np.int64) @ w.T).astype(F) * self.scale[:, g].astype(F)
-            total = product if total is None else total + product
-        return total * x_scale + self.bias
-
-    def run(self, threads: int = 1) -> np.ndarray:
-        rows, channels = self.x.shape
-        out = self.weight.shape[0]
-        linear = Linear(rows, channels, out, self.bits, self.group)
-        sizes = check(linear)
-        weights = pack_blocks(self.weight, self.bits)
-        scale = blocks_of(self.scale, 0)
-        zero = None if self.zero is None else blocks_of(self.zero, 0)
-        output = np.full((rows, out), np.nan, F)
-        found = (self.x.size, weights.size, scale.size, output.size)
-        assert found == (sizes.input, sizes.weights, sizes.scales, sizes.output)
-        run(linear, request(LinearCall, [self.x, weights, scale, zero, self.bias, output], threads))
-        return output
-
-
-@dataclass(frozen=True)
-class EmbeddingCase:
-    """A table and the numbers of some of its rows."""
-
-    ids: np.ndarray
-    stored: np.ndarray
-    """uint8[rows, channels]."""
-    scale: np.ndarray
-    """float16[rows, groups]."""
-    bits: int
-    group: int
-    zero: np.ndarray | None = None
-    lanes: bool = False
-
-    def expected(self) -> np.ndarray:
-        zero = np.full(self.scale.shape, 1 << (self.bits - 1)) if self.zero is None else self.zero
-
-        def spread(of_group: np.ndarray) -> np.ndarray:
-            return of_group.repeat(self.group, axis=1)[:, : self.stored.shape[1]]
-
-        table = (self.stored.astype(np.int32) - spread(zero)).astype(F) * spread(self.scale.astype(F))
-        return table[self.ids]
-
-    def run(self) -> np.ndarray:
-        rows, channels = self.stored.shape
-        table = Embedding(rows, channels, self.bits, self.group, self.ids.itemsize, int(self.lanes), self.ids.size)
-        sizes = check(table)
-        weights, scale, zero = pack_last(self.stored, self.bits), self.scale, self.zero
-        if self.lanes:
-            weights = pack_blocks(self.stored.astype(np.int32) - (1 << (self.bits - 1)), self.bits)
-            scale, zero = blocks_of(scale, 0), None if zero is None else blocks_of(zero, 0)
-        output = np.full((self.ids.size, channels), np.nan, F)
-        assert (weights.size, scale.size, output.size) == (sizes.weights, sizes.scales, sizes.output)
-        run(table, request(EmbeddingCall, [self.ids, weights, scale, zero, output]))
-        return output
+def run_embedding(table: QuantEmbedding, ids: np.ndarray, *, lanes: bool = False) -> np.ndarray:
+    """Rows by number."""
+    rows, channels = table.stored.shape
+    numbers = Embedding(rows, channels, table.bits, table.group, ids.itemsize, int(lanes), ids.size)
+    sizes = check(numbers)
+    weights, scale, zero = table.packed(lanes=lanes), table.scale, table.zero
+    if lanes:
+        scale, zero = by_lanes(scale), None if zero is None else by_lanes(zero)
+    output = np.full((ids.size, channels), np.nan, F)
+    assert (weights.size, scale.size, output.size) == (sizes.weights, sizes.scales, sizes.output)
+    run(numbers, request(EmbeddingCall, [ids, weights, scale, zero, output]))
+    return output

@@ -22,23 +22,20 @@ class Int8:
 
 def quantize(x: np.ndarray, by: Int8) -> np.ndarray:
     """float32[...] -> int64[...]."""
-    with np.errstate(all="ignore"):
-        inverse = np.float32(1) / np.float32(by.scale)
-        scaled = np.asarray(x, np.float32) * inverse
-        low, high = np.float32(by.low - by.zero), np.float32(by.high - by.zero)
-        return by.zero + np.rint(np.minimum(np.maximum(np.where(np.isnan(scaled), low, scaled), low), high)).astype(
-            "i8"
-        )
+    return _rounded(np.asarray(x, np.float32) * (np.float32(1) / np.float32(by.scale)), by)
 
 
 def dynamic(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """float32[rows, n] -> int64[rows, n], and the scale of each row."""
-    scale = np.abs(x).max(axis=1).astype(np.float32) / np.float32(127)
-    rows = [
-        quantize(row, Int8(one, 0, -127, 127)) if row.any() else np.zeros(row.size, "i8")
-        for row, one in zip(x, scale, strict=True)
-    ]
-    return np.stack(rows), scale
+    scale = np.nan_to_num(np.abs(x), nan=0, posinf=np.inf).max(axis=1).astype(np.float32) / np.float32(127)
+    inverse = np.where(scale == 0, np.float32(0), np.float32(1) / scale).astype(np.float32)
+    return _rounded(x * inverse[:, None], Int8(1.0, 0, -127, 127)), scale
+
+
+def _rounded(scaled: np.ndarray, by: Int8) -> np.ndarray:
+    low, high = np.float32(by.low - by.zero), np.float32(by.high - by.zero)
+    ends = np.minimum(np.maximum(np.where(np.isnan(scaled), low, scaled), low), high)
+    return by.zero + np.rint(ends).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -77,6 +74,7 @@ class QuantConv:
             return q.reshape(self.x.shape), scale
         return quantize(self.x, Int8(self.x_scale, self.x_zero)) - self.x_zero, np.full(batch, self.x_scale, np.float32)
 
+    @np.errstate(all="ignore")
     def expected(self) -> np.ndarray:
         """float32 or int8[batch, out, out height, out width]."""
         x, x_scale = self.quantized()
@@ -118,6 +116,7 @@ class QuantLinear:
     bits: int
     group: int
 
+    @np.errstate(all="ignore")
     def expected(self, x: np.ndarray) -> np.ndarray:
         """float32[..., channels] -> float32[..., out]."""
         rows = np.asarray(x, np.float32).reshape(-1, x.shape[-1])
@@ -137,7 +136,7 @@ class QuantLinear:
     def constants(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """The bytes of weights, scales and zeros."""
         weight = pack_lanes(self.stored[None].astype("i8") - (1 << (self.bits - 1)), self.bits)
-        return weight, _by_lanes(self.scale), None if self.zero is None else _by_lanes(self.zero)
+        return weight, by_lanes(self.scale), None if self.zero is None else by_lanes(self.zero)
 
 
 @dataclass(frozen=True)
@@ -152,13 +151,16 @@ class QuantEmbedding:
     bits: int
     group: int
 
+    @np.errstate(all="ignore")
     def expected(self, ids: np.ndarray) -> np.ndarray:
         zero = np.full(self.scale.shape, 1 << (self.bits - 1)) if self.zero is None else self.zero.astype("i8")
         group_of = np.arange(self.stored.shape[1]) // self.group
         table = (self.stored.astype("i8") - zero[:, group_of]).astype(np.float32)
         return (table * self.scale.astype(np.float32)[:, group_of])[ids]
 
-    def packed(self) -> np.ndarray:
+    def packed(self, *, lanes: bool = False) -> np.ndarray:
+        if lanes:
+            return pack_lanes(self.stored[None].astype("i8") - (1 << (self.bits - 1)), self.bits)
         per = 8 // self.bits
         padded = np.pad(self.stored, [(0, 0), (0, -self.stored.shape[1] % per)], constant_values=1 << (self.bits - 1))
         return _join(padded.reshape(len(padded), -1, per), self.bits)
@@ -188,7 +190,7 @@ def _join(stored: np.ndarray, bits: int) -> np.ndarray:
     return np.ascontiguousarray((stored.astype("i8") << shifts).sum(-1).astype(np.uint8))
 
 
-def _by_lanes(values: np.ndarray) -> np.ndarray:
+def by_lanes(values: np.ndarray) -> np.ndarray:
     """[out, groups] -> [ceil(out / 16), groups, 16]; what fills up is 1."""
     padded = np.pad(values, [(0, -len(values) % LANES), (0, 0)], constant_values=1)
     return np.ascontiguousarray(padded.reshape(-1, LANES, values.shape[1]).transpose(0, 2, 1))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from ferryman.runtime.contracts.errors import CallerError, RuntimeFault
 from ferryman.runtime.native_library import native_library
 from tests.support.packages import ADD_ONE
+from tests.support.quantized_cases import convolutions
 from tests.support.quantized_reference import (
     Int8,
     QuantConv,
@@ -22,9 +23,7 @@ from tests.support.quantized_reference import (
     conv_case,
     embedding_case,
     floats_of,
-    int8_of,
     linear_case,
-    weights_of,
 )
 from tests.support.tflite_models import Graph, numbers
 from tests.unit.runtime.test_tflite_delegate import INTERPRETERS, LIBRARY, Worker, fuzz
@@ -120,44 +119,6 @@ def embedding_model(table: QuantEmbedding, ids: np.ndarray, *, dynamic: bool = F
     graph = Graph()
     x = graph.input(ids.shape, ids.dtype.type, dynamic=[-1] * ids.ndim if dynamic else None)
     return graph.output(add_embedding(graph, x, table, ids.shape)).build()
-
-
-@st.composite
-def convolutions(draw):
-    """Any of some thousand operations."""
-    kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
-    groups = draw(st.sampled_from([1, 1, 1, 2, 3, 8, 17]))
-    per_group = draw(st.sampled_from([1, 2, 3, 4, 5, 16, 33]))
-    out_per_group = draw(st.sampled_from([1, 2, 5, 15, 16, 17, 32]))
-    dilation = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
-    least = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
-    padding = draw(st.tuples(*[st.integers(0, min(3, extent - 1)) for extent in least * 2]))
-    height = draw(st.integers(max(1, least[0] - padding[0] - padding[2]), least[0] + 6))
-    width = draw(st.integers(max(1, least[1] - padding[1] - padding[3]), least[1] + 12))
-    bits = draw(st.sampled_from([8, 4, 2]))
-    int8 = draw(st.booleans())
-    x_scale = draw(st.sampled_from([0.01, 0.7] if int8 else [0.0, 0.01, 0.7]))
-    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    shape = (draw(st.integers(1, 2)), groups * per_group, height, width)
-    out = groups * out_per_group
-    case = QuantConv(
-        x=int8_of(random, shape) if int8 else floats_of(random, *shape),
-        weight=weights_of(random, bits, (out, per_group, *kernel)),
-        scale=random.uniform(0.001, 0.02, out).astype(np.float32),
-        bias=floats_of(random, out),
-        bits=bits,
-        stride=draw(st.tuples(st.integers(1, 3), st.integers(1, 3))),
-        dilation=dilation,
-        padding=padding,
-        groups=groups,
-        x_scale=x_scale,
-        x_zero=0 if x_scale == 0 else draw(st.integers(-128, 127)),
-        out=draw(st.sampled_from([None, Int8(0.03, -7), Int8(0.5, 4, 4, 127), Int8(0.01, 0, -100, 90)])),
-    )
-    if draw(st.booleans()):
-        add = int8_of(random, case.expected().shape)
-        case = replace(case, add=add, add_scale=0.04, add_zero=draw(st.integers(-128, 127)))
-    return case
 
 
 @fuzz(120)

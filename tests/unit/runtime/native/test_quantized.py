@@ -12,22 +12,21 @@ from tests.support.kernels import FIRST, LAST, Refused
 from tests.support.quantized import (
     FLOATS,
     INT8,
-    Case,
     Conv,
     ConvCall,
     Embedding,
     EmbeddingCall,
-    EmbeddingCase,
     Linear,
     LinearCall,
-    LinearCase,
     check,
     request,
     run,
+    run_conv,
+    run_embedding,
+    run_linear,
 )
-
-SPECIAL = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, -1e-45, 3e38], np.float32)
-BITS = st.sampled_from([8, 4, 2])
+from tests.support.quantized_cases import BITS, convolutions, drawn_weights, floats
+from tests.support.quantized_reference import QuantConv, QuantEmbedding, QuantLinear
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -38,77 +37,17 @@ def best_again():
     kernels.load().ferryman_kernels_use(before.encode())
 
 
-def everywhere(case, *arguments) -> None:
-    with np.errstate(all="ignore"):
-        expected = case.expected()
+def everywhere(compute, case, *inputs, **how) -> None:
+    expected = case.expected(*inputs)
     for name in kernels.isas():
         assert kernels.load().ferryman_kernels_use(name.encode()) == 0
-        np.testing.assert_array_equal(case.run(*arguments), expected, name)
-
-
-def floats(random: np.random.Generator, shape: tuple[int, ...], *, special: bool) -> np.ndarray:
-    made = random.standard_normal(shape).astype(np.float32)
-    if special:
-        at = random.integers(0, made.size, 3)
-        made.reshape(-1)[at] = random.choice(SPECIAL, 3)
-    return made
-
-
-def drawn_weights(random: np.random.Generator, shape: tuple[int, ...], bits: int) -> np.ndarray:
-    half = 1 << (bits - 1)
-    if random.integers(0, 4) == 0:
-        return np.full(shape, random.choice([-half, half - 1]))
-    return random.integers(-half, half, shape)
-
-
-@st.composite
-def cases(draw):
-    """Any convolution of some thousand operations."""
-    kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
-    groups = draw(st.sampled_from([1, 1, 1, 2, 3, 16, 40, 70]))
-    few = groups > 3
-    per_group = draw(st.sampled_from([1] if few else [1, 2, 3, 4, 8, 16, 17, 32, 36, 64]))
-    out_per_group = draw(st.sampled_from([1, 1, 2] if few else [1, 2, 5, 15, 16, 17, 32, 40]))
-    dilation = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
-    least = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
-    padding = draw(st.tuples(*[st.integers(0, min(3, extent - 1)) for extent in least * 2]))
-    height = draw(st.integers(max(1, least[0] - padding[0] - padding[2]), least[0] + 6))
-    width = draw(st.integers(max(1, least[1] - padding[1] - padding[3]), least[1] + 30))
-    bits = draw(BITS)
-    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    shape = (draw(st.integers(1, 2)), groups * per_group, height, width)
-    kind = draw(st.sampled_from(["int8", "edges", "floats", "dynamic", "zeros"]))
-    if kind == "int8":
-        x = random.integers(-128, 128, shape, dtype=np.int8)
-    elif kind == "edges":
-        x = np.full(shape, random.choice([-128, 127]), np.int8)
-    else:
-        x = floats(random, shape, special=draw(st.booleans())) if kind != "zeros" else np.zeros(shape, np.float32)
-    out = groups * out_per_group
-    ends = sorted(random.integers(-128, 128, 2).tolist())
-    fixed = kind not in {"dynamic", "zeros"}
-    zero = draw(st.sampled_from([0, -128, 127, 3]))
-    return Case(
-        x=x,
-        weight=drawn_weights(random, (out, per_group, *kernel), bits),
-        scale=floats(random, (out,), special=draw(st.booleans())),
-        bias=random.standard_normal(out).astype(np.float32) * 20,
-        bits=bits,
-        stride=draw(st.tuples(st.integers(1, 3), st.integers(1, 6))),
-        dilation=dilation,
-        padding=padding,
-        groups=groups,
-        x_scale=draw(st.sampled_from([0.02, 1.0, 0.3])) if fixed else 0.0,
-        x_zero=zero if fixed else 0,
-        out=draw(st.sampled_from([None, (0.5, 3, -128, 127), (2.0, -128, *ends), (1e-3, 127, *ends)])),
-        add=draw(st.sampled_from([None, (0.1, -7)])),
-    )
+        np.testing.assert_array_equal(compute(case, *inputs, **how), expected, name)
 
 
 @settings(max_examples=250, deadline=None)
-@given(case=cases(), layout=st.sampled_from([FIRST, LAST]), threads=st.integers(1, 5))
+@given(case=convolutions(), layout=st.sampled_from([FIRST, LAST]), threads=st.integers(1, 5))
 def test_convolutions_equal_the_reference_to_the_bit(case, layout, threads):
-    everywhere(case, layout, threads)
+    everywhere(run_conv, case, layout=layout, threads=threads)
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2])
@@ -124,7 +63,7 @@ def test_convolutions_equal_the_reference_to_the_bit(case, layout, threads):
 )
 def test_larger_convolutions(shape, weight, options, bits):
     random = np.random.default_rng(0)
-    case = Case(
+    case = QuantConv(
         x=random.integers(-128, 128, shape, dtype=np.int8),
         weight=drawn_weights(random, weight, bits),
         scale=floats(random, weight[:1], special=False),
@@ -134,13 +73,13 @@ def test_larger_convolutions(shape, weight, options, bits):
         x_zero=-5,
         **options,
     )
-    everywhere(case)
+    everywhere(run_conv, case)
 
 
 def test_the_largest_depth_does_not_overflow():
     depth = 2**31 // (255 * 128)
     for x, zero, weight in ((-128, 127, -128), (127, -128, -128), (127, -128, 127)):
-        case = Case(
+        case = QuantConv(
             x=np.full((1, depth, 1, 1), x, np.int8),
             weight=np.full((17, depth, 1, 1), weight),
             scale=np.ones(17, np.float32),
@@ -148,7 +87,7 @@ def test_the_largest_depth_does_not_overflow():
             x_scale=1.0,
             x_zero=zero,
         )
-        everywhere(case)
+        everywhere(run_conv, case)
 
 
 @st.composite
@@ -162,15 +101,15 @@ def linears(draw):
     groups = -(-channels // group)
     x = floats(random, (rows, channels), special=draw(st.booleans()))
     x[random.integers(0, rows)] = draw(st.sampled_from([0.0, 1e-40, 1.0]))
-    return LinearCase(
-        x=x,
-        weight=drawn_weights(random, (out, channels), bits),
+    layer = QuantLinear(
+        stored=drawn_weights(random, (out, channels), bits) + (1 << (bits - 1)),
         scale=halves(random, (out, groups), draw(st.booleans())),
         bias=floats(random, (out,), special=False),
         bits=bits,
         group=group,
         zero=random.integers(0, 256, (out, groups), dtype=np.uint8) if draw(st.booleans()) else None,
     )
+    return layer, x
 
 
 def halves(random: np.random.Generator, shape: tuple[int, ...], any_bits: bool) -> np.ndarray:
@@ -182,7 +121,7 @@ def halves(random: np.random.Generator, shape: tuple[int, ...], any_bits: bool) 
 @settings(max_examples=150, deadline=None)
 @given(case=linears(), threads=st.integers(1, 5))
 def test_linear_layers_equal_the_reference_to_the_bit(case, threads):
-    everywhere(case, threads)
+    everywhere(run_linear, *case, threads=threads)
 
 
 @st.composite
@@ -194,27 +133,28 @@ def embeddings(draw):
     rows = draw(st.integers(1, 20))
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     groups = channels // group
-    return EmbeddingCase(
-        ids=random.integers(0, rows, draw(st.integers(1, 9)), dtype=draw(st.sampled_from([np.int32, np.int64]))),
+    ids = random.integers(0, rows, draw(st.integers(1, 9)), dtype=draw(st.sampled_from([np.int32, np.int64])))
+    table = QuantEmbedding(
         stored=random.integers(0, 1 << bits, (rows, channels)),
         scale=halves(random, (rows, groups), draw(st.booleans())),
         bits=bits,
         group=group,
         zero=random.integers(0, 256, (rows, groups), dtype=np.uint8) if draw(st.booleans()) else None,
     )
+    return table, ids
 
 
 @settings(max_examples=100, deadline=None)
-@given(case=embeddings())
-def test_embeddings_equal_the_reference_to_the_bit(case):
-    everywhere(case)
+@given(case=embeddings(), lanes=st.booleans())
+def test_embeddings_equal_the_reference_to_the_bit(case, lanes):
+    everywhere(run_embedding, *case, lanes=lanes)
 
 
 @pytest.mark.parametrize("number", [-1, 3, 2**31 - 1, -(2**63), 2**32])
 def test_numbers_beyond_the_table_are_refused(number):
-    case = EmbeddingCase(np.array([0, number]), np.zeros((3, 8), np.int64), np.ones((3, 1), np.float16), 4, 8)
+    table = QuantEmbedding(np.zeros((3, 8), np.int64), np.ones((3, 1), np.float16), None, 4, 8)
     with pytest.raises(Refused, match="not one of the table's rows"):
-        case.run()
+        run_embedding(table, np.array([0, number]))
 
 
 PLAIN_CONV = Conv(1, 8, 8, 32, 16, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 8, FIRST, INT8, INT8, 1, 0, 1, 0, -128, 127, 1, 0)
