@@ -32,6 +32,8 @@ class Compared:
     sqnr_db: float
     """Of the worst output, to eager in float32."""
     top1_agreement: float | None
+    bit_operations: float | None = None
+    """Over fp32's: multiplications of layers times the bits of the weight and of the activation. None: not counted."""
 
     @property
     def complaints(self) -> list[str]:
@@ -45,7 +47,12 @@ class Compared:
 
 
 def compare_forms(
-    variant: Variant, pair: tuple[bytes, bytes], suffix: str, inputs: Sequence[Array], places: Sequence[Interpreter]
+    variant: Variant,
+    pair: tuple[bytes, bytes],
+    suffix: str,
+    inputs: Sequence[Array],
+    places: Sequence[Interpreter],
+    bit_operations: float | None = None,
 ) -> list[Compared]:
     """Time a proven artifact beside the fp32 one on every interpreter it was proven on.
 
@@ -55,6 +62,7 @@ def compare_forms(
         suffix: of both.
         inputs: one call.
         places: the interpreters.
+        bit_operations: the variant's over fp32's.
 
     Raises:
         RuntimeCrash: an interpreter fell while it was timed.
@@ -81,6 +89,7 @@ def compare_forms(
                     speedup=(low, middle, high),
                     sqnr_db=proof.sqnr_db,
                     top1_agreement=proof.top1_agreement,
+                    bit_operations=bit_operations,
                 )
             )
     return found
@@ -88,7 +97,10 @@ def compare_forms(
 
 def table(found: Sequence[Compared]) -> str:
     """Rows for people."""
-    heads = ("form", "interpreter", "bytes", "of fp32", "us a call", "times as fast as fp32", "SQNR dB", "top-1 alike")
+    heads = (
+        *("form", "interpreter", "bytes", "of fp32", "us a call", "times as fast as fp32", "SQNR dB", "top-1 alike"),
+        "BitOps of fp32",
+    )
     rows = [heads]
     for one in found:
         low, middle, high = one.speedup
@@ -96,6 +108,7 @@ def table(found: Sequence[Compared]) -> str:
             one.form, one.interpreter, f"{one.size_bytes:,}", f"{one.size_bytes / one.fp32_bytes:.3f}",
             f"{one.latency_us:,.0f}", f"{middle:.2f} ({low:.2f}-{high:.2f})", f"{one.sqnr_db:.1f}",
             "" if one.top1_agreement is None else f"{one.top1_agreement:.1%}",
+            "" if one.bit_operations is None else f"{one.bit_operations:.3f}",
         ))  # fmt: skip
     widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)

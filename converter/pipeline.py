@@ -23,6 +23,7 @@ from ferryman.converter.capture import Captured, capture
 from ferryman.converter.forms import Batches, Form, find_form
 from ferryman.converter.honest import Compared, compare_forms
 from ferryman.converter.memory_estimate import activations_peak_bytes
+from ferryman.converter.quantize.bit_operations import bit_operations
 from ferryman.converter.quantize.calibration import read_calibration
 from ferryman.converter.quantize.recipe import Recipe
 from ferryman.converter.quiet import alone, quiet
@@ -202,13 +203,15 @@ class _Work:
         with self.clock.stage(f"make {form.name}"), quiet():
             program, layers = form.rewrite(self.captured, self.batches)
             references = with_program(self.references, program) if form.rounds else self.references
+            whole = bit_operations(self.captured) if form.rounds else 0
+            counted = bit_operations(self.captured, layers) / whole if whole else None
         for runtime, base in self.base.items():
             with self.clock.stage(f"lower {form.name} to {runtime}"), quiet():
                 lowered = BACKENDS[runtime].lower(program)
             variant = replace(self._prove(form, runtime, lowered, references), layers=layers)
             with self.clock.stage(f"time {form.name} on {runtime} beside fp32"):
                 pair, places = (base.data, lowered.data), self.places[runtime]
-                compared = compare_forms(variant, pair, BACKENDS[runtime].suffix, references.inputs[0], places)
+                compared = compare_forms(variant, pair, BACKENDS[runtime].suffix, references.inputs[0], places, counted)
             yield _Made(variant, lowered.data, tuple(compared))
 
     def _prove(self, form: Form, runtime: RuntimeName, lowered: Lowered, references: References) -> Variant:
