@@ -34,6 +34,16 @@ struct Counted {
 // Bytes of a vector of quantized weights: four weights' bits of each lane.
 constexpr size_t kVectorBytes = 4 * kLanes;
 
+// What weights are multiplied with, of some pixels: pixel p's window is, run after run, the 4 * quads bytes from
+// x + p * step + offsets[run] on. Where there are several runs, each fills whole bytes of weights.
+struct Windows {
+  const int8_t* x;
+  size_t step;
+  const size_t* offsets;
+  size_t runs, quads;
+  size_t pixels;
+};
+
 // How floats become int8: zero + rint(min(max(x * inverse, low), high)).
 struct Rounding {
   float inverse, low, high;
@@ -141,10 +151,10 @@ struct Isa {
   // out[c * out_stride + r] = in[r * in_stride + c] for r < rows, c < columns.
   void (*transpose)(const float* in, size_t in_stride, size_t rows, size_t columns, float* out, size_t out_stride);
 
-  // What `interleave` adds to inputs.
-  int32_t column_bias;
+  // What `dots` and `interleave` add to inputs.
+  int32_t dot_bias, column_bias;
 
-  // rows[pixel * stride] and on: `bytes` of each run, from runs[i] + pixel * steps[i] on, then zeros.
+  // rows[pixel * stride] and on: `bytes` of each run, from runs[i] + pixel * steps[i] on, then -dot_bias.
   void (*gather_bytes)(
       const int8_t* const* runs,
       const size_t* steps,
@@ -154,15 +164,11 @@ struct Isa {
       int8_t* rows,
       size_t stride);
 
-  // out[pixel * out_stride + 16 * block + lane]: the dot product of x[pixel * x_stride + k], k < 4 * quads, and a lane of
-  // weights of `bits`, from w + block * block_stride on. sums[pixel] is the sum of these x.
+  // out[pixel * out_stride + 16 * block + lane]: the dot product of a window, + dot_bias, and a lane of weights of `bits`,
+  // from w + block * block_stride on.
   void (*dots)(
       int32_t bits,
-      const int8_t* x,
-      size_t x_stride,
-      const int32_t* sums,
-      size_t pixels,
-      size_t quads,
+      const Windows& windows,
       const uint8_t* w,
       size_t block_stride,
       size_t blocks,

@@ -134,6 +134,7 @@ inline void transpose16(const float* in, size_t in_stride, float* out, size_t ou
 constexpr size_t kDotPixels = 2;
 constexpr size_t kDotVectors = 4;
 constexpr size_t kGroupRows = 2;
+constexpr int32_t kDotBias = 128;  // what is multiplied with signed weights is unsigned
 constexpr int32_t kColumnBias = 0;
 
 using Bytes = __m256i;
@@ -189,13 +190,29 @@ inline void add_dots(Dots& dots, Bytes weights, Quad x) {
   }
 }
 
+// Products of an unsigned byte and a signed one.
+template <int kBits>
+inline void add_centred(Dots& dots, Bytes weights, Quad x) {
+  const __m256i centred = _mm256_sub_epi8(weights, _mm256_set1_epi8(static_cast<char>(1 << (kBits - 1))));
+  const __m256i inputs = _mm256_xor_si256(x, _mm256_set1_epi8(-128));
+  if constexpr (kBits == 8) {
+    const __m256i even_inputs = _mm256_and_si256(inputs, _mm256_set1_epi16(255));
+    const __m256i odd_inputs = _mm256_srli_epi16(inputs, 8);
+    dots = _mm256_add_epi32(dots, _mm256_madd_epi16(even_inputs, even(centred)));
+    dots = _mm256_add_epi32(dots, _mm256_madd_epi16(odd_inputs, odd(centred)));
+  } else {
+    const __m256i pairs = _mm256_maddubs_epi16(inputs, centred);
+    dots = _mm256_add_epi32(dots, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+}
+
 inline void add_products(Dots& dots, Bytes columns, Bytes weights) {
   dots = _mm256_add_epi32(dots, _mm256_madd_epi16(even(columns), even(weights)));
   dots = _mm256_add_epi32(dots, _mm256_madd_epi16(odd(columns), odd(weights)));
 }
 
-inline void store_dots(int32_t* to, Dots dots, int32_t less) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_sub_epi32(dots, _mm256_set1_epi32(less)));
+inline void store_dots(int32_t* to, Dots dots) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), dots);
 }
 
 inline Floats less_products(Dots dots, int32_t less) {

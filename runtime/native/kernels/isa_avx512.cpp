@@ -148,7 +148,8 @@ inline void transpose16(const float* in, size_t in_stride, float* out, size_t ou
 constexpr size_t kDotPixels = 8;
 constexpr size_t kDotVectors = 2;
 constexpr size_t kGroupRows = 4;
-constexpr int32_t kColumnBias = 128;  // what is multiplied with signed weights is unsigned
+constexpr int32_t kDotBias = 128;  // what is multiplied with signed weights is unsigned
+constexpr int32_t kColumnBias = 128;
 
 using Bytes = __m512i;
 using Quad = __m512i;
@@ -186,6 +187,12 @@ inline void add_dots(Dots& dots, Bytes weights, Quad x) {
   dots = _mm512_dpbusd_epi32(dots, weights, x);
 }
 
+template <int kBits>
+inline void add_centred(Dots& dots, Bytes weights, Quad x) {
+  const Bytes centred = _mm512_sub_epi8(weights, _mm512_set1_epi8(static_cast<char>(1 << (kBits - 1))));
+  dots = _mm512_dpbusd_epi32(dots, _mm512_xor_si512(x, _mm512_set1_epi8(-128)), centred);
+}
+
 inline void interleave16(const int8_t* a, const int8_t* b, const int8_t* c, const int8_t* d, uint8_t* out) {
   const auto at = [](const int8_t* from) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)); };
   const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(at(a)), at(b), 1);
@@ -201,8 +208,8 @@ inline void add_products(Dots& dots, Bytes columns, Bytes weights) {
   dots = _mm512_dpbusd_epi32(dots, columns, weights);
 }
 
-inline void store_dots(int32_t* to, Dots dots, int32_t less) {
-  _mm512_storeu_si512(to, _mm512_sub_epi32(dots, _mm512_set1_epi32(less)));
+inline void store_dots(int32_t* to, Dots dots) {
+  _mm512_storeu_si512(to, dots);
 }
 
 inline int32_t sum_bytes(const int8_t* x, size_t count) {

@@ -469,6 +469,7 @@ constexpr Isa make(const char* name) {
       count_taps,
       compare_counts,
       transpose,
+      kDotBias,
       kColumnBias,
       gather_bytes,
       dots,

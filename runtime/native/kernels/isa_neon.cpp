@@ -116,6 +116,7 @@ inline void transpose16(const float* in, size_t in_stride, float* out, size_t ou
 constexpr size_t kDotPixels = 4;
 constexpr size_t kDotVectors = 4;
 constexpr size_t kGroupRows = 2;
+constexpr int32_t kDotBias = 0;
 constexpr int32_t kColumnBias = 0;
 
 using Bytes = uint8x16_t;
@@ -182,13 +183,18 @@ inline int32x4_t sums_of(const Dots& dots) {
 }
 #endif
 
-inline void store_dots(int32_t* to, const Dots& dots, int32_t less) {
-  vst1q_s32(to, vsubq_s32(sums_of(dots), vdupq_n_s32(less)));
+inline void store_dots(int32_t* to, const Dots& dots) {
+  vst1q_s32(to, sums_of(dots));
 }
 
 template <int kBits>
 inline void add_dots(Dots& dots, Bytes weights, Quad x) {
   add_products(dots, vreinterpretq_u8_s8(x), weights);
+}
+
+template <int kBits>
+inline void add_centred(Dots& dots, Bytes weights, Quad x) {
+  add_dots<kBits>(dots, vsubq_u8(weights, vdupq_n_u8((1 << (kBits - 1)) - kTaken<kBits>)), x);
 }
 
 inline Floats less_products(const Dots& dots, int32_t less) {

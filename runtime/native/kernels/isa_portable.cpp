@@ -158,6 +158,7 @@ inline void transpose16(const float* in, size_t in_stride, float* out, size_t ou
   }
 }
 
+constexpr int32_t kDotBias = 0;
 constexpr int32_t kColumnBias = 0;
 
 template <int kBits>
@@ -230,6 +231,15 @@ inline void add_dots(Dots& dots, const Bytes& weights, Quad x) {
   }
 }
 
+template <int kBits>
+inline void add_centred(Dots& dots, const Bytes& weights, Quad x) {
+  for (size_t i = 0; i < kRegisters; ++i) {
+    const __m128i w = _mm_sub_epi8(weights.part[i], _mm_set1_epi8(static_cast<char>(1 << (kBits - 1))));
+    const __m128i sum = _mm_add_epi32(_mm_madd_epi16(even(w), even(x)), _mm_madd_epi16(odd(w), odd(x)));
+    dots.part[i] = _mm_add_epi32(dots.part[i], sum);
+  }
+}
+
 inline void add_products(Dots& dots, const Bytes& columns, const Bytes& weights) {
   for (size_t i = 0; i < kRegisters; ++i) {
     const __m128i a = columns.part[i];
@@ -239,9 +249,9 @@ inline void add_products(Dots& dots, const Bytes& columns, const Bytes& weights)
   }
 }
 
-inline void store_dots(int32_t* to, const Dots& dots, int32_t less) {
+inline void store_dots(int32_t* to, const Dots& dots) {
   for (size_t i = 0; i < kRegisters; ++i) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to) + i, _mm_sub_epi32(dots.part[i], _mm_set1_epi32(less)));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to) + i, dots.part[i]);
   }
 }
 #else
@@ -299,6 +309,15 @@ inline void add_dots(Dots& dots, const Bytes& weights, Quad x) {
   }
 }
 
+template <int kBits>
+inline void add_centred(Dots& dots, const Bytes& weights, Quad x) {
+  for (size_t i = 0; i < kLanes; ++i) {
+    for (size_t j = 0; j < 4; ++j) {
+      dots.lane[i] += (weights.byte[4 * i + j] - (1 << (kBits - 1))) * x.byte[j];
+    }
+  }
+}
+
 inline void add_products(Dots& dots, const Bytes& columns, const Bytes& weights) {
   for (size_t i = 0; i < kLanes; ++i) {
     for (size_t j = 0; j < 4; ++j) {
@@ -307,10 +326,8 @@ inline void add_products(Dots& dots, const Bytes& columns, const Bytes& weights)
   }
 }
 
-inline void store_dots(int32_t* to, const Dots& dots, int32_t less) {
-  for (size_t i = 0; i < kLanes; ++i) {
-    to[i] = dots.lane[i] - less;
-  }
+inline void store_dots(int32_t* to, const Dots& dots) {
+  __builtin_memcpy(to, &dots, sizeof dots);
 }
 
 inline void interleave16(const int8_t* a, const int8_t* b, const int8_t* c, const int8_t* d, uint8_t* out) {
@@ -342,13 +359,13 @@ inline Floats operator+(const Floats& a, const Floats& b) {
 
 inline Floats less_products(const Dots& dots, int32_t less) {
   int32_t sums[kLanes];
-  store_dots(sums, dots, less);
-  return each_lane([&](size_t i) { return static_cast<float>(sums[i]); });
+  store_dots(sums, dots);
+  return each_lane([&](size_t i) { return static_cast<float>(sums[i] - less); });
 }
 
 inline Floats less_products(const Dots& dots, const uint8_t* zero, int32_t taken, int32_t sum) {
   int32_t sums[kLanes];
-  store_dots(sums, dots, 0);
+  store_dots(sums, dots);
   return each_lane([&](size_t i) { return static_cast<float>(sums[i] - (zero[i] - taken) * sum); });
 }
 

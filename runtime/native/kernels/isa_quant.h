@@ -3,8 +3,9 @@
 //   low_bits<kBits>(Bytes)     the lowest bits of each byte, as they are multiplied: less kTaken<kBits>
 //   next_bits<kBits>(Bytes)    the bits above them brought down; what comes in from above does not matter
 //   Quad       four inputs in every lane                        spread(const int8_t*)
-//   Dots       kWidth running dot products                      zero_dots(), store_dots(int32_t* to, Dots, int32_t less)
+//   Dots       kWidth running dot products                      zero_dots(), store_dots(int32_t* to, Dots)
 //   add_dots<kBits>(Dots&, Bytes, Quad)                         adds four products to each lane
+//   add_centred<kBits>(Dots&, Bytes, Quad)                      the same of weights less what stands for 0, and inputs + kDotBias
 //   interleave16(const int8_t* a, b, c, d, uint8_t* out)        out[4 * i] and on: a[i], b[i], c[i], d[i], + kColumnBias
 //   add_products(Dots&, Bytes columns, Bytes weights)           the same of signed weights, and inputs + kColumnBias
 //   less_products(Dots, int32_t less), less_products(Dots, const uint8_t* zero, int32_t taken, int32_t sum)
@@ -26,7 +27,7 @@ constexpr size_t byte_place(size_t n, size_t block_stride) {
   return n / kParts * block_stride + n % kParts * kWidth * 4;
 }
 
-template <int kBits, size_t kM, size_t kN>
+template <int kBits, bool kCentred = false, size_t kM, size_t kN>
 inline void accumulate(
     Dots (&dots)[kM][kN], const int8_t* x, size_t x_stride, size_t quads, const uint8_t* w, size_t block_stride) {
   constexpr size_t kPer = 8 / kBits;
@@ -48,7 +49,11 @@ inline void accumulate(
     for (size_t m = 0; m < kM; ++m) {
       const Quad four = spread(x + m * x_stride + 4 * quad);
       for (size_t n = 0; n < kN; ++n) {
-        add_dots<kBits>(dots[m][n], weights[n], four);
+        if constexpr (kCentred) {
+          add_centred<kBits>(dots[m][n], weights[n], four);
+        } else {
+          add_dots<kBits>(dots[m][n], weights[n], four);
+        }
       }
     }
   };
@@ -69,10 +74,7 @@ inline void accumulate(
 
 template <int kBits>
 struct DotTile {
-  const int8_t* x;
-  size_t x_stride;
-  const int32_t* sums;
-  size_t quads;
+  const Windows& windows;
   const uint8_t* w;
   size_t block_stride;
   int32_t* out;
@@ -80,13 +82,18 @@ struct DotTile {
 
   template <size_t kM, size_t kN>
   void run(size_t pixel, size_t vector) const {
+    const size_t step = windows.step;
+    const size_t quads = windows.quads;
+    const int8_t* const x = windows.x + pixel * step;
+    const uint8_t* from = w + byte_place(vector, block_stride);
     Dots dots[kM][kN];
     fill(dots, zero_dots());
-    accumulate<kBits>(dots, x + pixel * x_stride, x_stride, quads, w + byte_place(vector, block_stride), block_stride);
+    for (size_t run = 0; run < windows.runs; ++run, from += quads * kBits / 8 * kVectorBytes) {
+      accumulate<kBits, true>(dots, x + windows.offsets[run], step, quads, from, block_stride);
+    }
     for (size_t m = 0; m < kM; ++m) {
-      const int32_t less = (kHalf<kBits> - kTaken<kBits>)*sums[pixel + m];
       for (size_t n = 0; n < kN; ++n) {
-        store_dots(out + (pixel + m) * out_stride + (vector + n) * kWidth, dots[m][n], less);
+        store_dots(out + (pixel + m) * out_stride + (vector + n) * kWidth, dots[m][n]);
       }
     }
   }
@@ -94,23 +101,19 @@ struct DotTile {
 
 void dots(
     int32_t bits,
-    const int8_t* x,
-    size_t x_stride,
-    const int32_t* sums,
-    size_t pixels,
-    size_t quads,
+    const Windows& windows,
     const uint8_t* w,
     size_t block_stride,
     size_t blocks,
     int32_t* out,
     size_t out_stride) {
-  const auto run = [&](const auto& tile) { rows<kDotPixels, kDotVectors>(tile, pixels, 0, blocks * kParts); };
+  const auto run = [&](const auto& tile) { rows<kDotPixels, kDotVectors>(tile, windows.pixels, 0, blocks * kParts); };
   if (bits == 8) {
-    run(DotTile<8>{x, x_stride, sums, quads, w, block_stride, out, out_stride});
+    run(DotTile<8>{windows, w, block_stride, out, out_stride});
   } else if (bits == 4) {
-    run(DotTile<4>{x, x_stride, sums, quads, w, block_stride, out, out_stride});
+    run(DotTile<4>{windows, w, block_stride, out, out_stride});
   } else {
-    run(DotTile<2>{x, x_stride, sums, quads, w, block_stride, out, out_stride});
+    run(DotTile<2>{windows, w, block_stride, out, out_stride});
   }
 }
 
@@ -165,7 +168,7 @@ struct ColumnTile {
     }
     for (size_t m = 0; m < kM; ++m) {
       for (size_t n = 0; n < kN; ++n) {
-        store_dots(out + (pixel + m) * out_stride + n * kWidth, dots[m][n], 0);
+        store_dots(out + (pixel + m) * out_stride + n * kWidth, dots[m][n]);
       }
     }
   }
@@ -273,7 +276,7 @@ void gather_bytes(
       copy_bytes(to, runs[run] + p * steps[run], bytes);
     }
     for (; to < rows + stride; ++to) {
-      *to = 0;
+      *to = static_cast<int8_t>(-kDotBias);
     }
   }
 }

@@ -18,6 +18,7 @@ constexpr int64_t kQuantDepthMax = INT32_MAX / (255 * 128);  // the sum of produ
 constexpr size_t kChunkFloats = 16384;                       // quantized at a time
 constexpr size_t kWindowBytes = 32768;                       // of one task, at a time
 constexpr size_t kWindowPixels = 64;
+constexpr size_t kFrameTimes = 8;                            // as large as an image a frame may be
 
 ferryman_binary_conv shape_of(const ferryman_quant_conv& c) {
   return {c.batch,      c.height,     c.width,   c.channels, c.out_channels, c.kernel_h,   c.kernel_w,
@@ -168,26 +169,39 @@ class Gather {
   Buffer<int8_t> outside_;
 };
 
+bool gather(const QuantWork& work, const Part& part, int8_t* rows, size_t stride) {
+  const Gather gather(work, part);
+  if (gather) {
+    gather.put(rows, stride);
+  }
+  return static_cast<bool>(gather);
+}
+
+// The windows in the frame of a row of the output, or of all rows where they go on alike, from pixel `p` of a part on.
+Windows framed(const QuantWork& work, const Part& part, size_t p) {
+  const Geometry& g = work.g;
+  const Position first(part.pixel + p, g.out_width);
+  const auto stride = static_cast<size_t>(g.conv.stride_w);
+  const bool alike = g.out_width * stride == g.frame_width * static_cast<size_t>(g.conv.stride_h);
+  const size_t corner = part.image * g.frame_height * g.frame_width + g.frame_corner(first);
+  const auto channels = static_cast<size_t>(g.conv.channels);
+  const size_t left = part.pixels - p;
+  return {work.frames + corner * channels + part.group * g.channels, stride * channels, work.offsets, work.runs,
+          g.depth / work.runs / 4, alike ? left : std::min(left, g.out_width - first.column)};
+}
+
 void run_part(const QuantWork& work, const Part& part) {
   const Geometry& g = work.g;
   const size_t quads = (g.depth + 3) / 4;
-  const size_t row = 4 * quads;
-  const bool direct = g.pointwise() && g.conv.groups == 1 && g.conv.stride_h == 1 && g.conv.stride_w == 1 &&
-      g.channels == row;
-  const Buffer<int8_t> windows(direct ? 0 : part.pixels * row);
-  const Buffer<int32_t> sums(part.pixels);
-  const Buffer<int32_t> dots(part.pixels * kRunChannels);
-  const Gather gather(work, part);
-  if (!windows || !sums || !dots || !gather) {
+  const bool gathered = work.frames == nullptr;
+  const Buffer<int8_t> rows(gathered ? part.pixels * 4 * quads : 0);
+  if (!rows || (gathered && !gather(work, part, rows.get(), 4 * quads))) {
     work.failed->store(true);
     return;
   }
-  const int8_t* x = work.x + (part.image * g.in_pixels + part.pixel) * g.channels;
-  if (!direct) {
-    gather.put(windows.get(), row);
-    x = windows.get();
-  }
-  work.isa.sums(x, row, part.pixels, row, sums.get());
+  constexpr size_t nowhere = 0;
+  const Windows all = {rows.get(), 4 * quads, &nowhere, 1, quads, part.pixels};
+  alignas(kAlignment) int32_t dots[kWindowPixels * kRunChannels];
   const size_t block = work.vectors() * kVectorBytes;
   const uint8_t* w = work.call.weights + (part.group * g.blocks + part.channel / kLanes) * block;
   Part run = part;
@@ -195,20 +209,25 @@ void run_part(const QuantWork& work, const Part& part) {
   for (; run.channel < end; run.channel += kRunChannels, w += kRunChannels / kLanes * block) {
     run.channels = std::min(kRunChannels, end - run.channel);
     const size_t blocks = (run.channels + kLanes - 1) / kLanes;
-    work.isa.dots(work.conv.bits, x, row, sums.get(), part.pixels, quads, w, block, blocks, dots.get(), kRunChannels);
-    put(work, run, dots.get(), kRunChannels);
+    for (size_t p = 0; p < part.pixels;) {
+      const Windows windows = gathered ? all : framed(work, part, p);
+      work.isa.dots(work.conv.bits, windows, w, block, blocks, dots + p * kRunChannels, kRunChannels);
+      p += windows.pixels;
+    }
+    put(work, run, dots, kRunChannels);
   }
 }
 
-// Cuts the output into parts that fit the cache and give every thread something to do.
+// Cuts the output into parts that fit the cache and give every thread something to do; of whole rows, where they may be.
 void run_parts(const QuantWork& work) {
   const Geometry& g = work.g;
   const auto groups = static_cast<size_t>(g.conv.groups);
   const auto images = static_cast<size_t>(g.conv.batch);
   const size_t threads = work.threads();
   const size_t each = std::max<size_t>(images * groups * g.out_pixels / (2 * threads), 8);
-  const size_t fit = std::clamp<size_t>(kWindowBytes / g.depth, 8, kWindowPixels);
-  const size_t pixels = std::min({each, fit, g.out_pixels});
+  const size_t fit = work.frames ? kWindowPixels : std::clamp<size_t>(kWindowBytes / g.depth, 8, kWindowPixels);
+  const size_t most = std::min({each, fit, g.out_pixels});
+  const size_t pixels = most < g.out_width ? most : most / g.out_width * g.out_width;
   const size_t runs = (g.out_pixels + pixels - 1) / pixels;
   const size_t tasks = images * groups * runs;
   const size_t parts = tasks < threads ? (threads + tasks - 1) / tasks : 1;  // of the channels
@@ -231,18 +250,55 @@ bool sum_weights(const QuantWork& work, int32_t* sums) {
   if (!ones) {
     return false;
   }
-  std::fill_n(ones.get(), g.depth, 1);
-  std::fill(ones.get() + g.depth, ones.get() + 4 * quads, 0);
-  const auto depth = static_cast<int32_t>(g.depth);
+  std::fill_n(ones.get(), 4 * quads, static_cast<int8_t>(-work.isa.dot_bias));
+  std::fill_n(ones.get(), g.depth, static_cast<int8_t>(1 - work.isa.dot_bias));
+  constexpr size_t nowhere = 0;
+  const Windows windows = {ones.get(), 0, &nowhere, 1, quads, 1};
   const size_t block = work.vectors() * kVectorBytes;
   const size_t blocks = static_cast<size_t>(g.conv.groups) * g.blocks;
   const size_t run = (blocks + work.threads() - 1) / work.threads();
   for_each(work.call, (blocks + run - 1) / run, [&](size_t task) {
     const size_t begin = task * run;
-    work.isa.dots(work.conv.bits, ones.get(), 0, &depth, 1, quads, work.call.weights + begin * block, block,
-                  std::min(run, blocks - begin), sums + begin * kLanes, 0);
+    work.isa.dots(work.conv.bits, windows, work.call.weights + begin * block, block, std::min(run, blocks - begin),
+                  sums + begin * kLanes, 0);
   });
   return true;
+}
+
+// Whether windows are runs of bytes of a frame, each of whole bytes of weights.
+bool has_runs(const QuantWork& work) {
+  const Geometry& g = work.g;
+  const size_t whole = 4 * (work.runs == 1 ? 1 : work.per());
+  const size_t frame = g.frame_height * g.frame_width * static_cast<size_t>(g.conv.channels);
+  const size_t free = kFrameTimes * g.in_pixels * static_cast<size_t>(g.conv.channels);
+  return !g.depthwise && g.depth / work.runs % whole == 0 && frame <= free;
+}
+
+// Where the runs of a window begin.
+void put_offsets(const QuantWork& work, size_t* offsets) {
+  const Geometry& g = work.g;
+  const size_t step = g.taps / work.runs;
+  const auto width = static_cast<size_t>(g.conv.kernel_w);
+  for (size_t tap = 0; tap < g.taps; tap += step) {
+    *offsets++ = g.frame_offset(tap / width, tap % width) * static_cast<size_t>(g.conv.channels);
+  }
+}
+
+void put_frames(const QuantWork& work, int8_t* frames) {
+  const Geometry& g = work.g;
+  const auto channels = static_cast<size_t>(g.conv.channels);
+  const auto height = static_cast<size_t>(g.conv.height);
+  const size_t left = static_cast<size_t>(g.conv.pad_left) * channels;
+  const size_t size = static_cast<size_t>(g.conv.width) * channels;
+  const size_t row = g.frame_width * channels;
+  for_each(work.call, static_cast<size_t>(g.conv.batch) * g.frame_height, [&](size_t task) {
+    const size_t y = task % g.frame_height - static_cast<size_t>(g.conv.pad_top);
+    int8_t* const to = frames + task * row;
+    memset(to, work.x_zero, row);
+    if (y < height) {  // which is wrapped around above the image
+      memcpy(to + left, work.x + (task / g.frame_height * height + y) * size, size);
+    }
+  });
 }
 
 const char* run_quantized(const ferryman_quant_conv& conv, const ferryman_quant_call& call) {
@@ -257,16 +313,22 @@ const char* run_quantized(const ferryman_quant_conv& conv, const ferryman_quant_
   const size_t in_pixels = static_cast<size_t>(conv.batch) * g.in_pixels;
   const bool floats = conv.input == FERRYMAN_FLOATS;
   const bool wide = g.depthwise && g.out_channels > 1;
+  work.runs = groups == 1 && conv.dilation_w == 1 ? static_cast<size_t>(conv.kernel_h) : g.taps;
+  const bool runs = has_runs(work);
+  const bool framed = runs && g.padded();
   const Columns columns(g);
   const size_t words = g.depthwise ? columns.rows * blocks * static_cast<size_t>(conv.kernel_w) * columns.quads * kLanes : 0;
 
   const Buffer<int8_t> x(floats ? in_pixels * static_cast<size_t>(conv.channels) : 0);
   const Buffer<int8_t> widened(wide ? in_pixels * channels : 0);
+  const Buffer<int8_t> frames(
+      framed ? static_cast<size_t>(conv.batch) * g.frame_height * g.frame_width * static_cast<size_t>(conv.channels) : 0);
+  const Buffer<size_t> offsets(runs ? work.runs : 0);
   const Buffer<float> x_scale(static_cast<size_t>(conv.batch));
   const Buffer<float> factors(2 * blocks * kLanes);
   const Buffer<int32_t> base(blocks * kLanes);
   const Buffer<uint32_t> spread(words);
-  if (!x || !widened || !x_scale || !factors || !base || !spread) {
+  if (!x || !widened || !frames || !offsets || !x_scale || !factors || !base || !spread) {
     return kNoMemory;
   }
   std::fill_n(x_scale.get(), conv.batch, conv.x_scale);
@@ -278,6 +340,15 @@ const char* run_quantized(const ferryman_quant_conv& conv, const ferryman_quant_
   if (wide) {
     widen_bytes(g, work.x, widened.get());
     work.x = widened.get();
+  }
+
+  if (runs) {
+    put_offsets(work, offsets.get());
+    work.offsets = offsets.get();
+    work.frames = framed ? frames.get() : work.x;
+  }
+  if (framed) {
+    put_frames(work, frames.get());
   }
 
   float* const scale = factors.get();
@@ -292,7 +363,7 @@ const char* run_quantized(const ferryman_quant_conv& conv, const ferryman_quant_
   work.scale = scale;
   work.bias = bias;
 
-  const int32_t zero = work.x_zero + (g.depthwise ? work.isa.column_bias : 0);
+  const int32_t zero = work.x_zero + (g.depthwise ? work.isa.column_bias : work.isa.dot_bias);
   if (g.depthwise) {
     spread_weights(work, columns, spread.get(), base.get());
     work.column_weights = reinterpret_cast<const int8_t*>(spread.get());

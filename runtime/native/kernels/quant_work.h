@@ -18,6 +18,9 @@ struct QuantWork {
   const int8_t* x = nullptr;       // channels last, of all images
   const float* x_scale = nullptr;  // of each image
   int32_t x_zero = 0;
+  const int8_t* frames = nullptr;  // x in its padding, which windows are runs of; null where they have to be gathered
+  const size_t* offsets = nullptr;  // of these runs
+  size_t runs = 0;
   const float* scale = nullptr;
   const float* bias = nullptr;
   const int32_t* base = nullptr;
