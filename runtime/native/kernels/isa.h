@@ -34,14 +34,15 @@ struct Counted {
 // Bytes of a vector of quantized weights: four weights' bits of each lane.
 constexpr size_t kVectorBytes = 4 * kLanes;
 
-// What weights are multiplied with, of some pixels: pixel p's window is, run after run, the 4 * quads bytes from
-// x + p * step + offsets[run] on. Where there are several runs, each fills whole bytes of weights.
+// What weights are multiplied with, of some pixels: pixel p's window is, run after run, the bytes from
+// x + p * step + offsets[run] on: inputs, to which dot_bias was added or not.
 struct Windows {
   const int8_t* x;
   size_t step;
   const size_t* offsets;
-  size_t runs, quads;
+  size_t runs, bytes;  // of each run
   size_t pixels;
+  bool biased;
 };
 
 // How floats become int8: zero + rint(min(max(x * inverse, low), high)).
@@ -154,18 +155,14 @@ struct Isa {
   // What `dots` and `interleave` add to inputs.
   int32_t dot_bias, column_bias;
 
-  // rows[pixel * stride] and on: `bytes` of each run, from runs[i] + pixel * steps[i] on, then -dot_bias.
-  void (*gather_bytes)(
-      const int8_t* const* runs,
-      const size_t* steps,
-      size_t count,
-      size_t bytes,
-      size_t pixels,
-      int8_t* rows,
-      size_t stride);
+  // out[i] = x[i] + dot_bias, modulo 256.
+  void (*add_bias)(const int8_t* x, size_t count, int8_t* out);
 
-  // out[pixel * out_stride + 16 * block + lane]: the dot product of a window, + dot_bias, and a lane of weights of `bits`,
-  // from w + block * block_stride on.
+  // rows[pixel * stride] and on: the window, then zeros.
+  void (*gather_bytes)(const Windows& windows, int8_t* rows, size_t stride);
+
+  // out[pixel * out_stride + 16 * block + lane]: the dot product of a window, with its bias, and a lane of weights of
+  // `bits`, from w + block * block_stride on. Runs are of whole quads; and where there are several, of whole bytes of weights.
   void (*dots)(
       int32_t bits,
       const Windows& windows,

@@ -187,10 +187,19 @@ inline void add_dots(Dots& dots, Bytes weights, Quad x) {
   dots = _mm512_dpbusd_epi32(dots, weights, x);
 }
 
+inline Quad with_bias(Quad x) {
+  return _mm512_xor_si512(x, _mm512_set1_epi8(-128));
+}
+
+template <int kBits, size_t kJ>
+inline Bytes weights_of(Bytes packed) {
+  const Bytes own = low_bits<kBits>(_mm512_srli_epi16(packed, kBits * kJ));
+  return _mm512_sub_epi8(own, _mm512_set1_epi8(static_cast<char>(1 << (kBits - 1))));
+}
+
 template <int kBits>
-inline void add_centred(Dots& dots, Bytes weights, Quad x) {
-  const Bytes centred = _mm512_sub_epi8(weights, _mm512_set1_epi8(static_cast<char>(1 << (kBits - 1))));
-  dots = _mm512_dpbusd_epi32(dots, _mm512_xor_si512(x, _mm512_set1_epi8(-128)), centred);
+inline void add_signed(Dots& dots, Bytes weights, Quad x) {
+  dots = _mm512_dpbusd_epi32(dots, x, weights);
 }
 
 inline void interleave16(const int8_t* a, const int8_t* b, const int8_t* c, const int8_t* d, uint8_t* out) {
@@ -223,17 +232,6 @@ inline int32_t sum_bytes(const int8_t* x, size_t count) {
     sums = _mm512_dpbusd_epi32(sums, ones, _mm512_maskz_loadu_epi8(~0ull >> (kVectorBytes - (count - i)), x + i));
   }
   return _mm512_reduce_add_epi32(sums);
-}
-
-inline void copy_bytes(int8_t* to, const int8_t* from, size_t count) {
-  size_t i = 0;
-  for (; i + kVectorBytes <= count; i += kVectorBytes) {
-    _mm512_storeu_si512(to + i, _mm512_loadu_si512(from + i));
-  }
-  if (i < count) {
-    const __mmask64 last = ~0ull >> (kVectorBytes - (count - i));
-    _mm512_mask_storeu_epi8(to + i, last, _mm512_maskz_loadu_epi8(last, from + i));
-  }
 }
 
 inline Floats less_products(Dots dots, int32_t less) {

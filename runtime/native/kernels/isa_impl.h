@@ -471,6 +471,7 @@ constexpr Isa make(const char* name) {
       transpose,
       kDotBias,
       kColumnBias,
+      add_bias,
       gather_bytes,
       dots,
       interleave,

@@ -192,9 +192,21 @@ inline void add_dots(Dots& dots, Bytes weights, Quad x) {
   add_products(dots, vreinterpretq_u8_s8(x), weights);
 }
 
+inline Quad with_bias(Quad x) {
+  return x;
+}
+
+template <int kBits, size_t kJ>
+inline Bytes weights_of(Bytes packed) {
+  constexpr uint8_t kSigns = kBits == 8 ? 0x80 : kBits == 4 ? 0x88 : 0xaa;
+  const Bytes turned = veorq_u8(packed, vdupq_n_u8(kSigns));  // once for all in a byte
+  const int8x16_t raised = vreinterpretq_s8_u8(vshlq_n_u8(turned, 8 - kBits * (kJ + 1)));
+  return vreinterpretq_u8_s8(kBits == 8 ? raised : vshrq_n_s8(raised, 8 - kBits % 8));
+}
+
 template <int kBits>
-inline void add_centred(Dots& dots, Bytes weights, Quad x) {
-  add_dots<kBits>(dots, vsubq_u8(weights, vdupq_n_u8((1 << (kBits - 1)) - kTaken<kBits>)), x);
+inline void add_signed(Dots& dots, Bytes weights, Quad x) {
+  add_products(dots, vreinterpretq_u8_s8(x), weights);
 }
 
 inline Floats less_products(const Dots& dots, int32_t less) {

@@ -231,13 +231,13 @@ inline void add_dots(Dots& dots, const Bytes& weights, Quad x) {
   }
 }
 
-template <int kBits>
-inline void add_centred(Dots& dots, const Bytes& weights, Quad x) {
-  for (size_t i = 0; i < kRegisters; ++i) {
-    const __m128i w = _mm_sub_epi8(weights.part[i], _mm_set1_epi8(static_cast<char>(1 << (kBits - 1))));
-    const __m128i sum = _mm_add_epi32(_mm_madd_epi16(even(w), even(x)), _mm_madd_epi16(odd(w), odd(x)));
-    dots.part[i] = _mm_add_epi32(dots.part[i], sum);
-  }
+template <int kBits, size_t kJ>
+inline Bytes weights_of(const Bytes& packed) {
+  return each_part([&](size_t i) {
+    const __m128i own = _mm_srli_epi16(packed.part[i], kBits * kJ);
+    const __m128i low = kBits == 8 ? own : _mm_and_si128(own, _mm_set1_epi8((1 << kBits % 8) - 1));
+    return _mm_sub_epi8(low, _mm_set1_epi8(static_cast<char>(1 << (kBits - 1))));
+  });
 }
 
 inline void add_products(Dots& dots, const Bytes& columns, const Bytes& weights) {
@@ -247,6 +247,11 @@ inline void add_products(Dots& dots, const Bytes& columns, const Bytes& weights)
     const __m128i sum = _mm_add_epi32(_mm_madd_epi16(even(a), even(b)), _mm_madd_epi16(odd(a), odd(b)));
     dots.part[i] = _mm_add_epi32(dots.part[i], sum);
   }
+}
+
+template <int kBits>
+inline void add_signed(Dots& dots, const Bytes& weights, Quad x) {
+  add_products(dots, each_part([&](size_t) { return x; }), weights);
 }
 
 inline void store_dots(int32_t* to, const Dots& dots) {
@@ -309,11 +314,19 @@ inline void add_dots(Dots& dots, const Bytes& weights, Quad x) {
   }
 }
 
+template <int kBits, size_t kJ>
+inline Bytes weights_of(Bytes packed) {
+  for (size_t i = 0; i < kVectorBytes; ++i) {
+    packed.byte[i] = static_cast<uint8_t>((packed.byte[i] >> (kBits * kJ) & ((1 << kBits) - 1)) - (1 << (kBits - 1)));
+  }
+  return packed;
+}
+
 template <int kBits>
-inline void add_centred(Dots& dots, const Bytes& weights, Quad x) {
+inline void add_signed(Dots& dots, const Bytes& weights, Quad x) {
   for (size_t i = 0; i < kLanes; ++i) {
     for (size_t j = 0; j < 4; ++j) {
-      dots.lane[i] += (weights.byte[4 * i + j] - (1 << (kBits - 1))) * x.byte[j];
+      dots.lane[i] += static_cast<int8_t>(weights.byte[4 * i + j]) * x.byte[j];
     }
   }
 }
@@ -337,6 +350,10 @@ inline void interleave16(const int8_t* a, const int8_t* b, const int8_t* c, cons
   }
 }
 #endif
+
+inline Quad with_bias(Quad x) {
+  return x;
+}
 
 // Floats of what is made for each lane.
 template <typename Make>
