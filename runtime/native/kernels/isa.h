@@ -162,7 +162,7 @@ struct Isa {
   void (*gather_bytes)(const Windows& windows, int8_t* rows, size_t stride);
 
   // out[pixel * out_stride + 16 * block + lane]: the dot product of a window, with its bias, and a lane of weights of
-  // `bits`, from w + block * block_stride on. Runs are of whole quads; and where there are several, of whole bytes of weights.
+  // `bits`, from w + block * block_stride on. A run is of whole quads; where there are several, of whole bytes of weights.
   void (*dots)(
       int32_t bits,
       const Windows& windows,
