@@ -6,7 +6,7 @@ namespace {
 
 constexpr int64_t kDepthMax = 1 << 24;         // a float holds every count exactly
 constexpr int32_t kDimMax = 1 << 24;
-constexpr int64_t kFrameFree = 1 << 24;        // words of frames that any convolution may have,
+constexpr int64_t kFrameFree = 1 << 24;        // elements of frames that any convolution may have,
 constexpr int64_t kFrameTimes = 64;            // and how many times what it reads and writes they may be beyond
 
 // Positions a window takes; 0 where it does not fit.
@@ -28,6 +28,10 @@ int64_t product(std::initializer_list<int64_t> factors) {
     total *= factor;
   }
   return total;
+}
+
+bool frame_fits(int64_t frame, int64_t read_and_written) {
+  return frame <= std::max(kFrameFree, kFrameTimes * read_and_written);
 }
 
 Geometry::Geometry(const ferryman_binary_conv& given) : conv(given) {
@@ -120,8 +124,8 @@ const char* ferryman_binary_check(const ferryman_binary_conv* conv, ferryman_bin
     }
   }
   const bool framed = !depthwise && c.input != FERRYMAN_REALS;
-  if (framed && frame > std::max(kFrameFree, kFrameTimes * (sizes->input + sizes->output))) {
-    return "the padded input must be at most 64 times as large as input and output";
+  if (framed && !ferryman::kernels::frame_fits(frame, sizes->input + sizes->output)) {
+    return ferryman::kernels::kFrameTooLarge;
   }
   return nullptr;
 }

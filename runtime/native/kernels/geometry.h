@@ -13,6 +13,10 @@ constexpr int64_t kElementsMax = 1LL << 31;  // of a tensor
 // Product of positive numbers; more than kElementsMax counts as just that.
 int64_t product(std::initializer_list<int64_t> factors);
 
+// Whether what is made of the input, with its padding around it, stays in proportion to input and output.
+bool frame_fits(int64_t frame, int64_t read_and_written);
+constexpr const char* kFrameTooLarge = "the padded input must be at most 64 times as large as input and output";
+
 constexpr int64_t ceil_div(int64_t value, int64_t by) {
   return (value + by - 1) / by;
 }

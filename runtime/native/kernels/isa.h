@@ -34,6 +34,17 @@ struct Counted {
 // Bytes of a vector of quantized weights: four weights' bits of each lane.
 constexpr size_t kVectorBytes = 4 * kLanes;
 
+// What weights are multiplied with, of some pixels: pixel p's window is, run after run, the bytes from
+// x + p * step + offsets[run] on: inputs, to which dot_bias was added or not.
+struct Windows {
+  const int8_t* x;
+  size_t step;
+  const size_t* offsets;
+  size_t runs, bytes;  // of each run
+  size_t pixels;
+  bool biased;
+};
+
 // How floats become int8: zero + rint(min(max(x * inverse, low), high)).
 struct Rounding {
   float inverse, low, high;
@@ -154,28 +165,20 @@ struct Isa {
   // out[c * out_stride + r] = in[r * in_stride + c] for r < rows, c < columns.
   void (*transpose)(const float* in, size_t in_stride, size_t rows, size_t columns, float* out, size_t out_stride);
 
-  // What `interleave` adds to inputs.
-  int32_t column_bias;
+  // What `dots` and `interleave` add to inputs.
+  int32_t dot_bias, column_bias;
 
-  // rows[pixel * stride] and on: `bytes` of each run, from runs[i] + pixel * steps[i] on, then zeros.
-  void (*gather_bytes)(
-      const int8_t* const* runs,
-      const size_t* steps,
-      size_t count,
-      size_t bytes,
-      size_t pixels,
-      int8_t* rows,
-      size_t stride);
+  // out[i] = x[i] + dot_bias, modulo 256.
+  void (*add_bias)(const int8_t* x, size_t count, int8_t* out);
 
-  // out[pixel * out_stride + 16 * block + lane]: the dot product of x[pixel * x_stride + k], k < 4 * quads, and a lane of
-  // weights of `bits`, from w + block * block_stride on. sums[pixel] is the sum of these x.
+  // rows[pixel * stride] and on: the window, then zeros.
+  void (*gather_bytes)(const Windows& windows, int8_t* rows, size_t stride);
+
+  // out[pixel * out_stride + 16 * block + lane]: the dot product of a window, with its bias, and a lane of weights of
+  // `bits`, from w + block * block_stride on. A run is of whole quads; where there are several, of whole bytes of weights.
   void (*dots)(
       int32_t bits,
-      const int8_t* x,
-      size_t x_stride,
-      const int32_t* sums,
-      size_t pixels,
-      size_t quads,
+      const Windows& windows,
       const uint8_t* w,
       size_t block_stride,
       size_t blocks,

@@ -131,10 +131,11 @@ inline void transpose16(const float* in, size_t in_stride, float* out, size_t ou
   }
 }
 
-constexpr size_t kDotPixels = 2;
-constexpr size_t kDotVectors = 4;
+constexpr size_t kDotPixels = 4;
+constexpr size_t kDotVectors = 2;
 constexpr size_t kGroupRows = 2;
 constexpr size_t kRowVectors = 8;
+constexpr int32_t kDotBias = 128;  // what is multiplied with signed weights is unsigned
 constexpr int32_t kColumnBias = 0;
 
 using Bytes = __m256i;
@@ -190,13 +191,37 @@ inline void add_dots(Dots& dots, Bytes weights, Quad x) {
   }
 }
 
+inline Quad with_bias(Quad x) {
+  return _mm256_xor_si256(x, _mm256_set1_epi8(-128));
+}
+
+template <int kBits, size_t kJ>
+inline Bytes weights_of(Bytes packed) {
+  const Bytes own = low_bits<kBits>(_mm256_srli_epi16(packed, kBits * kJ));
+  return _mm256_sub_epi8(own, _mm256_set1_epi8(static_cast<char>(1 << (kBits - 1))));
+}
+
+// Products of an unsigned byte and a signed one.
+template <int kBits>
+inline void add_signed(Dots& dots, Bytes weights, Quad x) {
+  if constexpr (kBits == 8) {
+    const __m256i even_inputs = _mm256_and_si256(x, _mm256_set1_epi16(255));
+    const __m256i odd_inputs = _mm256_srli_epi16(x, 8);
+    dots = _mm256_add_epi32(dots, _mm256_madd_epi16(even_inputs, even(weights)));
+    dots = _mm256_add_epi32(dots, _mm256_madd_epi16(odd_inputs, odd(weights)));
+  } else {
+    const __m256i pairs = _mm256_maddubs_epi16(x, weights);
+    dots = _mm256_add_epi32(dots, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+}
+
 inline void add_products(Dots& dots, Bytes columns, Bytes weights) {
   dots = _mm256_add_epi32(dots, _mm256_madd_epi16(even(columns), even(weights)));
   dots = _mm256_add_epi32(dots, _mm256_madd_epi16(odd(columns), odd(weights)));
 }
 
-inline void store_dots(int32_t* to, Dots dots, int32_t less) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_sub_epi32(dots, _mm256_set1_epi32(less)));
+inline void store_dots(int32_t* to, Dots dots) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), dots);
 }
 
 inline Floats less_products(Dots dots, int32_t less) {

@@ -149,7 +149,8 @@ constexpr size_t kDotPixels = 8;
 constexpr size_t kDotVectors = 2;
 constexpr size_t kGroupRows = 4;
 constexpr size_t kRowVectors = 4;
-constexpr int32_t kColumnBias = 128;  // what is multiplied with signed weights is unsigned
+constexpr int32_t kDotBias = 128;  // what is multiplied with signed weights is unsigned
+constexpr int32_t kColumnBias = 128;
 
 using Bytes = __m512i;
 using Quad = __m512i;
@@ -187,6 +188,21 @@ inline void add_dots(Dots& dots, Bytes weights, Quad x) {
   dots = _mm512_dpbusd_epi32(dots, weights, x);
 }
 
+inline Quad with_bias(Quad x) {
+  return _mm512_xor_si512(x, _mm512_set1_epi8(-128));
+}
+
+template <int kBits, size_t kJ>
+inline Bytes weights_of(Bytes packed) {
+  const Bytes own = low_bits<kBits>(_mm512_srli_epi16(packed, kBits * kJ));
+  return _mm512_sub_epi8(own, _mm512_set1_epi8(static_cast<char>(1 << (kBits - 1))));
+}
+
+template <int kBits>
+inline void add_signed(Dots& dots, Bytes weights, Quad x) {
+  dots = _mm512_dpbusd_epi32(dots, x, weights);
+}
+
 inline void interleave16(const int8_t* a, const int8_t* b, const int8_t* c, const int8_t* d, uint8_t* out) {
   const auto at = [](const int8_t* from) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)); };
   const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(at(a)), at(b), 1);
@@ -202,8 +218,8 @@ inline void add_products(Dots& dots, Bytes columns, Bytes weights) {
   dots = _mm512_dpbusd_epi32(dots, columns, weights);
 }
 
-inline void store_dots(int32_t* to, Dots dots, int32_t less) {
-  _mm512_storeu_si512(to, _mm512_sub_epi32(dots, _mm512_set1_epi32(less)));
+inline void store_dots(int32_t* to, Dots dots) {
+  _mm512_storeu_si512(to, dots);
 }
 
 inline int32_t sum_bytes(const int8_t* x, size_t count) {
@@ -217,17 +233,6 @@ inline int32_t sum_bytes(const int8_t* x, size_t count) {
     sums = _mm512_dpbusd_epi32(sums, ones, _mm512_maskz_loadu_epi8(~0ull >> (kVectorBytes - (count - i)), x + i));
   }
   return _mm512_reduce_add_epi32(sums);
-}
-
-inline void copy_bytes(int8_t* to, const int8_t* from, size_t count) {
-  size_t i = 0;
-  for (; i + kVectorBytes <= count; i += kVectorBytes) {
-    _mm512_storeu_si512(to + i, _mm512_loadu_si512(from + i));
-  }
-  if (i < count) {
-    const __mmask64 last = ~0ull >> (kVectorBytes - (count - i));
-    _mm512_mask_storeu_epi8(to + i, last, _mm512_maskz_loadu_epi8(last, from + i));
-  }
 }
 
 inline Floats less_products(Dots dots, int32_t less) {

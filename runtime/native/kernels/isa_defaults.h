@@ -27,22 +27,6 @@ inline int32_t sum_bytes(const int8_t* x, size_t count) {
   return sum;
 }
 
-// Sixteen at a time, the last of them again where the count is no multiple.
-inline void copy_bytes(int8_t* to, const int8_t* from, size_t count) {
-  constexpr size_t kRun = 16;
-  size_t i = 0;
-  for (; i + kRun <= count; i += kRun) {
-    __builtin_memcpy(to + i, from + i, kRun);
-  }
-  if (i < count && count >= kRun) {
-    __builtin_memcpy(to + count - kRun, from + count - kRun, kRun);
-  } else {
-    for (; i < count; ++i) {
-      to[i] = from[i];
-    }
-  }
-}
-
 inline void signs_across(const float* x, size_t plane, size_t bits, uint32_t* out, size_t out_stride) {
   uint32_t words[kLanes] = {};
   for (size_t bit = 0; bit < bits; ++bit, x += plane) {

@@ -117,6 +117,7 @@ constexpr size_t kDotPixels = 4;
 constexpr size_t kDotVectors = 4;
 constexpr size_t kGroupRows = 2;
 constexpr size_t kRowVectors = kDotVectors;
+constexpr int32_t kDotBias = 0;
 constexpr int32_t kColumnBias = 0;
 
 using Bytes = uint8x16_t;
@@ -183,12 +184,29 @@ inline int32x4_t sums_of(const Dots& dots) {
 }
 #endif
 
-inline void store_dots(int32_t* to, const Dots& dots, int32_t less) {
-  vst1q_s32(to, vsubq_s32(sums_of(dots), vdupq_n_s32(less)));
+inline void store_dots(int32_t* to, const Dots& dots) {
+  vst1q_s32(to, sums_of(dots));
 }
 
 template <int kBits>
 inline void add_dots(Dots& dots, Bytes weights, Quad x) {
+  add_products(dots, vreinterpretq_u8_s8(x), weights);
+}
+
+inline Quad with_bias(Quad x) {
+  return x;
+}
+
+template <int kBits, size_t kJ>
+inline Bytes weights_of(Bytes packed) {
+  constexpr uint8_t kSigns = kBits == 8 ? 0x80 : kBits == 4 ? 0x88 : 0xaa;
+  const Bytes turned = veorq_u8(packed, vdupq_n_u8(kSigns));  // once for all in a byte
+  const int8x16_t raised = vreinterpretq_s8_u8(vshlq_n_u8(turned, 8 - kBits * (kJ + 1)));
+  return vreinterpretq_u8_s8(kBits == 8 ? raised : vshrq_n_s8(raised, 8 - kBits % 8));
+}
+
+template <int kBits>
+inline void add_signed(Dots& dots, Bytes weights, Quad x) {
   add_products(dots, vreinterpretq_u8_s8(x), weights);
 }
 

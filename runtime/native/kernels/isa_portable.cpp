@@ -158,6 +158,7 @@ inline void transpose16(const float* in, size_t in_stride, float* out, size_t ou
   }
 }
 
+constexpr int32_t kDotBias = 0;
 constexpr int32_t kColumnBias = 0;
 
 template <int kBits>
@@ -231,6 +232,15 @@ inline void add_dots(Dots& dots, const Bytes& weights, Quad x) {
   }
 }
 
+template <int kBits, size_t kJ>
+inline Bytes weights_of(const Bytes& packed) {
+  return each_part([&](size_t i) {
+    const __m128i own = _mm_srli_epi16(packed.part[i], kBits * kJ);
+    const __m128i low = kBits == 8 ? own : _mm_and_si128(own, _mm_set1_epi8((1 << kBits % 8) - 1));
+    return _mm_sub_epi8(low, _mm_set1_epi8(static_cast<char>(1 << (kBits - 1))));
+  });
+}
+
 inline void add_products(Dots& dots, const Bytes& columns, const Bytes& weights) {
   for (size_t i = 0; i < kRegisters; ++i) {
     const __m128i a = columns.part[i];
@@ -240,9 +250,14 @@ inline void add_products(Dots& dots, const Bytes& columns, const Bytes& weights)
   }
 }
 
-inline void store_dots(int32_t* to, const Dots& dots, int32_t less) {
+template <int kBits>
+inline void add_signed(Dots& dots, const Bytes& weights, Quad x) {
+  add_products(dots, each_part([&](size_t) { return x; }), weights);
+}
+
+inline void store_dots(int32_t* to, const Dots& dots) {
   for (size_t i = 0; i < kRegisters; ++i) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to) + i, _mm_sub_epi32(dots.part[i], _mm_set1_epi32(less)));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to) + i, dots.part[i]);
   }
 }
 #else
@@ -301,6 +316,23 @@ inline void add_dots(Dots& dots, const Bytes& weights, Quad x) {
   }
 }
 
+template <int kBits, size_t kJ>
+inline Bytes weights_of(Bytes packed) {
+  for (size_t i = 0; i < kVectorBytes; ++i) {
+    packed.byte[i] = static_cast<uint8_t>((packed.byte[i] >> (kBits * kJ) & ((1 << kBits) - 1)) - (1 << (kBits - 1)));
+  }
+  return packed;
+}
+
+template <int kBits>
+inline void add_signed(Dots& dots, const Bytes& weights, Quad x) {
+  for (size_t i = 0; i < kLanes; ++i) {
+    for (size_t j = 0; j < 4; ++j) {
+      dots.lane[i] += static_cast<int8_t>(weights.byte[4 * i + j]) * x.byte[j];
+    }
+  }
+}
+
 inline void add_products(Dots& dots, const Bytes& columns, const Bytes& weights) {
   for (size_t i = 0; i < kLanes; ++i) {
     for (size_t j = 0; j < 4; ++j) {
@@ -309,10 +341,8 @@ inline void add_products(Dots& dots, const Bytes& columns, const Bytes& weights)
   }
 }
 
-inline void store_dots(int32_t* to, const Dots& dots, int32_t less) {
-  for (size_t i = 0; i < kLanes; ++i) {
-    to[i] = dots.lane[i] - less;
-  }
+inline void store_dots(int32_t* to, const Dots& dots) {
+  __builtin_memcpy(to, &dots, sizeof dots);
 }
 
 inline void interleave16(const int8_t* a, const int8_t* b, const int8_t* c, const int8_t* d, uint8_t* out) {
@@ -322,6 +352,10 @@ inline void interleave16(const int8_t* a, const int8_t* b, const int8_t* c, cons
   }
 }
 #endif
+
+inline Quad with_bias(Quad x) {
+  return x;
+}
 
 // Floats of what is made for each lane.
 template <typename Make>
@@ -344,13 +378,13 @@ inline Floats operator+(const Floats& a, const Floats& b) {
 
 inline Floats less_products(const Dots& dots, int32_t less) {
   int32_t sums[kLanes];
-  store_dots(sums, dots, less);
-  return each_lane([&](size_t i) { return static_cast<float>(sums[i]); });
+  store_dots(sums, dots);
+  return each_lane([&](size_t i) { return static_cast<float>(sums[i] - less); });
 }
 
 inline Floats less_products(const Dots& dots, const uint8_t* zero, int32_t taken, int32_t sum) {
   int32_t sums[kLanes];
-  store_dots(sums, dots, 0);
+  store_dots(sums, dots);
   return each_lane([&](size_t i) { return static_cast<float>(sums[i] - (zero[i] - taken) * sum); });
 }
 

@@ -3,8 +3,11 @@
 //   low_bits<kBits>(Bytes)     the lowest bits of each byte, as they are multiplied: less kTaken<kBits>
 //   next_bits<kBits>(Bytes)    the bits above them brought down; what comes in from above does not matter
 //   Quad       four inputs in every lane                        spread(const int8_t*)
-//   Dots       kWidth running dot products                      zero_dots(), store_dots(int32_t* to, Dots, int32_t less)
+//   Dots       kWidth running dot products                      zero_dots(), store_dots(int32_t* to, Dots)
 //   add_dots<kBits>(Dots&, Bytes, Quad)                         adds four products to each lane
+//   with_bias(Quad)                                             inputs + kDotBias
+//   weights_of<kBits, kJ>(Bytes)                                the kJ-th weights of each byte, less what stands for 0
+//   add_signed<kBits>(Dots&, Bytes, Quad)                       adds four products of these and inputs + kDotBias
 //   interleave16(const int8_t* a, b, c, d, uint8_t* out)        out[4 * i] and on: a[i], b[i], c[i], d[i], + kColumnBias
 //   add_products(Dots&, Bytes columns, Bytes weights)           the same of signed weights, and inputs + kColumnBias
 //   less_products(Dots, int32_t less), less_products(Dots, const uint8_t* zero, int32_t taken, int32_t sum)
@@ -12,7 +15,7 @@
 //   Floats * and +, splat_float(float), load_halves(const uint16_t*), sum_floats(const int32_t* a, const int32_t* b)
 //   centred(const int8_t*, int32_t zero)                        Floats of bytes less zero
 //   store_bytes(int8_t* to, Floats, const Rounding&)            kWidth of them, quantized
-//   sum_bytes(const int8_t*, size_t), copy_bytes(int8_t* to, const int8_t* from, size_t)
+//   sum_bytes(const int8_t*, size_t)
 //   kDotPixels, kDotVectors    the tile that fits the registers, as above; kGroupRows, where sums of groups have to, too
 //   kRowVectors                the same of a row alone, which waits for its weights: they come faster in more runs at once
 #include "isa.h"
@@ -27,92 +30,125 @@ constexpr size_t byte_place(size_t n, size_t block_stride) {
   return n / kParts * block_stride + n % kParts * kWidth * 4;
 }
 
-template <int kBits, size_t kM, size_t kN>
-inline void accumulate(
-    Dots (&dots)[kM][kN], const int8_t* x, size_t x_stride, size_t quads, const uint8_t* w, size_t block_stride) {
-  constexpr size_t kPer = 8 / kBits;
-  Bytes packed[kN];
-  const auto load = [&] {
-    for (size_t n = 0; n < kN; ++n) {
-      packed[n] = load_bytes(w + byte_place(n, block_stride));
-    }
-    w += kVectorBytes;
-  };
-  const auto add = [&](size_t quad) {
-    Bytes weights[kN];
-    for (size_t n = 0; n < kN; ++n) {
-      weights[n] = low_bits<kBits>(packed[n]);
-      if constexpr (kPer > 1) {
-        packed[n] = next_bits<kBits>(packed[n]);
-      }
-    }
-    for (size_t m = 0; m < kM; ++m) {
-      const Quad four = spread(x + m * x_stride + 4 * quad);
-      for (size_t n = 0; n < kN; ++n) {
-        add_dots<kBits>(dots[m][n], weights[n], four);
-      }
-    }
-  };
-  size_t quad = 0;
-  while (quad + kPer <= quads) {
-    load();
-    for (size_t j = 0; j < kPer; ++j) {
-      add(quad++);
-    }
+// Inlined and unrolled before the compiler asks which arrays registers can hold: running sums must be among them.
+#define FERRYMAN_INLINE __attribute__((always_inline))
+
+template <size_t kI>
+struct Index {
+  constexpr operator size_t() const {
+    return kI;
   }
-  if (quad < quads) {
-    load();
-    while (quad < quads) {
-      add(quad++);
-    }
+};
+
+// Calls body with every Index below kCount.
+template <size_t kCount, typename Body>
+FERRYMAN_INLINE inline void unrolled(const Body& body) {
+  if constexpr (kCount > 0) {
+    unrolled<kCount - 1>(body);
+    body(Index<kCount - 1>());
   }
 }
 
-template <int kBits>
+// Of weights less kTaken; or, kSigned, less what stands for 0, with inputs that have their bias or, kBias, get it here.
+template <int kBits, bool kSigned = false, bool kBias = false, size_t kM, size_t kN>
+FERRYMAN_INLINE inline void accumulate(
+    Dots (&dots)[kM][kN], const int8_t* x, size_t x_stride, size_t quads, const uint8_t* w, size_t block_stride) {
+  constexpr size_t kPer = 8 / kBits;
+  const int8_t* const fifth = x + 4 * x_stride;  // or the offsets of eight inputs would take too many registers
+  Bytes packed[kN];
+  const auto load = [&] {
+    unrolled<kN>([&](auto n) FERRYMAN_INLINE { packed[n] = load_bytes(w + byte_place(n, block_stride)); });
+    w += kVectorBytes;
+  };
+  const auto add = [&](size_t quad, auto j) FERRYMAN_INLINE {
+    Bytes weights[kN];
+    unrolled<kN>([&](auto n) FERRYMAN_INLINE {
+      if constexpr (kSigned) {
+        weights[n] = weights_of<kBits, j>(packed[n]);
+      } else {
+        weights[n] = low_bits<kBits>(packed[n]);
+        if constexpr (kPer > 1) {
+          packed[n] = next_bits<kBits>(packed[n]);
+        }
+      }
+    });
+    unrolled<kM>([&](auto m) FERRYMAN_INLINE {
+      const Quad given = spread((m < 4 ? x : fifth) + m % 4 * x_stride + 4 * quad);
+      const Quad four = kBias ? with_bias(given) : given;
+      unrolled<kN>([&](auto n) FERRYMAN_INLINE {
+        if constexpr (kSigned) {
+          add_signed<kBits>(dots[m][n], weights[n], four);
+        } else {
+          add_dots<kBits>(dots[m][n], weights[n], four);
+        }
+      });
+    });
+  };
+  size_t quad = 0;
+  for (; quad + kPer <= quads; quad += kPer) {
+    load();
+    unrolled<kPer>([&](auto j) FERRYMAN_INLINE { add(quad + j, j); });
+  }
+  if (quad < quads) {
+    load();
+    unrolled<kPer - 1>([&](auto j) FERRYMAN_INLINE {
+      if (quad + j < quads) {
+        add(quad + j, j);
+      }
+    });
+  }
+}
+
+template <int kBits, bool kBias>
 struct DotTile {
-  const int8_t* x;
-  size_t x_stride;
-  const int32_t* sums;
-  size_t quads;
+  const Windows& windows;
   const uint8_t* w;
   size_t block_stride;
   int32_t* out;
   size_t out_stride;
 
   template <size_t kM, size_t kN>
-  void run(size_t pixel, size_t vector) const {
+  FERRYMAN_INLINE void run(size_t pixel, size_t vector) const {
+    const size_t step = windows.step;
+    const size_t quads = windows.bytes / 4;
+    const int8_t* const x = windows.x + pixel * step;
+    const uint8_t* from = w + byte_place(vector, block_stride);
     Dots dots[kM][kN];
-    fill(dots, zero_dots());
-    accumulate<kBits>(dots, x + pixel * x_stride, x_stride, quads, w + byte_place(vector, block_stride), block_stride);
-    for (size_t m = 0; m < kM; ++m) {
-      const int32_t less = (kHalf<kBits> - kTaken<kBits>)*sums[pixel + m];
-      for (size_t n = 0; n < kN; ++n) {
-        store_dots(out + (pixel + m) * out_stride + (vector + n) * kWidth, dots[m][n], less);
-      }
+    unrolled<kM>([&](auto m) FERRYMAN_INLINE {
+      unrolled<kN>([&](auto n) FERRYMAN_INLINE { dots[m][n] = zero_dots(); });
+    });
+    for (size_t run = 0; run < windows.runs; ++run, from += quads * kBits / 8 * kVectorBytes) {
+      accumulate<kBits, true, kBias>(dots, x + windows.offsets[run], step, quads, from, block_stride);
     }
+    unrolled<kM>([&](auto m) FERRYMAN_INLINE {
+      unrolled<kN>([&](auto n) FERRYMAN_INLINE {
+        store_dots(out + (pixel + m) * out_stride + (vector + n) * kWidth, dots[m][n]);
+      });
+    });
   }
 };
 
+template <int kBits>
+void dots_of(
+    const Windows& windows, const uint8_t* w, size_t block_stride, size_t blocks, int32_t* out, size_t out_stride) {
+  const auto run = [&](const auto& tile) { rows<kDotPixels, kDotVectors>(tile, windows.pixels, 0, blocks * kParts); };
+  if (windows.biased || kDotBias == 0) {
+    run(DotTile<kBits, false>{windows, w, block_stride, out, out_stride});
+  } else {
+    run(DotTile<kBits, true>{windows, w, block_stride, out, out_stride});
+  }
+}
+
 void dots(
     int32_t bits,
-    const int8_t* x,
-    size_t x_stride,
-    const int32_t* sums,
-    size_t pixels,
-    size_t quads,
+    const Windows& windows,
     const uint8_t* w,
     size_t block_stride,
     size_t blocks,
     int32_t* out,
     size_t out_stride) {
-  const auto run = [&](const auto& tile) { rows<kDotPixels, kDotVectors>(tile, pixels, 0, blocks * kParts); };
-  if (bits == 8) {
-    run(DotTile<8>{x, x_stride, sums, quads, w, block_stride, out, out_stride});
-  } else if (bits == 4) {
-    run(DotTile<4>{x, x_stride, sums, quads, w, block_stride, out, out_stride});
-  } else {
-    run(DotTile<2>{x, x_stride, sums, quads, w, block_stride, out, out_stride});
-  }
+  const auto own = bits == 8 ? dots_of<8> : bits == 4 ? dots_of<4> : dots_of<2>;
+  own(windows, w, block_stride, blocks, out, out_stride);
 }
 
 void interleave(
@@ -166,7 +202,7 @@ struct ColumnTile {
     }
     for (size_t m = 0; m < kM; ++m) {
       for (size_t n = 0; n < kN; ++n) {
-        store_dots(out + (pixel + m) * out_stride + n * kWidth, dots[m][n], 0);
+        store_dots(out + (pixel + m) * out_stride + n * kWidth, dots[m][n]);
       }
     }
   }
@@ -251,18 +287,32 @@ void sums(const int8_t* x, size_t stride, size_t rows, size_t count, int32_t* ou
   }
 }
 
-void gather_bytes(
-    const int8_t* const* runs,
-    const size_t* steps,
-    size_t count,
-    size_t bytes,
-    size_t pixels,
-    int8_t* rows,
-    size_t stride) {
-  for (size_t p = 0; p < pixels; ++p, rows += stride) {
+void add_bias(const int8_t* x, size_t count, int8_t* out) {
+  for (size_t i = 0; i < count; ++i) {
+    out[i] = static_cast<int8_t>(x[i] + kDotBias);
+  }
+}
+
+// kRun bytes at a time, the last of them again where the count is no multiple; false where there are fewer.
+template <size_t kRun>
+inline bool copy_runs(int8_t* to, const int8_t* from, size_t count) {
+  for (size_t i = 0; i + kRun <= count; i += kRun) {
+    __builtin_memcpy(to + i, from + i, kRun);
+  }
+  if (count >= kRun) {
+    __builtin_memcpy(to + count - kRun, from + count - kRun, kRun);
+  }
+  return count >= kRun;
+}
+
+void gather_bytes(const Windows& windows, int8_t* rows, size_t stride) {
+  const int8_t* x = windows.x;
+  for (size_t p = 0; p < windows.pixels; ++p, x += windows.step, rows += stride) {
     int8_t* to = rows;
-    for (size_t run = 0; run < count; ++run, to += bytes) {
-      copy_bytes(to, runs[run] + p * steps[run], bytes);
+    for (size_t run = 0; run < windows.runs; ++run, to += windows.bytes) {
+      const int8_t* const from = x + windows.offsets[run];
+      copy_runs<16>(to, from, windows.bytes) || copy_runs<8>(to, from, windows.bytes) ||
+          copy_runs<1>(to, from, windows.bytes);
     }
     for (; to < rows + stride; ++to) {
       *to = 0;

@@ -1,8 +1,9 @@
-// Quantized convolution: floats become int8 first, channels last. Then windows are gathered and multiplied with the
-// weights where those lie; depthwise convolutions are in quant_depthwise.cpp.
+// Quantized convolution: floats become int8 first, channels last. Then each image is put into its padding of zeros, where
+// windows are runs of bytes, and these are multiplied with the weights where those lie; depthwise convolutions are in
+// quant_depthwise.cpp.
 //
 // A dot product of inputs less their zero and weights is that of inputs and weights, plus `base`: -zero times the sum of
-// the channel's weights. A tap outside the image is a zero.
+// the channel's weights.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -112,82 +113,36 @@ void put(const QuantWork& work, const Part& part, const int32_t* dots, size_t st
 
 namespace {
 
-// Gathers the windows of a part. Runs are what windows have side by side: taps, or a row of taps where nothing lies
-// between them. The windows of a row of the output that lie within the image's width move together.
-class Gather {
- public:
-  Gather(const QuantWork& work, const Part& part)
-      : work_(work),
-        part_(part),
-        runs_(work.g.taps),
-        steps_(work.g.taps),
-        outside_(static_cast<size_t>(work.g.conv.kernel_w) * work.g.channels) {}
-
-  explicit operator bool() const {
-    return runs_ && steps_ && outside_;
-  }
-
-  void put(int8_t* rows, size_t stride) const {
-    const Geometry& g = work_.g;
-    memset(outside_.get(), work_.x_zero, static_cast<size_t>(g.conv.kernel_w) * g.channels);
-    const ptrdiff_t last_tap = static_cast<ptrdiff_t>(g.conv.dilation_w) * (g.conv.kernel_w - 1);
-    const ptrdiff_t room = g.conv.width + g.conv.pad_left - last_tap;  // of windows' first taps, from the padding on
-    const auto begin = static_cast<size_t>((g.conv.pad_left + g.conv.stride_w - 1) / g.conv.stride_w);
-    const auto end = static_cast<size_t>(std::max<ptrdiff_t>(room + g.conv.stride_w - 1, 0) / g.conv.stride_w);
-    for (size_t p = 0, pixels = 0; p < part_.pixels; p += pixels) {
-      const Position first(part_.pixel + p, g.out_width);
-      const bool inside = first.column >= begin && first.column < end;
-      pixels = inside ? std::min(part_.pixels - p, std::min(end, g.out_width) - first.column) : 1;
-      put_run(first, inside, pixels, rows + p * stride, stride);
-    }
-  }
-
- private:
-  void put_run(const Position& first, bool inside, size_t pixels, int8_t* rows, size_t stride) const {
-    const Geometry& g = work_.g;
-    const auto pixel_size = static_cast<size_t>(g.conv.channels);
-    const bool whole_rows = inside && g.conv.groups == 1 && g.conv.dilation_w == 1;
-    const int8_t* const x = work_.x + part_.image * g.in_pixels * pixel_size + part_.group * g.channels;
-    size_t count = 0;
-    g.for_taps(first, [&](size_t tap, ptrdiff_t source) {
-      if (whole_rows && tap % static_cast<size_t>(g.conv.kernel_w)) {
-        return;
-      }
-      runs_.get()[count] = source < 0 ? outside_.get() : x + static_cast<size_t>(source) * pixel_size;
-      steps_.get()[count] = source < 0 ? 0 : static_cast<size_t>(g.conv.stride_w) * pixel_size;
-      ++count;
-    });
-    const size_t bytes = g.depth / count;
-    work_.isa.gather_bytes(runs_.get(), steps_.get(), count, bytes, pixels, rows, stride);
-  }
-
-  const QuantWork& work_;
-  const Part& part_;
-  Buffer<const int8_t*> runs_;
-  Buffer<size_t> steps_;
-  Buffer<int8_t> outside_;
-};
+// The windows in the frame of a row of the output, or of all rows where they go on alike, from pixel `p` of a part on.
+Windows framed(const QuantWork& work, const Part& part, size_t p) {
+  const Geometry& g = work.g;
+  const Position first(part.pixel + p, g.out_width);
+  const auto stride = static_cast<size_t>(g.conv.stride_w);
+  const bool alike = g.out_width * stride == g.frame_width * static_cast<size_t>(g.conv.stride_h);
+  const size_t corner = part.image * g.frame_height * g.frame_width + g.frame_corner(first);
+  const auto channels = static_cast<size_t>(g.conv.channels);
+  const size_t left = part.pixels - p;
+  return {work.frames + corner * channels + part.group * g.channels, stride * channels, work.offsets, work.runs,
+          g.depth / work.runs, alike ? left : std::min(left, g.out_width - first.column), work.frames != work.x};
+}
 
 void run_part(const QuantWork& work, const Part& part) {
   const Geometry& g = work.g;
-  const size_t quads = (g.depth + 3) / 4;
-  const size_t row = 4 * quads;
-  const bool direct = g.pointwise() && g.conv.groups == 1 && g.conv.stride_h == 1 && g.conv.stride_w == 1 &&
-      g.channels == row;
-  const Buffer<int8_t> windows(direct ? 0 : part.pixels * row);
-  const Buffer<int32_t> sums(part.pixels);
-  const Buffer<int32_t> dots(part.pixels * kRunChannels);
-  const Gather gather(work, part);
-  if (!windows || !sums || !dots || !gather) {
+  const size_t row = (g.depth + 3) / 4 * 4;
+  const bool gathered = !work.direct;
+  const Buffer<int8_t> rows(gathered ? part.pixels * row : 0);
+  if (!rows) {
     work.failed->store(true);
     return;
   }
-  const int8_t* x = work.x + (part.image * g.in_pixels + part.pixel) * g.channels;
-  if (!direct) {
-    gather.put(windows.get(), row);
-    x = windows.get();
+  for (size_t p = 0; gathered && p < part.pixels;) {
+    const Windows windows = framed(work, part, p);
+    work.isa.gather_bytes(windows, rows.get() + p * row, row);
+    p += windows.pixels;
   }
-  work.isa.sums(x, row, part.pixels, row, sums.get());
+  constexpr size_t nowhere = 0;
+  const Windows all = {rows.get(), row, &nowhere, 1, row, part.pixels, true};
+  alignas(kAlignment) int32_t dots[kWindowPixels * kRunChannels];
   const size_t block = work.vectors() * kVectorBytes;
   const uint8_t* w = work.call.weights + (part.group * g.blocks + part.channel / kLanes) * block;
   Part run = part;
@@ -195,20 +150,25 @@ void run_part(const QuantWork& work, const Part& part) {
   for (; run.channel < end; run.channel += kRunChannels, w += kRunChannels / kLanes * block) {
     run.channels = std::min(kRunChannels, end - run.channel);
     const size_t blocks = (run.channels + kLanes - 1) / kLanes;
-    work.isa.dots(work.conv.bits, x, row, sums.get(), part.pixels, quads, w, block, blocks, dots.get(), kRunChannels);
-    put(work, run, dots.get(), kRunChannels);
+    for (size_t p = 0; p < part.pixels;) {
+      const Windows windows = gathered ? all : framed(work, part, p);
+      work.isa.dots(work.conv.bits, windows, w, block, blocks, dots + p * kRunChannels, kRunChannels);
+      p += windows.pixels;
+    }
+    put(work, run, dots, kRunChannels);
   }
 }
 
-// Cuts the output into parts that fit the cache and give every thread something to do.
+// Cuts the output into parts that fit the cache and give every thread something to do; of whole rows, where they may be.
 void run_parts(const QuantWork& work) {
   const Geometry& g = work.g;
   const auto groups = static_cast<size_t>(g.conv.groups);
   const auto images = static_cast<size_t>(g.conv.batch);
   const size_t threads = work.threads();
   const size_t each = std::max<size_t>(images * groups * g.out_pixels / (2 * threads), 8);
-  const size_t fit = std::clamp<size_t>(kWindowBytes / g.depth, 8, kWindowPixels);
-  const size_t pixels = std::min({each, fit, g.out_pixels});
+  const size_t fit = work.direct ? kWindowPixels : std::clamp<size_t>(kWindowBytes / g.depth, 8, kWindowPixels);
+  const size_t most = std::min({each, fit, g.out_pixels});
+  const size_t pixels = most < g.out_width ? most : most / g.out_width * g.out_width;
   const size_t runs = (g.out_pixels + pixels - 1) / pixels;
   const size_t tasks = images * groups * runs;
   const size_t parts = tasks < threads ? (threads + tasks - 1) / tasks : 1;  // of the channels
@@ -233,14 +193,51 @@ bool sum_weights(const QuantWork& work, int32_t* sums) {
   }
   std::fill_n(ones.get(), g.depth, 1);
   std::fill(ones.get() + g.depth, ones.get() + 4 * quads, 0);
-  const auto depth = static_cast<int32_t>(g.depth);
+  constexpr size_t nowhere = 0;
+  const Windows windows = {ones.get(), 0, &nowhere, 1, 4 * quads, 1, true};
   const size_t block = work.vectors() * kVectorBytes;
   const size_t blocks = static_cast<size_t>(g.conv.groups) * g.blocks;
   const size_t run = (blocks + work.threads() - 1) / work.threads();
   for_each(work.call, (blocks + run - 1) / run, [&](size_t task) {
     const size_t begin = task * run;
-    work.isa.dots(work.conv.bits, ones.get(), 0, &depth, 1, quads, work.call.weights + begin * block, block,
-                  std::min(run, blocks - begin), sums + begin * kLanes, 0);
+    work.isa.dots(work.conv.bits, windows, work.call.weights + begin * block, block, std::min(run, blocks - begin),
+                  sums + begin * kLanes, 0);
+  });
+  return true;
+}
+
+// Finds the runs that windows are, and puts images into frames where these are not the images themselves.
+bool put_frames(QuantWork& work, Buffer<size_t>& offsets, Buffer<int8_t>& frames) {
+  const Geometry& g = work.g;
+  const auto kernel = static_cast<size_t>(g.conv.kernel_w);
+  const bool whole_rows = g.conv.groups == 1 && g.conv.dilation_w == 1;
+  const size_t taps = whole_rows ? kernel : 1;  // of a run
+  const auto channels = static_cast<size_t>(g.conv.channels);
+  const auto height = static_cast<size_t>(g.conv.height);
+  const size_t row = g.frame_width * channels;
+  const size_t rows = static_cast<size_t>(g.conv.batch) * g.frame_height;
+  work.runs = g.taps / taps;
+  work.direct = taps * g.channels % (4 * (work.runs == 1 ? 1 : work.per())) == 0;
+  const bool own = g.padded() || !work.direct;
+  offsets = Buffer<size_t>(work.runs);
+  frames = Buffer<int8_t>(own ? rows * row : 0);
+  if (!offsets || !frames) {
+    return false;
+  }
+  for (size_t run = 0; run < work.runs; ++run) {
+    offsets.get()[run] = g.frame_offset(run * taps / kernel, run * taps % kernel) * channels;
+  }
+  work.offsets = offsets.get();
+  work.frames = own ? frames.get() : work.x;
+  const size_t size = static_cast<size_t>(g.conv.width) * channels;
+  for_each(work.call, own ? rows : 0, [&](size_t task) {
+    const size_t y = task % g.frame_height - static_cast<size_t>(g.conv.pad_top);
+    int8_t* const to = frames.get() + task * row;
+    memset(to, work.x_zero + work.isa.dot_bias, row);
+    if (y < height) {  // which is wrapped around above the image
+      const int8_t* const from = work.x + (task / g.frame_height * height + y) * size;
+      work.isa.add_bias(from, size, to + static_cast<size_t>(g.conv.pad_left) * channels);
+    }
   });
   return true;
 }
@@ -280,6 +277,12 @@ const char* run_quantized(const ferryman_quant_conv& conv, const ferryman_quant_
     work.x = widened.get();
   }
 
+  Buffer<size_t> offsets(0);
+  Buffer<int8_t> frames(0);
+  if (!g.depthwise && !put_frames(work, offsets, frames)) {
+    return kNoMemory;
+  }
+
   float* const scale = factors.get();
   float* const bias = scale + blocks * kLanes;
   std::fill_n(scale, 2 * blocks * kLanes, 0.0f);
@@ -292,7 +295,7 @@ const char* run_quantized(const ferryman_quant_conv& conv, const ferryman_quant_
   work.scale = scale;
   work.bias = bias;
 
-  const int32_t zero = work.x_zero + (g.depthwise ? work.isa.column_bias : 0);
+  const int32_t zero = work.x_zero + (g.depthwise ? work.isa.column_bias : work.isa.dot_bias);
   if (g.depthwise) {
     spread_weights(work, columns, spread.get(), base.get());
     work.column_weights = reinterpret_cast<const int8_t*>(spread.get());
@@ -354,13 +357,16 @@ const char* ferryman_quant_conv_check(const ferryman_quant_conv* conv, ferryman_
   sizes->output = of_shape.output;
   sizes->per_channel = of_shape.per_channel;
   const bool depthwise = in == 1 && c.groups > 1;
+  const int64_t frame = depthwise
+      ? 0
+      : product({c.batch, c.height + c.pad_top + c.pad_bottom, c.width + c.pad_left + c.pad_right, c.channels});
   sizes->weights = depthwise
       ? product({ceil_div(c.out_channels, kLanes), ceil_div(depth, per), kLanes})
       : product({c.groups, ceil_div(c.out_channels / c.groups, kLanes), ceil_div(ceil_div(depth, 4), per), kVectorBytes});
-  if (sizes->weights > kElementsMax) {
+  if (std::max(sizes->weights, frame) > kElementsMax) {
     return "a tensor would hold more than 2^31 elements";
   }
-  return nullptr;
+  return frame_fits(frame, sizes->input + sizes->output) ? nullptr : kFrameTooLarge;
 }
 
 const char* ferryman_quant_conv_run(const ferryman_quant_conv* conv, const ferryman_quant_call* call) {

@@ -18,6 +18,10 @@ struct QuantWork {
   const int8_t* x = nullptr;       // channels last, of all images
   const float* x_scale = nullptr;  // of each image
   int32_t x_zero = 0;
+  const int8_t* frames = nullptr;   // x + isa.dot_bias in its padding, or x itself where it can do without
+  const size_t* offsets = nullptr;  // in frames, of the runs of bytes that a window is
+  size_t runs = 0;
+  bool direct = false;              // runs are of whole bytes of weights; or else windows are gathered first
   const float* scale = nullptr;
   const float* bias = nullptr;
   const int32_t* base = nullptr;

@@ -160,6 +160,7 @@ def test_numbers_beyond_the_table_are_refused(number):
 PLAIN_CONV = Conv(1, 8, 8, 32, 16, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 8, FIRST, INT8, INT8, 1, 0, 1, 0, -128, 127, 1, 0)
 PLAIN_LINEAR = Linear(1, 64, 16, 4, 32)
 PLAIN_EMBEDDING = Embedding(4, 64, 4, 32, 8, 0, 2)
+WIDE = ("dilation_h", "dilation_w", "pad_top", "pad_left", "pad_bottom", "pad_right")
 NOT_SCALES = [float("nan"), float("inf"), -1.0, -1e-45]
 NOT_SIZES = [0, -1, 2**24 + 1, -(2**31)]
 
@@ -187,6 +188,7 @@ NOT_SIZES = [0, -1, 2**24 + 1, -(2**31)]
         (PLAIN_CONV, {"channels": 2**24, "height": 2**24, "width": 2**24}),
         (PLAIN_CONV, {"out_channels": 2**24, "height": 2**12, "width": 2**12}),
         (PLAIN_CONV, {"out_channels": 2**24, "channels": 2**8}),
+        *((PLAIN_CONV, dict.fromkeys(WIDE, value)) for value in (600, 2**14)),  # the padded input would be too large
         *((PLAIN_LINEAR, {name: value}) for name in ("rows", "channels", "out_channels") for value in NOT_SIZES),
         *((PLAIN_LINEAR, {"bits": value}) for value in (0, 1, 3, 16, -8)),
         *((PLAIN_LINEAR, {"group": value}) for value in (0, -32, 33, 96, 2**31 - 1)),
