@@ -23,6 +23,7 @@ from ferryman.converter.affine import read_affine
 from ferryman.converter.bits import pack_weights
 from ferryman.converter.capture import Captured, recapture
 from ferryman.converter.channel_order import Measured, choose_order
+from ferryman.converter.functional import functional_module
 from ferryman.converter.inputs import input_sets
 from ferryman.converter.layer_calls import (
     LayerCall,
@@ -99,7 +100,7 @@ def lower_binary(captured: Captured) -> tuple[Captured, tuple[LayerForm, ...]]:
     Raises:
         ModelError: no layer of it is binary, or the result cannot be captured again.
     """
-    module = captured.program.module(check_guards=False)
+    module = functional_module(captured.program)
     split_two_valued(module)
     recogniser = Recogniser(module)
     zeros = _Zeros(captured, module)

@@ -129,23 +129,42 @@ def convert(
         with clock.stage(f"lower fp32 to {runtime}"), quiet():
             base[runtime] = BACKENDS[runtime].lower(captured)
     work = _Work(captured, batches, references, base, places, clock)
-    made = [one for wanted in forms for one in work.make(wanted)]
+    made, failed = [], {}
+    for wanted in forms:
+        try:
+            made += list(work.make(wanted))
+        except (ModelError, ParityError) as error:
+            if len(forms) == 1:
+                raise
+            failed[wanted.name] = error
+            progress(f"{wanted.name} failed: {error}")
+    if failed:
+        good = [form.name for form in forms if form.name not in failed]
+        raise type(next(iter(failed.values())))(
+            f"{name}: {', '.join(failed)} failed, and {', '.join(good) or 'nothing'} would do: "
+            + "; ".join(f"{form}: {error}" for form, error in failed.items())
+        )
     complaints = [complaint for one in made for compared in one.compared for complaint in compared.complaints]
     if strict and complaints:
         raise ParityError(f"{name}: {'; '.join(complaints)}; no package is written, as --strict asks")
     with clock.stage("package"):
         path = Path(output) / f"{name}{PACKAGE_SUFFIX}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        sha256 = write_package(
-            path,
-            name=name,
-            signature=captured.signature,
-            variants=[one.variant for one in made],
-            artifacts={one.variant.payload: one.data for one in made},
-            golden=references.golden(),
-            golden_sqnr_min_db=max(one.sqnr_min_db for one in forms),
-            created_with={"python": platform.python_version(), **{tool: metadata.version(tool) for tool in _TOOLS}},
-        )
+        try:
+            sha256 = write_package(
+                path,
+                name=name,
+                signature=captured.signature,
+                variants=[one.variant for one in made],
+                artifacts={one.variant.payload: one.data for one in made},
+                golden=references.golden(),
+                golden_sqnr_min_db=max(one.sqnr_min_db for one in forms),
+                created_with={"python": platform.python_version(), **{tool: metadata.version(tool) for tool in _TOOLS}},
+            )
+        except OSError as error:
+            raise CallerError(
+                f"{path} cannot be written: {error.strerror}; make room, or name another output"
+            ) from error
         with open_package(path) as package:
             manifest = package.manifest
     compared = tuple(compared for one in made for compared in one.compared)

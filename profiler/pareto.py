@@ -5,6 +5,8 @@ Of two variants the better one is at least as accurate and costs no more; those 
 
 from __future__ import annotations
 
+import os
+import secrets
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,7 +16,7 @@ import numpy as np
 
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.record import Record, encode
-from ferryman.runtime.contracts.tensor import Array
+from ferryman.runtime.contracts.tensor import Array, Signature
 from ferryman.runtime.golden import usable_interpreters
 from ferryman.runtime.isolated import IsolatedSession
 from ferryman.runtime.package import open_package
@@ -62,7 +64,7 @@ def measure(
                 for interpreter in usable_interpreters(variant):
                     progress(f"{path.name}: {variant.form} on {interpreter}")
                     with IsolatedSession(artifact, variant.runtime, interpreter=interpreter) as session:
-                        right, rows, times = _run(session, labelled)
+                        right, rows, times = _run(session, _cut(labelled, package.manifest.signature))
                     points.append(
                         Point(
                             package=package.manifest.name,
@@ -79,15 +81,41 @@ def measure(
     return points
 
 
+def _cut(labelled: Labelled, signature: Signature) -> Labelled:
+    """Batches as the model takes them, where it takes one size and they are some times as large."""
+    shape = signature.inputs[0].shape
+    step = shape[0] if shape and isinstance(shape[0], int) else 0
+    made: list[tuple[tuple[Array, ...], Array]] = []
+    for inputs, labels in labelled:
+        rows = {len(one) if one.ndim else 0 for one in (*inputs, labels)}
+        count = rows.pop()
+        if rows or not step or count <= step or count % step:
+            made.append((inputs, labels))
+        else:
+            made += [(tuple(one[i : i + step] for one in inputs), labels[i : i + step]) for i in range(0, count, step)]
+    return made
+
+
 def _run(session: IsolatedSession, labelled: Labelled) -> tuple[int, int, list[int]]:
     right = rows = 0
     times: list[int] = []
     for inputs, labels in labelled:
         output = session.run(inputs)[0]
-        found = output.reshape(-1, output.shape[-1]).argmax(1)
+        if not output.ndim or not output.shape[-1]:
+            raise CallerError(f"the first output, of shape {list(output.shape)}, holds no classes")
+        scores = output.reshape(-1, output.shape[-1])
+        found = np.where(np.isfinite(scores).all(1), scores.argmax(1), -1)  # a row that is none is never right
         wanted = np.asarray(labels).reshape(-1)
         if len(found) != len(wanted):
-            raise CallerError(f"inputs of {len(found)} rows have {len(wanted)} labels")
+            raise CallerError(
+                f"the model answers inputs with {len(found)} rows of {output.shape[-1]} classes, and they have "
+                f"{len(wanted)} class numbers; give one to each row"
+            )
+        if wanted.size and not 0 <= wanted.min() <= wanted.max() < output.shape[-1]:
+            raise CallerError(
+                f"class numbers are {wanted.min()} to {wanted.max()}, and the model has {output.shape[-1]} classes, "
+                "from 0 on"
+            )
         right += int((found == wanted).sum())
         rows += len(wanted)
         times.append(session.last_run_ns)
@@ -107,27 +135,54 @@ def front(points: Sequence[Point], cost: Callable[[Point], float]) -> list[Point
     return kept
 
 
+def check_plot(path: Path) -> None:
+    """See that a plot can be written there.
+
+    Raises:
+        CallerError: it has another suffix, or its folder is not there.
+    """
+    if path.suffix not in _SUFFIXES:
+        raise CallerError(f"{path}: write to one of {', '.join(_SUFFIXES)}")
+    if not path.absolute().parent.is_dir():
+        raise CallerError(f"{path.absolute().parent} is not a folder; make it, or write the plot elsewhere")
+    if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+        raise CallerError(f"you may not write in {path.absolute().parent}; write the plot elsewhere")
+
+
 def draw(points: Sequence[Point], path: Path) -> None:
     """Write accuracy against bytes and against latency, as .png, .svg or a page (.html) with the table below.
 
     Raises:
-        CallerError: another suffix.
+        CallerError: as `check_plot`.
     """
-    if path.suffix not in _SUFFIXES:
-        raise CallerError(f"{path}: write to one of {', '.join(_SUFFIXES)}")
+    check_plot(path)
     from ferryman.profiler.pareto_plot import pareto_figure
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = pareto_figure(points)
         if path.suffix != ".html":
-            figure.savefig(path, dpi=150)
+            _replace(path, lambda scratch: figure.savefig(scratch, dpi=150))
             return
         with tempfile.TemporaryDirectory() as folder:
             image = Path(folder) / "plot.svg"
             figure.savefig(image)
             svg = image.read_text()
-    path.write_text(_page(points, svg[svg.index("<svg") :]))
+        _replace(path, lambda scratch: scratch.write_text(_page(points, svg[svg.index("<svg") :])))
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file beside, then put it in the old one's place, which is kept whole until then."""
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}{path.suffix}")
+    try:
+        write(scratch)
+        scratch.replace(path)
+    except OSError as error:
+        raise CallerError(
+            f"{path} cannot be written: {error.strerror}; make room, or write the plot elsewhere"
+        ) from error
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def _page(points: Sequence[Point], svg: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from ferryman.profiler.pareto import Point, front
 from ferryman.profiler.report_plot import STYLE
@@ -29,11 +30,18 @@ def pareto_figure(points: Sequence[Point]) -> Figure:
             _plot(axes, points, cost, forms, interpreters)
             axes.set_xlabel(label)
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
+            axes.xaxis.set_minor_formatter(FuncFormatter(_minor))
             axes.grid(visible=True, color="#d5dbe3", linewidth=0.6)
         figure.axes[0].set_ylabel("accuracy, %")
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right upper", frameon=False)
     return figure
+
+
+def _minor(value: float, _: object) -> str:
+    """Between powers of ten the twos and fives are named."""
+    return f"{value:,.4g}" if f"{value:e}"[0] in "25" else ""
 
 
 def _plot(
@@ -47,6 +55,8 @@ def _plot(
     for index, form in enumerate(forms):
         for mark, interpreter in enumerate(interpreters):
             some = [p for p in points if p.form == form and p.interpreter == interpreter]
+            if not some:
+                continue
             axes.scatter(
                 [cost(p) for p in some], [100 * p.accuracy for p in some], s=26, marker=_MARKS[mark % len(_MARKS)],
                 color=_COLOURS[index % len(_COLOURS)], label=f"{form}, {interpreter}", zorder=3, alpha=0.85,

@@ -41,6 +41,8 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 _STALE_S = 60.0
 """An upload nobody wrote to for so long is dead: its connection would have timed out."""
 _BLOCK_BYTES = 4096
+_TIE = 1.1
+"""Latencies so near each other are the same."""
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -80,11 +82,6 @@ def describe_golden(result: GoldenResult) -> str:
     """A line of it."""
     took = f", {result.latency_ns / 1e6:,.3f} ms" if result.latency_ns is not None else ""
     return f"{result.variant} on {result.interpreter} {result.version}: {result.sqnr_db:.1f} dB{took}"
-
-
-def describe_pick(slot: Slot) -> str:
-    """What answers requests that name no variant; empty: the package's first."""
-    return f"{slot.pick}: {slot.variant} on {slot.interpreter} answers" if slot.variant else ""
 
 
 def plan(package: Package, state: SlotState) -> Plan:
@@ -164,8 +161,10 @@ def install(
         progress("verify", 0, 0)
         with open_package(package) as opened, store.lock():
             state = store.read_state()
-            if state.active and _is_active(store, state, opened.sha256, pick):
-                return InstallResult(changed=False, active=state.active, previous=state.previous)
+            if state.active and _is_active(store, state, opened.sha256):
+                if state.active.pick == pick and _stands(state.active, opened.manifest):
+                    return InstallResult(changed=False, active=state.active, previous=state.previous)
+                return _repick(store, pick, golden)
             decided = plan(opened, state)
             check_device(opened.manifest, instruction_sets(CPUINFO.read_text()))
             check_space(store, decided.target, _on_disk(decided.write_bytes, decided.files))
@@ -175,7 +174,7 @@ def install(
             package.unlink(missing_ok=True)
 
 
-def prepare(root: Path, sha256: str, size_bytes: int, pick: Pick = "first") -> Prepared:
+def prepare(root: Path, sha256: str, size_bytes: int) -> Prepared:
     """Get ready for an upload: sweep up what dead ones left, see that there is room for the package and its slot.
 
     Raises:
@@ -190,7 +189,7 @@ def prepare(root: Path, sha256: str, size_bytes: int, pick: Pick = "first") -> P
     with store.lock():
         _sweep(store.incoming)
         state = store.read_state()
-        if _is_active(store, state, sha256, pick):
+        if _is_active(store, state, sha256):
             return Prepared(upload_to=str(target), active=state.active)
         check_space(store, inactive(state), 2 * _on_disk(size_bytes, 1))
     return Prepared(upload_to=str(target), active=None)
@@ -266,13 +265,50 @@ def pick_variant(slot: Slot, manifest: Manifest, results: Sequence[GoldenResult]
         return slot
     sizes = {payload.path: payload.size_bytes for payload in manifest.payloads}
 
-    def cost(result: GoldenResult) -> float:
-        if pick == "smallest":
-            return sizes[manifest.variant(result.variant).payload]
-        return -result.sqnr_db if pick == "closest" else result.latency_ns or math.inf
+    def latency(result: GoldenResult) -> float:
+        return result.latency_ns or math.inf
 
-    best = min(results, key=cost)
+    candidates = list(results)
+    if pick == "fastest":
+        least = min(map(latency, candidates))
+        candidates = [result for result in candidates if latency(result) <= _TIE * least]
+    if pick == "smallest":
+        best = min(candidates, key=lambda result: (sizes[manifest.variant(result.variant).payload], latency(result)))
+    else:
+        best = max(candidates, key=lambda result: result.sqnr_db)
     return replace(slot, pick=pick, variant=best.variant, interpreter=best.interpreter)
+
+
+def _stands(slot: Slot, manifest: Manifest) -> bool:
+    """Whether what was picked is there still, and runs."""
+    if slot.variant is None:
+        return True
+    return any(one.name == slot.variant and slot.interpreter in usable_interpreters(one) for one in manifest.variants)
+
+
+def repick(root: Path | str, pick: Pick, *, golden: GoldenCheck = check_golden) -> InstallResult:
+    """Pick anew among the active package's variants; nothing else changes, and the way back stays.
+
+    Raises:
+        DeviceError: nothing is active, its files are damaged, or an install is at work.
+        ParityError: the device computes something else than the model.
+    """
+    store = SlotStore(Path(root))
+    with store.lock():
+        return _repick(store, pick, golden)
+
+
+def _repick(store: SlotStore, pick: Pick, golden: GoldenCheck) -> InstallResult:
+    installed = store.active()
+    started = time.perf_counter_ns()
+    results = golden(installed.directory, installed.manifest)
+    golden_ns = time.perf_counter_ns() - started
+    plain = replace(installed.slot, pick="first", variant=None, interpreter=None)
+    slot = pick_variant(plain, installed.manifest, results, pick)
+    previous = store.read_state().previous
+    with _disk_errors(store):
+        store.write_state(SlotState(active=slot, previous=previous))
+    return InstallResult(changed=True, active=slot, previous=previous, golden_ns=golden_ns, golden=results)
 
 
 def _write(store: SlotStore, target: SlotName, package: Package, manifest: bytes, progress: Progress) -> None:
@@ -287,9 +323,9 @@ def _write(store: SlotStore, target: SlotName, package: Package, manifest: bytes
     progress("write", done, total)
 
 
-def _is_active(store: SlotStore, state: SlotState, sha256: str, pick: Pick) -> bool:
-    """Whether the package serves, picked so, and its files are good; a damaged slot is worth installing over."""
-    if state.active is None or (state.active.package_sha256, state.active.pick) != (sha256, pick):
+def _is_active(store: SlotStore, state: SlotState, sha256: str) -> bool:
+    """Whether the package serves and its files are as they should be; a damaged slot is worth installing over."""
+    if state.active is None or state.active.package_sha256 != sha256:
         return False
     try:
         store.verify(state.active)
@@ -360,20 +396,28 @@ def install_command(package: Path, root: Path, pick: Pick, as_json: bool) -> Non
     click.echo(f"{result.active.package_name} {what} in slot {result.active.name}")
     for golden in result.golden:
         click.echo(f"  {describe_golden(golden)}")
-    if picked := describe_pick(result.active):
-        click.echo(f"  {picked}")
+    if result.active.answers:
+        click.echo(f"  {result.active.answers}, answers")
 
 
 @click.command("prepare", hidden=True, context_settings=_SETTINGS)
 @click.argument("sha256")
 @click.argument("size_bytes", type=int)
 @_root_option
+@_json_option
+def prepare_command(sha256: str, size_bytes: int, root: Path, as_json: bool) -> None:
+    """Get ready for the upload of a package (what `ferryman push` calls first)."""
+    prepared = _answer(lambda: prepare(root, sha256, size_bytes), as_json)
+    click.echo(f"upload to {prepared.upload_to}" if prepared.active is None else "active already")
+
+
+@click.command("repick", hidden=True, context_settings=_SETTINGS)
+@_root_option
 @pick_option
 @_json_option
-def prepare_command(sha256: str, size_bytes: int, root: Path, pick: Pick, as_json: bool) -> None:
-    """Get ready for the upload of a package (what `ferryman push` calls first)."""
-    prepared = _answer(lambda: prepare(root, sha256, size_bytes, pick), as_json)
-    click.echo(f"upload to {prepared.upload_to}" if prepared.active is None else "active already")
+def repick_command(root: Path, pick: Pick, as_json: bool) -> None:
+    """Pick anew among the active package's variants (what `ferryman push` calls where it is active already)."""
+    click.echo(_answer(lambda: repick(root, pick), as_json).active.answers or "the package's first")
 
 
 @click.command("rollback", context_settings=_SETTINGS)
@@ -412,4 +456,4 @@ def _answer(work: Callable[[], R], as_json: bool) -> R:
 
 
 if __name__ == "__main__":
-    click.Group(commands=[install_command, prepare_command, rollback_command])()
+    click.Group(commands=[install_command, prepare_command, repick_command, rollback_command])()

@@ -21,6 +21,7 @@ from torch.nn.utils import parametrize
 from ferryman.converter.capture import capture
 from ferryman.converter.compress.binary_policy import Decision, Example, in_eval_mode
 from ferryman.converter.compress.training import Batch, FineTuned, Progress, copy_model, train
+from ferryman.converter.functional import functional_module
 from ferryman.converter.layer_calls import path_of
 from ferryman.converter.quantize.layers import Layer
 from ferryman.converter.quantize.lower import plan_layers
@@ -115,7 +116,7 @@ def _plan(model: nn.Module, recipe: Recipe, example: Example) -> tuple[tuple[Dec
     args = (example,) if isinstance(example, torch.Tensor) else tuple(example)
     with in_eval_mode(model):
         captured = capture(make_source(model, args))
-    module = captured.program.module(check_guards=False)
+    module = functional_module(captured.program)
     constants = Constants(module)
     found = plan_layers(captured, module, recipe)
     named = dict(model.named_parameters(remove_duplicate=False))

@@ -9,6 +9,7 @@ import torch
 from torch.fx import GraphModule, Interpreter, Node
 
 from ferryman.converter.capture import Captured
+from ferryman.converter.functional import functional_module
 from ferryman.converter.layer_calls import path_of
 from ferryman.converter.quantize.layers import find_layers
 from ferryman.converter.recognise import Constants
@@ -31,7 +32,7 @@ def bit_operations(captured: Captured, forms: Sequence[LayerForm] = ()) -> int:
     Raises:
         ValueError: the forms are another program's, or not of quantized layers.
     """
-    module = captured.program.module(check_guards=False)
+    module = functional_module(captured.program)
     nodes = list(find_layers(module, Constants(module)))
     names = [form.form for form in forms[: len(nodes)]] or ["fp32"] * len(nodes)  # then come those without weights
     paths = [form.path for form in forms[: len(nodes)]]

@@ -23,6 +23,7 @@ aten = torch.ops.aten
 ferryman = torch.ops.ferryman
 _NAMES = {GELU: "GELU", GELU_TANH: "GELU", SILU: "SiLU", SOFTMAX: "softmax", LAYER_NORM: "layer norm"}
 _MATRIX_RANK = 2
+_SAFE_SOFTMAX = aten._safe_softmax.default  # noqa: SLF001  # an operator's name
 _ATTENTION = ("attn_mask", "dropout_p", "is_causal")
 _META = ("nn_module_stack", "stack_trace")
 
@@ -90,7 +91,7 @@ def _open(module: GraphModule, node: Node) -> None:
             scores = call(aten.where.ScalarOther, mask, scores, -math.inf)
         elif mask is not None:
             scores = call(aten.add.Tensor, scores, mask)
-        made = call(aten.matmul.default, call(aten.softmax.int, scores, -1), value)
+        made = call(aten.matmul.default, call(_SAFE_SOFTMAX, scores, -1), value)
     node.replace_all_uses_with(made)
     graph.erase_node(node)
 
@@ -148,7 +149,8 @@ def _kind(node: Node, rank: int) -> int | None:
         return GELU_TANH if node.kwargs.get("approximate") == "tanh" else GELU
     if node.target in (aten.silu.default, aten.silu_.default):
         return SILU
-    return SOFTMAX if node.target == aten.softmax.int and node.args[1] in (-1, rank - 1) else None
+    softmax = node.target in (aten.softmax.int, _SAFE_SOFTMAX)
+    return SOFTMAX if softmax and node.args[1] in (-1, rank - 1) else None
 
 
 def _read_norm(node: Node, constants: Constants) -> Function | None:

@@ -19,6 +19,7 @@ from torch import nn
 from torch.fx import Node
 
 from ferryman.converter.capture import Captured, capture
+from ferryman.converter.functional import functional_module
 from ferryman.converter.quantize.calibration import read_calibration
 from ferryman.converter.quantize.layers import Layer, find_layers
 from ferryman.converter.quantize.observe import watch
@@ -75,7 +76,7 @@ class _Looks:
 
 
 def _look(captured: Captured, batches: list[tuple[torch.Tensor, ...]]) -> _Looks:
-    module = captured.program.module(check_guards=False)
+    module = functional_module(captured.program)
     layers = [one for one in find_layers(module, Constants(module)).values() if isinstance(one, Layer)]
     axes = {layer.x: 1 if layer.window else -1 for layer in layers if not layer.embedding}
     if not axes:

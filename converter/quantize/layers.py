@@ -127,8 +127,8 @@ def _take(node: Node, constants: Constants) -> Layer | str:
             source, window, takes = padded[0], merged, (source, node)
     if window and padded_beyond(window):
         return "its padding is wider than its kernel reaches"
-    if _LARGEST_PRODUCT * weight[0].numel() >= _SUM_MAX:
-        return "its sums would not fit 32 bits"
+    if not weight.numel() or _LARGEST_PRODUCT * weight[0].numel() >= _SUM_MAX:
+        return "its sums would not fit 32 bits" if weight.numel() else "it has no weights"
     layer = Layer(node, source, weight, bias, window, takes, node)
     _fold(layer, constants)
     return layer

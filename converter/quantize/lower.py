@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from ferryman.converter import quant_operators as _quant_operators  # noqa: F401  # registers them
 from ferryman.converter.capture import Captured, recapture
+from ferryman.converter.functional import functional_module
 from ferryman.converter.layer_calls import path_of
 from ferryman.converter.quant_bits import BITS
 from ferryman.converter.quantize.allocate import allocate, allocate_uniform
@@ -47,7 +48,7 @@ def lower_quantized(captured: Captured, recipe: Recipe, batches: Batches) -> tup
     Raises:
         ModelError: nothing of it can be quantized, or the result cannot be captured again.
     """
-    module = captured.program.module(check_guards=False)
+    module = functional_module(captured.program)
     if recipe.equalize:
         equalize(module, batches)
     if recipe.blocks:
@@ -175,6 +176,7 @@ def _hessians(module: GraphModule, batches: Batches, layers: Sequence[Layer]) ->
     def add(node: Node, value: torch.Tensor) -> None:
         for layer in wanted[node]:
             rows = _rows(value, layer).double()
+            rows = rows[rows.isfinite().all(1)]
             sums[layer] = rows.T @ rows + sums.get(layer, 0)
 
     watch(module, batches, wanted, add)

@@ -15,7 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch.fx import GraphModule, Interpreter, Node
 
+from ferryman.converter.layer_calls import path_of
 from ferryman.converter.quantize.recipe import Observer
+from ferryman.runtime.contracts.errors import ModelError
 
 Floats = NDArray[np.float64]
 _BINS = 2048
@@ -61,6 +63,9 @@ def observe(
         module: the program.
         batches: flat inputs; iterated over twice.
         wanted: node -> its channel dimension.
+
+    Raises:
+        ModelError: a value is never finite.
     """
     seen = {node: Seen() for node in wanted}
     weights: dict[Node, float] = dict.fromkeys(wanted, 0.0)
@@ -78,6 +83,7 @@ def observe(
         one.counts = counts if one.counts is None else one.counts + counts
         axis = wanted[node]
         rows = value.movedim(axis, -1).flatten(0, -2) if value.dim() > 1 else value.reshape(-1, 1)
+        rows = rows[rows.isfinite().all(1)]
         total = weights[node] + len(rows)
         before = torch.zeros(rows.shape[1]) if one.mean is None else one.mean
         one.mean = before + (rows.mean(0) - before) * (len(rows) / total) if len(rows) else before
@@ -85,6 +91,8 @@ def observe(
 
     for look in (ends, between):
         watch(module, batches, wanted, look)
+        if blind := [node for node, one in seen.items() if not np.isfinite(one.low)]:
+            raise ModelError(f"{path_of(blind[0])}: there is no finite number over calibration")
     return seen
 
 

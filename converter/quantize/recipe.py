@@ -155,6 +155,16 @@ def check_recipe(recipe: Recipe) -> Recipe:
     Raises:
         CallerError: it does not.
     """
+    try:
+        msgspec.convert(msgspec.to_builtins(recipe), Recipe)
+    except (msgspec.ValidationError, TypeError) as error:
+        raise CallerError(f"this recipe cannot be: {error}") from error
+    if isinstance(recipe.group, bool) or recipe.group not in (0, *_GROUPS):
+        raise CallerError(f"a recipe's group is 0, {', '.join(map(str, _GROUPS))}; found {recipe.group}")
+    if recipe.budget:
+        low, high = _BUDGET_ENDS[recipe.budget.unit]
+        if not low <= recipe.budget.value <= high:
+            raise CallerError(f"a budget in {recipe.budget.unit} is {low} to {high}, found {recipe.budget.value}")
     if recipe.dynamic and recipe.observer != "mse":
         raise CallerError(f"form {recipe.name!r}: with dynamic activations there is nothing for an observer to find")
     if recipe.blocks and recipe.group != _BLOCK:

@@ -14,6 +14,8 @@ _FEW = 8
 _EXACT = 1e-10
 """Of the squared weights: what rounding of floats alone loses."""
 _DAMPING = 0.01
+_LEAST_HALF = 2.0**-24
+"""A subnormal float16, as small as there is."""
 _BLOCK = 128
 _CACHED = 1 << 17
 """Weights at a time."""
@@ -113,7 +115,7 @@ def _one_thread() -> Iterator[None]:
 
 def _held(scale: torch.Tensor, *, half: bool) -> torch.Tensor:
     """A scale as the artifact holds it, which is never 0."""
-    least = torch.finfo(torch.float16 if half else torch.float32).tiny
+    least = _LEAST_HALF if half else torch.finfo(torch.float32).tiny
     size = scale.abs().clamp(min=least)
     return torch.where(scale < 0, -1.0, 1.0) * (size.half().float() if half else size)
 

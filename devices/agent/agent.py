@@ -235,6 +235,7 @@ class Agent:
             ferryman=ferryman.__version__,
             package_sha256=slot.package_sha256 if slot else None,
             package_name=slot.package_name if slot else None,
+            answers=slot.answers if slot else None,
             interpreters={name: version for r in runtimes for name, version in installed(r).items()},
             outbox_pending=counts.records + len(self._unrecorded),
             outbox_dropped=counts.dropped + self._lost,

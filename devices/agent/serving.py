@@ -47,10 +47,11 @@ class Serving:
             RuntimeCrash: it died; the next request starts it anew.
         """
         installed = self.current()
-        wanted = (request.variant, request.interpreter)
-        if wanted == (None, None):
-            wanted = (installed.slot.variant, installed.slot.interpreter)
-        variant, interpreter = choose(installed.manifest.variants, *wanted)
+        variants = installed.manifest.variants
+        if request.variant is None and request.interpreter is None:
+            variant, interpreter = picked(variants, installed.slot)
+        else:
+            variant, interpreter = choose(variants, request.variant, request.interpreter)
         try:
             given = [tensor.to_array() for tensor in request.inputs]
         except ValueError as error:
@@ -98,6 +99,18 @@ class Serving:
             session = IsolatedSession(artifact, variant.runtime, interpreter=interpreter, timeout_s=timeout_s)
             self._sessions[variant.name, interpreter] = session
         return session
+
+
+def picked(variants: tuple[Variant, ...], slot: Slot) -> tuple[Variant, str]:
+    """What the slot says answers, or where that does not run here any more, the first that does.
+
+    Raises:
+        DeviceError: this device has no interpreter for any.
+    """
+    for variant in variants:
+        if variant.name == slot.variant and slot.interpreter in usable_interpreters(variant):
+            return variant, str(slot.interpreter)
+    return choose(variants, None, None)
 
 
 def choose(variants: tuple[Variant, ...], name: str | None, interpreter: str | None) -> tuple[Variant, str]:

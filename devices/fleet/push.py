@@ -36,12 +36,12 @@ class PushResult(Record):
     connect_ns: int
     upload_ns: int = 0
     install: InstallResult | None = None
-    """None: the device had the package active already, and nothing was sent."""
+    """None: the device had the package active already, picked so, and nothing was done."""
 
     @property
     def upload_bytes_per_s(self) -> float | None:
         """Throughput of the upload; None where there was none."""
-        return self.package_bytes / self.upload_ns * 1e9 if self.install else None
+        return self.package_bytes / self.upload_ns * 1e9 if self.upload_ns else None
 
 
 def push(
@@ -78,15 +78,20 @@ def push(
     with connect(device) as transport:
         connect_ns = time.perf_counter_ns() - started
         picks = () if pick == "first" else ("--pick", pick)  # an older ferryman knows the first alone
-        prepare = ("prepare", *picks, sha256, str(size_bytes))
+        prepare = ("prepare", sha256, str(size_bytes))
         prepared = _ask(transport, device, prepare, Prepared, timeout_s=_PREPARE_TIMEOUT_S)
         if prepared.active:
+            repicked: InstallResult | None = None
+            if prepared.active.pick != pick:
+                progress("pick on the device", 0, 0)
+                repicked = _ask(transport, device, ("repick", *picks), InstallResult, timeout_s=install_timeout_s)
             return PushResult(
                 device=device.name,
                 package_sha256=sha256,
                 package_bytes=size_bytes,
-                active=prepared.active,
+                active=repicked.active if repicked else prepared.active,
                 connect_ns=connect_ns,
+                install=repicked,
             )
         upload_started = time.perf_counter_ns()
         _upload(transport, package, prepared.upload_to, progress)

@@ -70,6 +70,8 @@ class Status(Record, tag="status"):
     ferryman: str = ""
     package_sha256: str | None = None
     package_name: str | None = None
+    answers: str | None = None
+    """The variant and interpreter that were picked; None: the package's first."""
     interpreters: dict[str, str] = msgspec.field(default_factory=dict)
     outbox_pending: int = 0
     outbox_dropped: int = 0

@@ -10,7 +10,7 @@ SlotName = Literal["a", "b"]
 Pick = Literal["first", "fastest", "smallest", "closest"]
 PICKS: tuple[str, ...] = get_args(Pick)
 """How a device chooses among variants that it can run, as it found them on the golden vectors: the package's first; the
-one of the least latency; of the fewest bytes; of the highest SQNR."""
+one of the least latency, and of those within a tenth of it the closest; of the fewest bytes; of the highest SQNR."""
 
 
 class Slot(Record):
@@ -27,6 +27,11 @@ class Slot(Record):
     variant: str | None = None
     """What answers where a request names neither variant nor interpreter; None: the first that runs here."""
     interpreter: str | None = None
+
+    @property
+    def answers(self) -> str | None:
+        """The same in words; None: the first that runs here."""
+        return f"{self.variant} on {self.interpreter}, the {self.pick}" if self.variant else None
 
 
 class SlotState(Record):

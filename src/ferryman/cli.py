@@ -21,10 +21,10 @@ from ferryman.runtime.contracts.slot import Pick
 from ferryman.runtime.install import (
     DEFAULT_ROOT,
     describe_golden,
-    describe_pick,
     install_command,
     pick_option,
     prepare_command,
+    repick_command,
     rollback_command,
 )
 
@@ -164,7 +164,7 @@ class _Form(click.ParamType[str]):
 )
 @click.option("-o", "--output", type=_PATH, default=Path(), help="Folder for the package [default: here].")
 @click.option("--name", help="Name of the package [default: that of the factory or file].")
-@click.option("--min-sqnr", type=float, help="Bar in dB that every output must hold [default: the form's].")
+@click.option("--min-sqnr", type=float, help="Bar in dB that every output must hold, 5 to 200 [default: the form's].")
 @click.option(
     "--interpreter",
     multiple=True,
@@ -187,10 +187,21 @@ def convert(
     or a .pt2 file saved with torch.export.save. An artifact that computes something else than the model on any
     interpreter found is an error, and no package is written.
     """
+    from ferryman.converter.quantize.recipe import is_quantized
     from ferryman.converter.source_text import parse_source
+    from ferryman.runtime.compare import SQNR_CAP_DB
+    from ferryman.runtime.package import SQNR_LEAST_DB
 
     parse_source(source)
+    if calibrate is not None and ":" not in calibrate:
+        raise CallerError(f"--calibrate is package.module:factory, found {calibrate!r}")
+    if len(set(form)) != len(form):
+        raise CallerError(f"a form is given twice: {', '.join(form)}")
+    if min_sqnr is not None and not SQNR_LEAST_DB <= min_sqnr <= SQNR_CAP_DB:
+        raise CallerError(f"--min-sqnr is {SQNR_LEAST_DB:g} to {SQNR_CAP_DB:g} dB, found {min_sqnr:g}")
     _make_folder(output)
+    if calibrate is None and any(is_quantized(one) and "dynamic" not in one for one in form):
+        click.echo("note: without --calibrate the example alone says how far activations range", err=True)
     click.echo("loading the toolchains", err=True)
     from ferryman.converter.api import convert as run
     from ferryman.describe import describe_manifest
@@ -211,7 +222,7 @@ def convert(
     if made.compared:
         from ferryman.converter.honest import table
 
-        click.echo("\nbeside fp32, on this machine, one thread, in turn (median, quartiles of the ratio):")
+        click.echo("\nbeside fp32, on this machine, one thread, in turn (medians; quartiles of the ratio):")
         click.echo(table(made.compared))
         for complaint in (complaint for one in made.compared for complaint in one.complaints):
             click.echo(f"note: {complaint}", err=True)
@@ -275,15 +286,13 @@ def push(package: Path, device: tuple[str, ...], pick: Pick, devices_file: Path 
         if result.install is None:
             click.echo(f"{target.name}: {result.active.package_name} was active already")
             continue
-        megabytes_per_s = (result.upload_bytes_per_s or 0) / 1e6
-        click.echo(
-            f"{target.name}: {result.active.package_name} is active in slot {result.active.name} "
-            f"({result.package_bytes:,} bytes at {megabytes_per_s:.1f} MB/s)"
-        )
+        rate = result.upload_bytes_per_s
+        sent = "nothing to send" if rate is None else f"{result.package_bytes:,} bytes at {rate / 1e6:.1f} MB/s"
+        click.echo(f"{target.name}: {result.active.package_name} is active in slot {result.active.name} ({sent})")
         for golden in result.install.golden:
             click.echo(f"  {describe_golden(golden)}")
-        if picked := describe_pick(result.active):
-            click.echo(f"  {picked}")
+        if result.active.answers:
+            click.echo(f"  {result.active.answers}, answers")
     if failed:
         raise DeviceError(f"{len(failed)} of {len(targets)} devices keep what they had: {', '.join(failed)}")
 
@@ -315,6 +324,7 @@ class _Steps:
 
 main.add_command(install_command)
 main.add_command(prepare_command)
+main.add_command(repick_command)
 
 
 @main.command()
@@ -544,10 +554,14 @@ def report(database: Path, device: str | None, package: str | None, html: Path) 
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the points as JSON, one a line.")
 def pareto(package: tuple[Path, ...], data: str, output: Path, as_json: bool) -> None:
-    """Draw accuracy against bytes and latency over all variants of some PACKAGEs, measured on this machine."""
-    from ferryman.converter.quantize.calibration import read_labelled
-    from ferryman.profiler.pareto import draw, measure, table, to_json
+    """Draw accuracy against bytes and latency over all variants of some PACKAGEs, measured on this machine.
 
+    Variants run on the interpreters of this environment; packages are measured one after the other.
+    """
+    from ferryman.converter.quantize.calibration import read_labelled
+    from ferryman.profiler.pareto import check_plot, draw, measure, table, to_json
+
+    check_plot(output)
     points = measure(package, read_labelled(data), progress=lambda what: click.echo(f"  {what}", err=True))
     click.echo(to_json(points) if as_json else table(points))
     draw(points, output)

@@ -26,6 +26,7 @@ def describe_status(status: Status) -> str:
     lines = (
         f"{status.device}: {'online' if status.online else 'offline'}, ferryman {status.ferryman}",
         f"  serves        {serves}",
+        *([f"  answers       {status.answers}"] if status.answers else []),
         f"  interpreters  {interpreters or 'none'}",
         f"  telemetry     {status.outbox_pending:,} records waiting, {status.outbox_dropped:,} dropped",
     )
@@ -45,14 +46,14 @@ def _lines(manifest: Manifest, sha256: str) -> Iterator[str]:
             yield f"  {what:6} {spec.describe()}"
     for variant in manifest.variants:
         yield ""
-        yield from _variant(variant, sizes[variant.payload])
+        yield from _variant(variant, sizes[variant.payload], manifest.golden_sqnr_min_db)
         yield from _narrowed(manifest.signature, variant.signature)
     yield ""
-    yield f"  golden vectors: {len(manifest.golden)}, bar {manifest.golden_sqnr_min_db:g} dB"
+    yield f"  golden vectors: {len(manifest.golden)}"
     yield "  made with: " + ", ".join(f"{tool} {version}" for tool, version in manifest.created_with.items())
 
 
-def _variant(variant: Variant, size_bytes: int) -> Iterator[str]:
+def _variant(variant: Variant, size_bytes: int, bar_db: float) -> Iterator[str]:
     lowering = variant.lowering
     needs = " or ".join(f"{name} >= {least}" for name, least in variant.requires.interpreters.items())
     yield f"  {variant.name}  {size_bytes:,} bytes  {variant.payload}"
@@ -70,6 +71,7 @@ def _variant(variant: Variant, size_bytes: int) -> Iterator[str]:
             f"    proven     {proof.interpreter} {proof.version}: {proof.sqnr_db:.1f} dB, "
             f"largest error {proof.max_abs_error:.2g}{top1} ({proof.vectors} input sets{few})"
         )
+    yield f"    bar        {variant.sqnr_min_db or bar_db:.1f} dB on the golden vectors, on a device"
     if variant.layers:
         yield from _layers(variant)
     if missing := [name for name in INTERPRETERS[variant.runtime] if name not in variant.requires.interpreters]:

@@ -19,6 +19,7 @@ def compared(**changes) -> Compared:
     fields = {
         "form": "4bit", "runtime": "tflite", "interpreter": "ai-edge-litert", "size_bytes": 50, "fp32_bytes": 100,
         "latency_us": 10.0, "fp32_us": 20.0, "speedup": (1.9, 2.0, 2.1), "sqnr_db": 30.0, "top1_agreement": None,
+        "speedup_best": changes.get("speedup", (0, 2.0))[1],
     } | changes  # fmt: skip
     return Compared(**fields)
 
@@ -34,6 +35,14 @@ def test_what_is_no_gain_is_said():
     assert compared(speedup=(0.4, 0.5, 0.6)).complaints == [
         "4bit on ai-edge-litert is slower than fp32 (2.00x the time)"
     ]
+
+
+@pytest.mark.parametrize(
+    ("speedup", "best"), [((0.19, 0.2, 0.24), 1.04), ((0.24, 0.31, 2.87), 0.7), ((0.9, 1.1, 1.5), 1.1)]
+)
+def test_what_noise_hides_is_said_to_be_hidden(speedup, best):
+    (complaint,) = compared(speedup=speedup, speedup_best=best).complaints
+    assert "other work on this machine hides which is faster" in complaint
 
 
 def test_artifacts_are_timed_in_turn(tmp_path):

@@ -284,3 +284,15 @@ def test_an_artifact_of_another_model_is_caught_on_the_real_toolchains(tmp_path,
     assert verify(path, "v", runtime, make_references(right), 60.0)
     with pytest.raises(ParityError, match="computes something else than eager: output 0"):
         verify(path, "v", runtime, make_references(wrong), 60.0)
+
+
+def test_sizes_that_calibration_lacks_are_proven_too():
+    batch = torch.export.Dim("batch", min=1, max=8)
+    x = torch.randn(2, 4)
+    made = capture(make_source(torch.nn.Linear(4, 4).eval(), (x,), dynamic_shapes={"input": {0: batch}}))
+    found = make_references(made, [(x + 1,), (x + 2,)])
+    assert [len(one) for (one,) in found.inputs][:3] == [2, 2, 2]
+    assert {len(one) for (one,) in found.inputs[3:]} >= {1, 8}
+    assert found.drawn == len(found.inputs) - 3
+    assert len(found.golden()) == 1  # what came for calibration stays here
+    assert len(make_references(made).golden()) == 2

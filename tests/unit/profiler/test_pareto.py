@@ -46,6 +46,14 @@ def test_a_plot_is_written(tmp_path, suffix):
     assert b"4bit<b>" not in data
     with pytest.raises(CallerError, match=r"write to one of \.png, \.svg, \.html"):
         draw(points, tmp_path / "plot.pdf")
+    with pytest.raises(CallerError, match="nowhere is not a folder"):
+        draw(points, tmp_path / "nowhere" / f"plot{suffix}")
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+
+
+def test_axes_are_read_without_markup(tmp_path):
+    draw([point(0.9, 20_000, 24, "fp32"), point(0.8, 2_100, 150, "4bit")], tmp_path / "plot.svg")
+    assert "mathdefault" not in (tmp_path / "plot.svg").read_text()
 
 
 def test_points_can_be_read_again():
@@ -60,7 +68,12 @@ def test_packages_are_run_over_labelled_inputs(tmp_path):
     found = measure([path], [((x,), np.array([1])), ((x,), np.array([2]))])
     assert {one.accuracy for one in found} == {0.5}
     assert all(one.latency_us > 0 and one.examples == 2 for one in found)
-    with pytest.raises(CallerError, match="have 2 labels"):
+    with pytest.raises(CallerError, match="1 rows of 4 classes, and they have 2 class numbers"):
         measure([path], [((x,), np.array([1, 2]))])
+    with pytest.raises(CallerError, match="class numbers are 4 to 4, and the model has 4 classes"):
+        measure([path], [((x,), np.array([4]))])
+    assert {one.accuracy for one in measure([path], [((x * np.nan,), np.array([0]))])} == {0.0}
+    (three,) = {one.accuracy for one in measure([path], [((x.repeat(3, 0),), np.array([1, 1, 2]))])}
+    assert three == pytest.approx(2 / 3)
     with pytest.raises(CallerError, match="no labelled inputs"):
         measure([path], [])

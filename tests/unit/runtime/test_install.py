@@ -9,6 +9,7 @@ import subprocess
 import time
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
@@ -22,7 +23,7 @@ from ferryman.runtime.contracts.errors import (
     WireError,
 )
 from ferryman.runtime.contracts.record import decode
-from ferryman.runtime.contracts.slot import Slot
+from ferryman.runtime.contracts.slot import Slot, SlotState
 from ferryman.runtime.golden import GoldenResult
 from ferryman.runtime.install import (
     InstallResult,
@@ -32,6 +33,7 @@ from ferryman.runtime.install import (
     pick_variant,
     prepare,
     prepare_command,
+    repick,
     rollback_command,
 )
 from ferryman.runtime.slots import SlotStore
@@ -340,19 +342,35 @@ def test_what_answers_is_picked_by_what_the_golden_vectors_show(pick, variant, i
     assert (picked.pick, picked.variant, picked.interpreter) == (pick, variant, interpreter)
 
 
-def test_to_pick_another_is_to_install_again_and_can_be_rolled_back(store, new):
+def test_another_is_picked_in_place_and_the_way_back_stays(store, new):
     def golden(_directory, manifest):
-        return (found(manifest.variants[0].name, "tflite-runtime", 200.0, 5),)
+        return (found(manifest.variants[0].name, "ai-edge-litert", 200.0, 5),)
 
-    install(new, store.root, golden=golden)
+    first = install(new, store.root, golden=golden)
     again = install(new, store.root, pick="fastest", golden=golden)
     assert again.changed
+    assert again.written_bytes == 0
+    assert (again.active.name, again.previous) == (first.active.name, first.previous)
     assert (again.active.variant, again.active.interpreter) == (
         store.active().manifest.variants[0].name,
-        "tflite-runtime",
+        "ai-edge-litert",
     )
     assert not install(new, store.root, pick="fastest", golden=golden).changed
-    assert prepare(store.root, sha256_of(new), 1, "fastest").active == again.active
-    assert prepare(store.root, sha256_of(new), 1).active is None
+    gone = msgspec.structs.replace(again.active, interpreter="tflite-runtime")  # not installed here
+    store.write_state(SlotState(active=gone, previous=again.previous))
+    assert install(new, store.root, pick="fastest", golden=golden).active == again.active
+    assert prepare(store.root, sha256_of(new), 1).active == again.active
+    assert repick(store.root, "first", golden=golden).active.variant is None
     store.rollback()
-    assert store.read_state().active.variant is None
+    assert serving(store) == "add-2"
+
+
+def test_the_closest_of_those_as_fast_is_the_fastest():
+    manifest = SimpleNamespace(payloads=[], variant=None)
+    slot = Slot(name="a", package_sha256="", package_name="", manifest_sha256="", installed_at_ns=0)
+    results = [
+        found("4bit", "litert", 30.0, 300),
+        found("int8", "litert", 40.0, 320),
+        found("fp32", "litert", 99.0, 340),
+    ]
+    assert pick_variant(slot, manifest, results, "fastest").variant == "int8"

@@ -196,3 +196,16 @@ def test_blocks_go_with_groups_of_32():
 
     with pytest.raises(CallerError, match="groups of 32"):
         find_form(Recipe(bits=8, group=0, blocks=True))
+
+
+@pytest.mark.parametrize("kind", ["bool", "float"])
+def test_a_token_that_sees_nothing_gets_nothing(kind):
+    torch.manual_seed(0)
+    x = torch.randn(2, 12, 64)
+    visible = torch.rand(2, 1, 12, 12) < 0.7
+    visible[..., 5, :] = False
+    mask = visible if kind == "bool" else torch.where(visible, 0.0, -torch.inf)
+    captured, program, _ = lowered(Attention(kind), x, mask)
+    with torch.no_grad():
+        assert captured.source.module(x, mask).isfinite().all()
+    assert sqnr_db(captured, program, x, mask) > 36

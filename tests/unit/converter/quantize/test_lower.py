@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -168,11 +170,15 @@ def test_calibration_is_cut_to_the_program():
 @pytest.mark.parametrize(
     ("given", "error", "said"),
     [
-        ([], ModelError, "there are no calibration inputs"),
+        ([], ModelError, "calibration has too few inputs: it gives none"),
         (torch.zeros(1, 3, 8, 8), CallerError, "must be an iterable of inputs, found Tensor"),
         ([torch.zeros(2, 3, 9, 9)], ModelError, "cannot be cut to the model's"),
         ([torch.zeros(2, 3, 8, 8).double()], ModelError, "must be like float32"),
         ([["no"]], CallerError, "must be tensors"),
+        ([torch.zeros(1, 3, 8, 8)], ModelError, "too few inputs: only 1 rows, and the example has 2"),
+        ([torch.zeros(2, 3, 8, 8), torch.full((2, 3, 8, 8), torch.nan)], ModelError, "input 1 holds NaN"),
+        ((1 // 0 for _ in "x"), CallerError, "the loader of calibration failed: ZeroDivisionError"),
+        (itertools.repeat(torch.zeros(0, 3, 8, 8)), ModelError, "too few inputs"),
         (7, CallerError, "found int"),
         ("model.pt2", CallerError, "no file model.pt2"),
     ],
@@ -201,3 +207,56 @@ def test_a_tied_table_is_held_once(form, scale):
     weights = [b for b in lowered.program.state_dict.values() if b.dtype == torch.int8 and b.shape[-1] == 4]
     assert len(weights) == 2
     assert sqnr_db(captured, lowered, ids) > (6 if form == "2bit" else 14)
+
+
+def test_rows_are_joined_to_the_models_batch():
+    captured = captured_of(nn.Conv2d(3, 4, 3), torch.randn(4, 3, 8, 8))
+    rows = torch.arange(9.0)[:, None, None, None].expand(9, 3, 8, 8)
+    found = read_calibration(captured, [rows[:1], rows[1:2], rows[2:7], rows[7:]])
+    assert [one[:, 0, 0, 0].tolist() for (one,) in found] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_loaders_may_fill_one_tensor_again_and_again():
+    def loader():
+        buffer = torch.empty(2, 3, 8, 8)
+        for value in range(4):
+            yield buffer.fill_(value)
+
+    captured = captured_of(nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8))
+    assert [float(one[0, 0, 0, 0]) for (one,) in read_calibration(captured, loader())] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("form", ["int8", "int8-blocks"])
+@pytest.mark.parametrize("image", [False, True])
+def test_a_layer_reads_its_input_as_it_was(form, image):
+    class Changed(nn.Module):
+        def __init__(self, *, inplace: bool) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.inplace = inplace
+            self.a, self.b = (nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)) if image else (nn.Linear(8, 8), nn.Linear(8, 8))
+
+        def forward(self, x):
+            h = self.a(x)
+            y = self.b(h)
+            h = h.add_(3) if self.inplace else h + 3
+            return y * 2, functional.silu(h, inplace=self.inplace)
+
+    torch.manual_seed(1)
+    x = torch.randn(4, 8, 5, 5) if image else torch.randn(4, 8)
+    answers = []
+    for inplace in (False, True):
+        lowered, _ = lower_quantized(captured_of(Changed(inplace=inplace), x), parse_recipe(form), [(x,)])
+        answers.append(lowered.program.module()(x))
+    for pure, changed in zip(*answers, strict=True):
+        torch.testing.assert_close(changed, pure, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("size", [1e-2, 1e-3, 1e-4])
+def test_small_weights_keep_their_precision(size):
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 64, bias=False)
+    layer.weight.data = torch.randn(64, 64) * size
+    x = torch.randn(32, 64)
+    lowered, _ = lower_quantized(captured_of(layer, x), parse_recipe("int8"), [(x,)])
+    assert sqnr_db(captured_of(layer, x), lowered, x) > 33

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ferryman.converter.forms import find_form
-from ferryman.converter.quantize.recipe import OBSERVERS, Budget, Recipe, is_quantized, parse_recipe
+from ferryman.converter.quantize.recipe import OBSERVERS, Budget, Recipe, check_recipe, is_quantized, parse_recipe
 from ferryman.runtime.contracts.errors import CallerError
 
 
@@ -84,3 +84,22 @@ def test_there_is_one_name_for_a_recipe(name, better):
 def test_a_budget_belongs_to_mixed_alone():
     with pytest.raises(CallerError, match=r"option '3\.5b' is not known"):
         parse_recipe("4bit-3.5b")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"bits": 3, "group": 32}, "this recipe cannot be"),
+        ({"bits": 4, "group": 5}, "group is 0, 32, 64, 128; found 5"),
+        ({"bits": 4, "group": -32}, "found -32"),
+        ({"bits": 4, "group": True}, "cannot be|found True"),
+        ({"bits": 4, "group": 32, "observer": "foo"}, "this recipe cannot be"),
+        ({"bits": 4, "group": 32, "layers": {"0": 3}}, "this recipe cannot be"),
+        ({"bits": 4, "group": 32, "layers": None}, "this recipe cannot be"),
+        ({"bits": 2, "group": 32, "budget": Budget(value=3, unit="q")}, "this recipe cannot be"),
+        ({"bits": 2, "group": 32, "budget": Budget(value=float("nan"), unit="b")}, "a budget in b is 2 to 8|cannot be"),
+    ],
+)
+def test_recipes_from_python_are_checked(fields, said):
+    with pytest.raises(CallerError, match=said):
+        check_recipe(Recipe(**fields))

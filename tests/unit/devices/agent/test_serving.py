@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 
 from ferryman.devices.agent import serving as serving_module
-from ferryman.devices.agent.serving import Serving, choose
+from ferryman.devices.agent.serving import Serving, choose, picked
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, PackageError
 from ferryman.runtime.contracts.manifest import GoldenVector, Lowering, Requirements, Variant
 from ferryman.runtime.contracts.messages import InferRequest
@@ -153,14 +152,14 @@ def test_outputs_have_the_types_that_the_model_promises_whatever_the_artifact_na
 
 
 def test_what_the_device_picked_answers_unless_another_is_named(serving, monkeypatch):
-    asked = []
-    real = serving_module.choose
-    monkeypatch.setattr(serving_module, "choose", lambda all_, *names: asked.append(names) or real(all_, None, None))
-    current = serving.current()
-    serving._installed = replace(current, slot=msgspec.structs.replace(current.slot, variant="v", interpreter="i"))
-    for names in ({}, {"variant": "w"}, {"interpreter": "j"}):
-        infer(serving, inputs(1), **names)
-    assert asked == [("v", "i"), ("w", None), (None, "j")]
+    variants = (variant("a", "ai-edge-litert"), variant("b", "ai-edge-litert", "tflite-runtime"))
+    monkeypatch.setattr(serving_module, "usable_interpreters", lambda one: dict(one.requires.interpreters))
+    slot = msgspec.structs.replace(serving.current().slot, variant="b", interpreter="tflite-runtime")
+    found, interpreter = picked(variants, slot)
+    assert (found.name, interpreter) == ("b", "tflite-runtime")
+    for gone in ({"variant": "c"}, {"interpreter": "executorch"}, {"variant": None}):
+        found, interpreter = picked(variants, msgspec.structs.replace(slot, **gone))
+        assert (found.name, interpreter) == ("a", "ai-edge-litert")
 
 
 def variant(name, *interpreters, isa=()):
