@@ -30,6 +30,7 @@ from ferryman.runtime.contracts.manifest import LayerForm
 _INT8 = (-128, 127)
 _FORMS = {8: "int8", 4: "4bit", 2: "2bit"}
 _NAMED = 5
+_ROWS_LEAST = 8
 Batches = Sequence[Sequence[torch.Tensor]]
 
 
@@ -60,7 +61,9 @@ def lower_quantized(captured: Captured, recipe: Recipe, batches: Batches) -> tup
     chosen: dict[str, Tried] = {}
     if recipe.budget:
         check_paths(layers, recipe.layers)
-        means = {node: one.mean for node, one in observe(module, batches, _wanted(layers)).items()}
+        watched = observe(module, batches, _wanted(layers))
+        # Of few inputs, what a bias makes good for is all there is to measure.
+        means = {node: one.mean for node, one in watched.items() if one.rows >= _ROWS_LEAST}
         options = {layer: candidates(layer, recipe) for layer in layers}
         found_by = Sensitivity(module, batches, options, recipe, means, hessians)
         chosen = allocate(captured.source.name, found_by.tried, recipe.budget)

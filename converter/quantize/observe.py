@@ -47,6 +47,8 @@ class Seen:
     """Of _BINS equal bins from low to high, without zeros."""
     mean: torch.Tensor | None = None
     """float32[channels]: over all but the channel dimension."""
+    rows: int = 0
+    """How many there are in the mean."""
 
     @property
     def edges(self) -> Floats:
@@ -68,7 +70,6 @@ def observe(
         ModelError: a value is never finite.
     """
     seen = {node: Seen() for node in wanted}
-    weights: dict[Node, float] = dict.fromkeys(wanted, 0.0)
 
     def ends(node: Node, value: torch.Tensor) -> None:
         one = seen[node]
@@ -84,10 +85,10 @@ def observe(
         axis = wanted[node]
         rows = value.movedim(axis, -1).flatten(0, -2) if value.dim() > 1 else value.reshape(-1, 1)
         rows = rows[rows.isfinite().all(1)]
-        total = weights[node] + len(rows)
+        total = one.rows + len(rows)
         before = torch.zeros(rows.shape[1]) if one.mean is None else one.mean
         one.mean = before + (rows.mean(0) - before) * (len(rows) / total) if len(rows) else before
-        weights[node] = total
+        one.rows = total
 
     for look in (ends, between):
         watch(module, batches, wanted, look)

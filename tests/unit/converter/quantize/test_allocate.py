@@ -332,8 +332,7 @@ def test_mixed_bits_never_lose_more_than_the_same_for_all(seed):
     module = made.program.module(check_guards=False)
     layers = [one for one in find_layers(module, Constants(module)).values() if isinstance(one, Layer)]
     recipe = parse_recipe("mixed-4b")
-    seen = observe(module, [(x,)], {layer.x: 1 for layer in layers})
-    means = {node: one.mean for node, one in seen.items()}
+    means = {node: one.mean for node, one in observe(module, [(x,)], {layer.x: 1 for layer in layers}).items()}
     found = sensitivity.Sensitivity(module, [(x,)], dict.fromkeys(layers, (8, 4, 2)), recipe, means, {})
     _, forms = lower_quantized(made, recipe, [(x,)])
     chosen = {form.path: BITS[form.form] for form in forms}
@@ -364,3 +363,13 @@ def test_mixed_bits_lose_less_than_the_same_for_all_though_they_take_no_more_roo
 
     assert taken["mixed-4b-gptq"] <= taken["4bit-gptq"]
     assert lost["mixed-4b-gptq"] < 0.95 * lost["4bit-gptq"]
+
+
+def test_a_layer_is_judged_by_its_weights_where_inputs_are_few():
+    """A bias could make good all that one input shows."""
+    torch.manual_seed(0)
+    made = capture(
+        make_source(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)).eval(), (torch.randn(1, 8),), name="net")
+    )
+    _, forms = lower_quantized(made, parse_recipe("mixed-4.5b"), [made.example])
+    assert [form.form for form in forms] == ["4bit", "4bit"]
