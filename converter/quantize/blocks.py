@@ -1,4 +1,4 @@
-"""Transformers in blocks (seed 69): products of activations, softmax, GELU and layer norms as operators on such rows.
+"""Transformers in blocks (BCT, Dong et al. 2023): products of activations, softmax, GELU and layer norms on such rows.
 
 Linear layers and embeddings are rewritten elsewhere, with scales to every 32 activations; this does the rest, so that
 large intermediate results are int8.

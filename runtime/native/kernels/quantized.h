@@ -16,7 +16,7 @@
 // What is beyond the last channel, depth or tap is a weight of zero, 2^(bits - 1).
 // The artifact stores these bytes once; they are read where they lie.
 //
-// A row in blocks (seed 69) is int8 of which every 32 channels, the last maybe fewer, have a dynamic scale of their own:
+// A row in blocks is int8 of which every 32 channels, the last maybe fewer, have a dynamic scale of their own:
 // [channels] bytes, then [ceil(channels / 32)] scales of 4 bytes at any alignment.
 #pragma once
 
