@@ -27,6 +27,8 @@ class Form:
     """Bar against eager. Where a float layer's last bit decides a sign, a binary network answers a little differently;
     each of its operators is exact. Quantized forms lose what their bits cannot hold."""
     rewrite: Rewrite
+    asked_db: float = 0.0
+    """What its recipe's budget asks of rounding weights; 0: nothing."""
     rounds: bool = False
     """The rewritten program, not eager, is what its artifacts compute."""
 
@@ -43,7 +45,9 @@ def find_form(wanted: str | Recipe) -> Form:
         check_form(wanted)
         wanted = parse_recipe(wanted)
     check_recipe(wanted)
-    return Form(wanted.name, _QUANTIZED_MIN_DB[wanted.bits], partial(_quantized, recipe=wanted), rounds=True)
+    asked_db = wanted.budget.value if wanted.budget and wanted.budget.unit == "db" else 0.0
+    rewrite = partial(_quantized, recipe=wanted)
+    return Form(wanted.name, _QUANTIZED_MIN_DB[wanted.bits], rewrite, asked_db=asked_db, rounds=True)
 
 
 def _quantized(captured: Captured, batches: Batches, *, recipe: Recipe) -> tuple[Captured, tuple[LayerForm, ...]]:

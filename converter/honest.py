@@ -14,6 +14,8 @@ from ferryman.runtime.beside import time_beside
 from ferryman.runtime.contracts.manifest import Variant
 from ferryman.runtime.contracts.tensor import Array
 
+_ACTIVATIONS_DB = 3.0
+"""What rounding activations as well may cost."""
 _SCATTER = 1.3
 """Quartiles farther apart than so many times tell little."""
 
@@ -37,6 +39,8 @@ class Compared:
     sqnr_db: float
     """Of the worst output, to eager in float32."""
     top1_agreement: float | None
+    asked_db: float = 0.0
+    """What a budget in dB asked of rounding weights; 0: nothing."""
     bit_operations: float | None = None
     """Over fp32's: multiplications of layers times the bits of the weight and of the activation. None: not counted."""
 
@@ -46,6 +50,11 @@ class Compared:
         found = []
         if self.size_bytes >= self.fp32_bytes:
             found.append("is not smaller than fp32")
+        if self.sqnr_db < self.asked_db - _ACTIVATIONS_DB:
+            found.append(
+                f"holds {self.sqnr_db:.1f} dB, where {self.asked_db:g} were asked for, of weights alone: calibrate it with "
+                "inputs like those it will see, or ask for more"
+            )
         if self.noisy:
             low, _, high = self.speedup
             found.append(
@@ -70,7 +79,9 @@ def compare_forms(
     suffix: str,
     inputs: Sequence[Array],
     places: Sequence[Interpreter],
+    *,
     bit_operations: float | None = None,
+    asked_db: float = 0.0,
 ) -> list[Compared]:
     """Time a proven artifact beside the fp32 one on every interpreter it was proven on.
 
@@ -81,6 +92,7 @@ def compare_forms(
         inputs: one call.
         places: the interpreters.
         bit_operations: the variant's over fp32's.
+        asked_db: what its recipe's budget asks for.
 
     Raises:
         RuntimeCrash: an interpreter fell while it was timed.
@@ -108,6 +120,7 @@ def compare_forms(
                     speedup_best=float(base.min() / ours.min()),
                     sqnr_db=proof.sqnr_db,
                     top1_agreement=proof.top1_agreement,
+                    asked_db=asked_db,
                     bit_operations=bit_operations,
                 )
             )

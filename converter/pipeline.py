@@ -229,8 +229,15 @@ class _Work:
                 lowered = BACKENDS[runtime].lower(program)
             variant = replace(self._prove(form, runtime, lowered, references), layers=layers)
             with self.clock.stage(f"time {form.name} on {runtime} beside fp32"):
-                pair, places = (base.data, lowered.data), self.places[runtime]
-                compared = compare_forms(variant, pair, BACKENDS[runtime].suffix, references.inputs[0], places, counted)
+                compared = compare_forms(
+                    variant,
+                    (base.data, lowered.data),
+                    BACKENDS[runtime].suffix,
+                    references.inputs[0],
+                    self.places[runtime],
+                    bit_operations=counted,
+                    asked_db=form.asked_db,
+                )
             yield _Made(variant, lowered.data, tuple(compared))
 
     def _prove(self, form: Form, runtime: RuntimeName, lowered: Lowered, references: References) -> Variant:

@@ -45,6 +45,12 @@ def test_what_noise_hides_is_said_to_be_hidden(speedup, best):
     assert "other work on this machine hides which is faster" in complaint
 
 
+def test_what_was_asked_for_and_is_not_held_is_said():
+    assert compared(asked_db=30.0, sqnr_db=28.0).complaints == []
+    (complaint,) = compared(asked_db=30.0, sqnr_db=6.5).complaints
+    assert "holds 6.5 dB, where 30 were asked for" in complaint
+
+
 def test_artifacts_are_timed_in_turn(tmp_path):
     paths = [tmp_path / f"{name}.tflite" for name in "ab"]
     for path in paths:
