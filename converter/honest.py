@@ -52,8 +52,8 @@ class Compared:
             found.append("is not smaller than fp32")
         if self.sqnr_db < self.asked_db - _ACTIVATIONS_DB:
             found.append(
-                f"holds {self.sqnr_db:.1f} dB, where {self.asked_db:g} were asked for, of weights alone: calibrate it with "
-                "inputs like those it will see, or ask for more"
+                f"holds {self.sqnr_db:.1f} dB, where {self.asked_db:g} were asked for, of weights alone: calibrate it "
+                "with inputs like those it will see, or ask for more"
             )
         if self.noisy:
             low, _, high = self.speedup

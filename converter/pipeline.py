@@ -172,7 +172,10 @@ def convert(
 
 
 def _forms(wanted: str | Recipe | Sequence[str | Recipe], sqnr_min_db: float | None) -> list[Form]:
-    forms = [find_form(one) for one in ([wanted] if isinstance(wanted, str | Recipe) else wanted)]
+    several = [wanted] if isinstance(wanted, str | Recipe) else wanted
+    if not isinstance(several, Sequence) or not all(isinstance(one, str | Recipe) for one in several):
+        raise CallerError(f"form is a name or a Recipe, or several; found {wanted!r}")
+    forms = [find_form(one) for one in several]
     names = [form.name for form in forms]
     if not names or len(set(names)) != len(names):
         raise CallerError(f"forms must be at least one, and different ones; found {names}")

@@ -274,3 +274,9 @@ def test_conversions_at_once_take_turns_and_leave_the_streams(tmp_path):
         thread.join()
     assert sorted(one.path.name for one in made) == ["n0.ferry", "n1.ferry", "n2.ferry"]
     assert [Path(f"/proc/self/fd/{number}").readlink() for number in (1, 2)] == before
+
+
+@pytest.mark.parametrize("form", [None, 3, [3], {"int8"}])
+def test_what_is_no_form_is_refused(tmp_path, form):
+    with pytest.raises(CallerError, match="form is a name or a Recipe"):
+        convert(torch.nn.Linear(2, 2).eval(), torch.randn(1, 2), form=form, output=tmp_path)
