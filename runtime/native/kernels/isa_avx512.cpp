@@ -145,7 +145,11 @@ inline void transpose16(const float* in, size_t in_stride, float* out, size_t ou
   }
 }
 
+#ifdef __SANITIZE_ADDRESS__
+constexpr size_t kDotPixels = 2;  // of eight, compilers take many minutes to instrument the tiles
+#else
 constexpr size_t kDotPixels = 8;
+#endif
 constexpr size_t kDotVectors = 2;
 constexpr size_t kGroupRows = 4;
 constexpr size_t kRowVectors = 4;
