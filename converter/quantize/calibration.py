@@ -18,6 +18,7 @@ from ferryman.runtime.contracts.tensor import DTYPES, Array
 BATCHES_MAX = 256
 """Of the program's own batch; more are left out."""
 _READ_MOST = 1 << 14
+"""Of what a loader gives, however little each holds: some never end."""
 _LABELLED_MOST = 1 << 17
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,38 +110,47 @@ class Sensitivity:
         return _relative(torch.as_tensor(lost), torch.as_tensor(energy))
 
 
-class _Rounded(Interpreter):
-    """Runs a program with other weights in some layers."""
+class _Layers(Interpreter):
+    """Runs a program, and lets `leave` say what each of some layers gives, by what it computes from."""
 
-    def __init__(self, module: GraphModule, rounded: Mapping[Layer, _Weights]) -> None:
+    def __init__(self, module: GraphModule, layers: Iterable[Layer]) -> None:
         super().__init__(module)
-        self._begins = {layer.takes[0]: layer for layer in rounded}
-        self._ends = {layer.end: layer for layer in rounded}
-        self._rounded = rounded
+        several = list(layers)
+        self._begins = {layer.takes[0]: layer for layer in several}
+        self._ends = {layer.end: layer for layer in several}
         self._inputs: dict[Layer, torch.Tensor] = {}
+
+    def leave(self, layer: Layer, x: torch.Tensor, value: Any) -> Any:  # noqa: ANN401  # of a program
+        raise NotImplementedError
 
     def run_node(self, n: Node) -> object:
         if n in self._begins:
             self._inputs[self._begins[n]] = self.env[self._begins[n].x]  # still there: `n` reads it
         value = super().run_node(n)
-        if n in self._ends:
-            layer = self._ends[n]
-            value = _compute(layer, self._inputs.pop(layer), self._rounded[layer])
-        return value
+        layer = self._ends.get(n)
+        return value if layer is None else self.leave(layer, self._inputs.pop(layer), value)
 
 
-class _Forks(Interpreter):
+class _Rounded(_Layers):
+    """Runs a program with other weights in some layers."""
+
+    def __init__(self, module: GraphModule, rounded: Mapping[Layer, _Weights]) -> None:
+        super().__init__(module, rounded)
+        self._rounded = rounded
+
+    def leave(self, layer: Layer, x: torch.Tensor, value: Any) -> Any:  # noqa: ANN401, ARG002  # of a program
+        return _compute(layer, x, self._rounded[layer])
+
+
+class _Forks(_Layers):
     """Runs a program, and from the end of each layer on once more for each of its roundings."""
 
     def __init__(self, module: GraphModule, rounded: Mapping[Layer, Mapping[int, _Weights]]) -> None:
-        super().__init__(module)
+        super().__init__(module, rounded)
         self._rounded = rounded
-        self._begins = {layer.takes[0]: layer for layer in rounded}
-        self._ends = {layer.end: layer for layer in rounded}
         self._rest = Interpreter(module, garbage_collect_values=False)
         nodes = list(module.graph.nodes)
         self._after = {layer.end: nodes[nodes.index(layer.end) + 1 :] for layer in rounded}
-        self._inputs: dict[Layer, torch.Tensor] = {}
         self._expected: list[torch.Tensor] = []
         self._energy: torch.Tensor | float = 0.0
         self._lost: dict[_Key, torch.Tensor] = {}
@@ -158,15 +167,9 @@ class _Forks(Interpreter):
             return 0.0
         return _relative(self._lost[key], torch.as_tensor(self._energy))
 
-    def run_node(self, n: Node) -> object:
-        if n in self._begins:
-            self._inputs[self._begins[n]] = self.env[self._begins[n].x]  # still there: `n` reads it
-        value = super().run_node(n)
-        if n in self._ends:
-            layer = self._ends[n]
-            x = self._inputs.pop(layer)
-            for bits, weights in self._rounded[layer].items():
-                self._fork(n, _compute(layer, x, weights), (layer, bits))
+    def leave(self, layer: Layer, x: torch.Tensor, value: Any) -> Any:  # noqa: ANN401  # of a program
+        for bits, weights in self._rounded[layer].items():
+            self._fork(layer.end, _compute(layer, x, weights), (layer, bits))
         return value
 
     def _fork(self, end: Node, value: torch.Tensor, key: _Key) -> None:

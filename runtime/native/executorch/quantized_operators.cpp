@@ -10,7 +10,8 @@
 //   quant_function   (x, weight?, bias?, kind, epsilon, blocks)
 //
 // Images are float32 [N, C, H, W], with channels_last [N, H, W, C], or int8 [N, H, W, C]; an out_scale of 0 asks for
-// floats. Rows have their channels last, and are float32, or int8 in blocks. Weights and zeros are bytes; scales are float32 of a convolution, else float16.
+// floats. Rows have their channels last, and are float32, or int8 in blocks. Weights and zeros are bytes; scales are float32
+// of a convolution, else float16.
 #include "operator.h"
 #include "quantized.h"
 
