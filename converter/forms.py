@@ -12,10 +12,13 @@ from ferryman.converter.capture import Captured
 from ferryman.converter.lower_binary import lower_binary
 from ferryman.converter.quantize.lower import lower_quantized
 from ferryman.converter.quantize.recipe import PLAIN, Recipe, check_form, check_recipe, parse_recipe
-from ferryman.runtime.contracts.manifest import LayerForm
+from ferryman.converter.sparse.lower import Fitted, lower_sparse
+from ferryman.converter.verify import Interpreter
+from ferryman.runtime.contracts.manifest import LayerForm, RuntimeName
 
 Batches = Sequence[Sequence[torch.Tensor]]
 Rewrite = Callable[[Captured, Batches], tuple[Captured, tuple[LayerForm, ...]]]
+Fit = Callable[[Captured, RuntimeName, Interpreter], Fitted]
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Form:
     """What its recipe's budget asks of rounding weights; 0: nothing."""
     rounds: bool = False
     """The rewritten program, not eager, is what its artifacts compute."""
+    fit: Fit | None = None
+    """What else it does for each runtime, by measuring there."""
 
 
 def find_form(wanted: str | Recipe) -> Form:
@@ -59,6 +64,7 @@ _PLAIN = {
     for form in (
         Form("fp32", 60.0, lambda captured, _: (captured, ())),
         Form("binary", 30.0, lambda captured, _: lower_binary(captured)),
+        Form("sparse", 60.0, lambda captured, _: (captured, ()), fit=lower_sparse),
     )
 }
 assert tuple(_PLAIN) == PLAIN  # noqa: S101  # the names that the command line knows without torch

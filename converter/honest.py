@@ -104,7 +104,9 @@ def compare_forms(
         for path, content in zip(paths, pair, strict=True):
             path.write_bytes(content)
         for place in places:
-            base, ours = (np.array(one) for one in time_beside(paths, place.name, inputs, python=place.python))
+            base, ours = (
+                np.array(one) for one in time_beside(paths, place.name, [inputs, inputs], python=place.python)
+            )
             low, middle, high = (float(one) for one in np.quantile(base / ours, (0.25, 0.5, 0.75)))
             proof = proofs[place.name]
             found.append(

@@ -31,6 +31,8 @@ _SCHEMAS = {
 }
 Window = tuple[int, Sequence[int], Sequence[int], Sequence[int], Sequence[int], int, int, bool]
 """channels, kernel_size, stride, padding (top, left, bottom, right), dilation, groups, pad_value, channels_last."""
+Operator = tuple[str, Callable[..., torch.Tensor], Callable[..., torch.Tensor]]
+"""Its arguments as a schema has them, what it computes, and an empty tensor of its output's shape."""
 
 
 def unpack(words: torch.Tensor, count: int) -> torch.Tensor:
@@ -201,10 +203,10 @@ _IMPLEMENTATIONS: dict[str, tuple[Callable[..., torch.Tensor], Callable[..., tor
 }
 
 
-def _register() -> Any:  # noqa: ANN401  # untyped in torch
-    library: Any = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]  # torch's own lack
-    for name, arguments in _SCHEMAS.items():
-        compute, fake = _IMPLEMENTATIONS[name]
+def register(several: dict[str, Operator]) -> Any:  # noqa: ANN401  # untyped in torch
+    """Have torch know some operators for as long as what is returned is kept."""
+    library: Any = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]  # torch's own lack
+    for name, (arguments, compute, fake) in several.items():
         library.define(f"{name}({arguments}) -> Tensor")
         library.define(f"{name}.out({arguments}, *, Tensor(a!) out) -> Tensor(a!)")  # what ExecuTorch calls
         library.impl(name, compute, "CPU")
@@ -212,6 +214,6 @@ def _register() -> Any:  # noqa: ANN401  # untyped in torch
     return library
 
 
-_LIBRARY = _register()
+_LIBRARY = register({name: (arguments, *_IMPLEMENTATIONS[name]) for name, arguments in _SCHEMAS.items()})
 """Kept alive: the registrations go with it."""
 assert LANES == 16  # noqa: S101, PLR2004  # what unpack_weights undoes

@@ -28,6 +28,7 @@ from ferryman.converter.quantize.calibration import read_calibration
 from ferryman.converter.quantize.recipe import Recipe
 from ferryman.converter.quiet import alone, quiet
 from ferryman.converter.source import Source, load_source, make_source
+from ferryman.converter.sparse.measure import LayerTime
 from ferryman.converter.verify import Interpreter, References, interpreters, make_references, verify, with_program
 from ferryman.runtime import kernels
 from ferryman.runtime.compare import SQNR_CAP_DB
@@ -52,6 +53,8 @@ class Conversion:
     """Stage -> seconds."""
     compared: tuple[Compared, ...] = ()
     """Each compressed form's artifacts beside the fp32 ones, on each interpreter of this machine."""
+    layer_times: tuple[LayerTime, ...] = ()
+    """Of form `sparse`: each layer with zeros alone, on one interpreter of each runtime."""
 
 
 class _Clock:
@@ -167,8 +170,14 @@ def convert(
             ) from error
         with open_package(path) as package:
             manifest = package.manifest
-    compared = tuple(compared for one in made for compared in one.compared)
-    return Conversion(path=path, sha256=sha256, manifest=manifest, seconds=clock.seconds, compared=compared)
+    return Conversion(
+        path=path,
+        sha256=sha256,
+        manifest=manifest,
+        seconds=clock.seconds,
+        compared=tuple(compared for one in made for compared in one.compared),
+        layer_times=tuple(time for one in made for time in one.layer_times),
+    )
 
 
 def _forms(wanted: str | Recipe | Sequence[str | Recipe], sqnr_min_db: float | None) -> list[Form]:
@@ -201,7 +210,8 @@ class _Made:
 
     variant: Variant
     data: bytes
-    compared: tuple[Compared, ...]
+    compared: tuple[Compared, ...] = ()
+    layer_times: tuple[LayerTime, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -220,7 +230,7 @@ class _Work:
         """One variant a runtime."""
         if form.name == "fp32":
             for runtime, lowered in self.base.items():
-                yield _Made(self._prove(form, runtime, lowered, self.references), lowered.data, ())
+                yield _Made(self._prove(form, runtime, lowered, self.references), lowered.data)
             return
         with self.clock.stage(f"make {form.name}"), quiet():
             program, layers = form.rewrite(self.captured, self.batches)
@@ -228,8 +238,14 @@ class _Work:
             whole = bit_operations(self.captured) if form.rounds else 0
             counted = bit_operations(self.captured, layers) / whole if whole else None
         for runtime, base in self.base.items():
-            with self.clock.stage(f"lower {form.name} to {runtime}"), quiet():
-                lowered = BACKENDS[runtime].lower(program)
+            times: tuple[LayerTime, ...] = ()
+            if form.fit:
+                with self.clock.stage(f"measure the layers of {form.name} on {runtime}"), quiet():
+                    fitted = form.fit(program, runtime, self.places[runtime][0])
+                lowered, layers, times = fitted.lowered, fitted.layers, fitted.times
+            else:
+                with self.clock.stage(f"lower {form.name} to {runtime}"), quiet():
+                    lowered = BACKENDS[runtime].lower(program)
             variant = replace(self._prove(form, runtime, lowered, references), layers=layers)
             with self.clock.stage(f"time {form.name} on {runtime} beside fp32"):
                 compared = compare_forms(
@@ -241,7 +257,7 @@ class _Work:
                     bit_operations=counted,
                     asked_db=form.asked_db,
                 )
-            yield _Made(variant, lowered.data, tuple(compared))
+            yield _Made(variant, lowered.data, tuple(compared), times)
 
     def _prove(self, form: Form, runtime: RuntimeName, lowered: Lowered, references: References) -> Variant:
         with self.clock.stage(f"verify {form.name} on {runtime}"):

@@ -7,21 +7,30 @@ litert-torch writes no constants of uint8.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch.nn import functional
 
-from ferryman.converter.operators import NAMESPACE, output_size
-from ferryman.converter.quant_bits import Bytes, halves, pack_rows, unpack_groups, unpack_rows, unpack_weights
+from ferryman.converter.operators import Operator, output_size, register
+from ferryman.converter.quant_bits import (
+    Bytes,
+    Integers,
+    halves,
+    pack_rows,
+    unpack_groups,
+    unpack_rows,
+    unpack_weights,
+)
+from ferryman.converter.sparse_bits import unpack_sparse
 
 _CONV = (
     "Tensor x, Tensor weight, Tensor scale, Tensor bias, Tensor? add, int channels, int[2] kernel_size, int[2] stride, "
     "int[4] padding, int[2] dilation, int groups, bool channels_last, int bits, float x_scale, int x_zero, "
-    "float out_scale, int out_zero, int out_low, int out_high, float add_scale, int add_zero"
+    "float out_scale, int out_zero, int out_low, int out_high, float add_scale, int add_zero, int index_bits, "
+    "bool unpack"
 )
-_LINEAR = "Tensor x, Tensor weight, Tensor scale, Tensor? zero, Tensor bias, int bits, int group, bool blocks"
+_LINEAR = (
+    "Tensor x, Tensor weight, Tensor scale, Tensor? zero, Tensor bias, int bits, int group, bool blocks, int index_bits"
+)
 _EMBEDDING = (
     "Tensor ids, Tensor weight, Tensor scale, Tensor? zero, int rows, int channels, int bits, int group, bool lanes"
 )
@@ -37,6 +46,11 @@ GELU, GELU_TANH, SILU, SOFTMAX, LAYER_NORM = range(5)
 
 def _bytes(stored: torch.Tensor) -> Bytes:
     return stored.view(torch.uint8).numpy()
+
+
+def _integers(stored: Bytes, shape: tuple[int, ...], groups: int, bits: int, index_bits: int) -> Integers:
+    """Weights of a convolution or linear layer, packed whole or without their zeros."""
+    return unpack_sparse(stored, shape, bits, index_bits) if index_bits else unpack_weights(stored, shape, groups, bits)
 
 
 def quantize(x: torch.Tensor, scale: torch.Tensor | float, zero: int, low: int, high: int) -> torch.Tensor:
@@ -74,9 +88,11 @@ def _conv2d(  # as the schema says
     out_high: int,
     add_scale: float,
     add_zero: int,
+    index_bits: int,
+    _unpack: bool,
 ) -> torch.Tensor:
     shape = (scale.numel(), channels // groups, *kernel_size)
-    integers = torch.from_numpy(unpack_weights(_bytes(weight), shape, groups, bits))
+    integers = torch.from_numpy(_integers(_bytes(weight), shape, groups, bits, index_bits))
     is_int8 = x.dtype == torch.int8
     images = x.permute(0, 3, 1, 2) if is_int8 or channels_last else x
     by = torch.tensor(x_scale, dtype=torch.float32)
@@ -223,11 +239,12 @@ def _linear(
     bits: int,
     group: int,
     blocks: bool,
+    index_bits: int,
 ) -> torch.Tensor:
     rows, by = _quantized_rows(x, blocks=blocks)
     blocks = blocks or x.dtype == torch.int8
     out, channels = bias.numel(), rows.shape[-1]
-    stored = torch.from_numpy(unpack_weights(_bytes(weight), (out, channels), 1, bits)) + halves(bits)
+    stored = torch.from_numpy(_integers(_bytes(weight), (out, channels), 1, bits, index_bits)) + halves(bits)
     scales = torch.from_numpy(unpack_groups(scale.numpy(), out)).float()
     zeros = halves(bits) if zero is None else torch.from_numpy(unpack_groups(_bytes(zero), out)).int()
     whole = rows.double()
@@ -303,7 +320,7 @@ def _fake_embedding(
     return ids.new_empty((*ids.shape, channels), dtype=torch.float32)
 
 
-_OPERATORS: dict[str, tuple[str, Callable[..., torch.Tensor], Callable[..., torch.Tensor]]] = {
+_OPERATORS: dict[str, Operator] = {
     "quant_conv2d": (_CONV, _conv2d, _fake_conv2d),
     "quant_linear": (_LINEAR, _linear, _fake_linear),
     "quant_embedding": (_EMBEDDING, _embedding, _fake_embedding),
@@ -311,16 +328,5 @@ _OPERATORS: dict[str, tuple[str, Callable[..., torch.Tensor], Callable[..., torc
     "quant_function": (_FUNCTION, _function, _fake_function),
 }
 
-
-def _register() -> Any:  # noqa: ANN401  # untyped in torch
-    library: Any = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]  # torch's own lack
-    for name, (arguments, compute, fake) in _OPERATORS.items():
-        library.define(f"{name}({arguments}) -> Tensor")
-        library.define(f"{name}.out({arguments}, *, Tensor(a!) out) -> Tensor(a!)")  # what ExecuTorch calls
-        library.impl(name, compute, "CPU")
-        torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=library)
-    return library
-
-
-_LIBRARY = _register()
+_LIBRARY = register(_OPERATORS)
 """Kept alive: the registrations go with it."""

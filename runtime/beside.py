@@ -1,12 +1,13 @@
 """Time artifacts in turn, in one process: how much faster one is than another does not hang on the moment.
 
-    python -m ferryman.runtime.beside INTERPRETER ROUNDS NPZ ARTIFACT...    prints JSON: seconds[artifact][round]
+    python -m ferryman.runtime.beside INTERPRETER ROUNDS NPZ COUNTS ARTIFACT...    prints JSON: seconds[artifact][round]
 
-The inputs are the arrays of NPZ, in order. Artifacts are run that have been proven; the process may crash all the same.
+The inputs are the arrays of NPZ, in order, as many for each artifact as COUNTS says. Artifacts are run that have been proven; the process may crash all the same.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -31,7 +32,7 @@ _BUDGET_S = 6.0
 def time_beside(
     artifacts: Sequence[Path],
     interpreter: str,
-    inputs: Sequence[Array],
+    inputs: Sequence[Sequence[Array]],
     *,
     rounds: int = 40,
     python: Path | None = None,
@@ -41,7 +42,7 @@ def time_beside(
     Args:
         artifacts: that `interpreter` runs.
         interpreter: one of INTERPRETERS' names.
-        inputs: of one call.
+        inputs: of one call, of each artifact.
         rounds: at most; slow artifacts are given fewer.
         python: of the environment that has the interpreter; None: this one.
 
@@ -50,8 +51,9 @@ def time_beside(
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "inputs.npz"
-        np.savez(path, *inputs)
-        command = [python or sys.executable, "-P", "-m", "ferryman.runtime.beside", interpreter, str(rounds), path]
+        np.savez(path, *(array for several in inputs for array in several))
+        counts = ",".join(str(len(several)) for several in inputs)
+        command = [python or sys.executable, "-P", "-m", "ferryman.runtime.beside", interpreter, str(rounds), path, counts]
         try:
             done = subprocess.run(
                 [*map(str, command), *map(str, artifacts)],
@@ -68,16 +70,17 @@ def time_beside(
     return found
 
 
-def _main(interpreter: str, rounds: str, inputs_path: str, *artifacts: str) -> None:
+def _main(interpreter: str, rounds: str, inputs_path: str, input_counts: str, *artifacts: str) -> None:
     runtime: RuntimeName = next(name for name, names in INTERPRETERS.items() if interpreter in names)
     with np.load(inputs_path) as held:
-        inputs = [held[name] for name in held.files]
+        arrays = iter([held[name] for name in held.files])
+    inputs = [list(itertools.islice(arrays, int(count))) for count in input_counts.split(",")]
     sessions = [open_session(path, runtime, interpreter=interpreter) for path in artifacts]
     counts = []
-    for session in sessions:
-        session.run(inputs)
+    for session, own in zip(sessions, inputs, strict=True):
+        session.run(own)
         start = time.perf_counter()
-        session.run(inputs)
+        session.run(own)
         counts.append(max(1, round(_SAMPLE_S / max(time.perf_counter() - start, 1e-9))))
     seconds: list[list[float]] = [[] for _ in sessions]
     end = time.perf_counter() + _BUDGET_S
@@ -86,7 +89,7 @@ def _main(interpreter: str, rounds: str, inputs_path: str, *artifacts: str) -> N
         for index in order if turn % 2 == 0 else reversed(order):
             start = time.perf_counter()
             for _ in range(counts[index]):
-                sessions[index].run(inputs)
+                sessions[index].run(inputs[index])
             seconds[index].append((time.perf_counter() - start) / counts[index])
         if time.perf_counter() > end:
             break

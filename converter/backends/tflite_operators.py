@@ -17,9 +17,11 @@ from litert_torch.backend.lowerings import registry
 from litert_torch.backend.lowerings.utils import node_meta_to_ir_types
 
 from ferryman.converter import operators, quant_operators
+from ferryman.converter import sparse_operators as _sparse_operators  # noqa: F401  # registers them
 
 VERSION = 2
-_QUANT_VERSION = 2
+_QUANT_VERSION = 3
+_SPARSE_VERSION = 1
 _SIGNS, _BITS, _REALS = range(3)
 _TO_LAST = (0, 2, 3, 1)
 _TO_FIRST = (0, 3, 1, 2)
@@ -32,6 +34,9 @@ _CONVS = {
     ferryman.quant_conv2d.default: 11,
 }
 """Operator of images -> where channels_last stands among its arguments."""
+_SPARSE = ferryman.sparse_conv2d.default
+_ADD, _LAST_IN, _LAST_OUT = 4, 11, 12
+"""Where a sparse convolution has these among its arguments."""
 
 
 def put_channels_last(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
@@ -57,8 +62,30 @@ def put_channels_last(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
             with module.graph.inserting_after(node):
                 back = module.graph.call_function(torch.ops.aten.permute.default, (node, list(_TO_FIRST)))
             node.replace_all_uses_with(back, delete_user_cb=lambda user, keep=back: user is not keep)
+    _turn_sparse(module)
     module.recompile()
     return module
+
+
+def _turn_sparse(module: torch.fx.GraphModule) -> None:
+    """Sparse convolutions keep the channels first among themselves, and turn images where others have them last."""
+    graph = module.graph
+    convs = [node for node in graph.nodes if node.target == _SPARSE]
+    for node in convs:
+        args = list(node.args)
+        if args[0].target != _SPARSE and args[0].op != "placeholder":
+            args[_LAST_IN] = True
+            with graph.inserting_before(node):
+                args[0] = graph.call_function(torch.ops.aten.permute.default, (args[0], list(_TO_LAST)))
+        if not any(user.target == _SPARSE or user.op == "output" for user in node.users):
+            args[_LAST_OUT] = True
+            if args[_ADD] is not None:
+                with graph.inserting_before(node):
+                    args[_ADD] = graph.call_function(torch.ops.aten.permute.default, (args[_ADD], list(_TO_LAST)))
+            with graph.inserting_after(node):
+                back = graph.call_function(torch.ops.aten.permute.default, (node, list(_TO_FIRST)))
+            node.replace_all_uses_with(back, delete_user_cb=lambda user, keep=back: user is not keep)
+        node.args = tuple(args)
 
 
 def _custom(context: Any, name: str, operands: list[Any], numbers: Sequence[float], version: int = VERSION) -> Any:  # noqa: ANN401  # untyped toolchain
@@ -132,9 +159,10 @@ def _linear_sign(context: Any, x: Any, weight: Any, threshold: Any, channels: in
 @registry.lower(ferryman.quant_conv2d.default)  # type: ignore[untyped-decorator]
 def _quant_conv2d(context: Any, x: Any, weight: Any, scale: Any, bias: Any, add: Any, *numbers: Any) -> Any:  # noqa: ANN401
     channels, kernel, stride, padding, dilation, groups, channels_last, bits, *scales = numbers
-    x_scale, x_zero, out_scale, out_zero, low, high, add_scale, add_zero = scales
+    x_scale, x_zero, out_scale, out_zero, low, high, add_scale, add_zero, index_bits, unpack = scales
     window = [channels, _out(context), *kernel, *stride, *dilation, *padding, groups, int(channels_last), bits]
     options = [*window, float(x_scale), x_zero, float(out_scale), out_zero, low, high, float(add_scale), add_zero]
+    options += [index_bits, int(unpack)]
     return _custom(context, "quant_conv2d", [x, weight, scale, bias, add], options, _QUANT_VERSION)
 
 
@@ -149,8 +177,9 @@ def _quant_linear(  # as the schema says
     bits: int,
     group: int,
     blocks: bool,
+    index_bits: int,
 ) -> Any:  # noqa: ANN401
-    options = [_channels(context), context.node.args[4].meta["val"].numel(), bits, group, int(blocks)]
+    options = [_channels(context), context.node.args[4].meta["val"].numel(), bits, group, int(blocks), index_bits]
     return _custom(context, "quant_linear", [x, weight, scale, bias, zero], options, _QUANT_VERSION)
 
 
@@ -181,3 +210,27 @@ def _quant_embedding(  # as the schema says
     *numbers: int,
 ) -> Any:  # noqa: ANN401
     return _custom(context, "quant_embedding", [ids, weight, scale, zero], [*map(int, numbers)], _QUANT_VERSION)
+
+
+@registry.lower(ferryman.sparse_conv2d.default)  # type: ignore[untyped-decorator]
+def _sparse_conv2d(context: Any, x: Any, values: Any, index: Any, bias: Any, add: Any, *numbers: Any) -> Any:  # noqa: ANN401
+    channels, kernel, stride, padding, dilation, groups, last_in, last_out, index_bits, low, high = numbers
+    out = context.node.args[3].meta["val"].numel()
+    window = [channels, out, *kernel, *stride, *dilation, *padding, groups, int(last_in), int(last_out)]
+    options = [*window, index_bits, int(add is not None), float(low), float(high)]
+    return _custom(context, "sparse_conv2d", [x, values, index, bias, add], options, _SPARSE_VERSION)
+
+
+@registry.lower(ferryman.sparse_linear.default)  # type: ignore[untyped-decorator]
+def _sparse_linear(  # as the schema says
+    context: Any,  # noqa: ANN401
+    x: Any,  # noqa: ANN401
+    values: Any,  # noqa: ANN401
+    index: Any,  # noqa: ANN401
+    bias: Any,  # noqa: ANN401
+    index_bits: int,
+    low: float,
+    high: float,
+) -> Any:  # noqa: ANN401
+    options = [_channels(context), context.node.args[3].meta["val"].numel(), index_bits, float(low), float(high)]
+    return _custom(context, "sparse_linear", [x, values, index, bias], options, _SPARSE_VERSION)

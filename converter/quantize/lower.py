@@ -266,6 +266,7 @@ class _Writer:
                 self._made[layer.add] if layer.add else None,
                 *(channels, list(kernel), list(stride), list(padding), list(dilation), groups, False, layer.bits),
                 *(x.scale, x.zero, out.scale, out.zero, low, high, add.scale, add.zero),
+                *(packed.index_bits, packed.unpack),
             ),
         )
 
@@ -281,7 +282,17 @@ class _Writer:
             )
         return self._module.graph.call_function(
             torch.ops.ferryman.quant_linear.default,
-            (x, weight, scale, zero, self.constant(layer.bias), layer.bits, rounded.group, self._blocks),
+            (
+                x,
+                weight,
+                scale,
+                zero,
+                self.constant(layer.bias),
+                layer.bits,
+                rounded.group,
+                self._blocks,
+                packed.index_bits,
+            ),
         )
 
     def _maybe(self, value: torch.Tensor | None) -> Node | None:

@@ -13,6 +13,8 @@
              | "minmax" | "percentile" | "entropy" | "mse" how far activations are taken to range
              | "gptq"                                      weights rounded with error correction
              | "equalize"                                  ranges of neighbouring channels evened out first
+             | "sparse"                                    weights that are zero stay zero, and are not stored where
+                                                           that is smaller
 
 Options stand in that order; those that are the base's defaults are left out.
 """
@@ -37,10 +39,10 @@ _MIXED = "mixed"
 _MIXED_BITS = 2
 _BUDGET = re.compile(r"(\d{1,3}(?:\.\d{1,6})?)(b|db)", re.ASCII)
 _BUDGET_ENDS = {"b": (2, 8), "db": (1, 100)}
-PLAIN = ("fp32", "binary")
+PLAIN = ("fp32", "binary", "sparse")
 """Forms without a recipe."""
 GRAMMAR = "int8, 4bit, 2bit or mixed-BUDGET with options, such as 4bit-g64-asym-gptq or mixed-3.5b-gptq"
-_ORDER = "dynamic, blocks, g32, g64, g128 or channel, asym, minmax, percentile, entropy or mse, gptq, equalize"
+_ORDER = "dynamic, blocks, g32, g64, g128 or channel, asym, minmax, percentile, entropy or mse, gptq, equalize, sparse"
 
 
 class Budget(Record, kw_only=True):
@@ -73,6 +75,9 @@ class Recipe(Record, kw_only=True):
     observer: Observer = "mse"
     gptq: bool = False
     equalize: bool = False
+    sparse: bool = False
+    """Layers are held without their zeros, the model's own and those that rounding makes, where that is smaller and
+    costs little time."""
     budget: Budget | None = None
     """Bits are chosen layer by layer within it."""
     layers: dict[str, Literal[32, 8, 4, 2]] = msgspec.field(default_factory=dict)
@@ -91,6 +96,7 @@ class Recipe(Record, kw_only=True):
             self.observer if self.observer != "mse" else "",
             "gptq" * self.gptq,
             "equalize" * self.equalize,
+            "sparse" * self.sparse,
         ]
         return "-".join([base, *filter(None, options)])
 
@@ -130,7 +136,7 @@ def parse_recipe(name: str) -> Recipe:
     bits = _BASES.get(base, _MIXED_BITS)
     found: dict[str, object] = {"bits": bits, "group": _GROUP_OF[bits], "budget": budget}
     for option in options:
-        if option in ("dynamic", "blocks", "gptq", "equalize"):
+        if option in ("dynamic", "blocks", "gptq", "equalize", "sparse"):
             found[option] = True
             found |= {"group": _BLOCK} if option == "blocks" else {}
         elif option == "asym":
@@ -167,6 +173,10 @@ def check_recipe(recipe: Recipe) -> Recipe:
             raise CallerError(f"a budget in {recipe.budget.unit} is {low} to {high}, found {recipe.budget.value}")
     if recipe.dynamic and recipe.observer != "mse":
         raise CallerError(f"form {recipe.name!r}: with dynamic activations there is nothing for an observer to find")
+    if recipe.sparse and recipe.asymmetric:
+        raise CallerError(
+            f"form {recipe.name!r}: with zero points a weight of zero is none in the artifact; leave out asym"
+        )
     if recipe.blocks and recipe.group != _BLOCK:
         raise CallerError(f"form {recipe.name!r}: blocks of activations go with groups of {_BLOCK} weights")
     return recipe

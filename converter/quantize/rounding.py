@@ -22,6 +22,10 @@ class Packed:
     """float32[out] of a convolution, else float16."""
     zero: torch.Tensor | None
     """uint8."""
+    index_bits: int = 0
+    """Above 0: the weights are an index of those that are not zero, and these (see `sparse_bits`)."""
+    unpack: bool = False
+    """Of a convolution's: they are laid out with their zeros at each call, and computed densely."""
 
     @property
     def nbytes(self) -> int:
@@ -37,6 +41,7 @@ def grid_of(layer: Layer, bits: int, recipe: Recipe) -> Grid:
         group=0 if image or (bits == 8 and not recipe.blocks) else recipe.group,  # noqa: PLR2004  # bits
         asymmetric=recipe.asymmetric and not image,
         half=not image,
+        keep_zeros=recipe.sparse,
     )
 
 

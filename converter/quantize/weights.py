@@ -49,6 +49,8 @@ class Grid:
     group: int
     asymmetric: bool
     half: bool
+    keep_zeros: bool = False
+    """A weight of zero stays one, also where rounding corrects for others' errors."""
 
     @property
     def ends(self) -> tuple[int, int]:
@@ -58,7 +60,13 @@ class Grid:
     def round(self, rows: torch.Tensor, hessian: torch.Tensor | None = None) -> Rounded:
         """Round float32[out, inputs]."""
         return round_weights(
-            rows, self.bits, group=self.group, asymmetric=self.asymmetric, half=self.half, hessian=hessian
+            rows,
+            self.bits,
+            group=self.group,
+            asymmetric=self.asymmetric,
+            half=self.half,
+            hessian=hessian,
+            keep_zeros=self.keep_zeros,
         )
 
 
@@ -75,6 +83,7 @@ def round_weights(
     asymmetric: bool = False,
     half: bool = False,
     hessian: torch.Tensor | None = None,
+    keep_zeros: bool = False,
 ) -> Rounded:
     """Round weights, group by group.
 
@@ -86,6 +95,7 @@ def round_weights(
         half: scales are held in float16.
         hessian: float64[inputs, inputs], the sum of x x^T over calibration: round in turn, and let later inputs make
             good what earlier ones lost (GPTQ, Frantar et al. 2023). None: to nearest.
+        keep_zeros: with a hessian, have weights of zero stay zeros.
     """
     out, inputs = weight.shape
     group = min(group or inputs, inputs)
@@ -98,7 +108,10 @@ def round_weights(
         with _one_thread():
             scale, zero = torch.cat([_symmetric(rows, bits, half=half) for rows in some]), None
     rounded = Rounded(torch.zeros(out, inputs, dtype=torch.int32), scale, zero, group)
-    integers = _nearest(weight, rounded, bits) if hessian is None else _corrected(weight, rounded, bits, hessian)
+    if hessian is None:
+        integers = _nearest(weight, rounded, bits)
+    else:
+        integers = _corrected(weight, rounded, bits, hessian, keep_zeros=keep_zeros)
     return Rounded(integers.int(), scale, zero, group)
 
 
@@ -168,7 +181,9 @@ def _nearest(weight: torch.Tensor, to: Rounded, bits: int) -> torch.Tensor:
     return by.round().clamp(-top, top - 1)
 
 
-def _corrected(weight: torch.Tensor, to: Rounded, bits: int, hessian: torch.Tensor) -> torch.Tensor:
+def _corrected(
+    weight: torch.Tensor, to: Rounded, bits: int, hessian: torch.Tensor, *, keep_zeros: bool
+) -> torch.Tensor:
     inputs = weight.shape[1]
     left = weight.double().clone()
     h = hessian.clone()
@@ -187,6 +202,8 @@ def _corrected(weight: torch.Tensor, to: Rounded, bits: int, hessian: torch.Tens
         for column in range(begin, end):
             scale, offset = scales[:, column], zeros[:, column]
             q = (left[:, column] / scale + offset).round().clamp(-top, top - 1)
+            if keep_zeros:
+                q = torch.where(weight[:, column] == 0, offset, q)
             integers[:, column] = q
             error = (left[:, column] - (q - offset) * scale) / inverse[column, column]
             left[:, column:end] -= error[:, None] * inverse[column, column:end]

@@ -150,9 +150,10 @@ class _Form(click.ParamType[str]):
     default=("fp32",),
     show_default=True,
     type=_Form(),
-    help="fp32; binary: layers with weights and activations of -1 and 1 run as bits; or int8, 4bit, 2bit, or "
+    help="fp32; binary: layers with weights and activations of -1 and 1 run as bits; sparse: zeros of pruned layers "
+    "are neither stored nor multiplied, where that is measured faster; or int8, 4bit, 2bit, or "
     "mixed-3.5b: 3.5 bits a weight on average, chosen layer by layer; with options such as 4bit-g64-gptq (see "
-    "docs/quantization.md). May be given several times: one package holds all.",
+    "docs/quantization.md and docs/pruning.md). May be given several times: one package holds all.",
 )
 @click.option(
     "--calibrate",
@@ -226,6 +227,11 @@ def convert(
         click.echo(table(made.compared))
         for complaint in (complaint for one in made.compared for complaint in one.complaints):
             click.echo(f"note: {complaint}", err=True)
+    if made.layer_times:
+        from ferryman.converter.sparse.measure import layer_table
+
+        click.echo("\nlayers with zeros, each alone, on this machine, one thread, in turn (medians):")
+        click.echo(layer_table(made.layer_times))
     click.echo(f"\n{made.path}  {made.path.stat().st_size:,} bytes")
     slowest = sorted(made.seconds.items(), key=lambda item: -item[1])
     click.echo("time: " + ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in slowest if seconds > 0.05))  # noqa: PLR2004

@@ -55,7 +55,7 @@ def test_artifacts_are_timed_in_turn(tmp_path):
     paths = [tmp_path / f"{name}.tflite" for name in "ab"]
     for path in paths:
         path.write_bytes(add_model(1.0))
-    times = time_beside(paths, "ai-edge-litert", [np.zeros((1, 4), np.float32)], rounds=5)
+    times = time_beside(paths, "ai-edge-litert", [[np.zeros((1, 4), np.float32)]] * len(paths), rounds=5)
     assert [len(one) for one in times] == [5, 5]
     assert all(0 < second < 1 for one in times for second in one)
 
@@ -64,7 +64,7 @@ def test_an_artifact_that_falls_is_an_error(tmp_path):
     path = tmp_path / "broken.tflite"
     path.write_bytes(b"no model at all")
     with pytest.raises(RuntimeCrash, match="ai-edge-litert could not be timed"):
-        time_beside([path], "ai-edge-litert", [np.zeros((1, 4), np.float32)])
+        time_beside([path], "ai-edge-litert", [[np.zeros((1, 4), np.float32)]])
 
 
 class Tiny(nn.Module):

@@ -1,0 +1,125 @@
+"""A captured program -> the same with sparse operators where they are measured to gain, layer by layer why."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from torch.fx import GraphModule, Node
+
+from ferryman.converter.backends import BACKENDS
+from ferryman.converter.backends.base import Lowered
+from ferryman.converter.capture import Captured, recapture
+from ferryman.converter.functional import functional_module
+from ferryman.converter.layer_calls import path_of
+from ferryman.converter.sparse.layers import PrunedLayer, bridges, find_pruned
+from ferryman.converter.sparse.measure import LayerTime, time_layers
+from ferryman.converter.sparse.write import put_sparse
+from ferryman.converter.sparse_bits import ALL, BITMAP
+from ferryman.converter.verify import Interpreter
+from ferryman.runtime.beside import time_beside
+from ferryman.runtime.contracts.manifest import LayerForm, RuntimeName
+
+_NEAR = 1.03
+"""Of two ways whose times are not farther apart, the smaller artifact is taken."""
+_ROUNDS = 21
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A program for one runtime, by what was measured there."""
+
+    program: Captured
+    lowered: Lowered
+    layers: tuple[LayerForm, ...]
+    """What became of each convolution and linear layer."""
+    times: tuple[LayerTime, ...]
+    """Of those with zeros."""
+
+
+@dataclass(frozen=True)
+class _Way:
+    """Layers that become sparse together."""
+
+    chosen: frozenset[PrunedLayer]
+    program: Captured
+    lowered: Lowered
+
+
+def lower_sparse(captured: Captured, runtime: RuntimeName, place: Interpreter) -> Fitted:
+    """Rewrite a program for one runtime; `eager` stays the original module.
+
+    Each layer with zeros is timed alone, dense and sparse. Then the whole program is, in up to four ways: those layers
+    sparse that gain alone, or all with zeros, each with and without the depthwise convolutions between them; the
+    fastest is taken, and of those nearly as fast the smallest.
+
+    Args:
+        captured: the program.
+        runtime: where it is to run.
+        place: an interpreter of that runtime, to measure on.
+
+    Raises:
+        ModelError: no layer has zeros enough, or the result cannot be captured or lowered.
+        RuntimeCrash: the interpreter fell while it was timed.
+    """
+    module = functional_module(captured.program)
+    found = find_pruned(captured.source.name, module)
+    several = [one for one in found.values() if isinstance(one, PrunedLayer)]
+    eligible = [one for one in several if one.eligible]
+    times = time_layers(eligible, BACKENDS[runtime], place)
+    winners = [one for one in eligible if times[one].speedup > 1]
+    sets = {frozenset([*some, *more]) for some in (winners, eligible) for more in ([], bridges(some, several)) if some}
+    ways = [_way(captured, runtime, several, chosen) for chosen in sorted(sets, key=len)]
+    way = _best(ways, captured, place)
+    taken = {one for one in several if one in way.chosen}
+    forms = tuple(
+        LayerForm(path=path_of(node), form="fp32", note=one)
+        if isinstance(one, str)
+        else _describe(one, taken=one in taken, won=one in winners)
+        for node, one in found.items()
+    )
+    measured = tuple(replace(times[one], taken=one in taken) for one in eligible)
+    return Fitted(way.program, way.lowered, forms, measured)
+
+
+def _way(
+    captured: Captured, runtime: RuntimeName, several: Sequence[PrunedLayer], chosen: frozenset[PrunedLayer]
+) -> _Way:
+    """The program with these layers sparse, found anew in a module of its own."""
+    module: GraphModule = functional_module(captured.program)
+    own: dict[Node, PrunedLayer | str] = find_pruned(captured.source.name, module)
+    again = [one for one in own.values() if isinstance(one, PrunedLayer)]
+    put_sparse(module, [other for one, other in zip(several, again, strict=True) if one in chosen])
+    program = recapture(captured, module, "sparse operators")
+    return _Way(chosen, program, BACKENDS[runtime].lower(program))
+
+
+def _best(ways: Sequence[_Way], captured: Captured, place: Interpreter) -> _Way:
+    if len(ways) == 1:
+        return ways[0]
+    inputs = [tensor.numpy() for tensor in captured.example]
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / str(number) for number in range(len(ways))]
+        for path, way in zip(paths, ways, strict=True):
+            path.write_bytes(way.lowered.data)
+        times = np.median(time_beside(paths, place.name, [inputs] * len(ways), rounds=_ROUNDS, python=place.python), 1)
+    near = [way for way, seconds in zip(ways, times, strict=True) if seconds <= _NEAR * times.min()]
+    return min(near, key=lambda way: len(way.lowered.data))
+
+
+def _describe(one: PrunedLayer, *, taken: bool, won: bool) -> LayerForm:
+    zeros = f"{one.zeros:.1%} zeros"
+    if not taken:
+        why = "the program is faster with it dense" if won else "measured slower without its zeros"
+        return LayerForm(path=one.path, form="fp32", note=f"{zeros}, {why if one.eligible else 'too few to gain by'}")
+    bits = one.places.index_bits
+    held = {ALL: "all weights held", BITMAP: "a bitmap"}.get(bits, f"gaps of {bits} bits")
+    if not one.eligible:
+        return LayerForm(path=one.path, form="sparse", note=f"{held}; stands between sparse layers")
+    gain = "measured faster alone" if won else "smaller, and the program is no slower by it"
+    adds = ", adds" if one.add is not None else ""
+    size = f"{one.nbytes:,} bytes of {one.layer.weight.nbytes:,}"
+    return LayerForm(path=one.path, form="sparse", note=f"{zeros}, {held}, {size}{adds}; {gain}")
