@@ -20,7 +20,8 @@ from ferryman.converter.quantize.equalize import equalize
 from ferryman.converter.quantize.layers import Layer, check_paths, choose_bits, find_layers, join_neighbours
 from ferryman.converter.quantize.observe import Scale, find_scale, observe, watch
 from ferryman.converter.quantize.recipe import Recipe
-from ferryman.converter.quantize.rounding import pack_layer, round_layer
+from ferryman.converter.quantize.pruned import without_zeros
+from ferryman.converter.quantize.rounding import Packed, pack_layer, round_layer
 from ferryman.converter.quantize.sensitivity import FLOAT_BITS, Sensitivity, Tried, candidates
 from ferryman.converter.quantize.weights import Rounded
 from ferryman.converter.recognise import Constants
@@ -79,7 +80,7 @@ def lower_quantized(captured: Captured, recipe: Recipe, batches: Batches) -> tup
         mean = seen[layer.x].mean if layer.x in seen else None
         rounded[layer], layer.bias = round_layer(layer, layer.bits, recipe, hessians.get(layer), mean)
     scales = {node: find_scale(one, recipe.observer) for node, one in seen.items()}
-    writer = _Writer(module, scales, recipe, _shared_tables(rounded))
+    writer = _Writer(module, scales, recipe, _sharing(rounded))
     for layer in sorted(layers, key=lambda one: one.end):
         writer.put(layer, rounded[layer])
     writer.erase(layers)
@@ -87,7 +88,9 @@ def lower_quantized(captured: Captured, recipe: Recipe, batches: Batches) -> tup
     by_node = {layer.node: layer for layer in layers}
     forms = tuple(
         LayerForm(
-            path=path_of(node), form=_FORMS[by_node[node].bits], note=_describe(by_node[node], rounded, recipe, chosen)
+            path=path_of(node),
+            form=_FORMS[by_node[node].bits],
+            note=_describe(by_node[node], rounded, recipe, chosen, writer.sparse.get(by_node[node], "")),
         )
         if node in by_node
         else LayerForm(path=path_of(node), form="fp32", note=left.get(node) or str(one))
@@ -153,10 +156,13 @@ def _wanted(layers: Sequence[Layer]) -> dict[Node, int]:
     return wanted
 
 
-def _describe(layer: Layer, rounded: dict[Layer, Rounded], recipe: Recipe, chosen: dict[str, Tried]) -> str:
+def _describe(
+    layer: Layer, rounded: dict[Layer, Rounded], recipe: Recipe, chosen: dict[str, Tried], sparse: str
+) -> str:
     scales = rounded[layer].scale.shape[1]
     scaled = "a scale per channel" if scales == 1 else f"a scale to every {rounded[layer].group}"
     alone = f", {chosen[layer.path].note}" if chosen else ""
+    alone += f", {sparse}" if sparse else ""
     if layer.embedding:
         return scaled.replace("channel", "row") + alone
     in_blocks = recipe.blocks and layer.window is None
@@ -196,17 +202,17 @@ def _rows(x: torch.Tensor, layer: Layer) -> torch.Tensor:
     return columns.transpose(1, 2).flatten(0, 1)
 
 
-def _shared_tables(rounded: Mapping[Layer, Rounded]) -> list[Layer]:
-    """Embeddings whose integers are a linear layer's too, as where a decoder's words are tied; scales may differ."""
+def _sharing(rounded: Mapping[Layer, Rounded]) -> list[Layer]:
+    """Embeddings and linear layers of the same integers, as where a decoder's words are tied; scales may differ."""
     linears = [layer for layer in rounded if layer.window is None and not layer.embedding]
-    return [
-        table
+    pairs = [
+        (table, one)
         for table in rounded
         if table.embedding
-        and any(
-            table.bits == one.bits and torch.equal(rounded[table].integers, rounded[one].integers) for one in linears
-        )
+        for one in linears
+        if table.bits == one.bits and torch.equal(rounded[table].integers, rounded[one].integers)
     ]
+    return [layer for pair in pairs for layer in pair]
 
 
 # Rewriting.
@@ -221,6 +227,9 @@ class _Writer:
         self._module = module
         self._scales = scales
         self._blocks = recipe.blocks
+        self._sparse = recipe.sparse
+        self.sparse: dict[Layer, str] = {}
+        """Those that were put without their zeros -> in words."""
         self._shared = shared
         self._made: dict[Node, Node] = {}
         self._held: dict[tuple[str, tuple[int, ...], bytes], str] = {}
@@ -249,7 +258,7 @@ class _Writer:
         window = layer.window
         assert window is not None  # noqa: S101  # put looked
         channels, kernel, stride, padding, dilation, groups, *_ = window
-        packed = pack_layer(layer, layer.bits, rounded)
+        packed = self._pack(layer, rounded)
         x = self._scales[layer.x] if layer.static else Scale(0.0, 0)
         out, low, high = Scale(0.0, 0), *_INT8
         if layer.int8_out:
@@ -273,7 +282,7 @@ class _Writer:
     def _rows(self, layer: Layer, rounded: Rounded) -> Node:
         x = self._made.get(layer.x, layer.x)
         lanes = layer.embedding and layer in self._shared
-        packed = pack_layer(layer, layer.bits, rounded, lanes=lanes)
+        packed = self._pack(layer, rounded, lanes=lanes)
         weight, scale, zero = self.constant(packed.weight), self.constant(packed.scale), self._maybe(packed.zero)
         if layer.embedding:
             numbers = (*rounded.integers.shape, layer.bits, rounded.group, lanes)
@@ -294,6 +303,14 @@ class _Writer:
                 packed.index_bits,
             ),
         )
+
+    def _pack(self, layer: Layer, rounded: Rounded, *, lanes: bool = False) -> Packed:
+        packed = pack_layer(layer, layer.bits, rounded, lanes=lanes)
+        if self._sparse and layer not in self._shared:
+            packed = without_zeros(layer, layer.bits, rounded, packed)
+            if packed.index_bits:
+                self.sparse[layer] = "zeros left out" if packed.unpack or not layer.window else "zeros skipped"
+        return packed
 
     def _maybe(self, value: torch.Tensor | None) -> Node | None:
         return None if value is None else self.constant(value)

@@ -58,6 +58,18 @@ def time_layers(several: Sequence[PrunedLayer], backend: Backend, place: Interpr
         ModelError: a layer cannot be lowered.
         RuntimeCrash: the interpreter fell.
     """
+    found = {}
+    for one, (dense, sparse) in time_rounds(several, backend, place).items():
+        by_round = float(np.median(dense / sparse))
+        medians = (float(np.median(each)) * 1e6 for each in (dense, sparse))
+        found[one] = LayerTime(one.path, place.name, one.zeros, *medians, by_round)
+    return found
+
+
+def time_rounds(
+    several: Sequence[PrunedLayer], backend: Backend, place: Interpreter
+) -> dict[PrunedLayer, tuple[Array, Array]]:
+    """Seconds a call of each layer in each round, dense and sparse; see `time_layers`."""
     kinds = {_key(one): one for one in several}
     with tempfile.TemporaryDirectory() as folder:
         lowered = [
@@ -67,15 +79,8 @@ def time_layers(several: Sequence[PrunedLayer], backend: Backend, place: Interpr
         ]
         paths, inputs = zip(*lowered, strict=True)
         times = np.array(time_beside(paths, place.name, inputs, rounds=_ROUNDS, python=place.python))
-    found = {}
-    for one in several:
-        at = 2 * list(kinds).index(_key(one))
-        dense, sparse = times[at : at + 2] * 1e6
-        by_round = float(np.median(dense / sparse))
-        found[one] = LayerTime(
-            one.path, place.name, one.zeros, float(np.median(dense)), float(np.median(sparse)), by_round
-        )
-    return found
+    pairs = dict(zip(kinds, zip(times[::2], times[1::2], strict=True), strict=True))
+    return {one: pairs[_key(one)] for one in several}
 
 
 def _key(one: PrunedLayer) -> Key:

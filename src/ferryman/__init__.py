@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ferryman.devices.fleet.inventory import find_device, read_devices
     from ferryman.devices.fleet.profile import profile
     from ferryman.devices.fleet.push import push
+    from ferryman.latency import latency_on
     from ferryman.runtime.contracts.errors import FerrymanError
     from ferryman.runtime.contracts.measurement import Measurement, ProfileSpec
     from ferryman.runtime.package import open_package
@@ -34,6 +35,7 @@ _HOMES = {
     "compress": "ferryman.converter.api",
     "convert": "ferryman.converter.api",
     "find_device": "ferryman.devices.fleet.inventory",
+    "latency_on": "ferryman.latency",
     "open_package": "ferryman.runtime.package",
     "open_session": "ferryman.runtime.session",
     "parse_broker": "ferryman.devices.broker",
@@ -53,6 +55,7 @@ __all__ = [
     "compress",
     "convert",
     "find_device",
+    "latency_on",
     "open_package",
     "open_session",
     "parse_broker",

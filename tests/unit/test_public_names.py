@@ -19,6 +19,7 @@ NAMES = [
     "compress",
     "convert",
     "find_device",
+    "latency_on",
     "open_package",
     "open_session",
     "parse_broker",
