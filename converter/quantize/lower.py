@@ -19,8 +19,8 @@ from ferryman.converter.quantize.blocks import find_blocks, open_attention, put_
 from ferryman.converter.quantize.equalize import equalize
 from ferryman.converter.quantize.layers import Layer, check_paths, choose_bits, find_layers, join_neighbours
 from ferryman.converter.quantize.observe import Scale, find_scale, observe, watch
-from ferryman.converter.quantize.recipe import Recipe
 from ferryman.converter.quantize.pruned import without_zeros
+from ferryman.converter.quantize.recipe import Recipe
 from ferryman.converter.quantize.rounding import Packed, pack_layer, round_layer
 from ferryman.converter.quantize.sensitivity import FLOAT_BITS, Sensitivity, Tried, candidates
 from ferryman.converter.quantize.weights import Rounded

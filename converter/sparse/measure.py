@@ -61,8 +61,8 @@ def time_layers(several: Sequence[PrunedLayer], backend: Backend, place: Interpr
     found = {}
     for one, (dense, sparse) in time_rounds(several, backend, place).items():
         by_round = float(np.median(dense / sparse))
-        medians = (float(np.median(each)) * 1e6 for each in (dense, sparse))
-        found[one] = LayerTime(one.path, place.name, one.zeros, *medians, by_round)
+        medians = [float(np.median(each)) * 1e6 for each in (dense, sparse)]
+        found[one] = LayerTime(one.path, place.name, one.zeros, medians[0], medians[1], by_round)
     return found
 
 
