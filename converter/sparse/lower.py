@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch.fx import GraphModule, Node
 
-from ferryman.converter.backends import BACKENDS
-from ferryman.converter.backends.base import Lowered
+from ferryman.converter.backends.base import Backend, Lowered
 from ferryman.converter.capture import Captured, recapture
 from ferryman.converter.functional import functional_module
 from ferryman.converter.layer_calls import path_of
@@ -65,14 +64,17 @@ def lower_sparse(captured: Captured, runtime: RuntimeName, place: Interpreter) -
         ModelError: no layer has zeros enough, or the result cannot be captured or lowered.
         RuntimeCrash: the interpreter fell while it was timed.
     """
+    from ferryman.converter.backends import BACKENDS  # the toolchains, which are slow to load
+
+    backend = BACKENDS[runtime]
     module = functional_module(captured.program)
     found = find_pruned(captured.source.name, module)
     several = [one for one in found.values() if isinstance(one, PrunedLayer)]
     eligible = [one for one in several if one.eligible]
-    times = time_layers(eligible, BACKENDS[runtime], place)
+    times = time_layers(eligible, backend, place)
     winners = [one for one in eligible if times[one].speedup > 1]
     sets = {frozenset([*some, *more]) for some in (winners, eligible) for more in ([], bridges(some, several)) if some}
-    ways = [_way(captured, runtime, several, chosen) for chosen in sorted(sets, key=len)]
+    ways = [_way(captured, backend, several, chosen) for chosen in sorted(sets, key=len)]
     way = _best(ways, captured, place)
     taken = {one for one in several if one in way.chosen}
     forms = tuple(
@@ -85,16 +87,14 @@ def lower_sparse(captured: Captured, runtime: RuntimeName, place: Interpreter) -
     return Fitted(way.program, way.lowered, forms, measured)
 
 
-def _way(
-    captured: Captured, runtime: RuntimeName, several: Sequence[PrunedLayer], chosen: frozenset[PrunedLayer]
-) -> _Way:
+def _way(captured: Captured, backend: Backend, several: Sequence[PrunedLayer], chosen: frozenset[PrunedLayer]) -> _Way:
     """The program with these layers sparse, found anew in a module of its own."""
     module: GraphModule = functional_module(captured.program)
     own: dict[Node, PrunedLayer | str] = find_pruned(captured.source.name, module)
     again = [one for one in own.values() if isinstance(one, PrunedLayer)]
     put_sparse(module, [other for one, other in zip(several, again, strict=True) if one in chosen])
     program = recapture(captured, module, "sparse operators")
-    return _Way(chosen, program, BACKENDS[runtime].lower(program))
+    return _Way(chosen, program, backend.lower(program))
 
 
 def _best(ways: Sequence[_Way], captured: Captured, place: Interpreter) -> _Way:
