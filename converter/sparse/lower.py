@@ -6,11 +6,11 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch.fx import GraphModule, Node
 
-from ferryman.converter.backends.base import Backend, Lowered
 from ferryman.converter.capture import Captured, recapture
 from ferryman.converter.functional import functional_module
 from ferryman.converter.layer_calls import path_of
@@ -21,6 +21,9 @@ from ferryman.converter.sparse_bits import ALL, BITMAP
 from ferryman.converter.verify import Interpreter
 from ferryman.runtime.beside import time_beside
 from ferryman.runtime.contracts.manifest import LayerForm, RuntimeName
+
+if TYPE_CHECKING:  # the toolchains are slow to load
+    from ferryman.converter.backends.base import Backend, Lowered
 
 _NEAR = 1.03
 """Of two ways whose times are not farther apart, the smaller artifact is taken."""

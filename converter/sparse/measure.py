@@ -6,13 +6,13 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
-from ferryman.converter.backends.base import Backend
 from ferryman.converter.capture import capture
 from ferryman.converter.source import make_source
 from ferryman.converter.sparse.layers import PrunedLayer
@@ -21,6 +21,9 @@ from ferryman.converter.sparse_operators import NO_CLIP
 from ferryman.converter.verify import Interpreter
 from ferryman.runtime.beside import time_beside
 from ferryman.runtime.contracts.tensor import Array
+
+if TYPE_CHECKING:  # the toolchains are slow to load
+    from ferryman.converter.backends.base import Backend
 
 _ROUNDS = 21
 _KIND = 0.05
