@@ -19,7 +19,7 @@ from litert_torch.backend.lowerings.utils import node_meta_to_ir_types
 from ferryman.converter import operators, quant_operators
 
 VERSION = 2
-_QUANT_VERSION = 2
+_QUANT_VERSION = 3
 _SIGNS, _BITS, _REALS = range(3)
 _TO_LAST = (0, 2, 3, 1)
 _TO_FIRST = (0, 3, 1, 2)
@@ -132,9 +132,10 @@ def _linear_sign(context: Any, x: Any, weight: Any, threshold: Any, channels: in
 @registry.lower(ferryman.quant_conv2d.default)  # type: ignore[untyped-decorator]
 def _quant_conv2d(context: Any, x: Any, weight: Any, scale: Any, bias: Any, add: Any, *numbers: Any) -> Any:  # noqa: ANN401
     channels, kernel, stride, padding, dilation, groups, channels_last, bits, *scales = numbers
-    x_scale, x_zero, out_scale, out_zero, low, high, add_scale, add_zero = scales
+    x_scale, x_zero, out_scale, out_zero, low, high, add_scale, add_zero, *sparse = scales
     window = [channels, _out(context), *kernel, *stride, *dilation, *padding, groups, int(channels_last), bits]
     options = [*window, float(x_scale), x_zero, float(out_scale), out_zero, low, high, float(add_scale), add_zero]
+    options += [*map(int, sparse), 0, 0][:2]
     return _custom(context, "quant_conv2d", [x, weight, scale, bias, add], options, _QUANT_VERSION)
 
 
@@ -149,8 +150,9 @@ def _quant_linear(  # as the schema says
     bits: int,
     group: int,
     blocks: bool,
+    index_bits: int = 0,
 ) -> Any:  # noqa: ANN401
-    options = [_channels(context), context.node.args[4].meta["val"].numel(), bits, group, int(blocks)]
+    options = [_channels(context), context.node.args[4].meta["val"].numel(), bits, group, int(blocks), index_bits]
     return _custom(context, "quant_linear", [x, weight, scale, bias, zero], options, _QUANT_VERSION)
 
 
