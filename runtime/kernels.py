@@ -12,7 +12,7 @@ import os
 from ferryman.runtime.contracts.errors import CallerError, DeviceError
 from ferryman.runtime.native_library import native_library
 
-VERSION = 3
+VERSION = 4
 """Of the operators and the layout of their weights; a library runs artifacts made for its version or an older one."""
 ISA = "FERRYMAN_KERNELS_ISA"
 """Environment variable: forces one of `isas()`."""

@@ -14,59 +14,71 @@ from ferryman.converter.kernel_calls import PARALLEL, Refused
 from ferryman.runtime import kernels
 from tests.support.kernels import backwards
 from tests.support.quantized_reference import QuantConv, QuantEmbedding, QuantLinear, by_lanes
+from tests.support.sparse_reference import sparse_blob
 
 FLOATS, INT8 = range(2)
 F = np.float32
 
 
-def _record(name: str, **fields: Any) -> type[ctypes.Structure]:
+def record(name: str, **fields: Any) -> type[ctypes.Structure]:
     return type(name, (ctypes.Structure,), {"_fields_": list(fields.items())})
 
 
-def _int32(*names: str) -> dict[str, Any]:
+def int32(*names: str) -> dict[str, Any]:
     return dict.fromkeys(names, ctypes.c_int32)
 
 
-def _int64(*names: str) -> dict[str, Any]:
+def int64(*names: str) -> dict[str, Any]:
     return dict.fromkeys(names, ctypes.c_int64)
 
 
-def _pointers(*names: str) -> dict[str, Any]:
+def pointers(*names: str) -> dict[str, Any]:
     return dict.fromkeys(names, ctypes.c_void_p)
 
 
-_POOL = {"parallel": PARALLEL, "pool": ctypes.c_void_p, "threads": ctypes.c_int32}
+POOL = {"parallel": PARALLEL, "pool": ctypes.c_void_p, "threads": ctypes.c_int32}
 
-Conv = _record(
+Conv = record(
     "ferryman_quant_conv",
-    **_int32("batch", "height", "width", "channels", "out_channels", "kernel_h", "kernel_w"),
-    **_int32("stride_h", "stride_w", "dilation_h", "dilation_w", "pad_top", "pad_left", "pad_bottom", "pad_right"),
-    **_int32("groups", "bits", "layout", "input", "output"),
+    **int32("batch", "height", "width", "channels", "out_channels", "kernel_h", "kernel_w"),
+    **int32("stride_h", "stride_w", "dilation_h", "dilation_w", "pad_top", "pad_left", "pad_bottom", "pad_right"),
+    **int32("groups", "bits", "layout", "input", "output"),
     x_scale=ctypes.c_float,
     x_zero=ctypes.c_int32,
     out_scale=ctypes.c_float,
-    **_int32("out_zero", "out_low", "out_high"),
+    **int32("out_zero", "out_low", "out_high"),
     add_scale=ctypes.c_float,
-    add_zero=ctypes.c_int32,
+    **int32("add_zero", "index_bits", "unpack"),
 )
-ConvSizes = _record(
+ConvSizes = record(
     "ferryman_quant_sizes",
-    **_int32("out_height", "out_width"),
-    **_int64("input", "weights", "per_channel", "output"),
+    **int32("out_height", "out_width"),
+    **int64("input", "weights", "per_channel", "output"),
 )
-ConvCall = _record("ferryman_quant_call", **_pointers("input", "weights", "scale", "bias", "add", "output"), **_POOL)
-Linear = _record(
-    "ferryman_quant_linear", **_int32("rows", "channels", "out_channels", "bits", "group", "input", "blocks")
+ConvCall = record(
+    "ferryman_quant_call",
+    **pointers("input", "weights"),
+    weight_bytes=ctypes.c_int64,
+    **pointers("scale", "bias", "add", "output"),
+    **POOL,
 )
-LinearSizes = _record("ferryman_quant_linear_sizes", **_int64("input", "weights", "scales", "output"))
-LinearCall = _record(
-    "ferryman_quant_linear_call", **_pointers("input", "weights", "scale", "zero", "bias", "output"), **_POOL
+Linear = record(
+    "ferryman_quant_linear",
+    **int32("rows", "channels", "out_channels", "bits", "group", "input", "blocks", "index_bits"),
 )
-Embedding = _record(
-    "ferryman_quant_embedding", **_int32("rows", "channels", "bits", "group", "id_bytes", "lanes"), count=ctypes.c_int64
+LinearSizes = record("ferryman_quant_linear_sizes", **int64("input", "weights", "scales", "output"))
+LinearCall = record(
+    "ferryman_quant_linear_call",
+    **pointers("input", "weights"),
+    weight_bytes=ctypes.c_int64,
+    **pointers("scale", "zero", "bias", "output"),
+    **POOL,
 )
-EmbeddingSizes = _record("ferryman_quant_embedding_sizes", **_int64("weights", "scales", "output"))
-EmbeddingCall = _record("ferryman_quant_embedding_call", **_pointers("ids", "weights", "scale", "zero", "output"))
+Embedding = record(
+    "ferryman_quant_embedding", **int32("rows", "channels", "bits", "group", "id_bytes", "lanes"), count=ctypes.c_int64
+)
+EmbeddingSizes = record("ferryman_quant_embedding_sizes", **int64("weights", "scales", "output"))
+EmbeddingCall = record("ferryman_quant_embedding_call", **pointers("ids", "weights", "scale", "zero", "output"))
 _SIZES = {Conv: ("conv", ConvSizes), Linear: ("linear", LinearSizes), Embedding: ("embedding", EmbeddingSizes)}
 
 
@@ -92,20 +104,28 @@ def _ask(name: str, *records: ctypes.Structure) -> None:
 
 def request(kind: Any, arrays: Sequence[np.ndarray | None], threads: int = 1) -> Any:
     """A call with these arrays, which the caller keeps."""
-    pointers = [None if array is None else array.ctypes.data for array in arrays]
-    pool = (backwards if threads > 1 else PARALLEL(), None, threads) if len(kind._fields_) > len(pointers) else ()
-    return kind(*pointers, *pool)
+    call = kind()
+    names = [name for name, of in kind._fields_ if of is ctypes.c_void_p and name != "pool"]
+    for name, array in zip(names, arrays, strict=True):
+        setattr(call, name, None if array is None else array.ctypes.data)
+        if name == "weights" and hasattr(call, "weight_bytes"):
+            call.weight_bytes = array.nbytes
+    if hasattr(call, "parallel"):
+        call.parallel, call.threads = backwards if threads > 1 else PARALLEL(), threads
+    return call
 
 
-def run_conv(case: QuantConv, layout: int = FIRST, threads: int = 1) -> np.ndarray:
-    """What the kernels answer, channels first."""
+def run_conv(
+    case: QuantConv, layout: int = FIRST, threads: int = 1, sparse: tuple[int, bool] | None = None
+) -> np.ndarray:
+    """What the kernels answer, channels first; `sparse`: bits of the index, and whether weights are unpacked."""
     batch, channels, height, width = case.x.shape
     out, _, kernel_h, kernel_w = case.weight.shape
     ends = (case.out.scale, case.out.zero, case.out.low, case.out.high) if case.out else (0, 0, 0, 0)
     conv = Conv(
         *(batch, height, width, channels, out, kernel_h, kernel_w, *case.stride, *case.dilation, *case.padding),
         *(case.groups, case.bits, layout, INT8 if case.x.dtype == np.int8 else FLOATS, INT8 if case.out else FLOATS),
-        *(case.x_scale, case.x_zero, *ends, case.add_scale, case.add_zero),
+        *(case.x_scale, case.x_zero, *ends, case.add_scale, case.add_zero, *(sparse or (0, False))),
     )
     sizes = check(conv)
     shape = (batch, out, sizes.out_height, sizes.out_width)
@@ -114,22 +134,26 @@ def run_conv(case: QuantConv, layout: int = FIRST, threads: int = 1) -> np.ndarr
         last = layout == LAST or array.dtype == np.int8
         return np.ascontiguousarray(array.transpose(0, 2, 3, 1) if last else array)
 
-    x, weights = placed(case.x), case.packed()
+    x = placed(case.x)
+    weights = sparse_blob(case.weight, case.bits, sparse[0]) if sparse else case.packed()
     output = placed(np.full(shape, 77, np.int8) if case.out else np.full(shape, np.nan, F))
-    assert (x.size, weights.size, output.size) == (sizes.input, sizes.weights, sizes.output)
+    assert (x.size, 0 if sparse else weights.size, output.size) == (sizes.input, sizes.weights, sizes.output)
     add = None if case.add is None else placed(case.add)
     run(conv, request(ConvCall, [x, weights, case.scale, case.bias, add, output], threads))
     return output.transpose(0, 3, 1, 2) if layout == LAST or case.out else output
 
 
-def run_linear(layer: QuantLinear, x: np.ndarray, threads: int = 1) -> np.ndarray:
+def run_linear(layer: QuantLinear, x: np.ndarray, threads: int = 1, index_bits: int = 0) -> np.ndarray:
     """Of float32[rows, channels]."""
     out, channels = layer.stored.shape
-    linear = Linear(len(x), channels, out, layer.bits, layer.group)
+    linear = Linear(len(x), channels, out, layer.bits, layer.group, FLOATS, 0, index_bits)
     sizes = check(linear)
     weights, scale, zero = layer.constants()
+    if index_bits:
+        signed = layer.stored.astype("i8") - (1 << (layer.bits - 1))
+        weights = sparse_blob(signed[:, :, None, None], layer.bits, index_bits)
     output = np.full((len(x), out), np.nan, F)
-    found = (x.size, weights.size, scale.size, output.size)
+    found = (x.size, 0 if index_bits else weights.size, scale.size, output.size)
     assert found == (sizes.input, sizes.weights, sizes.scales, sizes.output)
     run(linear, request(LinearCall, [x, weights, scale, zero, layer.bias, output], threads))
     return output

@@ -3,8 +3,8 @@
 //
 //   quant_conv2d     (x, weight, scale, bias, add?, channels, kernel_size, stride, padding (top, left, bottom, right),
 //                     dilation, groups, channels_last, bits, x_scale, x_zero, out_scale, out_zero, out_low, out_high,
-//                     add_scale, add_zero)
-//   quant_linear     (x, weight, scale, zero?, bias, bits, group, blocks)
+//                     add_scale, add_zero, index_bits, unpack)
+//   quant_linear     (x, weight, scale, zero?, bias, bits, group, blocks, index_bits)
 //   quant_embedding  (ids, weight, scale, zero?, rows, channels, bits, group, lanes)
 //   quant_matmul     (a, b, turned)
 //   quant_function   (x, weight?, bias?, kind, epsilon, blocks)
@@ -20,6 +20,14 @@ namespace {
 
 constexpr const char* kWeight = "weight must be a tensor of bytes";
 constexpr const char* kWeights = "weight has another number of bytes than the numbers ask for";
+constexpr const char* kIndexBits = "index_bits must be a number";
+
+// Of sparse weights there are as many bytes as there are, which the run checks.
+template <typename Call>
+void take_weights(const Tensor& weight, int32_t index_bits, int64_t dense_bytes, Call& call) {
+  call.weight_bytes = index_bits ? static_cast<int64_t>(weight.numel()) : dense_bytes;
+  call.weights = data_of<uint8_t>(weight, call.weight_bytes, kWeights);
+}
 
 void quant_conv2d(et::Span<et::EValue*> stack) {
   Arguments arguments(stack);
@@ -44,6 +52,8 @@ void quant_conv2d(et::Span<et::EValue*> stack) {
   conv.out_high = arguments.number("out_high must be a number");
   conv.add_scale = arguments.real("add_scale must be a finite float");
   conv.add_zero = arguments.number("add_zero must be a number");
+  conv.index_bits = arguments.number(kIndexBits);
+  conv.unpack = arguments.truth("unpack must be true or false");
   require((add != nullptr) == (conv.add_scale != 0), "add and add_scale come together");
 
   const bool int8 = x.scalar_type() == ScalarType::Char;
@@ -63,7 +73,7 @@ void quant_conv2d(et::Span<et::EValue*> stack) {
   constexpr const char* kInput = "x has another number of elements than its channels need";
   call.input = int8 ? static_cast<const void*>(data_of<int8_t>(x, sizes.input, kInput))
                     : data_of<float>(x, sizes.input, kInput);
-  call.weights = data_of<uint8_t>(weight, sizes.weights, kWeights);
+  take_weights(weight, conv.index_bits, sizes.weights, call);
   call.scale = data_of<float>(scale, sizes.per_channel, "scale must be one an output channel");
   call.bias = data_of<float>(bias, sizes.per_channel, "bias must be one an output channel");
   const auto images = [&](bool last) {
@@ -128,12 +138,13 @@ void quant_linear(et::Span<et::EValue*> stack) {
   linear.bits = arguments.number("bits must be a number");
   linear.group = arguments.number("group must be a number");
   linear.blocks = arguments.truth("blocks must be true or false");
+  linear.index_bits = arguments.number(kIndexBits);
   ferryman_quant_linear_sizes sizes;
   require_none(ferryman_quant_linear_check(&linear, &sizes));
 
   ferryman_quant_linear_call call = {};
   call.input = row_data(x, linear.input, sizes.input);
-  call.weights = data_of<uint8_t>(weight, sizes.weights, kWeights);
+  take_weights(weight, linear.index_bits, sizes.weights, call);
   call.scale = take_scale(scale, sizes.scales);
   call.zero = take_zero(zero, sizes.scales);
   call.bias = data_of<float>(bias, linear.out_channels, "bias must be one an output channel");

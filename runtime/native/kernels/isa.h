@@ -87,6 +87,40 @@ struct Dotted {
   int32_t add_zero;
 };
 
+// Weights of an output channel that have a value: this, and what it is multiplied with lies at frame + offset.
+template <typename Value>
+struct Listed {
+  const Value* frame;
+  const uint32_t* offsets;
+  const Value* values;
+  size_t count;
+};
+
+// Outputs of a sparse convolution, of some channels: out[n * out_stride + p] for p < pixels, which lie side by side in the
+// frame. See sparse.h for what is added and what low and high are.
+struct SparseSums {
+  const Listed<float>* lists;
+  size_t channels;
+  const float* bias;
+  size_t pixels;
+  const float* add;  // or null
+  size_t add_stride;
+  float low, high;
+  float* out;
+  size_t out_stride;
+};
+
+// Values in a rectangle, to be put into another after what is added and clipped.
+struct Finished {
+  const float* from;
+  size_t from_stride;
+  size_t rows, columns;
+  const float* add;  // or null; apart like `out`
+  float low, high;
+  float* out;
+  size_t out_stride;
+};
+
 struct Isa {
   const char* name;
 
@@ -231,6 +265,22 @@ struct Isa {
 
   // out[p * out_stride + n].
   void (*put_bytes)(const Dotted& dotted, const Rounding& rounding, int8_t* out, size_t out_stride);
+
+  // Reads as many pixels as fill kLanes.
+  void (*sparse_sums)(const SparseSums& sums);
+
+  // The same of one pixel: channels lie side by side.
+  void (*sparse_row)(const SparseSums& sums);
+
+  // out[n * out_stride + p]: sums of products of four bytes, of a value and of a word of the frame to which column_bias
+  // was added. Reads and writes as many pixels as fill kLanes.
+  void (*sparse_dots)(
+      const Listed<uint32_t>* lists, size_t channels, size_t pixels, int32_t* out, size_t out_stride);
+
+  void (*finish)(const Finished& finished);
+
+  // out[i] = x[i * step].
+  void (*take_every)(const float* x, size_t step, size_t count, float* out);
 };
 
 extern const Isa kAvx512, kAvx2, kX86_64, kNeonDot, kNeon, kScalar;

@@ -1,4 +1,4 @@
-// AVX2 and F16C.
+// AVX2, FMA and F16C.
 #include <immintrin.h>
 
 #include "isa.h"
@@ -257,6 +257,21 @@ inline void store_bytes(int8_t* to, Floats x, const Rounding& r) {
   const __m256i whole = _mm256_add_epi32(_mm256_cvtps_epi32(y), _mm256_set1_epi32(r.zero));
   const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packs_epi16(words, words));
+}
+
+constexpr size_t kSparseVectors = 12;
+constexpr size_t kSparseChains = 8;
+
+inline Floats fused(Floats a, Floats b, Floats c) {
+  return _mm256_fmadd_ps(a, b, c);
+}
+
+inline Floats clip(Floats x, Floats low, Floats high) {
+  return _mm256_min_ps(high, _mm256_max_ps(low, x));
+}
+
+inline Bytes splat_bytes(uint32_t four) {
+  return _mm256_set1_epi32(static_cast<int>(four));
 }
 
 } // namespace

@@ -1,4 +1,4 @@
-// AVX-512 F, BW, DQ, VL, VPOPCNTDQ and VNNI.
+// FMA, and AVX-512 F, BW, DQ, VL, VPOPCNTDQ and VNNI.
 #include <immintrin.h>
 
 #include "isa.h"
@@ -270,6 +270,33 @@ inline void store_bytes(int8_t* to, Floats x, const Rounding& r) {
   const __m512 y = _mm512_min_ps(_mm512_max_ps(x * r.inverse, _mm512_set1_ps(r.low)), _mm512_set1_ps(r.high));
   const __m128i bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(y));  // modulo 256, until the zero is added
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_add_epi8(bytes, _mm_set1_epi8(static_cast<char>(r.zero))));
+}
+
+constexpr size_t kSparseVectors = 16;
+constexpr size_t kSparseChains = 8;
+
+inline Floats fused(Floats a, Floats b, Floats c) {
+  return _mm512_fmadd_ps(a, b, c);
+}
+
+inline Floats clip(Floats x, Floats low, Floats high) {
+  return _mm512_min_ps(high, _mm512_max_ps(low, x));
+}
+
+inline __mmask16 first(size_t count) {
+  return static_cast<__mmask16>((1u << count) - 1);
+}
+
+inline Floats load_some(const float* from, size_t count) {
+  return _mm512_maskz_loadu_ps(first(count), from);
+}
+
+inline void store_some(float* to, Floats x, size_t count) {
+  _mm512_mask_storeu_ps(to, first(count), x);
+}
+
+inline Bytes splat_bytes(uint32_t four) {
+  return _mm512_set1_epi32(static_cast<int>(four));
 }
 
 } // namespace

@@ -19,6 +19,18 @@ inline void differ_all(uint32_t* to, const uint32_t* from, uint32_t by, size_t c
   }
 }
 
+inline Floats load_some(const float* from, size_t count) {
+  float whole[kWidth] = {};
+  __builtin_memcpy(whole, from, count * sizeof *from);
+  return load_floats(whole);
+}
+
+inline void store_some(float* to, const Floats& x, size_t count) {
+  float whole[kWidth];
+  store(whole, x);
+  __builtin_memcpy(to, whole, count * sizeof *to);
+}
+
 inline int32_t sum_bytes(const int8_t* x, size_t count) {
   int32_t sum = 0;
   for (size_t i = 0; i < count; ++i) {

@@ -21,7 +21,7 @@
 // pair of words, in its middle and after it follows the carry of a full adder, and before + x + x' = after + 2 * carry.
 // So a pair takes one population count, of its carry, and the last parity one more.
 //
-// The quantized operators' are in isa_quant.h.
+// The quantized operators' are in isa_quant.h, those of the sparse ones in isa_sparse.h.
 //
 // Everything is static: code built for one processor must not be merged with another's. No standard library here.
 #include "isa.h"
@@ -451,6 +451,7 @@ void compare_counts(const Counted& counted, const int32_t* threshold, uint32_t* 
 
 #include "isa_quant.h"
 #include "isa_functions.h"
+#include "isa_sparse.h"
 
 namespace ferryman::kernels {
 namespace {
@@ -487,6 +488,11 @@ constexpr Isa make(const char* name) {
       layer_norm,
       put_floats,
       put_bytes,
+      sparse_sums,
+      sparse_row,
+      sparse_dots,
+      finish,
+      take_every,
   };
 }
 

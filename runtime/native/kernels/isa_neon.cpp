@@ -250,6 +250,22 @@ inline void store_bytes(int8_t* to, Floats x, const Rounding& r) {
   __builtin_memcpy(to, &bytes, 4);
 }
 
+constexpr size_t kSparseVectors = 16;
+constexpr size_t kSparseChains = 8;
+
+inline Floats fused(Floats a, Floats b, Floats c) {
+  return vfmaq_f32(c, a, b);
+}
+
+inline Floats clip(Floats x, Floats low, Floats high) {
+  const Floats above = vbslq_f32(vcgtq_f32(low, x), low, x);
+  return vbslq_f32(vcltq_f32(high, above), high, above);
+}
+
+inline Bytes splat_bytes(uint32_t four) {
+  return vreinterpretq_u8_u32(vdupq_n_u32(four));
+}
+
 } // namespace
 } // namespace ferryman::kernels
 

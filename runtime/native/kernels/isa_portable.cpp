@@ -2,6 +2,7 @@
 // bytes, which no compiler finds in it, are written out for the former.
 #include "half.h"
 #include "isa.h"
+#include "isa_scalar.h"
 
 #if defined(__SSE2__) && !defined(FERRYMAN_SCALAR)
 #include "isa_sse2.h"
@@ -417,6 +418,25 @@ inline void store_bytes(int8_t* to, const Floats& x, const Rounding& rounding) {
     made[i] = static_cast<int8_t>(r.zero + static_cast<int32_t>(y + kNoFraction - kNoFraction));
   }
   __builtin_memcpy(to, made, sizeof made);
+}
+
+constexpr size_t kSparseVectors = 1;
+constexpr size_t kSparseChains = 2;
+
+inline Floats fused(const Floats& a, const Floats& b, const Floats& c) {
+  return each_lane([&](size_t i) { return fused_one(a.lane[i], b.lane[i], c.lane[i]); });
+}
+
+inline Floats clip(const Floats& x, const Floats& low, const Floats& high) {
+  return each_lane([&](size_t i) { return clip_one(x.lane[i], low.lane[i], high.lane[i]); });
+}
+
+inline Bytes splat_bytes(uint32_t four) {
+  Bytes all;
+  for (size_t i = 0; i < kLanes; ++i) {
+    __builtin_memcpy(reinterpret_cast<char*>(&all) + 4 * i, &four, sizeof four);
+  }
+  return all;
 }
 
 } // namespace

@@ -25,7 +25,7 @@
 #endif
 
 // Of operators and layouts together; artifacts name the one they need. Rises with each change that adds to them.
-enum { FERRYMAN_KERNELS_VERSION = 3 };
+enum { FERRYMAN_KERNELS_VERSION = 4 };
 
 // Where a real-valued tensor keeps its channels; bits always go by pixel.
 enum { FERRYMAN_CHANNELS_FIRST = 0, FERRYMAN_CHANNELS_LAST = 1 };

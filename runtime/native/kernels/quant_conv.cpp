@@ -10,7 +10,9 @@
 #include <cstring>
 
 #include "buffer.h"
+#include "quant_sparse.h"
 #include "quant_work.h"
+#include "sparse_frame.h"
 
 namespace ferryman::kernels {
 namespace {
@@ -87,7 +89,7 @@ bool quantize_input(const QuantWork& work, int8_t* x, float* x_scale) {
 
 } // namespace
 
-void put(const QuantWork& work, const Part& part, const int32_t* dots, size_t stride) {
+void put(const QuantWork& work, const Part& part, const int32_t* dots, size_t stride, const int32_t* base) {
   const Geometry& g = work.g;
   const ferryman_quant_conv& c = work.conv;
   const auto channels = static_cast<size_t>(c.out_channels);
@@ -95,7 +97,7 @@ void put(const QuantWork& work, const Part& part, const int32_t* dots, size_t st
   const size_t channel = part.group * g.out_channels + part.channel;
   const size_t lane = part.group * g.blocks * kLanes + part.channel;
   const int8_t* const add = c.add_scale == 0 ? nullptr : work.call.add + pixel * channels + channel;
-  const Dotted dotted = {dots, stride, part.pixels, part.channels, work.base + lane, work.x_scale[part.image],
+  const Dotted dotted = {dots, stride, part.pixels, part.channels, base, work.x_scale[part.image],
                          work.scale + lane, work.bias + lane, add, channels, c.add_scale, c.add_zero};
   if (c.output == FERRYMAN_INT8) {
     const Rounding rounding = {1 / c.out_scale, static_cast<float>(c.out_low - c.out_zero),
@@ -144,7 +146,7 @@ void run_part(const QuantWork& work, const Part& part) {
   const Windows all = {rows.get(), row, &nowhere, 1, row, part.pixels, true};
   alignas(kAlignment) int32_t dots[kWindowPixels * kRunChannels];
   const size_t block = work.vectors() * kVectorBytes;
-  const uint8_t* w = work.call.weights + (part.group * g.blocks + part.channel / kLanes) * block;
+  const uint8_t* w = work.weights + (part.group * g.blocks + part.channel / kLanes) * block;
   Part run = part;
   const size_t end = part.channel + part.channels;
   for (; run.channel < end; run.channel += kRunChannels, w += kRunChannels / kLanes * block) {
@@ -200,7 +202,7 @@ bool sum_weights(const QuantWork& work, int32_t* sums) {
   const size_t run = (blocks + work.threads() - 1) / work.threads();
   for_each(work.call, (blocks + run - 1) / run, [&](size_t task) {
     const size_t begin = task * run;
-    work.isa.dots(work.conv.bits, windows, work.call.weights + begin * block, block, std::min(run, blocks - begin),
+    work.isa.dots(work.conv.bits, windows, work.weights + begin * block, block, std::min(run, blocks - begin),
                   sums + begin * kLanes, 0);
   });
   return true;
@@ -242,10 +244,26 @@ bool put_frames(QuantWork& work, Buffer<size_t>& offsets, Buffer<int8_t>& frames
   return true;
 }
 
-const char* run_quantized(const ferryman_quant_conv& conv, const ferryman_quant_call& call) {
+// Lays sparse weights out as the dense ones are; those of whole blocks of channels at a time.
+const char* unpack(const QuantWork& work, const SparseWeights& sparse, uint8_t* w) {
+  const Geometry& g = work.g;
+  const size_t block = sparse.block_bytes();
+  std::atomic<bool> good = true;
+  for_each(work.call, static_cast<size_t>(g.conv.groups) * g.blocks, [&](size_t task) {
+    const size_t first = task % g.blocks * kLanes;
+    const size_t channels = std::min(kLanes, g.out_channels - first);
+    if (!sparse.unpack(task / g.blocks * g.out_channels + first, channels, w + task * block)) {
+      good = false;
+    }
+  });
+  return good ? nullptr : kBadIndex;
+}
+
+const char* run_quantized(const ferryman_quant_conv& conv, const ferryman_quant_call& call, const SparseWeights* sparse) {
   const Geometry g(shape_of(conv));
   std::atomic<bool> failed = false;
   QuantWork work{g, conv, call, isa()};
+  work.weights = call.weights;
   work.failed = &failed;
   work.x_zero = conv.x_scale == 0 ? 0 : conv.x_zero;
   const auto channels = static_cast<size_t>(conv.out_channels);
@@ -279,7 +297,19 @@ const char* run_quantized(const ferryman_quant_conv& conv, const ferryman_quant_
 
   Buffer<size_t> offsets(0);
   Buffer<int8_t> frames(0);
-  if (!g.depthwise && !put_frames(work, offsets, frames)) {
+  Buffer<uint8_t> unpacked(0);
+  if (sparse && conv.unpack) {
+    unpacked = Buffer<uint8_t>(groups * g.blocks * sparse->block_bytes());
+    if (!unpacked) {
+      return kNoMemory;
+    }
+    if (const char* const problem = unpack(work, *sparse, unpacked.get())) {
+      return problem;
+    }
+    work.weights = unpacked.get();
+    sparse = nullptr;
+  }
+  if (!sparse && !g.depthwise && !put_frames(work, offsets, frames)) {
     return kNoMemory;
   }
 
@@ -294,6 +324,10 @@ const char* run_quantized(const ferryman_quant_conv& conv, const ferryman_quant_
   }
   work.scale = scale;
   work.bias = bias;
+  if (sparse) {
+    const char* const problem = run_sparse(work, *sparse);
+    return failed ? kNoMemory : problem;
+  }
 
   const int32_t zero = work.x_zero + (g.depthwise ? work.isa.column_bias : work.isa.dot_bias);
   if (g.depthwise) {
@@ -308,6 +342,13 @@ const char* run_quantized(const ferryman_quant_conv& conv, const ferryman_quant_
   work.base = base.get();
   g.depthwise ? run_depthwise(work, columns) : run_parts(work);
   return failed ? kNoMemory : nullptr;
+}
+
+const char* run_sparse_quantized(const ferryman_quant_conv& conv, const ferryman_quant_call& call) {
+  const Geometry g(shape_of(conv));
+  const SparseWeights weights(
+      conv.index_bits, conv.bits, call.weights, call.weight_bytes, static_cast<size_t>(conv.out_channels), g.depth);
+  return weights.problem() ? weights.problem() : run_quantized(conv, call, &weights);
 }
 
 } // namespace
@@ -357,6 +398,12 @@ const char* ferryman_quant_conv_check(const ferryman_quant_conv* conv, ferryman_
   sizes->output = of_shape.output;
   sizes->per_channel = of_shape.per_channel;
   const bool depthwise = in == 1 && c.groups > 1;
+  if (!is_index(c.index_bits)) {
+    return "an index must have 0, 1, 4 or 8 bits";
+  }
+  if (c.index_bits && (depthwise || depth > kSparseDepthMax)) {
+    return "weights with an index must be at most 65535 to an output channel, and of a group with several input channels";
+  }
   const int64_t frame = depthwise
       ? 0
       : product({c.batch, c.height + c.pad_top + c.pad_bottom, c.width + c.pad_left + c.pad_right, c.channels});
@@ -366,9 +413,17 @@ const char* ferryman_quant_conv_check(const ferryman_quant_conv* conv, ferryman_
   if (std::max(sizes->weights, frame) > kElementsMax) {
     return "a tensor would hold more than 2^31 elements";
   }
-  return frame_fits(frame, sizes->input + sizes->output) ? nullptr : kFrameTooLarge;
+  if (!frame_fits(frame, sizes->input + sizes->output)) {
+    return kFrameTooLarge;
+  }
+  if (c.index_bits) {
+    sizes->weights = 0;
+    return c.unpack ? nullptr : check_frames(shape, of_shape);
+  }
+  return nullptr;
 }
 
 const char* ferryman_quant_conv_run(const ferryman_quant_conv* conv, const ferryman_quant_call* call) {
-  return ferryman::kernels::run_quantized(*conv, *call);
+  using namespace ferryman::kernels;
+  return conv->index_bits ? run_sparse_quantized(*conv, *call) : run_quantized(*conv, *call, nullptr);
 }

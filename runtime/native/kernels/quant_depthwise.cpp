@@ -131,7 +131,7 @@ void spread_weights(const QuantWork& work, const Columns& c, uint32_t* w, int32_
   const auto channels = static_cast<size_t>(g.conv.out_channels);
   const auto bits = static_cast<size_t>(work.conv.bits);
   const int32_t half = 1 << (bits - 1);
-  const uint8_t* from = work.call.weights;
+  const uint8_t* from = work.weights;
   uint32_t* to = w;
   for (size_t n = 0; n < channels; n += kLanes, from += (g.taps + work.per() - 1) / work.per() * kLanes) {
     int32_t total[kLanes] = {};

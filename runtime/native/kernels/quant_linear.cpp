@@ -1,8 +1,10 @@
 // Linear layers of rows that are quantized one by one, and tables of rows, with scales to groups of weights.
 #include <algorithm>
+#include <atomic>
 
 #include "half.h"
 #include "quant_rows.h"
+#include "quant_sparse.h"
 #include "quantized.h"
 
 namespace ferryman::kernels {
@@ -25,7 +27,8 @@ const char* check_weights(int64_t rows, int64_t channels, int64_t out_channels, 
   return nullptr;
 }
 
-const char* run_linear(const ferryman_quant_linear& linear, const ferryman_quant_linear_call& call) {
+const char* run_linear(
+    const ferryman_quant_linear& linear, const ferryman_quant_linear_call& call, const SparseWeights* sparse) {
   const Isa& own = isa();
   const auto rows = static_cast<size_t>(linear.rows);
   const auto out_channels = static_cast<size_t>(linear.out_channels);
@@ -49,8 +52,17 @@ const char* run_linear(const ferryman_quant_linear& linear, const ferryman_quant
   given.blocks = (out_channels + kLanes - 1) / kLanes;
   given.scale = call.scale;
   given.zero = call.zero;
+  std::atomic<const char*> problem = nullptr;
   for_each(call, tiles(given), [&](size_t task) {
-    multiply(own, given, task, [&](size_t row, size_t n, const float* made, size_t lanes) {
+    const size_t first = first_block(given, task);
+    const size_t many = sparse ? std::min(task_blocks(given), given.blocks - first) : 0;
+    const Buffer<uint8_t> w(many * given.block_stride);
+    const size_t n = first * kLanes;
+    if (!w || (sparse && !sparse->unpack(n, std::min(many * kLanes, out_channels - n), w.get()))) {
+      problem = w ? kBadIndex : kNoMemory;
+      return;
+    }
+    multiply(own, given, task, sparse ? w.get() : nullptr, [&](size_t row, size_t n, const float* made, size_t lanes) {
       float* const out = call.output + row * out_channels + n;
       const float scale = blocks ? 1 : x.scale.get()[row];
       for (size_t lane = 0; lane < std::min(lanes, out_channels - n); ++lane) {
@@ -58,7 +70,17 @@ const char* run_linear(const ferryman_quant_linear& linear, const ferryman_quant
       }
     });
   });
-  return nullptr;
+  return problem;
+}
+
+const char* run_sparse_linear(const ferryman_quant_linear& linear, const ferryman_quant_linear_call& call) {
+  if (call.zero) {
+    return "weights with an index must have no zeros";
+  }
+  const SparseWeights weights(
+      linear.index_bits, linear.bits, call.weights, call.weight_bytes, static_cast<size_t>(linear.out_channels),
+      static_cast<size_t>(linear.channels));
+  return weights.problem() ? weights.problem() : run_linear(linear, call, &weights);
 }
 
 const char* run_embedding(const ferryman_quant_embedding& table, const ferryman_quant_embedding_call& call) {
@@ -131,11 +153,19 @@ const char* ferryman_quant_linear_check(const ferryman_quant_linear* linear, fer
       return "a tensor would hold more than 2^31 elements";
     }
   }
+  if (!is_index(l.index_bits)) {
+    return "an index must have 0, 1, 4 or 8 bits";
+  }
+  if (l.index_bits) {
+    sizes->weights = 0;
+    return l.channels <= kSparseDepthMax ? nullptr : "weights with an index must be at most 65535 to an output channel";
+  }
   return nullptr;
 }
 
 const char* ferryman_quant_linear_run(const ferryman_quant_linear* linear, const ferryman_quant_linear_call* call) {
-  return ferryman::kernels::run_linear(*linear, *call);
+  using namespace ferryman::kernels;
+  return linear->index_bits ? run_sparse_linear(*linear, *call) : run_linear(*linear, *call, nullptr);
 }
 
 const char* ferryman_quant_embedding_check(

@@ -93,7 +93,7 @@ bool run_one(const ferryman_quant_matmul& matmul, const ferryman_quant_matmul_ca
   Grouped given = a.grouped();
   lanes.give(given);
   for (size_t task = 0; task < tiles(given); ++task) {
-    multiply(own, given, task, [&](size_t row, size_t n, const float* made, size_t count) {
+    multiply(own, given, task, nullptr, [&](size_t row, size_t n, const float* made, size_t count) {
       std::copy_n(made, std::min(count, columns - n), call.output + (batch * rows + row) * columns + n);
     });
   }

@@ -100,11 +100,17 @@ inline size_t tiles(const Grouped& grouped) {
   return (grouped.blocks + task_blocks(grouped) - 1) / task_blocks(grouped) * ((grouped.rows + kTaskRows - 1) / kTaskRows);
 }
 
-// Computes a tile and calls put(row, n, made, lanes) for each of its rows, with made[lane] of output n + lane.
+// The first block of a tile.
+inline size_t first_block(const Grouped& grouped, size_t task) {
+  return task / ((grouped.rows + kTaskRows - 1) / kTaskRows) * task_blocks(grouped);
+}
+
+// Computes a tile and calls put(row, n, made, lanes) for each of its rows, with made[lane] of output n + lane. `w`: the
+// weights of the tile's blocks alone, or null.
 template <typename Put>
-void multiply(const Isa& isa, const Grouped& grouped, size_t task, const Put& put) {
+void multiply(const Isa& isa, const Grouped& grouped, size_t task, const uint8_t* w, const Put& put) {
   const size_t runs = (grouped.rows + kTaskRows - 1) / kTaskRows;
-  const size_t block = task / runs * task_blocks(grouped);
+  const size_t block = first_block(grouped, task);
   const size_t first = task % runs * kTaskRows;
   const size_t scales = block * grouped.groups * kLanes;
   Grouped some = grouped;
@@ -112,7 +118,7 @@ void multiply(const Isa& isa, const Grouped& grouped, size_t task, const Put& pu
   some.sums += first * grouped.groups;
   some.x_scale = grouped.x_scale ? grouped.x_scale + first * grouped.groups : nullptr;
   some.rows = std::min(kTaskRows, grouped.rows - first);
-  some.w += block * grouped.block_stride;
+  some.w = w ? w : grouped.w + block * grouped.block_stride;
   some.blocks = std::min(task_blocks(grouped), grouped.blocks - block);
   some.scale = grouped.scale ? grouped.scale + scales : nullptr;
   some.wide_scale = grouped.wide_scale ? grouped.wide_scale + scales : nullptr;

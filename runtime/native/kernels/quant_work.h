@@ -15,6 +15,7 @@ struct QuantWork {
   const ferryman_quant_conv& conv;
   const ferryman_quant_call& call;
   const Isa& isa;
+  const uint8_t* weights = nullptr;  // dense ones
   const int8_t* x = nullptr;       // channels last, of all images
   const float* x_scale = nullptr;  // of each image
   int32_t x_zero = 0;
@@ -39,8 +40,15 @@ struct QuantWork {
   }
 };
 
-// Makes outputs of the dot products of some pixels of an image, and of some channels of a group.
-void put(const QuantWork& work, const Part& part, const int32_t* dots, size_t stride);
+// Makes outputs of the dot products of some pixels of an image, and of some channels of a group, which begin in `base`.
+void put(const QuantWork& work, const Part& part, const int32_t* dots, size_t stride, const int32_t* base);
+inline void put(const QuantWork& work, const Part& part, const int32_t* dots, size_t stride) {
+  put(work, part, dots, stride, work.base + part.group * work.g.blocks * kLanes + part.channel);
+}
+
+// With sparse weights that are not unpacked; NULL: all went well.
+class SparseWeights;
+const char* run_sparse(const QuantWork& work, const SparseWeights& weights);
 
 // Where the columns of a run of output pixels lie. Where windows overlap they share them; where not, or where a window is
 // too wide for that, each has its own.

@@ -16,6 +16,10 @@
 // What is beyond the last channel, depth or tap is a weight of zero, 2^(bits - 1).
 // The artifact stores these bytes once; they are read where they lie.
 //
+// Those of convolutions, but for depthwise ones, and of linear layers may also be sparse: an index as in sparse.h, of
+// `index_bits`, then the values: channel by channel, each beginning at a byte, stored and packed as above. Weights without a
+// value are zeros.
+//
 // A row in blocks is int8 of which every 32 channels, the last maybe fewer, have a dynamic scale of their own:
 // [channels] bytes, then [ceil(channels / 32)] scales of 4 bytes at any alignment.
 #pragma once
@@ -49,16 +53,19 @@ typedef struct {
   int32_t out_zero, out_low, out_high;
   float add_scale;        // of int8 that are added to the output; 0: nothing is
   int32_t add_zero;
+  int32_t index_bits;     // 0: dense weights; 1, 4 or 8: sparse ones,
+  int32_t unpack;         // which are made dense in each run, or else only those with a value are multiplied
 } ferryman_quant_conv;
 
 typedef struct {
   int32_t out_height, out_width;
-  int64_t input, weights, per_channel, output;  // in elements; weights in bytes
+  int64_t input, weights, per_channel, output;  // in elements; weights in bytes, 0 of sparse ones
 } ferryman_quant_sizes;
 
 typedef struct {
   const void* input;
   const uint8_t* weights;
+  int64_t weight_bytes;   // of sparse ones
   const float* scale;     // [out_channels], of weights; of either sign
   const float* bias;      // [out_channels]
   const int8_t* add;      // as many as outputs; NULL where nothing is added
@@ -82,6 +89,7 @@ typedef struct {
   int32_t group;   // inputs of one scale: a multiple of 32, or all channels; with blocks 32, or all of fewer
   int32_t input;   // FERRYMAN_FLOATS or FERRYMAN_BLOCKS
   int32_t blocks;  // whether floats are quantized in blocks, not by row; blocks always are
+  int32_t index_bits;  // 0: dense weights; 1, 4 or 8: sparse ones, made dense in each run; there are no zeros then
 } ferryman_quant_linear;
 
 typedef struct {
@@ -91,6 +99,7 @@ typedef struct {
 typedef struct {
   const void* input;      // [rows, channels]
   const uint8_t* weights;
+  int64_t weight_bytes;   // of sparse ones
   const uint16_t* scale;  // float16 [ceil(out_channels / 16), groups, 16]
   const uint8_t* zero;    // the same shape: what stands for 0; NULL: 2^(bits - 1) everywhere
   const float* bias;      // [out_channels]

@@ -57,6 +57,10 @@ const Kind* kind_of(const Registration& registration) {
       kind != std::end(kQuantizedKinds)) {
     return kind;
   }
+  if (const auto* const kind = std::find_if(std::begin(kSparseKinds), std::end(kSparseKinds), named);
+      kind != std::end(kSparseKinds)) {
+    return kind;
+  }
   throw Refused(std::string("this installation has no operator ") + name + "; install a later ferryman");
 }
 

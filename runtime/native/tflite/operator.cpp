@@ -120,6 +120,12 @@ void Operator::check_bytes(Context* context, size_t at, const char* what, int64_
   check_constant(context, at, what, input(context, at, what).type == kInt8 ? kInt8 : kUint8, elements);
 }
 
+int64_t Operator::check_bytes(Context* context, size_t at, const char* what) const {
+  const auto bytes = static_cast<int64_t>(input(context, at, what).bytes);
+  check_bytes(context, at, what, bytes);
+  return bytes;
+}
+
 void Operator::resize_output(Context* context, Type type, const Shape& shape) const {
   const int index = claim_.outputs[0];
   Tensor& output = tensor_at(context, index, "output");

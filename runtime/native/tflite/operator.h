@@ -18,7 +18,7 @@ namespace ferryman::tflite {
 using Refused = std::runtime_error;
 using Shape = std::vector<int>;
 
-constexpr size_t kOptionsMost = 24;  // of any operator
+constexpr size_t kOptionsMost = 26;  // of any operator
 
 // A copy of the node, which a kernel cannot ask for later. Its own node has the same tensors, but sorted.
 struct Claim {
@@ -57,6 +57,8 @@ class Operator {
   void check_constant(Context* context, size_t at, const char* what, Type type, int64_t elements) const;
   // uint8, or int8 from converters that write no constants of uint8.
   void check_bytes(Context* context, size_t at, const char* what, int64_t elements) const;
+  // As many as there are.
+  int64_t check_bytes(Context* context, size_t at, const char* what) const;
   void resize_output(Context* context, Type type, const Shape& shape) const;
 
   // Data of tensors that `check` has seen; by now they may have another size, or none.
@@ -101,6 +103,7 @@ std::unique_ptr<Operator> make(Claim claim) {
 
 extern const Kind kBinaryKinds[3];
 extern const Kind kQuantizedKinds[5];
+extern const Kind kSparseKinds[2];
 
 [[noreturn]] void refuse(const std::string& what, const std::string& expected, const std::string& found);
 

@@ -2,8 +2,8 @@
 //   ferryman.quant_conv2d     version, channels, out_channels, kernel_h, kernel_w, stride_h, stride_w, dilation_h,
 //                             dilation_w, pad_top, pad_left, pad_bottom, pad_right, groups, channels_last, bits,
 //                             x_scale f, x_zero, out_scale f (0: floats), out_zero, out_low, out_high,
-//                             add_scale f (0: nothing is added), add_zero
-//   ferryman.quant_linear     version, channels, out_channels, bits, group, blocks
+//                             add_scale f (0: nothing is added), add_zero, index_bits, unpack
+//   ferryman.quant_linear     version, channels, out_channels, bits, group, blocks, index_bits
 //   ferryman.quant_embedding  version, rows, channels, bits, group, lanes
 //   ferryman.quant_matmul     version, channels, turned
 //   ferryman.quant_function   version, channels, kind, epsilon f, blocks
@@ -24,9 +24,9 @@
 namespace ferryman::tflite {
 namespace {
 
-constexpr int32_t kVersion = 2;
-constexpr size_t kConvOptions = 24;
-constexpr size_t kLinearOptions = 6;
+constexpr int32_t kVersion = 3;
+constexpr size_t kConvOptions = 26;
+constexpr size_t kLinearOptions = 7;
 constexpr size_t kEmbeddingOptions = 6;
 constexpr size_t kMatmulOptions = 3;
 constexpr size_t kFunctionOptions = 5;
@@ -55,6 +55,7 @@ class Conv : public Operator {
 
   ferryman_quant_conv conv_ = {};
   ferryman_quant_sizes sizes_ = {};
+  int64_t weight_bytes_ = 0;
 };
 
 ferryman_quant_conv Conv::to_conv(const Tensor& x) const {
@@ -66,7 +67,7 @@ ferryman_quant_conv Conv::to_conv(const Tensor& x) const {
       0, 0, 0, o(1), o(2), o(3), o(4), o(5), o(6), o(7), o(8), o(9), o(10), o(11), o(12), o(13), o(15),
       o(14) ? FERRYMAN_CHANNELS_LAST : FERRYMAN_CHANNELS_FIRST, x.type == kInt8 ? FERRYMAN_INT8 : FERRYMAN_FLOATS,
       FERRYMAN_FLOATS, real_option(16, "x_scale"), o(17), real_option(18, "out_scale"), 0, 0, 0,
-      real_option(22, "add_scale"), o(23)};
+      real_option(22, "add_scale"), o(23), o(24), o(25)};
   if (conv.out_scale != 0) {
     conv.output = FERRYMAN_INT8;
     conv.out_zero = o(19);
@@ -89,7 +90,8 @@ void Conv::check(Context* context) {
   conv_ = to_conv(x);
   require_none(ferryman_quant_conv_check(&conv_, &sizes_));
   check_elements(x, "x", sizes_.input);
-  check_bytes(context, 1, "weights", sizes_.weights);
+  weight_bytes_ = conv_.index_bits ? check_bytes(context, 1, "weights") : sizes_.weights;
+  check_bytes(context, 1, "weights", weight_bytes_);
   check_constant(context, 2, "scale", kFloat32, sizes_.per_channel);
   check_constant(context, 3, "bias", kFloat32, sizes_.per_channel);
   if (adds()) {
@@ -108,7 +110,8 @@ void Conv::run(Context* context) const {
   ferryman_quant_call call{};
   call.input = conv_.input == FERRYMAN_INT8 ? static_cast<const void*>(read<int8_t>(context, 0, "x", sizes_.input))
                                             : read<float>(context, 0, "x", sizes_.input);
-  call.weights = read<uint8_t>(context, 1, "weights", sizes_.weights);
+  call.weights = read<uint8_t>(context, 1, "weights", weight_bytes_);
+  call.weight_bytes = weight_bytes_;
   call.scale = read<float>(context, 2, "scale", sizes_.per_channel);
   call.bias = read<float>(context, 3, "bias", sizes_.per_channel);
   if (adds()) {
@@ -143,6 +146,7 @@ class Linear : public Operator {
 
   ferryman_quant_linear linear_ = {};
   ferryman_quant_linear_sizes sizes_ = {};
+  int64_t weight_bytes_ = 0;
 };
 
 void Linear::check(Context* context) {
@@ -150,11 +154,13 @@ void Linear::check(Context* context) {
   check_counts(4, 5);
   const Tensor& x = input(context, 0, "x");
   Shape shape = shape_of_rows(x);
-  linear_ = {product(shape, 1), option(1), option(2), option(3), option(4), kind_of(x), option(5)};
+  linear_ = {product(shape, 1), option(1), option(2), option(3), option(4), kind_of(x), option(5),
+             option(6)};
   check_row(shape, linear_.input, linear_.channels);
   require_none(ferryman_quant_linear_check(&linear_, &sizes_));
   check_elements(x, "x", sizes_.input);
-  check_bytes(context, 1, "weights", sizes_.weights);
+  weight_bytes_ = linear_.index_bits ? check_bytes(context, 1, "weights") : sizes_.weights;
+  check_bytes(context, 1, "weights", weight_bytes_);
   check_constant(context, 2, "scale", kFloat16, sizes_.scales);
   check_constant(context, 3, "bias", kFloat32, linear_.out_channels);
   if (inputs() == 5) {
@@ -168,7 +174,8 @@ void Linear::run(Context* context) const {
   ferryman_quant_linear_call call{};
   call.input = linear_.input == FERRYMAN_BLOCKS ? static_cast<const void*>(read<int8_t>(context, 0, "x", sizes_.input))
                                                 : read<float>(context, 0, "x", sizes_.input);
-  call.weights = read<uint8_t>(context, 1, "weights", sizes_.weights);
+  call.weights = read<uint8_t>(context, 1, "weights", weight_bytes_);
+  call.weight_bytes = weight_bytes_;
   call.scale = read<uint16_t>(context, 2, "scale", sizes_.scales);
   call.bias = read<float>(context, 3, "bias", linear_.out_channels);
   if (inputs() == 5) {

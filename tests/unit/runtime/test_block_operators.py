@@ -54,10 +54,10 @@ def model(operator: str, inputs, constants, given) -> bytes:
     row = inputs[0].shape[-1]
     channels = q.block_channels(row) if inputs[0].dtype == np.int8 else row
     if operator == "quant_matmul":
-        graph.custom(MATMUL, numbers(2, channels, int(given[0])), tensors, [y])
+        graph.custom(MATMUL, numbers(3, channels, int(given[0])), tensors, [y])
     else:
         kind, epsilon, blocks = given
-        graph.custom(FUNCTION, numbers(2, channels, kind, word(epsilon), int(blocks)), tensors, [y])
+        graph.custom(FUNCTION, numbers(3, channels, kind, word(epsilon), int(blocks)), tensors, [y])
     return graph.output(y).build()
 
 
@@ -110,7 +110,7 @@ def test_blocks_go_from_a_function_into_a_layer(tmp_path):
     graph = Graph()
     given = graph.input(x.shape)
     rows = graph.tensor((2, 3, q.block_bytes(70)), np.int8)
-    graph.custom(FUNCTION, numbers(2, 70, q.GELU, 0, 1), [given], [rows])
+    graph.custom(FUNCTION, numbers(3, 70, q.GELU, 0, 1), [given], [rows])
     y = add_linear(graph, rows, layer, x.shape)
     for name in INTERPRETERS:
         worker = Worker(name, tmp_path)
@@ -134,22 +134,22 @@ def node(name, options, inputs, constants=(), output=np.float32):
 
 
 def matmul(*values, inputs=(A, B), **rest):
-    return node(MATMUL, numbers(*(values or (2, 64, 0))), inputs, **rest)
+    return node(MATMUL, numbers(*(values or (3, 64, 0))), inputs, **rest)
 
 
 def function(*values, x=X, **rest):
-    return node(FUNCTION, numbers(*(values or (2, 64, q.GELU, 0, 0))), [x], **rest)
+    return node(FUNCTION, numbers(*(values or (3, 64, q.GELU, 0, 0))), [x], **rest)
 
 
-NORM = (2, 64, q.LAYER_NORM, word(1e-5), 0)
+NORM = (3, 64, q.LAYER_NORM, word(1e-5), 0)
 REFUSED = {
     "product, no inputs": (matmul(inputs=()), "expected 2 inputs and 1 output, found 0 and 1|"),
     "product, one input": (matmul(inputs=(A,)), "expected 2 inputs and 1 output, found 1 and 1"),
-    "product, version": (matmul(1, 64, 0), "expected version 2, found version 1"),
-    "product, short": (matmul(2, 64), "options: expected 12 bytes, found 8"),
-    "product, channels": (matmul(2, 63, 0), "x: expected channels 63, found 64"),
+    "product, version": (matmul(1, 64, 0), "expected version 3, found version 1"),
+    "product, short": (matmul(3, 64), "options: expected 12 bytes, found 8"),
+    "product, channels": (matmul(3, 63, 0), "x: expected channels 63, found 64"),
     "product, other channels": (matmul(inputs=(A, ((63, 5), np.float32))), "x: expected channels 64, found 63"),
-    "product, turned": (matmul(2, 64, 1), "x: expected channels 64, found 5"),
+    "product, turned": (matmul(3, 64, 1), "x: expected channels 64, found 5"),
     "product, rank": (matmul(inputs=(A, ((1, 64, 5), np.float32))), "the same leading dimensions"),
     "product, rank 1": (matmul(inputs=(((64,), np.float32), ((64,), np.float32))), "the same leading dimensions"),
     "product, batch": (
@@ -162,10 +162,10 @@ REFUSED = {
     "product, no row": (matmul(inputs=(((3, 36 + 3), np.int8), B)), "x: expected channels 64, found 0"),
     "product, nothing": (matmul(inputs=(((0, 64), np.float32), B)), MATMUL),
     "product, int8 output": (matmul(output=np.int8), "output: expected float32, found int8"),
-    "function, no input": (node(FUNCTION, numbers(2, 64, 0, 0, 0), []), "expected 1 inputs and 1 output|"),
-    "function, kind": (function(2, 64, 5, 0, 0), FUNCTION),
-    "function, negative kind": (function(2, 64, -1, 0, 0), FUNCTION),
-    "function, channels": (function(2, 32, 0, 0, 0), "x: expected channels 32, found 64"),
+    "function, no input": (node(FUNCTION, numbers(3, 64, 0, 0, 0), []), "expected 1 inputs and 1 output|"),
+    "function, kind": (function(3, 64, 5, 0, 0), FUNCTION),
+    "function, negative kind": (function(3, 64, -1, 0, 0), FUNCTION),
+    "function, channels": (function(3, 32, 0, 0, 0), "x: expected channels 32, found 64"),
     "function, epsilon": (function(*NORM[:3], word(np.nan), 0, constants=[ONES, ONES]), "epsilon is not finite"),
     "function, negative epsilon": (function(*NORM[:3], word(-1.0), 0, constants=[ONES, ONES]), FUNCTION),
     "function, weights": (function(constants=[ONES, ONES]), "expected 1 inputs and 1 output, found 3"),
@@ -173,7 +173,7 @@ REFUSED = {
     "norm, short bias": (function(*NORM, constants=[ONES, ONES[:3]]), "bias: expected 64 elements, found 3"),
     "norm, half": (function(*NORM, constants=[ONES.astype("f2"), ONES]), "weight: expected float32, found float16"),
     "function, int8": (function(x=((3, 64), np.int8)), "x: expected float32, found int8"),
-    "function, blocks": (function(2, 64, 0, 0, 1), "output: expected int8, found float32"),
+    "function, blocks": (function(3, 64, 0, 0, 1), "output: expected int8, found float32"),
     "function, rank 0": (function(x=((), np.float32)), "x: expected rank 1 or more"),
 }
 
@@ -208,7 +208,7 @@ def test_any_options_are_refused_or_run(worker, name, rest, int8, norm, shape):
     x = (tuple(shape), np.int8 if int8 else np.float32)
     inputs = [x, ((*shape[:-2], *shape[:-3:-1]), np.float32)] if name == MATMUL else [x]
     try:
-        worker.open(node(name, numbers(2, *rest), inputs, [ONES, ONES] if norm else [], np.float32))
+        worker.open(node(name, numbers(3, *rest), inputs, [ONES, ONES] if norm else [], np.float32))
         worker.run(*(np.ones(*one) for one in inputs))
     except (RuntimeFault, CallerError) as error:
         assert str(error)  # noqa: PT017  # either way will do

@@ -51,15 +51,16 @@ NAMES = (
     *("version", "channels", "out_channels", "kernel_h", "kernel_w", "stride_h", "stride_w", "dilation_h"),
     *("dilation_w", "pad_top", "pad_left", "pad_bottom", "pad_right", "groups", "channels_last", "bits"),
     *("x_scale", "x_zero", "out_scale", "out_zero", "out_low", "out_high", "add_scale", "add_zero"),
+    *("index_bits", "unpack"),
 )
 
 
 def conv_numbers(case: QuantConv, *, last: bool = True) -> dict[str, int]:
     out = case.out or Int8(0.0, 0, 0, 0)
     values = (
-        *(2, case.x.shape[1], len(case.weight), *case.weight.shape[2:], *case.stride, *case.dilation, *case.padding),
+        *(3, case.x.shape[1], len(case.weight), *case.weight.shape[2:], *case.stride, *case.dilation, *case.padding),
         *(case.groups, int(last), case.bits, word(case.x_scale), case.x_zero),
-        *(word(out.scale), out.zero, out.low, out.high, word(case.add_scale), case.add_zero),
+        *(word(out.scale), out.zero, out.low, out.high, word(case.add_scale), case.add_zero, 0, 0),
     )
     return dict(zip(NAMES, values, strict=True))
 
@@ -102,7 +103,7 @@ def add_linear(graph: Graph, x: int, layer: QuantLinear, shape: Sequence[int]) -
     weight, scale, zero = layer.constants()
     constants = [weight, scale, layer.bias, *([] if zero is None else [zero])]
     y = graph.tensor((*shape[:-1], len(layer.bias)))
-    options = numbers(2, layer.stored.shape[1], len(layer.bias), layer.bits, layer.group, 0)
+    options = numbers(3, layer.stored.shape[1], len(layer.bias), layer.bits, layer.group, 0, 0)
     graph.custom(LINEAR, options, [x, *map(graph.constant, constants)], [y])
     return y
 
@@ -110,7 +111,7 @@ def add_linear(graph: Graph, x: int, layer: QuantLinear, shape: Sequence[int]) -
 def add_embedding(graph: Graph, ids: int, table: QuantEmbedding, shape: Sequence[int]) -> int:
     constants = [table.packed(), table.scale, *([] if table.zero is None else [table.zero])]
     y = graph.tensor((*shape, table.stored.shape[1]))
-    options = numbers(2, *table.stored.shape, table.bits, table.group, 0)
+    options = numbers(3, *table.stored.shape, table.bits, table.group, 0)
     graph.custom(EMBEDDING, options, [ids, *map(graph.constant, constants)], [y])
     return y
 
@@ -348,13 +349,13 @@ def conv(**changes: int) -> bytes:
 def linear(
     *values: int, shape: tuple[int, ...] = (2, 64), constants: Sequence[np.ndarray] = LAYER_CONSTANTS, **rest: object
 ) -> bytes:
-    return node(LINEAR, numbers(*(values or (2, 64, 20, 4, 32, 0))), (shape, np.float32), constants, **rest)
+    return node(LINEAR, numbers(*(values or (3, 64, 20, 4, 32, 0, 0))), (shape, np.float32), constants, **rest)
 
 
 def embedding(
     *values: int, x: type = np.int32, constants: Sequence[np.ndarray] = TABLE_CONSTANTS, **rest: object
 ) -> bytes:
-    return node(EMBEDDING, numbers(*(values or (2, 30, 64, 4, 32, 0))), ((2, 3), x), constants, **rest)
+    return node(EMBEDDING, numbers(*(values or (3, 30, 64, 4, 32, 0))), ((2, 3), x), constants, **rest)
 
 
 def wired(change) -> bytes:
@@ -389,12 +390,12 @@ def _sparse_weights(graph):
 
 ANY = f"{CONV}: "  # what the kernels say of numbers is theirs
 REFUSED = {
-    "no options": (node(options=b""), "options: expected 96 bytes, found 0"),
-    "short": (node(options=conv_options()[:-4]), "options: expected 96 bytes, found 92"),
-    "long": (node(options=conv_options() + bytes(4)), "options: expected 96 bytes, found 100"),
-    "huge options": (node(options=numbers(2, *[7] * 100_000)), "options: expected 96 bytes, found 400004"),
-    "version 0": (conv(version=0), "options: expected version 2, found version 0"),
-    "version 1": (conv(version=1), "options: expected version 2, found version 1"),
+    "no options": (node(options=b""), "options: expected 104 bytes, found 0"),
+    "short": (node(options=conv_options()[:-4]), "options: expected 104 bytes, found 100"),
+    "long": (node(options=conv_options() + bytes(4)), "options: expected 104 bytes, found 108"),
+    "huge options": (node(options=numbers(3, *[7] * 100_000)), "options: expected 104 bytes, found 400004"),
+    "version 0": (conv(version=0), "options: expected version 3, found version 0"),
+    "version 1": (conv(version=1), "options: expected version 3, found version 1"),
     "longer name": (node(CONV + "2"), "no operator ferryman.quant_conv2d2"),
     "three inputs": (node(constants=CONSTANTS[:2]), "expected 4 inputs and 1 output, found 3 and 1"),
     "five inputs": (node(more=[SUM]), "expected 4 inputs and 1 output, found 5 and 1"),
@@ -492,8 +493,8 @@ REFUSED = {
     "linear, rank 0": (linear(shape=()), "x: expected rank 1 or more, found rank 0"),
     "linear, no rows": (linear(shape=(0, 64)), LINEAR),
     "linear, channels": (linear(shape=(2, 63)), "x: expected channels 64, found 63"),
-    "linear, short": (linear(2, 64, 20, 4), "options: expected 24 bytes, found 16"),
-    "linear, version": (linear(1, 64, 20, 4, 32), "expected version 2, found version 1"),
+    "linear, short": (linear(3, 64, 20, 4), "options: expected 28 bytes, found 16"),
+    "linear, version": (linear(1, 64, 20, 4, 32), "expected version 3, found version 1"),
     "linear, three inputs": (linear(constants=LAYER_CONSTANTS[:2]), "expected 4 or 5 inputs and 1 output, found 3"),
     "linear, six inputs": (
         linear(constants=(*LAYER_CONSTANTS, LAYER_ZERO, LAYER_ZERO)),
@@ -511,22 +512,22 @@ REFUSED = {
     "linear, half zero": (linear(constants=(*LAYER_CONSTANTS, LAYER_ZERO.view("f2"))), "zero: expected uint8"),
     "linear, variable zero": (linear(more=[(LAYER_ZERO.shape, np.uint8)]), "zero must be constant"),
     "linear, short bias": (linear(constants=(*LAYER_CONSTANTS[:2], LAYER.bias[:-1])), "bias: expected 20 .* found 19"),
-    "linear, more out": (linear(2, 64, 33, 4, 32, 0), "weights: expected 1536 elements, found 1024"),
+    "linear, more out": (linear(3, 64, 33, 4, 32, 0, 0), "weights: expected 1536 elements, found 1024"),
     **{
         f"linear, {values}": (linear(*values), LINEAR)
         for values in (
-            *((2, 64, 0, 4, 32, 0), (2, 64, -1, 4, 32, 0), (2, 64, 2**31 - 1, 4, 32, 0), (2, 64, 20, 3, 32, 0)),
-            *((2, 64, 20, 4, 0, 0), (2, 64, 20, 4, 31, 0), (2, 64, 20, 4, -32, 0), (2, 64, 20, 4, 2**31 - 32, 0)),
-            (2, 64, 20, 4, 64, 1),
+            *((3, 64, 0, 4, 32, 0, 0), (3, 64, -1, 4, 32, 0, 0), (3, 64, 2**31 - 1, 4, 32, 0, 0), (3, 64, 20, 3, 32, 0, 0)),
+            *((3, 64, 20, 4, 0, 0, 0), (3, 64, 20, 4, 31, 0, 0), (3, 64, 20, 4, -32, 0, 0), (3, 64, 20, 4, 2**31 - 32, 0, 0)),
+            (3, 64, 20, 4, 64, 1, 0),
         )
     },
     "embedding, float ids": (embedding(x=np.float32), "ids: expected int32 or int64, found float32"),
     "embedding, int8 ids": (embedding(x=np.int8), "ids: expected int32 or int64, found int8"),
-    "embedding, short": (embedding(2, 30, 64, 4), "options: expected 24 bytes, found 16"),
-    "embedding, version": (embedding(0, 30, 64, 4, 32, 0), "expected version 2, found version 0"),
+    "embedding, short": (embedding(3, 30, 64, 4), "options: expected 24 bytes, found 16"),
+    "embedding, version": (embedding(0, 30, 64, 4, 32, 0), "expected version 3, found version 0"),
     "embedding, two inputs": (embedding(constants=TABLE_CONSTANTS[:1]), "expected 3 or 4 inputs and 1 output, found 2"),
-    "embedding, rows": (embedding(2, 31, 64, 4, 32, 0), "weights: expected 992 elements, found 960"),
-    "embedding, lanes": (embedding(2, 30, 64, 4, 32, 1), "weights: expected 1024 elements, found 960"),
+    "embedding, rows": (embedding(3, 31, 64, 4, 32, 0), "weights: expected 992 elements, found 960"),
+    "embedding, lanes": (embedding(3, 30, 64, 4, 32, 1), "weights: expected 1024 elements, found 960"),
     "embedding, zero": (
         embedding(constants=(*TABLE_CONSTANTS, np.zeros(59, np.uint8))),
         "zero: expected 60 elements, found 59",
@@ -536,8 +537,8 @@ REFUSED = {
     **{
         f"embedding, {values}": (embedding(*values), EMBEDDING)
         for values in (
-            *((2, 0, 64, 4, 32, 0), (2, -1, 64, 4, 32, 0), (2, 30, 0, 4, 32, 0), (2, 30, 2**31 - 1, 4, 32, 0)),
-            *((2, 30, 64, 5, 32, 0), (2, 30, 64, 4, 0, 0), (2, 30, 64, 4, 48, 0), (2, 2**31 - 1, 64, 4, 32, 1)),
+            *((3, 0, 64, 4, 32, 0), (3, -1, 64, 4, 32, 0), (3, 30, 0, 4, 32, 0), (3, 30, 2**31 - 1, 4, 32, 0)),
+            *((3, 30, 64, 5, 32, 0), (3, 30, 64, 4, 0, 0), (3, 30, 64, 4, 48, 0), (3, 2**31 - 1, 64, 4, 32, 1)),
         )
     },
 }
@@ -580,16 +581,16 @@ def altered(options: bytes):
 hostile = st.one_of(
     st.tuples(
         st.sampled_from([CONV, LINEAR, EMBEDDING]),
-        st.one_of(st.binary(max_size=100), st.lists(numbers_near, max_size=25).map(lambda rest: numbers(2, *rest))),
+        st.one_of(st.binary(max_size=100), st.lists(numbers_near, max_size=25).map(lambda rest: numbers(3, *rest))),
         st.sampled_from([(IMAGES, CONSTANTS, ()), (IMAGES, CONSTANTS, (SUM,))]),
     ),
     st.tuples(st.just(CONV), altered(conv_options()), st.just((IMAGES, CONSTANTS, ()))),
     st.tuples(st.just(CONV), altered(conv_options(**ADDING)), st.just((IMAGES, CONSTANTS, (SUM,)))),
     st.tuples(
-        st.just(LINEAR), altered(numbers(2, 64, 20, 4, 32, 0)), st.just((((2, 64), np.float32), LAYER_CONSTANTS, ()))
+        st.just(LINEAR), altered(numbers(3, 64, 20, 4, 32, 0, 0)), st.just((((2, 64), np.float32), LAYER_CONSTANTS, ()))
     ),
     st.tuples(
-        st.just(EMBEDDING), altered(numbers(2, 30, 64, 4, 32, 0)), st.just((((2, 3), np.int32), TABLE_CONSTANTS, ()))
+        st.just(EMBEDDING), altered(numbers(3, 30, 64, 4, 32, 0)), st.just((((2, 3), np.int32), TABLE_CONSTANTS, ()))
     ),
 )
 
