@@ -35,7 +35,7 @@ class Decision:
     path: str
     kind: str
     """Its class in the dense model."""
-    decision: Literal["binary", "int8", "4bit", "2bit", "float", "replaced"]
+    decision: Literal["binary", "int8", "4bit", "2bit", "float", "replaced", "sparse"]
     reason: str
 
 
@@ -57,7 +57,7 @@ def decide(model: nn.Module, keep: tuple[str, ...], example: Example | None) -> 
     for pattern in keep:
         if not any(fnmatchcase(path, pattern) for path in layers):
             raise CallerError(f"no layer is named {pattern!r}; there are: {', '.join(layers) or 'none'}")
-    called = list(layers) if example is None else _called(model, layers, example)
+    called = list(layers) if example is None else call_order(model, layers, example)
     elsewhere = _read_elsewhere(model)
     decisions = {}
     for path in (*called, *(path for path in layers if path not in called)):
@@ -123,7 +123,7 @@ def _lost(layer: nn.Module) -> str | None:
     return None
 
 
-def _called(model: nn.Module, layers: dict[str, nn.Module], example: Example) -> list[str]:
+def call_order(model: nn.Module, layers: dict[str, nn.Module], example: Example) -> list[str]:
     """Paths of layers in order of their first call."""
     called: dict[str, None] = {}
     _observe(model, layers, example, lambda path, _: called.setdefault(path))

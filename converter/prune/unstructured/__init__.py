@@ -1,0 +1,1 @@
+"""Single weights set to zero, how they are chosen and trained around, and networks made for them."""
