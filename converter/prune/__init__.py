@@ -1,1 +1,1 @@
-"""Takes out of models what they can do without: whole channels, or single weights."""
+"""Smaller networks: channels, heads and branches that are gone, and weights that are zero."""

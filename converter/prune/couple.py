@@ -1,0 +1,206 @@
+"""Which channels of which layers go together, by torch-pruning's dependency graph.
+
+Fang et al. 2023, "DepGraph: towards any structural pruning". The graph is asked channel by channel, so that what a split
+or a concatenation joins is joined here too; what it says is taken as a proposal, which `graph` tries out.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from ferryman.converter.prune.units import CONVS, MIXING_NORMS, Group, Slot, is_depthwise, part_count, width
+from ferryman.converter.quiet import quiet
+from ferryman.converter.reason import reason
+from ferryman.runtime.contracts.errors import CallerError, ModelError
+
+_ROOTS = (*CONVS, nn.Linear, nn.Embedding)
+_Key = tuple[str, str, int]
+"""Path, side, dimension."""
+_Place = tuple[_Key, int]
+
+
+@dataclass
+class _Unit:
+    """What one channel takes with it."""
+
+    places: list[_Place] = field(default_factory=list)
+    reaches_output: bool = False
+    unknown: str | None = None
+    """A layer that channels cannot be taken from."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Units that may go together."""
+
+    group: Group
+    reaches_output: bool
+    refused: str | None
+    """Why they must not be touched."""
+
+
+def propose(model: nn.Module, example: tuple[Any, ...]) -> list[Proposal]:
+    """Groups of channels of convolutions, linear layers and embeddings, in the order they are registered.
+
+    Args:
+        model: in eval mode; not changed.
+        example: positional inputs of one call.
+
+    Raises:
+        CallerError: torch-pruning is not installed.
+        ModelError: the dependency graph cannot be built.
+    """
+    graph, work = _build(model, example)
+    paths: dict[Any, str] = {part: path for path, part in work.named_modules()}
+    paths |= {value: path for path, value in work.named_parameters()}
+    seen: dict[_Place, int] = {}
+    units: list[_Unit] = []
+    joined = _Sets()
+    for layer in list(graph.module2node):
+        if not isinstance(layer, _ROOTS) or layer not in paths or graph.get_pruner_of_module(layer) is None:
+            continue
+        pruner = graph.get_pruner_of_module(layer)
+        for channel in range(pruner.get_out_channels(layer)):
+            if ((paths[layer], "out", 0), channel) in seen:
+                continue
+            unit = _ask(graph, paths, layer, pruner.prune_out_channels, channel)
+            units.append(unit)
+            joined.add(len(units) - 1)
+            for place in unit.places:
+                joined.join(seen.setdefault(place, len(units) - 1), len(units) - 1)
+    _join_parts(model, seen, joined)
+    return _gather(model, units, joined)
+
+
+def _build(model: nn.Module, example: tuple[Any, ...]) -> tuple[Any, nn.Module]:
+    try:
+        import torch_pruning
+    except ImportError as error:
+        raise CallerError(
+            "pruning needs torch-pruning, which is not installed; pip install 'ferryman[convert]'"
+        ) from error
+    work = copy.deepcopy(model).eval()
+    for value in work.parameters():
+        if value.is_floating_point():
+            value.requires_grad_(True)
+    try:
+        with quiet(), torch.enable_grad():
+            return torch_pruning.DependencyGraph().build_dependency(
+                work,
+                example,
+                forward_fn=lambda module, inputs: module(*inputs),
+                output_transform=lambda out: [
+                    one for one in tree_leaves(out) if isinstance(one, torch.Tensor) and one.grad_fn is not None
+                ],
+                verbose=False,
+            ), work
+    except Exception as error:
+        raise ModelError(
+            f"the model's layers cannot be followed: {reason(error)}; pruning needs a model that computes its outputs "
+            "from its weights with autograd's operators"
+        ) from error
+
+
+def _ask(graph: Any, paths: dict[Any, str], layer: nn.Module, handler: Any, channel: int) -> _Unit:  # noqa: ANN401  # untyped
+    unit = _Unit()
+    for item in graph.get_pruning_group(layer, handler, [channel]).items:
+        target, found = item.dep.target.module, item.dep.target.type.name
+        if found == "OUTPUT":
+            unit.reaches_output = True
+        if target not in paths:
+            continue  # an operator
+        outward = graph.is_out_channel_pruning_fn(item.dep.handler)
+        if found == "PARAMETER":
+            key: _Key = (paths[target], "parameter", item.dep.target.pruning_dim % target.dim())
+        elif found == "ELEMENTWISE":
+            continue  # an activation
+        else:
+            key = (paths[target], "out" if outward else "in", 0)
+        if isinstance(target, nn.Module) and width(nn.ModuleDict({"_": target}), "_", key[1]) is None:
+            unit.unknown = f"{paths[target]} ({type(target).__name__}) cannot become narrower"
+        if isinstance(target, nn.PReLU) and target.num_parameters == 1:
+            continue
+        unit.places += [(key, int(index)) for index in item.idxs]
+    return unit
+
+
+class _Sets:
+    """Numbers that belong together."""
+
+    def __init__(self) -> None:
+        self._above: dict[int, int] = {}
+
+    def add(self, one: int) -> None:
+        self._above.setdefault(one, one)
+
+    def find(self, one: int) -> int:
+        while self._above[one] != one:
+            self._above[one] = self._above[self._above[one]]
+            one = self._above[one]
+        return one
+
+    def join(self, one: int, other: int) -> None:
+        first, second = sorted((self.find(one), self.find(other)))
+        self._above[second] = first
+
+
+def _join_parts(model: nn.Module, seen: dict[_Place, int], joined: _Sets) -> None:
+    """Grouped convolutions and norms keep parts of one size: the same positions go in each."""
+    for ((path, side, dim), index), number in seen.items():
+        if side == "parameter":
+            continue
+        parts = part_count(model.get_submodule(path), side)
+        whole = width(model, path, side)
+        if parts > 1 and whole is not None and index >= whole // parts:
+            other = seen.get(((path, side, dim), index % (whole // parts)))
+            if other is not None:
+                joined.join(number, other)
+
+
+def _gather(model: nn.Module, units: list[_Unit], joined: _Sets) -> list[Proposal]:
+    """Units of the same layers, in the order of their first channels, make one group."""
+    whole: dict[int, list[_Unit]] = defaultdict(list)
+    for number, unit in enumerate(units):
+        whole[joined.find(number)].append(unit)
+    groups: dict[tuple[_Key, ...], list[tuple[dict[_Key, list[int]], list[_Unit]]]] = defaultdict(list)
+    for members in whole.values():
+        places: dict[_Key, list[int]] = defaultdict(list)
+        for key, index in dict.fromkeys(place for unit in members for place in unit.places):
+            places[key].append(index)
+        groups[tuple(places)].append((places, members))
+    made = []
+    for keys, rows in groups.items():
+        slots = tuple(
+            Slot(path, side, tuple(tuple(sorted(places[path, side, dim])) for places, _ in rows), dim)  # type: ignore[arg-type]  # a Literal
+            for path, side, dim in keys
+        )
+        several = [unit for _, members in rows for unit in members]
+        group = Group(slots, len(rows), mixes=_mixes(model, slots))
+        refused = next((unit.unknown for unit in several if unit.unknown), None) or _unfit(model, group)
+        made.append(Proposal(group, any(unit.reaches_output for unit in several), refused))
+    return made
+
+
+def _mixes(model: nn.Module, slots: tuple[Slot, ...]) -> bool:
+    return any(
+        slot.side != "parameter" and isinstance(model.get_submodule(slot.path), MIXING_NORMS) for slot in slots
+    )
+
+
+def _unfit(model: nn.Module, group: Group) -> str | None:
+    if group.count == 1:
+        return "its channels are all bound to each other"
+    for slot in group.slots:
+        whole = width(model, slot.path, slot.side, slot.dim)
+        if whole is None or any(index >= whole for rows in slot.rows for index in rows):
+            return f"{slot.path} is read in another shape than it has"
+        if slot.side == "parameter" or is_depthwise(model.get_submodule(slot.path)):
+            continue
+    return None

@@ -1,0 +1,87 @@
+"""How long a model takes, for budgets in latency.
+
+A budget takes any function from a module to seconds. `measured_latency` times on an interpreter of this machine. For a
+named device, push and profile there:
+
+    from ferryman import convert, profile, push
+
+    def on_the_camera(model: nn.Module) -> float:
+        package = convert(model, example, to=["tflite"], name="candidate", output=folder).path
+        push(package, "camera-1")
+        return profile(package, "camera-1").latency.median_ns / 1e9
+
+    prune(model, "pruned-60latency", example=example, latency=on_the_camera)
+
+This module knows no devices: whatever takes a module and gives seconds will do.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ferryman.converter.backends import BACKENDS
+from ferryman.converter.capture import capture
+from ferryman.converter.quiet import quiet
+from ferryman.converter.source import make_source
+from ferryman.runtime.beside import time_beside
+from ferryman.runtime.contracts.errors import CallerError
+from ferryman.runtime.contracts.manifest import RuntimeName
+from ferryman.runtime.session import INTERPRETERS
+
+Latency = Callable[[nn.Module], float]
+"""Seconds of one call of a module in eval mode."""
+_ROUNDS = 20
+
+
+def measured_latency(
+    example: tuple[Any, ...], interpreter: str, *, python: Path | None = None, rounds: int = _ROUNDS
+) -> Latency:
+    """Time a module's fp32 artifact on an interpreter of this machine; one thread.
+
+    Args:
+        example: positional inputs of one call, tensors.
+        interpreter: one of `ferryman.runtime.session.INTERPRETERS`' names.
+        python: of the environment that has the interpreter; None: this one.
+        rounds: the fastest counts, which other work on the machine disturbs least.
+
+    Raises:
+        CallerError: no interpreter is named so.
+    """
+    runtimes: dict[str, RuntimeName] = {name: runtime for runtime, names in INTERPRETERS.items() for name in names}
+    if interpreter not in runtimes:
+        raise CallerError(f"interpreter {interpreter!r} is not known; there are: {', '.join(runtimes)}")
+    backend = BACKENDS[runtimes[interpreter]]
+
+    def measure(model: nn.Module) -> float:
+        with quiet():
+            data = backend.lower(capture(make_source(model, example))).data
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"model{backend.suffix}"
+            path.write_bytes(data)
+            inputs = [one.detach().numpy() for one in example]
+            (seconds,) = time_beside([path], interpreter, inputs, rounds=rounds, python=python)
+        return min(seconds)
+
+    return measure
+
+
+def checked(latency: Latency) -> Latency:
+    """The same, and what it gives is seconds.
+
+    Raises:
+        CallerError: when called, it gives something else.
+    """
+
+    def measure(model: nn.Module) -> float:
+        seconds = latency(model)
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
+            raise CallerError(f"latency must give seconds, a finite number above 0; found {seconds!r}")
+        return float(seconds)
+
+    return measure

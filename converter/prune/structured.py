@@ -1,0 +1,314 @@
+"""`prune`: a dense model in, a narrower one out, and what became of each layer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ferryman.converter.compress.binary_policy import Decision, Example, in_eval_mode
+from ferryman.converter.compress.training import Batch, Loss, copy_model, train
+from ferryman.converter.prune.budget import Choice, Cost, choose, count, rank, stored_bytes, unit_savings
+from ferryman.converter.prune.criteria import Context, readers
+from ferryman.converter.prune.erase import Branch, erase, find_branches, with_branches
+from ferryman.converter.prune.graph import Graph, find_groups, positional, run
+from ferryman.converter.prune.heads import HeadAttention, open_attention
+from ferryman.converter.prune.latency import Latency, checked
+from ferryman.converter.prune.oto import can_be_zero, half_space_train
+from ferryman.converter.prune.reconstruct import reconstruct
+from ferryman.converter.prune.recipe import Pruning, check_pruning, parse_pruning
+from ferryman.converter.prune.registry import find_criterion
+from ferryman.converter.prune.units import CONVS, Group, Removed, align, remove
+from ferryman.converter.reason import reason
+from ferryman.runtime.contracts.errors import CallerError, ModelError
+
+_LEAST = 10
+"""A tenth of each width stays."""
+_LAYERS = (*CONVS, nn.Linear, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Cut(Decision):
+    """What became of one layer, with its widths."""
+
+    before: tuple[int, int]
+    """Inputs and outputs of the dense layer."""
+    after: tuple[int, int]
+    """0 and 0: it is gone."""
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A narrower model."""
+
+    model: nn.Module
+    """In eval mode."""
+    pruning: Pruning
+    decisions: tuple[Cut, ...]
+    """Layer by layer, in the order they are registered."""
+    before: Cost
+    after: Cost
+    losses: tuple[float, ...] = ()
+    """Mean loss of each epoch of training."""
+
+
+def prune(
+    model: nn.Module,
+    pruning: str | Pruning,
+    *,
+    example: Example,
+    loader: Iterable[Batch] | None = None,
+    epochs: int = 4,
+    lr: float = 1e-3,
+    latency: Latency | None = None,
+    loss: Loss = functional.cross_entropy,
+    distil: bool = True,
+    progress: Say = lambda _: None,
+) -> Pruned:
+    """Take channels, heads and branches out of a trained model; it is not changed.
+
+    Which layers go together is told by the dependency graph (see `graph`), what units are worth by a criterion, and how
+    many go by the budget (see `budget`). What is gone is made good in the weights of the layers that read what is left
+    (see `reconstruct`), unless the recipe says plain. With a loader the narrower model is trained for a while, against
+    the dense model's answers as well; with `oto` training itself brings the units to zero, so that nothing changes when
+    they go (see `oto`).
+
+    Args:
+        model: dense and trained.
+        pruning: the recipe or its name, such as `pruned-50flops`.
+        example: positional inputs of one call.
+        loader: (inputs, targets) batches, every time it is iterated over.
+        epochs: of training.
+        lr: learning rate of the first epoch.
+        latency: seconds of a model, for budgets in latency (see `latency`).
+        loss: of (outputs, targets).
+        distil: train against the dense model's answers as well, where its outputs are logits [N, classes].
+        progress: told what begins.
+
+    Raises:
+        CallerError: no such recipe, a budget that cannot be reached, no loader or latency where one is needed, or one
+            of the arguments is not as said.
+        ModelError: the model's layers cannot be followed, or nothing of it can be pruned.
+    """
+    recipe = check_pruning(parse_pruning(pruning) if isinstance(pruning, str) else pruning)
+    inputs = positional(example)
+    _check(recipe, loader, latency)
+    dense = copy_model(model).eval()
+    opened = open_attention(dense)
+    expected = [one.shape for one in run(dense, inputs)]
+    progress("find what goes together")
+    graph = find_groups(dense, inputs)
+    work = _Work(dense, inputs, recipe, find_branches(dense, inputs) if recipe.erase else [], latency)
+    limited = _limit(graph, dense, work.branches)
+    if recipe.oto:
+        limited = tuple(group for group in limited if can_be_zero(group))
+    work.groups = _settle(work, limited, expected)
+    if not work.groups:
+        why = "; ".join(f"{path or 'the model'}: {one}" for path, one in graph.refused.items())
+        raise ModelError(f"nothing of the model can be pruned: {why or 'it has no layers whose outputs others read'}")
+    removed, losses = work.decide(loader, loss, progress), ()
+    before = work.cost(dense)
+    if recipe.oto and loader is not None:
+        tuned = half_space_train(
+            work.dense, work.groups, removed, loader, epochs=epochs, lr=lr, loss=loss, progress=_epochs(progress)
+        )
+        work.dense, losses = tuned.model, tuned.losses
+    elif not recipe.plain:
+        progress("make good what is gone")
+        reconstruct(work.dense, work.groups, removed, inputs)
+    made = work.build(removed)
+    if loader is not None and not recipe.oto:
+        progress(f"train for {epochs} epochs")
+        teacher = model if distil and len(expected) == 1 and len(expected[0]) == 2 else None  # noqa: PLR2004  # logits
+        tuned = train(
+            made, loader, epochs=epochs, lr=lr, loss=loss, progress=_epochs(progress), teacher=teacher
+        )
+        made, losses = tuned.model, tuned.losses
+    decisions = _decisions(model, dense, made, graph, work, removed, opened)
+    return Pruned(made.eval(), recipe, decisions, before, work.cost(made), losses)
+
+
+def _check(recipe: Pruning, loader: Iterable[Batch] | None, latency: Latency | None) -> None:
+    if recipe.needs_data and loader is None:
+        raise CallerError(
+            f"form {recipe.name} looks at data: give a loader, or leave out {'oto' if recipe.oto else recipe.criterion}"
+        )
+    if (recipe.unit == "latency") != (latency is not None):
+        raise CallerError(
+            f"form {recipe.name} needs latency, a function from a module to seconds such as measured_latency(...)"
+            if latency is None
+            else f"form {recipe.name} has a budget in {recipe.unit}: latency would not be looked at"
+        )
+
+
+def _epochs(progress: Say) -> Callable[[int, int, float], None]:
+    return lambda epoch, epochs, loss: progress(f"epoch {epoch} of {epochs}: loss {loss:.4f}")
+
+
+class _Work:
+    """A dense model, and the models that come of it without some of its units."""
+
+    def __init__(
+        self, dense: nn.Module, inputs: tuple[Any, ...], recipe: Pruning, branches: list[Branch], latency: Latency | None
+    ) -> None:
+        self.dense, self.inputs, self.recipe, self.branches = dense, inputs, recipe, branches
+        self.latency = None if latency is None else checked(latency)
+        self.groups: tuple[Group, ...] = ()
+
+    def build(self, removed: Removed, groups: Sequence[Group] | None = None) -> nn.Module:
+        """The model without some units; groups all of which go take their branches along."""
+        groups = self.groups if groups is None else groups
+        made = copy.deepcopy(self.dense)
+        whole = {number for number, units in removed.items() if len(units) == groups[number].count}
+        remove(made, groups, {number: units for number, units in removed.items() if number not in whole})
+        gone = {path for number in whole for path in groups[number].branches}
+        erase(made, [one for one in self.branches if one.last in gone], self.inputs)
+        return made
+
+    def cost(self, model: nn.Module) -> Cost:
+        """What a model costs."""
+        cost = count(model, self.inputs)
+        return cost if self.latency is None else replace(cost, seconds=self.latency(model.eval()))
+
+    def decide(
+        self, loader: Iterable[Batch] | None, loss: Loss, progress: Say
+    ) -> dict[int, frozenset[int]]:
+        """The units that go."""
+        recipe = self.recipe
+        progress(f"score {sum(group.count for group in self.groups)} units of {len(self.groups)} groups: {recipe.criterion}")
+        criterion = find_criterion(recipe.criterion)
+        context = Context(self.dense, self.groups, self.inputs, loader, loss)
+        scores = criterion.score(context)
+        savings = unit_savings(self.dense, self.groups, self.inputs, recipe.unit)
+        weights = [float(len(readers(self.dense, group))) for group in self.groups]  # each of them reads less
+        choice = rank(self.groups, scores, savings, comparable=criterion.comparable, weights=weights)
+        progress(f"choose widths within {recipe.percent} % of the dense model's {recipe.unit}")
+        return self._choose(choice, progress)
+
+    def _choose(self, choice: Choice, progress: Say) -> dict[int, frozenset[int]]:
+        measure = {
+            "flops": lambda made: float(count(made, self.inputs).macs),
+            "bytes": lambda made: float(stored_bytes(made)),
+            "latency": self.latency or (lambda _: 0.0),
+        }[self.recipe.unit]
+        whole = measure(self.dense)
+
+        def of(removed: Removed) -> float:
+            cost = measure(self.build(removed).eval())
+            progress(f"tried {cost / whole:.1%} of the dense model's {self.recipe.unit}")
+            return cost
+
+        return choose(choice, of, whole * self.recipe.percent / 100, f"{self.recipe.name}'s budget")
+
+
+def _limit(graph: Graph, dense: nn.Module, branches: Sequence[Branch]) -> tuple[Group, ...]:
+    """Groups with the widths that must stay."""
+    groups = tuple(replace(group, least=max(group.least, -(-group.count // _LEAST))) for group in graph.groups)
+    return with_branches(dense, groups, branches) if branches else groups
+
+
+def _settle(work: _Work, groups: tuple[Group, ...], expected: list[torch.Size]) -> tuple[Group, ...]:
+    """Align the groups, and see that all can be at their least together; what breaks the model stays out."""
+    aligned = tuple(align(group, work.recipe.align) for group in groups)
+
+    def narrow(these: Sequence[Group]) -> dict[int, frozenset[int]]:
+        done = {}
+        for number, group in enumerate(these):
+            if group.leader is None:
+                done[number] = frozenset(range(-(-group.least // group.step) * group.step, group.count))
+        for number, group in enumerate(these):
+            if group.leader is not None:
+                lead = these[group.leader]
+                done[number] = frozenset(range(group.count - group.count * len(done[group.leader]) // lead.count, group.count))
+        return done
+
+    def works(removed: Removed) -> bool:
+        made = work.build(removed, aligned).eval()
+        try:
+            with torch.no_grad():
+                return [one.shape for one in run(made, work.inputs)] == expected
+        except CallerError:
+            return False
+
+    every = narrow(aligned)
+    if works(every):
+        return aligned
+    good: dict[int, frozenset[int]] = {}
+    for number, group in enumerate(aligned):
+        if group.leader is not None:
+            continue
+        more = {one: every[one] for one, other in enumerate(aligned) if one == number or other.leader == number}
+        if works({**good, **more}):
+            good |= more
+    numbers = {old: new for new, old in enumerate(sorted(good))}
+    return tuple(
+        replace(aligned[old], leader=None if aligned[old].leader is None else numbers[aligned[old].leader])  # type: ignore[index]  # just seen
+        for old in sorted(good)
+    )
+
+
+def _decisions(
+    model: nn.Module,
+    dense: nn.Module,
+    made: nn.Module,
+    graph: Graph,
+    work: _Work,
+    removed: Removed,
+    opened: Mapping[str, str],
+) -> tuple[Cut, ...]:
+    """What became of every layer with weights."""
+    where: dict[str, list[int]] = {}
+    for number, group in enumerate(work.groups):
+        for path in group.layers:
+            where.setdefault(path, []).append(number)
+    rows = []
+    for path, layer in model.named_modules():
+        if type(layer) is nn.MultiheadAttention and path in opened:
+            inner = [name for name, part in dense.get_submodule(path).named_modules() if isinstance(part, nn.Linear)]
+            rows.append(_row(path, layer, dense, made, opened[path], [f"{path}.{name}" for name in inner]))
+        elif isinstance(layer, _LAYERS) and not any(path.startswith(f"{one}.") for one in opened):
+            numbers = [one for one in where.get(path, []) if removed.get(one)]
+            why = graph.refused.get(path) or ("nothing of it needs to go" if path in where else "no group of units holds it")
+            said = "; ".join(dict.fromkeys(_said(work.groups[one], removed[one], work.recipe) for one in numbers)) or why
+            rows.append(_row(path, layer, dense, made, said, [path]))
+    return tuple(rows)
+
+
+def _said(group: Group, gone: frozenset[int], recipe: Pruning) -> str:
+    what = {"channels": "channels", "heads": "heads", "head width": "numbers of a head"}[group.kind]
+    return f"{len(gone)} of {group.count} {what} by {recipe.criterion}"
+
+
+def _row(path: str, layer: nn.Module, dense: nn.Module, made: nn.Module, why: str, inner: list[str]) -> Cut:
+    before, after = ([_sides(one, path) for path in inner] for one in (dense, made))
+    first, last = (before[0][0], before[-1][1]), (after[0][0], after[-1][1])
+    gone = last == (0, 0)[:2] or sum(b for _, b in after) == 0
+    narrower = sum(a * b for a, b in after) < sum(a * b for a, b in before)
+    decision = "erased" if gone else "pruned" if narrower else "replaced" if len(inner) > 1 else "float"
+    return Cut(path, type(layer).__name__, decision, "its branch is gone: " + why if gone else why, first, last)  # type: ignore[arg-type]  # a Literal
+
+
+def _sides(model: nn.Module, path: str) -> tuple[int, int]:
+    """Inputs and outputs of a layer; 0 and 0 where it is gone."""
+    try:
+        layer = model.get_submodule(path)
+    except AttributeError:
+        return 0, 0
+    match layer:
+        case nn.modules.conv._ConvNd():  # noqa: SLF001  # the base of all convolutions
+            return layer.in_channels, layer.out_channels
+        case nn.Linear():
+            return layer.in_features, layer.out_features
+        case nn.Embedding():
+            return layer.num_embeddings, layer.embedding_dim
+        case nn.RNNBase():
+            return layer.input_size, layer.hidden_size
+        case nn.MultiheadAttention():
+            return layer.embed_dim, layer.embed_dim
+    return 0, 0
