@@ -25,12 +25,10 @@ from ferryman.converter.sparse_bits import unpack_sparse
 _CONV = (
     "Tensor x, Tensor weight, Tensor scale, Tensor bias, Tensor? add, int channels, int[2] kernel_size, int[2] stride, "
     "int[4] padding, int[2] dilation, int groups, bool channels_last, int bits, float x_scale, int x_zero, "
-    "float out_scale, int out_zero, int out_low, int out_high, float add_scale, int add_zero, int index_bits, "
-    "bool unpack"
+    "float out_scale, int out_zero, int out_low, int out_high, float add_scale, int add_zero, int index_bits=0, "
+    "bool unpack=False"
 )
-_LINEAR = (
-    "Tensor x, Tensor weight, Tensor scale, Tensor? zero, Tensor bias, int bits, int group, bool blocks, int index_bits"
-)
+_LINEAR = "Tensor x, Tensor weight, Tensor scale, Tensor? zero, Tensor bias, int bits, int group, bool blocks, int index_bits=0"
 _EMBEDDING = (
     "Tensor ids, Tensor weight, Tensor scale, Tensor? zero, int rows, int channels, int bits, int group, bool lanes"
 )
@@ -88,8 +86,8 @@ def _conv2d(  # as the schema says
     out_high: int,
     add_scale: float,
     add_zero: int,
-    index_bits: int,
-    _unpack: bool,
+    index_bits: int = 0,
+    _unpack: bool = False,
 ) -> torch.Tensor:
     shape = (scale.numel(), channels // groups, *kernel_size)
     integers = torch.from_numpy(_integers(_bytes(weight), shape, groups, bits, index_bits))
@@ -239,7 +237,7 @@ def _linear(
     bits: int,
     group: int,
     blocks: bool,
-    index_bits: int,
+    index_bits: int = 0,
 ) -> torch.Tensor:
     rows, by = _quantized_rows(x, blocks=blocks)
     blocks = blocks or x.dtype == torch.int8

@@ -159,10 +159,10 @@ def _linear_sign(context: Any, x: Any, weight: Any, threshold: Any, channels: in
 @registry.lower(ferryman.quant_conv2d.default)  # type: ignore[untyped-decorator]
 def _quant_conv2d(context: Any, x: Any, weight: Any, scale: Any, bias: Any, add: Any, *numbers: Any) -> Any:  # noqa: ANN401
     channels, kernel, stride, padding, dilation, groups, channels_last, bits, *scales = numbers
-    x_scale, x_zero, out_scale, out_zero, low, high, add_scale, add_zero, index_bits, unpack = scales
+    x_scale, x_zero, out_scale, out_zero, low, high, add_scale, add_zero, *sparse = scales
     window = [channels, _out(context), *kernel, *stride, *dilation, *padding, groups, int(channels_last), bits]
     options = [*window, float(x_scale), x_zero, float(out_scale), out_zero, low, high, float(add_scale), add_zero]
-    options += [index_bits, int(unpack)]
+    options += [*map(int, sparse), 0, 0][:2]
     return _custom(context, "quant_conv2d", [x, weight, scale, bias, add], options, _QUANT_VERSION)
 
 
@@ -177,7 +177,7 @@ def _quant_linear(  # as the schema says
     bits: int,
     group: int,
     blocks: bool,
-    index_bits: int,
+    index_bits: int = 0,
 ) -> Any:  # noqa: ANN401
     options = [_channels(context), context.node.args[4].meta["val"].numel(), bits, group, int(blocks), index_bits]
     return _custom(context, "quant_linear", [x, weight, scale, bias, zero], options, _QUANT_VERSION)

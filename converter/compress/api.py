@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from ferryman.converter.compress.binary import binarize, fine_tune
 from ferryman.converter.compress.binary_policy import Decision, Example
 from ferryman.converter.compress.quantized import fine_tune_quantized
-from ferryman.converter.compress.training import Batch, Progress
+from ferryman.converter.compress.training import Batch, Loss, Progress
+from ferryman.converter.prune.latency import Latency
+from ferryman.converter.prune.recipe import PRUNED_GRAMMAR, Pruning, is_pruned, parse_pruning
+from ferryman.converter.prune.structured import prune
+from ferryman.converter.prune.unstructured.recipe import GRAMMAR as SPARSE_GRAMMAR
+from ferryman.converter.prune.unstructured.recipe import Sparsity, is_sparse, parse_sparsity
+from ferryman.converter.prune.unstructured.sparsify import sparsify
 from ferryman.converter.quantize.recipe import GRAMMAR, Recipe, is_quantized, parse_recipe
 from ferryman.runtime.contracts.errors import CallerError
 
 _ESTIMATOR = "reste"
-_LR = {"binary": 1e-2, "quantized": 2e-3}
+_LR = {"binary": 1e-2, "quantized": 2e-3, "sparse": 2e-3, "pruned": 1e-3}
 
 
 @dataclass(frozen=True)
 class Compressed:
-    """A compressed model, ready for `convert` with the same form."""
+    """A compressed model, ready for `convert`."""
 
     model: nn.Module
     """In eval mode."""
     form: str
+    """What to convert it as: `sparse` of zeros among weights, `fp32` (or any other) of fewer channels."""
     decisions: tuple[Decision, ...]
     """Layer by layer, what was done and why."""
     losses: tuple[float, ...]
@@ -34,7 +42,7 @@ class Compressed:
 
 def compress(
     model: nn.Module,
-    form: str | Recipe,
+    form: str | Recipe | Sparsity | Pruning,
     *,
     loader: Iterable[Batch] | None = None,
     epochs: int = 8,
@@ -44,9 +52,12 @@ def compress(
     rank: int = 0,
     example: Example | None = None,
     distil: bool = True,
+    loss: Loss = functional.cross_entropy,
+    latency: Latency | None = None,
     progress: Progress | None = None,
+    stage: Callable[[str], None] = lambda _: None,
 ) -> Compressed:
-    """Make a trained dense classifier smaller; it is not changed.
+    """Make a trained dense model smaller; it is not changed.
 
     `binary`: convolutions and linear layers get weights and activations of -1 and 1, and a scale per output channel,
     but for the first and the last layer, down-sampling 1x1 and depthwise convolutions (see `binarize`). Signs alone
@@ -60,40 +71,76 @@ def compress(
 
     Args:
         model: dense and trained.
-        form: `binary`, a quantized form's name, or the recipe of one.
+        form: `binary`, the name of a quantized, sparse or pruned form, or the recipe of one.
         loader: (inputs, class numbers) batches, every time it is iterated over.
         epochs: of fine-tuning.
-        lr: learning rate of the first epoch; None: 0.01 for `binary`, 0.002 for others.
+        lr: learning rate of the first epoch; None: 0.01 for `binary`, 0.001 for pruned forms, 0.002 for others.
         keep: patterns of module paths (fnmatch) that stay in float besides the default ones, of `binary`.
         estimator: of the sign's gradient, `reste` or `ste`, of `binary`.
         rank: of BiPFT's low-rank path beside each binary linear layer; 0: none.
         example: positional inputs of one call, by which layers are found whose signs would carry nothing, or that can
             be quantized; None takes the loader's first inputs.
         distil: train against the dense model's answers as well as the classes.
+        loss: of (outputs, targets), of sparse and pruned forms.
+        latency: seconds of a model, for a pruned form with a budget in latency: see `latency_on` for a device by name,
+            and `measured_latency` for an interpreter of this machine.
         progress: told epoch (from 1), epochs and mean loss.
+        stage: told what begins, of pruned forms.
 
     Raises:
         CallerError: unknown form or estimator, no loader, an argument out of range or of another form, or as
-            `binarize`, `fine_tune` and `fine_tune_quantized`.
-        ModelError: a quantized form is asked for, and the model cannot be captured or has nothing to quantize.
+            `binarize`, `fine_tune`, `fine_tune_quantized`, `sparsify` and `prune`.
+        ModelError: a quantized form is asked for, and the model cannot be captured or has nothing to quantize; or as
+            `prune`.
     """
-    if isinstance(form, Recipe) or is_quantized(form):
-        if keep is not None or rank or estimator != _ESTIMATOR:
-            raise CallerError("keep, rank and estimator are for form binary; a Recipe's `layers` keeps layers in float")
-        recipe = parse_recipe(form) if isinstance(form, str) else form
+    recipe = _recipe(form)
+    if form != "binary" and (keep is not None or rank or estimator != _ESTIMATOR):
+        raise CallerError("keep, rank and estimator are for form binary; a recipe's `layers` keeps layers as they are")
+    if not isinstance(recipe, Sparsity | Pruning) and (loss is not functional.cross_entropy or latency is not None):
+        raise CallerError("loss and latency are for sparse and pruned forms")
+    if isinstance(recipe, Sparsity):
+        lr = _LR["sparse"] if lr is None else lr
+        distil = distil and loader is not None and loss is functional.cross_entropy
+        sparse = sparsify(
+            model, recipe,
+            loader=loader, epochs=epochs, lr=lr, loss=loss, distil=distil, example=example, progress=progress,
+        )  # fmt: skip
+        return Compressed(model=sparse.model, form="sparse", decisions=sparse.decisions, losses=sparse.losses)
+    if isinstance(recipe, Pruning):
+        lr = _LR["pruned"] if lr is None else lr
+        pruned = prune(
+            model, recipe, example=_example(recipe.name, example, loader),
+            loader=loader, epochs=epochs, lr=lr, loss=loss, distil=distil, latency=latency, progress=stage,
+        )  # fmt: skip
+        return Compressed(model=pruned.model, form="fp32", decisions=pruned.decisions, losses=pruned.losses)
+    if isinstance(recipe, Recipe):
         return _quantized(
             model, recipe, loader, epochs, _LR["quantized"] if lr is None else lr, example, progress, distil=distil
         )
-    if form != "binary":
-        raise CallerError(f"form {form!r} is not known; there are: binary, and {GRAMMAR}")
     if loader is None:
-        raise CallerError(f"form {form} needs a loader to fine-tune with: binarizing a trained model alone ruins it")
+        raise CallerError("form binary needs a loader to fine-tune with: binarizing a trained model alone ruins it")
     lr = _LR["binary"] if lr is None else lr
     example = _first_inputs(loader) if example is None else example
     made, decisions = binarize(model, keep=keep, rank=rank, estimator=estimator, example=example)
     teacher = model if distil else None
     tuned = fine_tune(made, loader, epochs=epochs, lr=lr, teacher=teacher, progress=progress)
-    return Compressed(model=tuned.model, form=form, decisions=decisions, losses=tuned.losses)
+    return Compressed(model=tuned.model, form="binary", decisions=decisions, losses=tuned.losses)
+
+
+def _recipe(form: str | Recipe | Sparsity | Pruning) -> Recipe | Sparsity | Pruning | None:
+    """None: binary.
+
+    Raises:
+        CallerError: there is no such form.
+    """
+    if not isinstance(form, str):
+        return form
+    if form == "binary":
+        return None
+    for is_one, parse in ((is_quantized, parse_recipe), (is_sparse, parse_sparsity), (is_pruned, parse_pruning)):
+        if is_one(form):
+            return parse(form)
+    raise CallerError(f"form {form!r} is not known; there are: binary; {GRAMMAR}; {SPARSE_GRAMMAR}; {PRUNED_GRAMMAR}")
 
 
 def _quantized(
@@ -112,22 +159,33 @@ def _quantized(
             f"form {recipe.name} needs a loader to fine-tune with; without training data convert the model as it is: "
             "converting rounds it"
         )
-    example = _first_inputs(loader) if example is None else example
-    if example is None:
-        raise CallerError(
-            "the loader gives no (inputs, targets), or can be iterated over only once; give a list or an example"
-        )
     tuned, decisions = fine_tune_quantized(
         model,
         recipe,
         loader,
-        example=example,
+        example=_example(recipe.name, example, loader),
         epochs=epochs,
         lr=lr,
         teacher=model if distil else None,
         progress=progress,
     )
     return Compressed(model=tuned.model, form=recipe.name, decisions=decisions, losses=tuned.losses)
+
+
+def _example(form: str, given: Example | None, loader: Iterable[Batch] | None) -> Example:
+    """Inputs of one call.
+
+    Raises:
+        CallerError: there are none.
+    """
+    if given is None and loader is None:
+        raise CallerError(f"form {form} needs an example, positional inputs of one call, or a loader")
+    found = _first_inputs(loader) if given is None and loader is not None else given
+    if found is None:
+        raise CallerError(
+            "the loader gives no (inputs, targets), or can be iterated over only once; give a list or an example"
+        )
+    return found
 
 
 def _first_inputs(loader: Iterable[Batch]) -> Example | None:

@@ -126,9 +126,7 @@ def prune(
     if loader is not None and not recipe.oto:
         progress(f"train for {epochs} epochs")
         teacher = model if distil and len(expected) == 1 and len(expected[0]) == 2 else None  # noqa: PLR2004  # logits
-        tuned = train(
-            made, loader, epochs=epochs, lr=lr, loss=loss, progress=_epochs(progress), teacher=teacher
-        )
+        tuned = train(made, loader, epochs=epochs, lr=lr, loss=loss, progress=_epochs(progress), teacher=teacher)
         made, losses = tuned.model, tuned.losses
     decisions = _decisions(model, dense, made, graph, work, removed, opened)
     return Pruned(made.eval(), recipe, decisions, before, work.cost(made), losses)
@@ -155,7 +153,12 @@ class _Work:
     """A dense model, and the models that come of it without some of its units."""
 
     def __init__(
-        self, dense: nn.Module, inputs: tuple[Any, ...], recipe: Pruning, branches: list[Branch], latency: Latency | None
+        self,
+        dense: nn.Module,
+        inputs: tuple[Any, ...],
+        recipe: Pruning,
+        branches: list[Branch],
+        latency: Latency | None,
     ) -> None:
         self.dense, self.inputs, self.recipe, self.branches = dense, inputs, recipe, branches
         self.latency = None if latency is None else checked(latency)
@@ -176,12 +179,12 @@ class _Work:
         cost = count(model, self.inputs)
         return cost if self.latency is None else replace(cost, seconds=self.latency(model.eval()))
 
-    def decide(
-        self, loader: Iterable[Batch] | None, loss: Loss, progress: Say
-    ) -> dict[int, frozenset[int]]:
+    def decide(self, loader: Iterable[Batch] | None, loss: Loss, progress: Say) -> dict[int, frozenset[int]]:
         """The units that go."""
         recipe = self.recipe
-        progress(f"score {sum(group.count for group in self.groups)} units of {len(self.groups)} groups: {recipe.criterion}")
+        progress(
+            f"score {sum(group.count for group in self.groups)} units of {len(self.groups)} groups: {recipe.criterion}"
+        )
         criterion = find_criterion(recipe.criterion)
         context = Context(self.dense, self.groups, self.inputs, loader, loss)
         scores = criterion.score(context)
@@ -225,7 +228,9 @@ def _settle(work: _Work, groups: tuple[Group, ...], expected: list[torch.Size]) 
         for number, group in enumerate(these):
             if group.leader is not None:
                 lead = these[group.leader]
-                done[number] = frozenset(range(group.count - group.count * len(done[group.leader]) // lead.count, group.count))
+                done[number] = frozenset(
+                    range(group.count - group.count * len(done[group.leader]) // lead.count, group.count)
+                )
         return done
 
     def works(removed: Removed) -> bool:
@@ -274,8 +279,12 @@ def _decisions(
             rows.append(_row(path, layer, dense, made, opened[path], [f"{path}.{name}" for name in inner]))
         elif isinstance(layer, _LAYERS) and not any(path.startswith(f"{one}.") for one in opened):
             numbers = [one for one in where.get(path, []) if removed.get(one)]
-            why = graph.refused.get(path) or ("nothing of it needs to go" if path in where else "no group of units holds it")
-            said = "; ".join(dict.fromkeys(_said(work.groups[one], removed[one], work.recipe) for one in numbers)) or why
+            why = graph.refused.get(path) or (
+                "nothing of it needs to go" if path in where else "no group of units holds it"
+            )
+            said = (
+                "; ".join(dict.fromkeys(_said(work.groups[one], removed[one], work.recipe) for one in numbers)) or why
+            )
             rows.append(_row(path, layer, dense, made, said, [path]))
     return tuple(rows)
 
