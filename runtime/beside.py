@@ -2,7 +2,8 @@
 
     python -m ferryman.runtime.beside INTERPRETER ROUNDS NPZ COUNTS ARTIFACT...    prints JSON: seconds[artifact][round]
 
-The inputs are the arrays of NPZ, in order, as many for each artifact as COUNTS says. Artifacts are run that have been proven; the process may crash all the same.
+The inputs are the arrays of NPZ, in order, as many for each artifact as COUNTS says. Artifacts are run that have been
+proven; the process may crash all the same.
 """
 
 from __future__ import annotations
@@ -53,7 +54,16 @@ def time_beside(
         path = Path(folder) / "inputs.npz"
         np.savez(path, *(array for several in inputs for array in several))
         counts = ",".join(str(len(several)) for several in inputs)
-        command = [python or sys.executable, "-P", "-m", "ferryman.runtime.beside", interpreter, str(rounds), path, counts]
+        command = [
+            python or sys.executable,
+            "-P",
+            "-m",
+            "ferryman.runtime.beside",
+            interpreter,
+            str(rounds),
+            path,
+            counts,
+        ]
         try:
             done = subprocess.run(
                 [*map(str, command), *map(str, artifacts)],

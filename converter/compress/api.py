@@ -69,10 +69,18 @@ def compress(
     `fine_tune_quantized`): converting to the same form finds the same numbers again. Without training data there is
     nothing to do here: `convert` rounds a trained model by itself.
 
+    Sparse forms (`sparse-90`, `sparse-2:4` and their options): weights become zero, gradually while training, or at
+    once where there is no data (see `sparsify`). Converting to `sparse` leaves the zeros out; so do `4bit-sparse` and
+    others.
+
+    Pruned forms (`pruned-50flops`, `pruned-40bytes`, `pruned-60latency` and their options): channels, heads and
+    branches go (see `prune`). What is left is a dense model, to be converted as any other.
+
     Args:
         model: dense and trained.
         form: `binary`, the name of a quantized, sparse or pruned form, or the recipe of one.
-        loader: (inputs, class numbers) batches, every time it is iterated over.
+        loader: (inputs, targets) batches, every time it is iterated over; targets are class numbers, but with a `loss`
+            of your own.
         epochs: of fine-tuning.
         lr: learning rate of the first epoch; None: 0.01 for `binary`, 0.001 for pruned forms, 0.002 for others.
         keep: patterns of module paths (fnmatch) that stay in float besides the default ones, of `binary`.

@@ -1,18 +1,7 @@
 """How long a model takes, for budgets in latency.
 
-A budget takes any function from a module to seconds. `measured_latency` times on an interpreter of this machine. For a
-named device, push and profile there:
-
-    from ferryman import convert, profile, push
-
-    def on_the_camera(model: nn.Module) -> float:
-        package = convert(model, example, to=["tflite"], name="candidate", output=folder).path
-        push(package, "camera-1")
-        return profile(package, "camera-1").latency.median_ns / 1e9
-
-    prune(model, "pruned-60latency", example=example, latency=on_the_camera)
-
-This module knows no devices: whatever takes a module and gives seconds will do.
+A budget takes any function from a module to seconds: `measured_latency` times on an interpreter of this machine,
+`ferryman.latency_on` on a device by its name.
 """
 
 from __future__ import annotations
@@ -25,7 +14,6 @@ from typing import Any
 
 from torch import nn
 
-from ferryman.converter.backends import BACKENDS
 from ferryman.converter.capture import capture
 from ferryman.converter.quiet import quiet
 from ferryman.converter.source import make_source
@@ -56,6 +44,8 @@ def measured_latency(
     runtimes: dict[str, RuntimeName] = {name: runtime for runtime, names in INTERPRETERS.items() for name in names}
     if interpreter not in runtimes:
         raise CallerError(f"interpreter {interpreter!r} is not known; there are: {', '.join(runtimes)}")
+    from ferryman.converter.backends import BACKENDS  # the toolchains, which are slow to load
+
     backend = BACKENDS[runtimes[interpreter]]
 
     def measure(model: nn.Module) -> float:
@@ -65,7 +55,7 @@ def measured_latency(
             path = Path(folder) / f"model{backend.suffix}"
             path.write_bytes(data)
             inputs = [one.detach().numpy() for one in example]
-            (seconds,) = time_beside([path], interpreter, inputs, rounds=rounds, python=python)
+            (seconds,) = time_beside([path], interpreter, [inputs], rounds=rounds, python=python)
         return min(seconds)
 
     return measure

@@ -28,7 +28,9 @@ _SMALL = 0.2
 
 
 def goal(zeros: str, place: str) -> Goal:
-    return Goal(f"1x1 convolutions of MobileNetV2, {zeros} zeros, times as fast as dense on {place}", ">=", TARGETS[zeros])
+    return Goal(
+        f"1x1 convolutions of MobileNetV2, {zeros} zeros, times as fast as dense on {place}", ">=", TARGETS[zeros]
+    )
 
 
 FASTER = {(zeros, place): goal(zeros, place) for zeros in TARGETS for place in PLACES}

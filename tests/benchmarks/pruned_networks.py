@@ -14,12 +14,12 @@ from torch import nn
 from ferryman.converter.backends import BACKENDS
 from ferryman.converter.capture import Captured, capture
 from ferryman.converter.forms import find_form
+from ferryman.converter.functional import functional_module
 from ferryman.converter.prune.recipe import parse_pruning
 from ferryman.converter.prune.structured import prune
 from ferryman.converter.quiet import quiet
 from ferryman.converter.source import make_source
 from ferryman.converter.sparse.layers import PrunedLayer, find_pruned
-from ferryman.converter.functional import functional_module
 from ferryman.converter.verify import interpreters
 from ferryman.runtime.beside import time_beside
 from ferryman.runtime.contracts.manifest import RuntimeName
@@ -35,7 +35,8 @@ _MINUTES = 5.0
 _SMALL = 0.2
 NETWORKS = ("ResNet-20", "MobileNetV2")
 NEVER_SLOWER = {
-    name: Goal(f"MobileNetV2, 2:4 zeros, as convert chose, times as fast as fp32 on {name}", ">=", 1.0) for name in PLACES
+    name: Goal(f"MobileNetV2, 2:4 zeros, as convert chose, times as fast as fp32 on {name}", ">=", 1.0)
+    for name in PLACES
 }
 BYTES = {
     runtime: Goal(f"MobileNetV2, 90 % zeros, pruned layers in {runtime}, bytes over their dense ones", "<=", _SMALL)
@@ -150,7 +151,9 @@ def measure_structured() -> Iterator[Bar | Figure]:
                 }
             sizes = {form: len(data) for form, data in artifacts[runtime].items()}
             for form in ("pruned", "pruned int8", "pruned 4bit"):
-                yield figure(f"  {network} in {runtime}: {form}, bytes over dense fp32's", [sizes[form] / sizes["dense"]])
+                yield figure(
+                    f"  {network} in {runtime}: {form}, bytes over dense fp32's", [sizes[form] / sizes["dense"]]
+                )
         yield from _structured_times(network, artifacts, x)
 
 

@@ -67,7 +67,9 @@ def test_layers_of_a_residual_stream_go_together():
     net, inputs = made("residual")
     graph = find_groups(net, inputs)
     (stream,) = of(graph, "stem.0")
-    assert {"stem.0", "stem.1", "blocks.0.conv2", "blocks.0.norm2", "blocks.1.conv1", "blocks.1.down.0"} <= {*stream.layers}
+    assert {"stem.0", "stem.1", "blocks.0.conv2", "blocks.0.norm2", "blocks.1.conv1", "blocks.1.down.0"} <= {
+        *stream.layers
+    }
     (inner,) = of(graph, "blocks.0.conv1")
     assert {*inner.layers} == {"blocks.0.conv1", "blocks.0.norm1", "blocks.0.conv2"}
     assert graph.refused == {"head": OUTPUT}

@@ -1,0 +1,106 @@
+"""Form sparse on the real runtimes: the artifacts compute the same, and layers are sparse where that is faster."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ferryman.converter.api import convert
+from ferryman.converter.backends import BACKENDS
+from ferryman.converter.capture import capture
+from ferryman.converter.quiet import quiet
+from ferryman.converter.source import make_source
+from ferryman.converter.sparse import lower
+from ferryman.converter.sparse.lower import lower_sparse
+from ferryman.converter.sparse.measure import LayerTime, layer_table
+from ferryman.converter.verify import interpreters
+from ferryman.runtime.compare import compare
+from ferryman.runtime.session import open_session
+from tests.unit.converter.sparse.test_write import prune
+
+RUNTIMES = ("executorch", "tflite")
+
+
+class Net(nn.Module):
+    """A shortcut, depthwise, strides and dilation, and rows at the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU())
+        self.expand = nn.Sequential(nn.Conv2d(16, 48, 1), nn.BatchNorm2d(48), nn.ReLU6())
+        self.depthwise = nn.Sequential(nn.Conv2d(48, 48, 3, padding=1, groups=48), nn.Hardtanh())
+        self.project = nn.Conv2d(48, 16, 1)
+        self.wide = nn.Conv2d(16, 32, 3, padding=2, dilation=2)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, image):
+        x = self.stem(image)
+        x = torch.relu(x + self.project(self.depthwise(self.expand(x))))
+        return self.head(self.wide(x).mean((2, 3)))
+
+
+def pretend(monkeypatch, speedup):
+    """Layers are as fast as told, and the program as measured."""
+
+    def times(several, _backend, place):
+        return {
+            one: LayerTime(one.path, place.name, one.zeros, 1.0, 1.0 / speedup(one), speedup(one)) for one in several
+        }
+
+    monkeypatch.setattr(lower, "time_layers", times)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_artifacts_compute_what_eager_does(tmp_path, runtime):
+    net, image = prune(Net()), torch.randn(2, 3, 20, 18)
+    captured = capture(make_source(net, (image,)))
+    place = interpreters(runtime)[0]
+    with quiet():
+        made = lower_sparse(captured, runtime, place)
+    path = tmp_path / f"net{BACKENDS[runtime].suffix}"
+    path.write_bytes(made.lowered.data)
+    with open_session(path, runtime, interpreter=place.name) as session:
+        (found,) = session.run([image.numpy()])
+    (difference,) = compare([net(image).detach().numpy()], [found])
+    assert difference.sqnr_db > 110
+    assert {one.path for one in made.times} == {"stem.0", "expand.0", "project", "wide", "head"}
+    assert sum(made.lowered.lowering.kernels.values()) == sum(one.form == "sparse" for one in made.layers)
+    assert "times as fast" in layer_table(made.times)
+
+
+def test_a_package_says_what_became_of_each_layer(tmp_path):
+    net, image = prune(Net()), torch.randn(1, 3, 20, 18)
+    made = convert(net, (image,), form="sparse", to=("tflite",), output=tmp_path, name="net")
+    (variant,) = made.manifest.variants
+    assert (variant.name, variant.requires.operators) == ("tflite-sparse", 4)
+    assert [one.path for one in variant.layers] == ["stem.0", "expand.0", "depthwise.0", "project", "wide", "head"]
+    assert {time.path for time in made.layer_times if time.taken} == {
+        one.path for one in variant.layers if one.form == "sparse" and one.path != "depthwise.0"
+    }
+    assert all(proof.sqnr_db > 110 for proof in variant.verified)
+
+
+def test_layers_that_do_not_gain_stay_dense(monkeypatch):
+    pretend(monkeypatch, lambda one: 2.0 if one.path == "wide" else 0.5)
+    monkeypatch.setattr(lower, "_best", lambda ways, *_: ways[0])
+    captured = capture(make_source(prune(Net()), (torch.randn(1, 3, 12, 12),)))
+    with quiet():
+        made = lower_sparse(captured, "executorch", interpreters("executorch")[0])
+    notes = {one.path: (one.form, one.note) for one in made.layers}
+    assert notes["wide"][0] == "sparse"
+    assert notes["wide"][1].endswith("measured faster alone")
+    assert notes["expand.0"] == ("fp32", "80.2% zeros, measured slower without its zeros")
+    assert notes["depthwise.0"] == ("fp32", "0.0% zeros, too few to gain by")
+    assert [one.path for one in made.times if one.taken] == ["wide"]
+
+
+def test_of_ways_as_fast_the_smallest_is_taken(monkeypatch):
+    pretend(monkeypatch, lambda one: 2.0 if one.path == "wide" else 0.99)
+    monkeypatch.setattr(lower, "time_beside", lambda paths, *_, **__: np.ones((len(paths), 3)).tolist())
+    captured = capture(make_source(prune(Net()), (torch.randn(1, 3, 12, 12),)))
+    with quiet():
+        made = lower_sparse(captured, "executorch", interpreters("executorch")[0])
+    notes = {one.path: one.note for one in made.layers}
+    assert notes["expand.0"].endswith("smaller, and the program is no slower by it")
