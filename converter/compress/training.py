@@ -157,7 +157,7 @@ def _epoch(
     """Train for one epoch; the mean loss."""
     total, count = 0.0, 0
     for number, batch in enumerate(loader, 1):
-        inputs, targets = _pair_of(batch, number)
+        inputs, targets = pair_of(batch, number)
         try:
             loss, size = _step(number, inputs, targets, objective, optimizer), len(inputs)
         except FerrymanError:
@@ -193,7 +193,12 @@ def _step(
     return loss
 
 
-def _pair_of(batch: object, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+def pair_of(batch: object, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The inputs and targets of a batch.
+
+    Raises:
+        CallerError: it is something else.
+    """
     parts = tuple(batch) if isinstance(batch, tuple | list) else ()
     match parts:
         case (torch.Tensor() as inputs, torch.Tensor() as targets):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -62,7 +63,7 @@ class Canvases:
         self.size = size
 
     def __len__(self) -> int:
-        return -(-len(self.images) // self.size)
+        return math.ceil(len(self.images) / self.size)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for batch in torch.randperm(len(self.images)).split(self.size):

@@ -8,6 +8,7 @@ Digits are those that scikit-learn ships, photographs too; text is what Python's
 from __future__ import annotations
 
 import functools
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -109,7 +110,7 @@ class Shuffled:
         self.inputs, self.targets, self.size = inputs, targets, size
 
     def __len__(self) -> int:
-        return -(-len(self.inputs) // self.size)
+        return math.ceil(len(self.inputs) / self.size)
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in torch.randperm(len(self.inputs)).split(self.size):
@@ -247,7 +248,7 @@ NETWORKS = {
         ),
         Network(
             "decoder", CharacterDecoder, _text_batches, next_character_loss, _test_text,
-            lambda outputs, wanted: float(next_character_loss(outputs, wanted)), "loss nats", "lower", 12, 4e-3,
+            lambda outputs, wanted: float(next_character_loss(outputs, wanted)), "loss nats", "lower", 8, 4e-3,
         ),
     )
 }  # fmt: skip

@@ -150,7 +150,7 @@ class ViT(nn.Module):
 
 
 class CharacterDecoder(nn.Module):
-    """Characters int64[N, length] -> logits of the next ones [N, length, VOCABULARY]; the head is tied to the tokens."""
+    """Characters int64[N, length] -> logits of the next ones [N, length, VOCABULARY]; its head is tied."""
 
     def __init__(self, dim: int = 64, blocks: int = 3, heads: int = 4) -> None:
         super().__init__()
@@ -202,8 +202,8 @@ class _Pyramid(nn.Module):
 class Detector(nn.Module):
     """A YOLO without anchors: backbone, up and down again, one head.
 
-    float32[N, 1, CANVAS, CANVAS] -> [N, 5 + CLASSES, CANVAS / STRIDE, CANVAS / STRIDE]: objectness, place of the centre in
-    its cell, width, height and classes, before their sigmoids (see tests.zoo.detection).
+    float32[N, 1, CANVAS, CANVAS] -> [N, 5 + CLASSES, CANVAS / STRIDE, CANVAS / STRIDE]: objectness, place of the centre
+    in its cell, width, height and classes, before their sigmoids (see tests.zoo.detection).
     """
 
     def __init__(self, width: int = 16) -> None:

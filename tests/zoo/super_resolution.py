@@ -58,7 +58,7 @@ class SuperResolution(nn.Module):
         x = self.head(image)
         x = x + self.body(self.blocks(x))
         # What is learned is the difference to the image itself, each pixel sixteen times (ABPN, Du et al. 2021).
-        return functional.pixel_shuffle(self.tail(x) + image.repeat(1, _TIMES**2, 1, 1), _TIMES)
+        return functional.pixel_shuffle(self.tail(x) + image, _TIMES)
 
 
 def photographs() -> tuple[torch.Tensor, torch.Tensor]:
