@@ -25,7 +25,6 @@ from typing import Any
 
 from torch import nn
 
-from ferryman.converter.backends import BACKENDS
 from ferryman.converter.capture import capture
 from ferryman.converter.quiet import quiet
 from ferryman.converter.source import make_source
@@ -56,7 +55,10 @@ def measured_latency(
     runtimes: dict[str, RuntimeName] = {name: runtime for runtime, names in INTERPRETERS.items() for name in names}
     if interpreter not in runtimes:
         raise CallerError(f"interpreter {interpreter!r} is not known; there are: {', '.join(runtimes)}")
-    backend = BACKENDS[runtimes[interpreter]]
+    with quiet():
+        from ferryman.converter.backends import BACKENDS
+
+        backend = BACKENDS[runtimes[interpreter]]
 
     def measure(model: nn.Module) -> float:
         with quiet():
