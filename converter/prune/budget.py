@@ -40,7 +40,8 @@ class Cost:
 def count(model: nn.Module, example: tuple[Any, ...]) -> Cost:
     """Count what one call multiplies, operator by operator as they run, and what the model stores."""
     counter = FlopCounterMode(
-        display=False, custom_mapping={aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}  # noqa: SLF001
+        display=False,
+        custom_mapping={aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops},  # noqa: SLF001
     )
     with in_eval_mode(model), torch.no_grad(), quiet(), counter:
         model(*example)

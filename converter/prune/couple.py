@@ -189,9 +189,7 @@ def _gather(model: nn.Module, units: list[_Unit], joined: _Sets) -> list[Proposa
 
 
 def _mixes(model: nn.Module, slots: tuple[Slot, ...]) -> bool:
-    return any(
-        slot.side != "parameter" and isinstance(model.get_submodule(slot.path), MIXING_NORMS) for slot in slots
-    )
+    return any(slot.side != "parameter" and isinstance(model.get_submodule(slot.path), MIXING_NORMS) for slot in slots)
 
 
 def _unfit(model: nn.Module, group: Group) -> str | None:

@@ -209,7 +209,11 @@ def with_branches(model: nn.Module, groups: Sequence[Group], branches: Sequence[
     made = []
     ends = {branch.last: branch for branch in branches}
     for group in groups:
-        read = [slot.path for slot in group.slots if slot.side == "in" and isinstance(model.get_submodule(slot.path), (*CONVS, nn.Linear))]
+        read = [
+            slot.path
+            for slot in group.slots
+            if slot.side == "in" and isinstance(model.get_submodule(slot.path), (*CONVS, nn.Linear))
+        ]
         whole = bool(read) and group.leader is None and all(path in ends for path in read)
         made.append(replace(group, branches=tuple(read), least=0) if whole else group)
     return tuple(made)

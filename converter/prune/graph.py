@@ -138,7 +138,9 @@ def _try_heads(model: nn.Module, example: tuple[Any, ...], each: Attention) -> G
     """The group of an attention's heads, with the numbers that shrink with them; None: the code does not allow it."""
     sets: list[set[int]] = []
     for head, (key, value) in enumerate(zip(each.k.channels, each.v.channels, strict=True)):
-        same = [one for one in sets if any({*key} & {*each.k.channels[h]} or {*value} & {*each.v.channels[h]} for h in one)]
+        same = [
+            one for one in sets if any({*key} & {*each.k.channels[h]} or {*value} & {*each.v.channels[h]} for h in one)
+        ]
         sets = [one for one in sets if one not in same] + [{head}.union(*same)]
     sides: dict[tuple[str, str], list[list[int]]] = {}
     for ends, side in ((each.q, "out"), (each.k, "out"), (each.v, "out"), (each.out, "in")):
@@ -230,7 +232,10 @@ def _widths(each: Attention, leader: int) -> Iterator[Group]:
         sides = [(each.q.path, "out", q), (each.k.path, "out", k)]
         rows = [Slot(path, "out", tuple((one,) for one in channels)) for path, _, channels in sides]
         yield Group(_merged(rows), len(q), "head width", leader=leader, sharpen=rows[0])
-        given = [Slot(each.v.path, "out", tuple((one,) for one in v)), Slot(each.out.path, "in", tuple((one,) for one in out))]
+        given = [
+            Slot(each.v.path, "out", tuple((one,) for one in v)),
+            Slot(each.out.path, "in", tuple((one,) for one in out)),
+        ]
         yield Group(tuple(given), len(v), "head width", leader=leader)
 
 
@@ -255,7 +260,11 @@ def _follow(groups: Sequence[Group], removed: Removed, leader: int) -> Removed:
 
 
 def _fails(
-    model: nn.Module, example: tuple[Any, ...], groups: Sequence[Group], removed: Removed, expected: list[torch.Tensor] | None
+    model: nn.Module,
+    example: tuple[Any, ...],
+    groups: Sequence[Group],
+    removed: Removed,
+    expected: list[torch.Tensor] | None,
 ) -> str | None:
     """Why some units cannot be taken out; None: they can.
 

@@ -67,7 +67,9 @@ class Attention:
 def find_attention(program: torch.export.ExportedProgram) -> tuple[list[Attention], dict[str, str]]:
     """Every attention whose heads can be told, and module path -> why those of another cannot."""
     inputs = program.graph_signature.input_specs
-    owners = {one.arg.name: str(one.target).rpartition(".")[0] for one in inputs if one.target and "weight" in one.target}
+    owners = {
+        one.arg.name: str(one.target).rpartition(".")[0] for one in inputs if one.target and "weight" in one.target
+    }
     found, refused = [], {}
     for node in program.graph.nodes:
         sides = _sides(node)
@@ -294,7 +296,9 @@ def _merge(mask: torch.Tensor | None, padding: torch.Tensor | None, q: torch.Ten
     for one in (mask, None if padding is None else padding[:, None, None, :]):
         if one is None:
             continue
-        added = torch.zeros(one.shape, dtype=q.dtype).masked_fill(one, float("-inf")) if one.dtype == torch.bool else one
+        added = (
+            torch.zeros(one.shape, dtype=q.dtype).masked_fill(one, float("-inf")) if one.dtype == torch.bool else one
+        )
         if one is mask and one.dim() == 3:  # noqa: PLR2004  # [batch * heads, length, length]
             added = added.unflatten(0, (q.shape[0], -1))
         found = added if found is None else found + added

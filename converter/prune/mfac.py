@@ -31,7 +31,9 @@ class InverseHessian:
             CallerError: there are none, or damp is not above 0.
         """
         if gradients.dim() != 2 or not len(gradients) or damp <= 0:  # noqa: PLR2004  # m, d
-            raise CallerError(f"M-FAC takes gradients [m, d] and a damp above 0, found {list(gradients.shape)} and {damp}")
+            raise CallerError(
+                f"M-FAC takes gradients [m, d] and a damp above 0, found {list(gradients.shape)} and {damp}"
+            )
         count = len(gradients)
         self._damp = damp
         self._vectors = torch.zeros_like(gradients)
@@ -74,7 +76,12 @@ class Mfac:
             (inputs[i : i + 1], targets[i : i + 1]) for inputs, targets in context.batches() for i in range(len(inputs))
         )
         alone = Context(
-            context.model, context.groups, context.example, list(islice(single, _GRADIENTS)), context.loss, batches_max=_GRADIENTS
+            context.model,
+            context.groups,
+            context.example,
+            list(islice(single, _GRADIENTS)),
+            context.loss,
+            batches_max=_GRADIENTS,
         )
         gradients = torch.stack([torch.cat(gates) for gates in gate_gradients(alone)]).double()
         damp = max(float(gradients.square().mean()) * len(gradients[0]) * _DAMPENING, 1e-20)

@@ -165,5 +165,12 @@ def half_space_train(
     """
     space = HalfSpace(model, groups, removed)
     return train(
-        model, loader, epochs=epochs, lr=lr, loss=loss, progress=progress, before_epoch=space.begin, after_step=space.step
+        model,
+        loader,
+        epochs=epochs,
+        lr=lr,
+        loss=loss,
+        progress=progress,
+        before_epoch=space.begin,
+        after_step=space.step,
     )

@@ -58,7 +58,9 @@ def reconstruct(
     changed = 0
     for chain in find_chains(model, example):
         slots = where.get((chain.first, chain.second))
-        lost = set() if slots is None else {index for unit in removed.get(slots[2], ()) for index in slots[0].rows[unit]}
+        lost = (
+            set() if slots is None else {index for unit in removed.get(slots[2], ()) for index in slots[0].rows[unit]}
+        )
         whole = slots is not None and len(removed.get(slots[2], ())) == groups[slots[2]].count
         if whole or (not lost and bits is None):
             continue

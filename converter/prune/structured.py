@@ -11,20 +11,19 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ferryman.converter.compress.binary_policy import Decision, Example, in_eval_mode
+from ferryman.converter.compress.binary_policy import Decision, Example
 from ferryman.converter.compress.training import Batch, Loss, copy_model, recalibrate_batch_norm, train
 from ferryman.converter.prune.budget import Choice, Cost, choose, count, rank, stored_bytes, unit_savings
 from ferryman.converter.prune.criteria import Context, readers
 from ferryman.converter.prune.erase import Branch, branch_shares, erase, find_branches, with_branches
 from ferryman.converter.prune.graph import Graph, find_groups, positional, run
-from ferryman.converter.prune.heads import HeadAttention, open_attention
+from ferryman.converter.prune.heads import open_attention
 from ferryman.converter.prune.latency import Latency, checked
 from ferryman.converter.prune.oto import can_be_zero, half_space_train
-from ferryman.converter.prune.reconstruct import reconstruct
 from ferryman.converter.prune.recipe import Pruning, check_pruning, parse_pruning
+from ferryman.converter.prune.reconstruct import reconstruct
 from ferryman.converter.prune.registry import find_criterion
 from ferryman.converter.prune.units import CONVS, Group, Removed, align, remove
-from ferryman.converter.reason import reason
 from ferryman.runtime.contracts.errors import CallerError, ModelError
 
 _LEAST = 10
@@ -128,9 +127,7 @@ def prune(
     elif loader is not None and not recipe.oto:
         progress(f"train for {epochs} epochs")
         teacher = model if distil and len(expected) == 1 and len(expected[0]) == 2 else None  # noqa: PLR2004  # logits
-        tuned = train(
-            made, loader, epochs=epochs, lr=lr, loss=loss, progress=_epochs(progress), teacher=teacher
-        )
+        tuned = train(made, loader, epochs=epochs, lr=lr, loss=loss, progress=_epochs(progress), teacher=teacher)
         made, losses = tuned.model, tuned.losses
     decisions = _decisions(model, dense, made, graph, work, removed, opened)
     return Pruned(made.eval(), recipe, decisions, before, work.cost(made), losses)
@@ -157,7 +154,12 @@ class _Work:
     """A dense model, and the models that come of it without some of its units."""
 
     def __init__(
-        self, dense: nn.Module, inputs: tuple[Any, ...], recipe: Pruning, branches: list[Branch], latency: Latency | None
+        self,
+        dense: nn.Module,
+        inputs: tuple[Any, ...],
+        recipe: Pruning,
+        branches: list[Branch],
+        latency: Latency | None,
     ) -> None:
         self.dense, self.inputs, self.recipe, self.branches = dense, inputs, recipe, branches
         self.latency = None if latency is None else checked(latency)
@@ -178,12 +180,12 @@ class _Work:
         cost = count(model, self.inputs)
         return cost if self.latency is None else replace(cost, seconds=self.latency(model.eval()))
 
-    def decide(
-        self, loader: Iterable[Batch] | None, loss: Loss, progress: Say
-    ) -> dict[int, frozenset[int]]:
+    def decide(self, loader: Iterable[Batch] | None, loss: Loss, progress: Say) -> dict[int, frozenset[int]]:
         """The units that go."""
         recipe = self.recipe
-        progress(f"score {sum(group.count for group in self.groups)} units of {len(self.groups)} groups: {recipe.criterion}")
+        progress(
+            f"score {sum(group.count for group in self.groups)} units of {len(self.groups)} groups: {recipe.criterion}"
+        )
         criterion = find_criterion(recipe.criterion)
         context = Context(self.dense, self.groups, self.inputs, loader, loss)
         scores = criterion.score(context)
@@ -236,7 +238,9 @@ def _settle(work: _Work, groups: tuple[Group, ...], expected: list[torch.Size]) 
         for number, group in enumerate(these):
             if group.leader is not None:
                 lead = these[group.leader]
-                done[number] = frozenset(range(group.count - group.count * len(done[group.leader]) // lead.count, group.count))
+                done[number] = frozenset(
+                    range(group.count - group.count * len(done[group.leader]) // lead.count, group.count)
+                )
         return done
 
     def works(removed: Removed) -> bool:

@@ -45,9 +45,7 @@ class Trajectory:
 
     @staticmethod
     @torch.no_grad()
-    def _mask(
-        model: nn.Module, group: Group, inputs: list[torch.Tensor], features: list[torch.Tensor]
-    ) -> torch.Tensor:
+    def _mask(model: nn.Module, group: Group, inputs: list[torch.Tensor], features: list[torch.Tensor]) -> torch.Tensor:
         """Mask each unit in turn."""
         total = torch.zeros(group.count)
         for batch in inputs:
@@ -65,7 +63,9 @@ class Trajectory:
         """The squared length of the features' derivative by each gate, from random projections."""
         model, generator = context.model, torch.Generator().manual_seed(0)
         totals = [torch.zeros(group.count) for group in context.groups]
-        weights = list({id(layer.weight): layer.weight for g in context.groups for _, layer in readers(model, g)}.values())
+        weights = list(
+            {id(layer.weight): layer.weight for g in context.groups for _, layer in readers(model, g)}.values()
+        )
         flags = [weight.requires_grad for weight in weights]  # type: ignore[union-attr]  # parameters
         try:
             for weight in weights:
@@ -80,7 +80,10 @@ class Trajectory:
                             for one, length in zip(found, lengths, strict=True)
                         )
                         gradients = torch.autograd.grad(
-                            projected, weights, allow_unused=True, retain_graph=probe < _PROBES - 1  # type: ignore[arg-type]  # a tensor
+                            projected,
+                            weights,
+                            allow_unused=True,
+                            retain_graph=probe < _PROBES - 1,  # type: ignore[arg-type]  # a tensor
                         )
                         by = {id(w): g for w, g in zip(weights, gradients, strict=True) if g is not None}
                         for total, group in zip(totals, context.groups, strict=True):

@@ -210,9 +210,7 @@ def _names(layer: nn.Module, side: str) -> tuple[str, ...]:
     return ("num_features",)
 
 
-def _select(
-    value: nn.Parameter, dim: int, lost: set[int], seen: dict[tuple[int, int], nn.Parameter]
-) -> nn.Parameter:
+def _select(value: nn.Parameter, dim: int, lost: set[int], seen: dict[tuple[int, int], nn.Parameter]) -> nn.Parameter:
     """The parameter without some indices; one that several layers share stays shared."""
     if (id(value), dim) not in seen:
         made = nn.Parameter(value.index_select(dim, _others(value.shape[dim], lost)), value.requires_grad)

@@ -14,7 +14,9 @@ from tests.unit.converter.prune.nets import ResNet, Vit, image
 
 
 def test_multiplications_and_bytes_are_those_by_hand():
-    net = nn.Sequential(nn.Conv2d(2, 6, 3, groups=2, bias=False), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(96, 5)).eval()
+    net = nn.Sequential(
+        nn.Conv2d(2, 6, 3, groups=2, bias=False), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(96, 5)
+    ).eval()
     cost = count(net, (torch.randn(3, 2, 6, 6),))
     assert cost.macs == 3 * (16 * 6 * 1 * 9 + 96 * 5)
     assert cost.nbytes == 4 * (6 * 9 + 4 * 6 + 96 * 5 + 5) + 8  # and how many batches the norm has seen

@@ -40,7 +40,7 @@ def test_branches_are_found_with_the_blocks_that_go_with_them():
     } or {*found} == {"blocks.0.conv2", "blocks.2.conv2"}
     assert found["blocks.0.conv2"].norm == "blocks.0.norm2"
     found = {branch.last: branch.block for branch in find_branches(Vit().eval(), image())}
-    assert found == dict.fromkeys((f"blocks.{i}.{name}" for i in (0, 1) for name in ("attention.proj", "down")))
+    assert found == dict.fromkeys(f"blocks.{i}.{name}" for i in (0, 1) for name in ("attention.proj", "down"))
 
 
 def test_a_block_whose_branch_is_gone_gives_its_input_back():

@@ -67,7 +67,9 @@ def test_layers_of_a_residual_stream_go_together():
     net, inputs = made("residual")
     graph = find_groups(net, inputs)
     (stream,) = of(graph, "stem.0")
-    assert {"stem.0", "stem.1", "blocks.0.conv2", "blocks.0.norm2", "blocks.1.conv1", "blocks.1.down.0"} <= {*stream.layers}
+    assert {"stem.0", "stem.1", "blocks.0.conv2", "blocks.0.norm2", "blocks.1.conv1", "blocks.1.down.0"} <= {
+        *stream.layers
+    }
     (inner,) = of(graph, "blocks.0.conv1")
     assert {*inner.layers} == {"blocks.0.conv1", "blocks.0.norm1", "blocks.0.conv2"}
     assert graph.refused == {"head": OUTPUT}
@@ -165,9 +167,7 @@ def test_less_head_width_is_what_silent_head_width_is():
         for number in removed:
             for slot in groups[number].slots:
                 layer, rows = silent.get_submodule(slot.path), [i for u in removed[number] for i in slot.rows[u]]
-                if slot.side == "in":
-                    layer.weight[:, rows] = 0
-                elif isinstance(layer, nn.Embedding):
+                if slot.side == "in" or isinstance(layer, nn.Embedding):
                     layer.weight[:, rows] = 0
                 else:
                     layer.weight[rows] = 0

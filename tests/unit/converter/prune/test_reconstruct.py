@@ -58,7 +58,9 @@ def test_moments_behind_an_activation_are_those_of_samples():
 
 def test_a_channel_that_repeats_others_is_made_good_whole():
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), norm(8), nn.ReLU(), nn.Conv2d(8, 4, 3, bias=False), norm(4)).eval()
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False), norm(8), nn.ReLU(), nn.Conv2d(8, 4, 3, bias=False), norm(4)
+    ).eval()
     with torch.no_grad():
         for value in (net[0].weight, net[1].weight, net[1].bias, net[1].running_mean, net[1].running_var):
             value[7] = value[2]
@@ -89,7 +91,9 @@ def test_reconstruction_beats_none(net, name, least):
 def test_reconstruction_beats_none_in_residual_and_transformer_blocks():
     net = trained(ResNet(), epochs=4)
     groups = find_groups(net, image(1)).groups
-    inner = {number: frozenset(range(0, group.count, 2)) for number, group in enumerate(groups) if len(group.slots) == 3}
+    inner = {
+        number: frozenset(range(0, group.count, 2)) for number, group in enumerate(groups) if len(group.slots) == 3
+    }
     assert len(inner) == 3
     thin, good = copy.deepcopy(net), copy.deepcopy(net)
     assert reconstruct(good, groups, inner, image(1)) == 3

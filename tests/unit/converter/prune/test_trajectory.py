@@ -31,7 +31,9 @@ def test_heads_and_neurons_that_do_nothing_are_worth_nothing(net):
         net.blocks[1].down.weight[:, 5] *= 1e-3
     groups = groups_of(net)
     scores = Trajectory().score(Context(net, groups, image(1), digits()[0][:2]))
-    heads = next(s for s, g in zip(scores, groups, strict=True) if "blocks.0.attention.qkv" in g.layers and g.kind == "heads")
+    heads = next(
+        s for s, g in zip(scores, groups, strict=True) if "blocks.0.attention.qkv" in g.layers and g.kind == "heads"
+    )
     neurons = next(s for s, g in zip(scores, groups, strict=True) if g.layers == ("blocks.1.up", "blocks.1.down"))
     assert int(heads.argmin()) == 1
     assert heads[1] < 1e-3 * heads.median()
@@ -59,7 +61,9 @@ def test_projections_find_what_masking_finds(net):
     dense, masked = features(), []
     for unit in range(24):
         with silence_unit(net, groups[0], unit):
-            masked.append(sum(float((a - b).square().sum() / b.square().sum()) for a, b in zip(features(), dense, strict=True)))
+            masked.append(
+                sum(float((a - b).square().sum() / b.square().sum()) for a, b in zip(features(), dense, strict=True))
+            )
     for hook in hooks:
         hook.remove()
     pair = torch.stack([torch.tensor(masked).log(), estimate[:24].log()])
