@@ -17,6 +17,8 @@ from ferryman.converter.quiet import quiet
 from ferryman.runtime.contracts.errors import CallerError
 
 aten = torch.ops.aten
+_WHOLE = 10.0
+"""What a unit of a branch that can go as a whole costs at most, of what it costs first."""
 Scores = Sequence[torch.Tensor]
 """Group by group, float[units]: what each is worth, 0 or more."""
 Measure = Callable[[Removed], float]
@@ -196,7 +198,11 @@ def rank(
             weight = totals[number] / mean if mean else 1.0
         else:
             weight = weights[number] if weights else 1.0
-        damage = weight * ordered * ordered.sum() / left.square() / saved[order].clamp(min=1e-12)
+        total = ordered.sum()
+        damage = ordered * total / left.square()
+        if not group.least:  # the model can do without: the last unit hurts no more than some of the first
+            damage = damage.minimum(_WHOLE * ordered / total)
+        damage = weight * damage / saved[order].clamp(min=1e-12)
         choice.order += [(float(one), number) for one in damage.cummax(0).values]
     choice.order.sort(key=lambda one: one[0])
     return choice

@@ -31,6 +31,7 @@ class Context:
     example: tuple[Any, ...]
     loader: Iterable[Batch] | None = None
     loss: Loss = functional.cross_entropy
+    batches_max: int = BATCHES_MAX
 
     def batches(self) -> Iterator[Batch]:
         """Some of the loader's.
@@ -41,7 +42,7 @@ class Context:
         if self.loader is None:
             raise CallerError("this criterion looks at data: give a loader of (inputs, targets)")
         count = 0
-        for batch in islice(self.loader, BATCHES_MAX):
+        for batch in islice(self.loader, self.batches_max):
             if not isinstance(batch, tuple | list) or len(batch) != 2:  # noqa: PLR2004  # inputs, targets
                 raise CallerError(f"the loader must give (inputs, targets), found {type(batch).__name__}")
             count += 1
@@ -224,7 +225,7 @@ def gate_gradients(context: Context) -> Iterator[list[torch.Tensor]]:
                 loss = loss_of(context, inputs, targets)
                 gradients = torch.autograd.grad(loss, weights, allow_unused=True)
             by = {id(weight): one for weight, one in zip(weights, gradients, strict=True) if one is not None}
-            yield [_gates(model, group, by) for group in context.groups]
+            yield [gates_of(model, group, by) for group in context.groups]
     finally:
         for weight, flag in zip(weights, flags, strict=True):
             weight.requires_grad_(flag)
@@ -245,7 +246,8 @@ def loss_of(context: Context, inputs: torch.Tensor, targets: torch.Tensor) -> to
         ) from error
 
 
-def _gates(model: nn.Module, group: Group, gradients: dict[int, torch.Tensor]) -> torch.Tensor:
+def gates_of(model: nn.Module, group: Group, gradients: dict[int, torch.Tensor]) -> torch.Tensor:
+    """float[units]: the derivative by each unit's gate, of derivatives by the weights (by id) that read it."""
     total = torch.zeros(group.count)
     for slot, layer in readers(model, group):
         if id(layer.weight) in gradients:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.fx import Node
+from torch.utils._pytree import tree_leaves
 
 from ferryman.converter.prune.units import CONVS, Group, width
 from ferryman.converter.quiet import quiet
@@ -61,6 +62,8 @@ class Branch:
     """Of a module that gives back its input without the branch."""
     shape: tuple[int, ...]
     """Of the last layer's output."""
+    part: str = ""
+    """Of the outermost module that gives zeros where the last layer does; it may be that layer or norm."""
 
 
 def find_branches(model: nn.Module, example: tuple[Any, ...]) -> list[Branch]:
@@ -85,8 +88,8 @@ def find_branches(model: nn.Module, example: tuple[Any, ...]) -> list[Branch]:
             end = _end(branch, owners)
             if end is not None and _above(end[0], other) and end[1] not in found:
                 _, last, norm = end
-                block = _block(model, example, node, last, norm, tuple(end[0].meta["val"].shape))
-                found[last] = Branch(last, norm, block, tuple(end[0].meta["val"].shape))
+                branch_end = Branch(last, norm, None, tuple(end[0].meta["val"].shape))
+                found[last] = _around(model, example, node, branch_end)
     return list(found.values())
 
 
@@ -120,26 +123,32 @@ def _above(node: Node, other: Node) -> bool:
     return False
 
 
-def _block(
-    model: nn.Module, example: tuple[Any, ...], add: Node, last: str, norm: str | None, shape: tuple[int, ...]
-) -> str | None:
-    """The innermost module around the addition, if all it does without the branch is to give back its input."""
+def _around(model: nn.Module, example: tuple[Any, ...], add: Node, branch: Branch) -> Branch:
+    """The modules around a branch that do nothing without it: see what they give when it is silent."""
     stack = [str(path) for path, _ in add.meta.get("nn_module_stack", {}).values()]
-    place = next((path for path in stack[::-1] if path and last.startswith(f"{path}.")), None)
-    if place is None:
-        return None
+    block = next((path for path in stack[::-1] if path and branch.last.startswith(f"{path}.")), None)
     work = copy.deepcopy(model).eval()
-    _silence(work, Branch(last, norm, None, shape), example)
-    same = []
+    _silence(work, branch, example)
+    steps = branch.last.split(".")
+    parts = [".".join(steps[: count + 1]) for count in range(len(steps) - 1)]
+    same: dict[str, bool] = {}
+    zero: dict[str, bool] = {}
 
-    def look(_: nn.Module, inputs: tuple[Any, ...], out: object) -> None:
-        alike = len(inputs) == 1 and isinstance(out, torch.Tensor) and isinstance(inputs[0], torch.Tensor)
-        same.append(alike and out.shape == inputs[0].shape and bool((out - inputs[0]).abs().max() <= _ENOUGH))  # type: ignore[attr-defined]  # a tensor, as just seen
+    def watch(path: str) -> Any:  # noqa: ANN401  # a hook
+        def look(_: nn.Module, inputs: tuple[Any, ...], out: object) -> None:
+            plain = len(inputs) == 1 and isinstance(out, torch.Tensor) and isinstance(inputs[0], torch.Tensor)
+            zero[path] = plain and zero.get(path, True) and out.shape == branch.shape and not bool(out.any())  # type: ignore[attr-defined]  # a tensor, as just seen
+            alike = plain and out.shape == inputs[0].shape and bool((out - inputs[0]).abs().max() <= _ENOUGH)  # type: ignore[attr-defined]  # ditto
+            same[path] = alike and same.get(path, True)
 
-    work.get_submodule(place).register_forward_hook(look)
+        return look
+
+    for path in parts:
+        work.get_submodule(path).register_forward_hook(watch(path))
     with torch.no_grad():
         work(*example)
-    return place if same and all(same) else None
+    outer = next((path for path in parts if zero.get(path)), "")
+    return replace(branch, block=block if block and same.get(block) else None, part=outer)
 
 
 def _silence(model: nn.Module, branch: Branch, example: tuple[Any, ...]) -> None:
@@ -148,6 +157,23 @@ def _silence(model: nn.Module, branch: Branch, example: tuple[Any, ...]) -> None
     _put(model, branch.last, Nothing(shape, _batch(example)))
     if branch.norm is not None:
         _put(model, branch.norm, nn.Identity())
+
+
+def branch_shares(model: nn.Module, branches: Sequence[Branch], example: tuple[Any, ...]) -> dict[str, float]:
+    """Path of a branch's last layer -> how far the outputs are without the branch, of their own length."""
+    wanted = _outputs(model, example)
+    found = {}
+    for branch in branches:
+        work = copy.deepcopy(model).eval()
+        _silence(work, branch, example)
+        lost = _outputs(work, example) - wanted
+        found[branch.last] = float(lost.norm() / wanted.norm().clamp(min=1e-12))
+    return found
+
+
+@torch.no_grad()
+def _outputs(model: nn.Module, example: tuple[Any, ...]) -> torch.Tensor:
+    return torch.cat([one.flatten().double() for one in tree_leaves(model(*example))])
 
 
 def _batch(example: tuple[Any, ...]) -> int:
@@ -164,17 +190,15 @@ def erase(model: nn.Module, branches: Iterable[Branch], example: tuple[Any, ...]
     for branch in branches:
         if branch.block is not None:
             _put(model, branch.block, nn.Identity())
-        elif not _inside_identity(model, branch.last):
+        elif has(model, branch.last):  # else it has gone with a block around it
             _silence(model, branch, example)
+            if branch.part:
+                _put(model, branch.part, model.get_submodule(branch.last))
 
 
-def _inside_identity(model: nn.Module, path: str) -> bool:
-    """Whether what was there has gone with a block around it."""
-    try:
-        model.get_submodule(path)
-    except AttributeError:
-        return True
-    return False
+def has(model: nn.Module, path: str) -> bool:
+    """Whether a model has a module of that path."""
+    return any(name == path for name, _ in model.named_modules())
 
 
 def with_branches(model: nn.Module, groups: Sequence[Group], branches: Sequence[Branch]) -> tuple[Group, ...]:

@@ -93,7 +93,7 @@ def find_groups(model: nn.Module, example: tuple[Any, ...]) -> Graph:
         inputs = {slot.path for slot in group.slots if slot.side == "in"}
         if outputs & inner or inputs & readers:
             continue  # the heads' matter
-        why = proposal.refused or _of_outputs(model, proposal)
+        why = _of_outputs(model, proposal)
         if why is None:
             made = _try_channels(model, example, group, expected, closed, len(found))
             if not isinstance(made, str):
@@ -131,7 +131,7 @@ def _of_outputs(model: nn.Module, proposal: Proposal) -> str | None:
     tables = [one for one in _producers(model, proposal.group) if isinstance(model.get_submodule(one), nn.Embedding)]
     if proposal.reaches_output and not tables:
         return OUTPUT
-    return None if has_readers(model, proposal.group) else OUTPUT
+    return proposal.refused or (None if has_readers(model, proposal.group) else OUTPUT)
 
 
 def _try_heads(model: nn.Module, example: tuple[Any, ...], each: Attention) -> Group | None:

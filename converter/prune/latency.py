@@ -44,7 +44,9 @@ def measured_latency(
     runtimes: dict[str, RuntimeName] = {name: runtime for runtime, names in INTERPRETERS.items() for name in names}
     if interpreter not in runtimes:
         raise CallerError(f"interpreter {interpreter!r} is not known; there are: {', '.join(runtimes)}")
-    from ferryman.converter.backends import BACKENDS  # the toolchains, which are slow to load
+    with quiet():
+        
+        from ferryman.converter.backends import BACKENDS  # the toolchains, which are slow to load
 
     backend = BACKENDS[runtimes[interpreter]]
 

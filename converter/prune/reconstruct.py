@@ -61,7 +61,8 @@ def reconstruct(
         lost = (
             set() if slots is None else {index for unit in removed.get(slots[2], ()) for index in slots[0].rows[unit]}
         )
-        if not lost and bits is None:
+        whole = slots is not None and len(removed.get(slots[2], ())) == groups[slots[2]].count
+        if whole or (not lost and bits is None):
             continue
         combination = _combine(model, chain, lost, bits)
         if combination is not None and _fold(model, chain, combination, slots, norms.get(chain.second)):

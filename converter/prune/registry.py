@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ferryman.converter.prune.criteria import Criterion, Lasso, Magnitude, Taylor
+from ferryman.converter.prune.mfac import Mfac
+from ferryman.converter.prune.relevance import Relevance
+from ferryman.converter.prune.trajectory import Trajectory
 from ferryman.runtime.contracts.errors import CallerError
 
 
@@ -22,7 +25,7 @@ def register(criteria: Sequence[Criterion]) -> dict[str, Criterion]:
     return found
 
 
-CRITERIA = register((Magnitude(), Taylor(), Lasso()))
+CRITERIA = register((Magnitude(), Taylor(), Lasso(), Relevance(), Mfac(), Trajectory()))
 
 
 def find_criterion(name: str) -> Criterion:

@@ -11,20 +11,19 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ferryman.converter.compress.binary_policy import Decision, Example, in_eval_mode
-from ferryman.converter.compress.training import Batch, Loss, copy_model, train
+from ferryman.converter.compress.binary_policy import Decision, Example
+from ferryman.converter.compress.training import Batch, Loss, copy_model, recalibrate_batch_norm, train
 from ferryman.converter.prune.budget import Choice, Cost, choose, count, rank, stored_bytes, unit_savings
 from ferryman.converter.prune.criteria import Context, readers
-from ferryman.converter.prune.erase import Branch, erase, find_branches, with_branches
+from ferryman.converter.prune.erase import Branch, branch_shares, erase, find_branches, with_branches
 from ferryman.converter.prune.graph import Graph, find_groups, positional, run
-from ferryman.converter.prune.heads import HeadAttention, open_attention
+from ferryman.converter.prune.heads import open_attention
 from ferryman.converter.prune.latency import Latency, checked
 from ferryman.converter.prune.oto import can_be_zero, half_space_train
-from ferryman.converter.prune.reconstruct import reconstruct
 from ferryman.converter.prune.recipe import Pruning, check_pruning, parse_pruning
+from ferryman.converter.prune.reconstruct import reconstruct
 from ferryman.converter.prune.registry import find_criterion
 from ferryman.converter.prune.units import CONVS, Group, Removed, align, remove
-from ferryman.converter.reason import reason
 from ferryman.runtime.contracts.errors import CallerError, ModelError
 
 _LEAST = 10
@@ -84,7 +83,7 @@ def prune(
         pruning: the recipe or its name, such as `pruned-50flops`.
         example: positional inputs of one call.
         loader: (inputs, targets) batches, every time it is iterated over.
-        epochs: of training.
+        epochs: of training; 0: none, and the loader is for the criterion and the statistics of batch norms alone.
         lr: learning rate of the first epoch.
         latency: seconds of a model, for budgets in latency (see `latency`).
         loss: of (outputs, targets).
@@ -123,7 +122,9 @@ def prune(
         progress("make good what is gone")
         reconstruct(work.dense, work.groups, removed, inputs)
     made = work.build(removed)
-    if loader is not None and not recipe.oto:
+    if loader is not None and not recipe.oto and not epochs:
+        recalibrate_batch_norm(made, loader)
+    elif loader is not None and not recipe.oto:
         progress(f"train for {epochs} epochs")
         teacher = model if distil and len(expected) == 1 and len(expected[0]) == 2 else None  # noqa: PLR2004  # logits
         tuned = train(made, loader, epochs=epochs, lr=lr, loss=loss, progress=_epochs(progress), teacher=teacher)
@@ -189,10 +190,19 @@ class _Work:
         context = Context(self.dense, self.groups, self.inputs, loader, loss)
         scores = criterion.score(context)
         savings = unit_savings(self.dense, self.groups, self.inputs, recipe.unit)
-        weights = [float(len(readers(self.dense, group))) for group in self.groups]  # each of them reads less
-        choice = rank(self.groups, scores, savings, comparable=criterion.comparable, weights=weights)
+        choice = rank(self.groups, scores, savings, comparable=criterion.comparable, weights=self._weights())
         progress(f"choose widths within {recipe.percent} % of the dense model's {recipe.unit}")
         return self._choose(choice, progress)
+
+    def _weights(self) -> list[float]:
+        """How important groups are whose scores do not compare: by how many layers read them, or how much a branch adds."""
+        shares = branch_shares(self.dense, self.branches, self.inputs)
+        mean = sum(shares.values()) / max(len(shares), 1)
+        found = []
+        for group in self.groups:
+            share = max((shares[path] for path in group.branches), default=mean)
+            found.append(len(readers(self.dense, group)) * (share / mean if mean else 1.0))
+        return found
 
     def _choose(self, choice: Choice, progress: Say) -> dict[int, frozenset[int]]:
         measure = {
@@ -276,17 +286,18 @@ def _decisions(
     for path, layer in model.named_modules():
         if type(layer) is nn.MultiheadAttention and path in opened:
             inner = [name for name, part in dense.get_submodule(path).named_modules() if isinstance(part, nn.Linear)]
-            rows.append(_row(path, layer, dense, made, opened[path], [f"{path}.{name}" for name in inner]))
+            names = [f"{path}.{name}" for name in inner] or [path]
+            rows.append(_row(path, layer, dense, made, _why(names, work, removed, where) or opened[path], names))
         elif isinstance(layer, _LAYERS) and not any(path.startswith(f"{one}.") for one in opened):
-            numbers = [one for one in where.get(path, []) if removed.get(one)]
-            why = graph.refused.get(path) or (
-                "nothing of it needs to go" if path in where else "no group of units holds it"
-            )
-            said = (
-                "; ".join(dict.fromkeys(_said(work.groups[one], removed[one], work.recipe) for one in numbers)) or why
-            )
-            rows.append(_row(path, layer, dense, made, said, [path]))
+            stays = graph.refused.get(path) or ("nothing of it needs to go" if path in where else "no units are known")
+            rows.append(_row(path, layer, dense, made, _why([path], work, removed, where) or stays, [path]))
     return tuple(rows)
+
+
+def _why(paths: Sequence[str], work: _Work, removed: Removed, where: Mapping[str, list[int]]) -> str:
+    """What went of some layers; empty: nothing."""
+    numbers = dict.fromkeys(one for path in paths for one in where.get(path, []) if removed.get(one))
+    return "; ".join(dict.fromkeys(_said(work.groups[one], removed[one], work.recipe) for one in numbers))
 
 
 def _said(group: Group, gone: frozenset[int], recipe: Pruning) -> str:
@@ -295,12 +306,15 @@ def _said(group: Group, gone: frozenset[int], recipe: Pruning) -> str:
 
 
 def _row(path: str, layer: nn.Module, dense: nn.Module, made: nn.Module, why: str, inner: list[str]) -> Cut:
-    before, after = ([_sides(one, path) for path in inner] for one in (dense, made))
-    first, last = (before[0][0], before[-1][1]), (after[0][0], after[-1][1])
-    gone = last == (0, 0)[:2] or sum(b for _, b in after) == 0
-    narrower = sum(a * b for a, b in after) < sum(a * b for a, b in before)
+    """One layer's row; `inner` are the layers that stand for it, the last but one with the width inside attention."""
+    before, after = ([_sides(one, name) for name in inner] for one in (dense, made))
+    wide = before[0][0], before[max(len(inner) - 2, 0)][1]
+    left = after[0][0], after[max(len(inner) - 2, 0)][1]
+    narrower = left[0] * left[1] < wide[0] * wide[1]
+    gone = not any(outputs for _, outputs in after)
     decision = "erased" if gone else "pruned" if narrower else "replaced" if len(inner) > 1 else "float"
-    return Cut(path, type(layer).__name__, decision, "its branch is gone: " + why if gone else why, first, last)  # type: ignore[arg-type]  # a Literal
+    said = f"its branch is gone: {why}" if gone else why
+    return Cut(path, type(layer).__name__, decision, said, wide, left)  # type: ignore[arg-type]  # a Literal
 
 
 def _sides(model: nn.Module, path: str) -> tuple[int, int]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -235,6 +236,23 @@ def silence(model: nn.Module, groups: Sequence[Group], removed: Removed) -> None
             if isinstance(layer, CONVS) and layer.groups > 1:
                 indices = sorted({index % (layer.in_channels // layer.groups) for index in indices})
             getattr(layer, name).index_fill_(dim, torch.tensor(indices), 0)
+
+
+@contextmanager
+def silence_unit(model: nn.Module, group: Group, unit: int) -> Iterator[None]:
+    """Have readers of one unit read zeros meanwhile."""
+    held = [
+        (layer, layer.weight.detach().clone())  # type: ignore[operator,union-attr]  # a parameter
+        for slot in group.slots
+        if slot.side == "in" and not is_depthwise(layer := model.get_submodule(slot.path))
+    ]
+    silence(model, [group], {0: frozenset({unit})})
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for layer, weight in held:
+                layer.weight.copy_(weight)  # type: ignore[operator,union-attr]  # ditto
 
 
 def has_readers(model: nn.Module, group: Group) -> bool:

@@ -1,0 +1,58 @@
+"""Seconds of a model: of an interpreter here, and of whatever else is given."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from ferryman.converter.prune.latency import checked, measured_latency
+from ferryman.converter.prune.structured import prune
+from ferryman.runtime.contracts.errors import CallerError
+from tests.unit.converter.prune.nets import ResNet, image
+
+
+class Camera:
+    """A device that is pushed packages and profiles them; here twice as slow for every layer it has."""
+
+    def __init__(self):
+        self.pushed = []
+
+    def push(self, model):
+        self.pushed.append(model)
+        return len(self.pushed) - 1
+
+    def profile(self, package):
+        layers = [part for part in self.pushed[package].modules() if isinstance(part, nn.Conv2d)]
+        return 1e-6 * sum(part.weight.numel() for part in layers)
+
+
+def test_a_named_device_measures_by_a_function():
+    camera = Camera()
+    done = prune(
+        ResNet().eval(), "pruned-50latency", example=image(), latency=lambda model: camera.profile(camera.push(model))
+    )
+    assert done.after.seconds <= 0.5 * done.before.seconds
+    assert 4 < len(camera.pushed) < 40
+    assert done.after.seconds == camera.profile(camera.push(done.model))
+
+
+def test_an_interpreter_must_be_known():
+    with pytest.raises(CallerError, match="interpreter 'abacus' is not known; there are: .*executorch"):
+        measured_latency(image(), "abacus")
+
+
+@pytest.mark.parametrize("found", [0.0, -1, "1 s", None, True, float("inf")])
+def test_what_is_no_time_is_refused(found):
+    with pytest.raises(CallerError, match="latency must give seconds"):
+        checked(lambda _: found)(nn.Identity())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("interpreter", ["executorch", "ai-edge-litert"])
+def test_a_narrower_model_takes_less_on_an_interpreter(interpreter):
+    torch.manual_seed(0)
+    net, inputs = ResNet(48).eval(), (torch.randn(1, 1, 32, 32),)
+    done = prune(net, "pruned-60latency", example=inputs, latency=measured_latency(inputs, interpreter))
+    assert done.after.macs < 0.75 * done.before.macs
+    assert done.after.seconds < 0.75 * done.before.seconds
