@@ -9,12 +9,14 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
+from ferryman.converter.api import compress
 from ferryman.converter.backends import BACKENDS
 from ferryman.converter.capture import Captured, capture
-from ferryman.converter.forms import find_form
+from ferryman.converter.forms import Form, find_form
 from ferryman.converter.quiet import quiet
 from ferryman.converter.source import make_source
 from ferryman.converter.verify import References, interpreters, make_references, verify, with_program
@@ -40,51 +42,60 @@ FORMS = (
         "2bit",
     ),
     *("mixed-4.5b", "binary"),
+    *("sparse-80 as sparse", "sparse-80 as int8-sparse", "sparse-80 as 4bit-sparse"),
+    *("pruned-50flops as fp32", "pruned-50flops as int8", "pruned-50flops as 4bit"),
 )
+"""Forms of convert, or those of compress and what they are converted as."""
 _REASON_CHARS = 160
 _HEAD = """# Forms, networks, interpreters
 
 Made by `python -m tests.zoo.forms`: small networks of the zoo (random weights, seeded), converted and run on the real
 interpreters of one machine. A number is the SQNR in dB of the worst output to eager in float32 over the verification's
-input sets; a network of random weights says how faithful a form is, not how accurate. What is refused has its reason
-below. An artifact of a quantized form also equals the rounded program itself, or it would be refused.
+input sets; a network of random weights says how faithful a form is, not how accurate. What is sparse or pruned first,
+without training, is held to the pruned network. What is refused has its reason below. An artifact of a quantized form
+also equals the rounded program itself, or it would be refused.
 """
 
 
 def cells(network: str) -> Iterator[tuple[str, str, str]]:
     """(form, interpreter, what became of it there)."""
     module, inputs = getattr(models, network)()[:2]
-    with quiet():
-        captured = capture(make_source(module, inputs))
-        references = make_references(captured)
     for name in FORMS:
-        form = find_form(name)
+        first, _, last = name.rpartition(" as ")
+        form = find_form(last)
         try:
             with quiet():
+                made = compress(module, first, example=_positional(inputs)).model if first else module
+                captured = capture(make_source(made, inputs))
+                references = make_references(captured)
                 program, _ = form.rewrite(captured, [captured.example])
                 expected = with_program(references, program) if form.rounds else references
         except FerrymanError as error:
             yield from ((name, where, f"refused: {error}") for names in INTERPRETERS.values() for where in names)
             continue
         for runtime in BACKENDS:
-            for where, found in _prove(program, name, runtime, expected):
+            for where, found in _prove(program, form, runtime, expected):
                 yield name, where, found
 
 
-def _prove(program: Captured, form: str, runtime: RuntimeName, references: References) -> Iterator[tuple[str, str]]:
+def _positional(inputs: Any) -> tuple[Any, ...]:
+    return tuple(inputs.values()) if isinstance(inputs, dict) else tuple(inputs)
+
+
+def _prove(program: Captured, form: Form, runtime: RuntimeName, references: References) -> Iterator[tuple[str, str]]:
     places = interpreters(runtime)
     try:
         with quiet():
-            data = BACKENDS[runtime].lower(program).data
+            fitted = form.fit(program, runtime, places[0]).lowered if form.fit else BACKENDS[runtime].lower(program)
     except FerrymanError as error:
         yield from ((place.name, f"refused: {error}") for place in places)
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"model{BACKENDS[runtime].suffix}"
-        path.write_bytes(data)
+        path.write_bytes(fitted.data)
         for place in places:
             try:
-                _, (proof,) = verify(path, f"{runtime}-{form}", runtime, references, SQNR_LEAST_DB, [place])
+                _, (proof,) = verify(path, f"{runtime}-{form.name}", runtime, references, SQNR_LEAST_DB, [place])
                 yield place.name, f"{proof.sqnr_db:.1f}"
             except FerrymanError as error:
                 yield place.name, f"refused: {error}"
