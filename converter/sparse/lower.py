@@ -20,13 +20,14 @@ from ferryman.converter.sparse.write import put_sparse
 from ferryman.converter.sparse_bits import ALL, BITMAP
 from ferryman.converter.verify import Interpreter
 from ferryman.runtime.beside import time_beside
+from ferryman.runtime.contracts.errors import ModelError
 from ferryman.runtime.contracts.manifest import LayerForm, RuntimeName
 
 if TYPE_CHECKING:  # the toolchains are slow to load
     from ferryman.converter.backends.base import Backend, Lowered
 
 _NEAR = 1.03
-"""Of two ways whose times are not farther apart, the smaller artifact is taken."""
+"""Of two ways whose times are not farther apart, the smaller one is taken."""
 _ROUNDS = 21
 
 
@@ -55,7 +56,7 @@ def lower_sparse(captured: Captured, runtime: RuntimeName, place: Interpreter) -
     """Rewrite a program for one runtime; `eager` stays the original module.
 
     Each layer with zeros is timed alone, dense and sparse. Then the whole program is, in up to four ways: those layers
-    sparse that gain alone, or all with zeros, each with and without the depthwise convolutions between them; the
+    sparse that are faster alone, or no slower, each with and without the depthwise convolutions between them; the
     fastest is taken, and of those nearly as fast the smallest.
 
     Args:
@@ -64,7 +65,7 @@ def lower_sparse(captured: Captured, runtime: RuntimeName, place: Interpreter) -
         place: an interpreter of that runtime, to measure on.
 
     Raises:
-        ModelError: no layer has zeros enough, or the result cannot be captured or lowered.
+        ModelError: no layer has zeros enough, or gains by them, or the result cannot be captured or lowered.
         RuntimeCrash: the interpreter fell while it was timed.
     """
     from ferryman.converter.backends import BACKENDS  # the toolchains, which are slow to load
@@ -76,7 +77,15 @@ def lower_sparse(captured: Captured, runtime: RuntimeName, place: Interpreter) -
     eligible = [one for one in several if one.eligible]
     times = time_layers(eligible, backend, place)
     winners = [one for one in eligible if times[one].speedup > 1]
-    sets = {frozenset([*some, *more]) for some in (winners, eligible) for more in ([], bridges(some, several)) if some}
+    near = [one for one in eligible if times[one].speedup * _NEAR > 1]
+    if not near:
+        best = max(times.values(), key=lambda one: one.speedup)
+        raise ModelError(
+            f"{captured.source.name} gains nothing without its zeros on {place.name}: of {len(eligible)} layers with zeros "
+            f"{best.path} does best, {best.speedup:.2f} times as fast as dense ({best.dense_us:,.0f} us); more zeros "
+            "would help, or --form 4bit-sparse"
+        )
+    sets = {frozenset([*some, *more]) for some in (winners, near) for more in ([], bridges(some, several)) if some}
     ways = [_way(captured, backend, several, chosen) for chosen in sorted(sets, key=len)]
     way = _best(ways, captured, place)
     taken = {one for one in several if one in way.chosen}
@@ -116,13 +125,13 @@ def _best(ways: Sequence[_Way], captured: Captured, place: Interpreter) -> _Way:
 def _describe(one: PrunedLayer, *, taken: bool, won: bool) -> LayerForm:
     zeros = f"{one.zeros:.1%} zeros"
     if not taken:
-        why = "the program is faster with it dense" if won else "measured slower without its zeros"
+        why = "the program is faster with it dense" if won else "measured no faster without its zeros"
         return LayerForm(path=one.path, form="fp32", note=f"{zeros}, {why if one.eligible else 'too few to gain by'}")
     bits = one.places.index_bits
     held = {ALL: "all weights held", BITMAP: "a bitmap"}.get(bits, f"gaps of {bits} bits")
     if not one.eligible:
         return LayerForm(path=one.path, form="sparse", note=f"{held}; stands between sparse layers")
-    gain = "measured faster alone" if won else "smaller, and the program is no slower by it"
+    gain = "measured faster alone" if won else "smaller, and no slower alone"
     adds = ", adds" if one.add is not None else ""
     size = f"{one.nbytes:,} bytes of {one.layer.weight.nbytes:,}"
     return LayerForm(path=one.path, form="sparse", note=f"{zeros}, {held}, {size}{adds}; {gain}")

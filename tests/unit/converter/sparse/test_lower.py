@@ -17,6 +17,7 @@ from ferryman.converter.sparse.lower import lower_sparse
 from ferryman.converter.sparse.measure import LayerTime, layer_table
 from ferryman.converter.verify import interpreters
 from ferryman.runtime.compare import compare
+from ferryman.runtime.contracts.errors import ModelError
 from ferryman.runtime.session import open_session
 from tests.unit.converter.sparse.test_write import prune
 
@@ -93,7 +94,7 @@ def test_layers_that_do_not_gain_stay_dense(monkeypatch):
     assert notes["wide"][0] == "sparse"
     assert notes["wide"][1].endswith("measured faster alone")
     assert notes["expand.0"][0] == "fp32"
-    assert notes["expand.0"][1].endswith("zeros, measured slower without its zeros")
+    assert notes["expand.0"][1].endswith("zeros, measured no faster without its zeros")
     assert notes["depthwise.0"] == ("fp32", "0.0% zeros, too few to gain by")
     assert [one.path for one in made.times if one.taken] == ["wide"]
 
@@ -105,4 +106,13 @@ def test_of_ways_as_fast_the_smallest_is_taken(monkeypatch):
     with quiet():
         made = lower_sparse(captured, "executorch", interpreters("executorch")[0])
     notes = {one.path: one.note for one in made.layers}
-    assert notes["expand.0"].endswith("smaller, and the program is no slower by it")
+    assert notes["expand.0"].endswith("smaller, and no slower alone")
+
+
+def test_where_no_layer_gains_nothing_is_made(monkeypatch):
+    pretend(monkeypatch, lambda one: 0.9 if one.path == "wide" else 0.5)
+    captured = capture(make_source(prune(Net()), (torch.randn(1, 3, 12, 12),)))
+    with pytest.raises(
+        ModelError, match=r"gains nothing without its zeros on executorch: of 5 .* wide does best, 0.90"
+    ):
+        lower_sparse(captured, "executorch", interpreters("executorch")[0])
