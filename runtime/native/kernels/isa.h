@@ -97,17 +97,16 @@ struct Listed {
 };
 
 // Outputs of a sparse convolution, of some channels: out[n * out_stride + p] for p < pixels, which lie side by side in the
-// frame. See sparse.h for what is added and what low and high are.
+// frame, from `at` on. See sparse.h for what is added and what low and high are.
 struct SparseSums {
   const Listed<float>* lists;
   size_t channels;
+  size_t at, pixels;
   const float* bias;
-  size_t pixels;
   const float* add;  // or null
-  size_t add_stride;
   float low, high;
   float* out;
-  size_t out_stride;
+  size_t out_stride;  // of what is added as well
 };
 
 // Values in a rectangle, to be put into another after what is added and clipped.
@@ -119,6 +118,18 @@ struct Finished {
   float low, high;
   float* out;
   size_t out_stride;
+};
+
+// Planes into larger ones, zeros all around: a plane's rows, of floats that are `step` apart, are put side by side from
+// row `above` and column `left` on. What is put may go on beyond the last plane, by less than kLanes.
+struct Taken {
+  const float* from;
+  size_t from_plane, from_row, step;
+  size_t planes, rows, columns;  // at least one of each
+  size_t above, left;
+  float* to;
+  size_t to_plane, to_row;
+  size_t size;  // of a plane there
 };
 
 struct Isa {
@@ -266,6 +277,17 @@ struct Isa {
   // out[p * out_stride + n].
   void (*put_bytes)(const Dotted& dotted, const Rounding& rounding, int8_t* out, size_t out_stride);
 
+  // What sparse_sums has at a time: pixels, and how many of them to a vector.
+  size_t sparse_pixels, width;
+
+  // Where values lie that come after gaps of `bits`, their positions times `step`; the last one's is returned.
+  size_t (*list_gaps)(const uint8_t* gaps, int32_t bits, size_t count, size_t step, uint32_t* places);
+
+  // The same of those of a bitmap's row, of which bytes there are (bits + 7) / 8.
+  void (*list_bits)(const uint8_t* row, size_t bits, size_t step, uint32_t* places);
+
+  size_t (*count_ones)(const uint8_t* bytes, size_t count);
+
   // Reads as many pixels as fill kLanes.
   void (*sparse_sums)(const SparseSums& sums);
 
@@ -279,8 +301,7 @@ struct Isa {
 
   void (*finish)(const Finished& finished);
 
-  // out[i] = x[i * step].
-  void (*take_every)(const float* x, size_t step, size_t count, float* out);
+  void (*take_planes)(const Taken& taken);
 };
 
 extern const Isa kAvx512, kAvx2, kX86_64, kNeonDot, kNeon, kScalar;

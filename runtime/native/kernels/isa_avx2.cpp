@@ -266,6 +266,14 @@ inline Floats fused(Floats a, Floats b, Floats c) {
   return _mm256_fmadd_ps(a, b, c);
 }
 
+inline Floats load_even(const float* from) {
+  // The last one that is wanted is the second one's last but one: that is loaded from one before.
+  const __m256 low = _mm256_loadu_ps(from), high = _mm256_loadu_ps(from + 7);
+  const __m256 mixed = _mm256_blend_ps(_mm256_permutevar8x32_ps(low, _mm256_setr_epi32(0, 2, 4, 6, 0, 0, 0, 0)),
+                                       _mm256_permutevar8x32_ps(high, _mm256_setr_epi32(0, 0, 0, 0, 1, 3, 5, 7)), 0xf0);
+  return mixed;
+}
+
 inline Floats clip(Floats x, Floats low, Floats high) {
   return _mm256_min_ps(high, _mm256_max_ps(low, x));
 }

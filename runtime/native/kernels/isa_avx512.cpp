@@ -283,6 +283,38 @@ inline Floats clip(Floats x, Floats low, Floats high) {
   return _mm512_min_ps(high, _mm512_max_ps(low, x));
 }
 
+using HalfFloats = __m256;
+
+inline HalfFloats fused(HalfFloats a, HalfFloats b, HalfFloats c) {
+  return _mm256_fmadd_ps(a, b, c);
+}
+
+template <typename Part>
+inline Part part_of(Floats x) {
+  if constexpr (sizeof(Part) == sizeof(Floats)) {
+    return x;
+  } else {
+    return _mm512_castps512_ps256(x);
+  }
+}
+
+template <typename Part>
+inline Part load_part(const float* from) {
+  if constexpr (sizeof(Part) == sizeof(Floats)) {
+    return _mm512_loadu_ps(from);
+  } else {
+    return _mm256_loadu_ps(from);
+  }
+}
+
+inline Floats whole_of(Floats x) {
+  return x;
+}
+
+inline Floats whole_of(HalfFloats x) {
+  return _mm512_zextps256_ps512(x);
+}
+
 inline __mmask16 first(size_t count) {
   return static_cast<__mmask16>((1u << count) - 1);
 }
@@ -291,8 +323,66 @@ inline Floats load_some(const float* from, size_t count) {
   return _mm512_maskz_loadu_ps(first(count), from);
 }
 
+inline Floats load_some_even(const float* from, size_t count) {
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const auto there = static_cast<uint32_t>((1ull << (2 * count - 1)) - 1);
+  const __m512 low = _mm512_maskz_loadu_ps(static_cast<__mmask16>(there), from);
+  const __m512 high = _mm512_maskz_loadu_ps(static_cast<__mmask16>(there >> kWidth), from + kWidth);
+  return _mm512_permutex2var_ps(low, even, high);
+}
+
+inline Floats load_even(const float* from) {
+  return load_some_even(from, kWidth);
+}
+
 inline void store_some(float* to, Floats x, size_t count) {
   _mm512_mask_storeu_ps(to, first(count), x);
+}
+
+// Sums of all lanes up to each.
+inline __m512i running(__m512i x) {
+  const __m512i none = _mm512_setzero_si512();
+  x = _mm512_add_epi32(x, _mm512_alignr_epi32(x, none, 15));
+  x = _mm512_add_epi32(x, _mm512_alignr_epi32(x, none, 14));
+  x = _mm512_add_epi32(x, _mm512_alignr_epi32(x, none, 12));
+  return _mm512_add_epi32(x, _mm512_alignr_epi32(x, none, 8));
+}
+
+inline size_t list_gaps(const uint8_t* gaps, int32_t bits, size_t count, size_t step, uint32_t* places) {
+  const __m512i by = _mm512_set1_epi32(static_cast<int>(step)), ends = _mm512_set1_epi32(15);
+  __m512i last = _mm512_set1_epi32(-1);
+  for (size_t i = 0; i < count; i += kLanes) {
+    const size_t some = count - i < kLanes ? count - i : kLanes;
+    const __mmask16 lanes = first(some);
+    __m512i gap;
+    if (bits == 8) {
+      gap = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(lanes, gaps + i));
+    } else {
+      const __m128i pairs = _mm_maskz_loadu_epi8(first((some + 1) / 2), gaps + i / 2);
+      const __m128i low = _mm_and_si128(pairs, _mm_set1_epi8(15)), high = _mm_and_si128(_mm_srli_epi16(pairs, 4), _mm_set1_epi8(15));
+      gap = _mm512_cvtepu8_epi32(_mm_unpacklo_epi8(low, high));
+    }
+    // Lanes beyond the last repeat it.
+    const __m512i sums = running(_mm512_maskz_add_epi32(lanes, gap, _mm512_set1_epi32(1)));
+    const __m512i positions = _mm512_add_epi32(sums, last);
+    _mm512_mask_storeu_epi32(places + i, lanes, _mm512_mullo_epi32(positions, by));
+    last = _mm512_permutexvar_epi32(ends, positions);
+  }
+  return count ? static_cast<size_t>(_mm512_cvtsi512_si32(last)) : 0;
+}
+
+inline void list_bits(const uint8_t* row, size_t bits, size_t step, uint32_t* places) {
+  const __m512i each = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i by = _mm512_set1_epi32(static_cast<int>(step));
+  __m512i at = _mm512_mullo_epi32(each, by);
+  const __m512i on = _mm512_slli_epi32(by, 4);
+  for (size_t k = 0; k < bits; k += kLanes, at = _mm512_add_epi32(at, on)) {
+    const uint32_t low = row[k / 8], high = k + 8 < bits ? row[k / 8 + 1] : 0;
+    const auto there = static_cast<__mmask16>(low | high << 8);
+    const auto count = static_cast<size_t>(__builtin_popcount(there));
+    _mm512_mask_storeu_epi32(places, first(count), _mm512_maskz_compress_epi32(there, at));
+    places += count;
+  }
 }
 
 inline Bytes splat_bytes(uint32_t four) {

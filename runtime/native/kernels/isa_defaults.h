@@ -19,9 +19,34 @@ inline void differ_all(uint32_t* to, const uint32_t* from, uint32_t by, size_t c
   }
 }
 
+using HalfFloats = Floats;
+
+template <typename Part>
+inline Part part_of(const Floats& x) {
+  return x;
+}
+
+template <typename Part>
+inline Part load_part(const float* from) {
+  return load_floats(from);
+}
+
+inline const Floats& whole_of(const Floats& x) {
+  return x;
+}
+
 inline Floats load_some(const float* from, size_t count) {
   float whole[kWidth] = {};
   __builtin_memcpy(whole, from, count * sizeof *from);
+  return load_floats(whole);
+}
+
+// Not the last of all, behind which there may be nothing.
+inline Floats load_some_even(const float* from, size_t count) {
+  float whole[kWidth] = {};
+  for (size_t i = 0; i < count; ++i) {
+    whole[i] = from[2 * i];
+  }
   return load_floats(whole);
 }
 
@@ -29,6 +54,33 @@ inline void store_some(float* to, const Floats& x, size_t count) {
   float whole[kWidth];
   store(whole, x);
   __builtin_memcpy(to, whole, count * sizeof *to);
+}
+
+inline size_t list_gaps(const uint8_t* gaps, int32_t bits, size_t count, size_t step, uint32_t* places) {
+  size_t position = 0;
+  if (bits == 8) {
+    for (size_t i = 0; i < count; ++i) {
+      position += gaps[i];
+      places[i] = static_cast<uint32_t>(position++ * step);
+    }
+  } else {
+    for (size_t i = 0; i < count; ++i) {
+      position += i % 2 ? gaps[i / 2] >> 4 : gaps[i / 2] & 15;
+      places[i] = static_cast<uint32_t>(position++ * step);
+    }
+  }
+  return count ? position - 1 : 0;
+}
+
+inline void list_bits(const uint8_t* row, size_t bits, size_t step, uint32_t* places) {
+  for (size_t k = 0; k < bits; k += 64) {
+    const size_t bytes = (bits - k + 7) / 8;
+    uint64_t word = 0;
+    __builtin_memcpy(&word, row + k / 8, bytes < sizeof word ? bytes : sizeof word);
+    for (; word; word &= word - 1) {
+      *places++ = static_cast<uint32_t>((k + static_cast<size_t>(__builtin_ctzll(word))) * step);
+    }
+  }
 }
 
 inline int32_t sum_bytes(const int8_t* x, size_t count) {

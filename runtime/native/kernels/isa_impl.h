@@ -488,11 +488,16 @@ constexpr Isa make(const char* name) {
       layer_norm,
       put_floats,
       put_bytes,
+      kSparseVectors * kWidth,
+      kWidth,
+      list_gaps,
+      list_bits,
+      count_ones,
       sparse_sums,
       sparse_row,
       sparse_dots,
       finish,
-      take_every,
+      take_planes,
   };
 }
 

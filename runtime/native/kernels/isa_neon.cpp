@@ -257,6 +257,10 @@ inline Floats fused(Floats a, Floats b, Floats c) {
   return vfmaq_f32(c, a, b);
 }
 
+inline Floats load_even(const float* from) {
+  return vuzp1q_f32(vld1q_f32(from), vextq_f32(vld1q_f32(from + 3), vdupq_n_f32(0), 1));
+}
+
 inline Floats clip(Floats x, Floats low, Floats high) {
   const Floats above = vbslq_f32(vcgtq_f32(low, x), low, x);
   return vbslq_f32(vcltq_f32(high, above), high, above);

@@ -1,6 +1,8 @@
 // Of single floats, the same as a lane of a vector.
 #pragma once
 
+#include <cstdint>
+
 namespace ferryman::kernels {
 namespace {
 
@@ -10,6 +12,17 @@ inline float fused_one(float a, float b, float c) {
   return __builtin_fmaf(a, b, c);
 #else
   return a * b + c;
+#endif
+}
+
+inline uint64_t ones_of(uint64_t x) {
+#if defined(__POPCNT__) || defined(__aarch64__)
+  return static_cast<uint64_t>(__builtin_popcountll(x));
+#else
+  x -= x >> 1 & 0x5555555555555555;
+  x = (x & 0x3333333333333333) + (x >> 2 & 0x3333333333333333);
+  x = (x + (x >> 4)) & 0x0f0f0f0f0f0f0f0f;
+  return x * 0x0101010101010101 >> 56;
 #endif
 }
 

@@ -1,7 +1,12 @@
 // The loops of the sparse operators, over what each unit defines besides the pieces of isa_impl.h and isa_quant.h:
 //   fused(Floats a, b, c)                              a * b + c, as fused_one does it
 //   clip(Floats x, low, high)                          as clip_one does it
-//   load_some(const float*, size_t count), store_some(float*, Floats, size_t count)   of fewer than kWidth
+//   load_some(const float*, size_t count)              of fewer, zeros after them
+//   store_some(float*, Floats, size_t count)
+//   HalfFloats                                         the first half of Floats, or just these; fused as well
+//   part_of<Part>(Floats), load_part<Part>(const float*), whole_of(Part)   of both
+//   load_even(const float*)                            every other one; reads one less than twice kWidth, or
+//   load_some_even(const float*, size_t count)         of some, 1 to kWidth, zeros after them
 //   splat_bytes(uint32_t)                              four bytes in every lane
 //   kSparseVectors, kSparseChains                      how many running sums fit the registers, and how many must run at
 //                                                      once so that none waits for the one before it
@@ -21,23 +26,38 @@ constexpr size_t sparse_channels(size_t vectors) {
   return channels;
 }
 
-template <size_t kN>
-FERRYMAN_INLINE inline void add_listed(Floats (&sums)[kN], const Listed<float>& list, size_t i) {
+// kN vectors, of which the last may be but half of one.
+template <size_t kN, typename Last>
+struct FloatRun {
+  Floats whole[kN > 1 ? kN - 1 : 1];
+  Last last;
+};
+
+template <size_t kN, typename Last>
+FERRYMAN_INLINE inline void add_listed(FloatRun<kN, Last>& sums, const Listed<float>& list, size_t i) {
   const float* const from = list.frame + list.offsets[i];
   const Floats value = splat_float(list.values[i]);
-  unrolled<kN>([&](auto n) FERRYMAN_INLINE { sums[n] = fused(value, load_floats(from + n * kWidth), sums[n]); });
+  unrolled<kN - 1>([&](auto n) FERRYMAN_INLINE {
+    sums.whole[n] = fused(value, load_floats(from + n * kWidth), sums.whole[n]);
+  });
+  sums.last = fused(part_of<Last>(value), load_part<Last>(from + (kN - 1) * kWidth), sums.last);
 }
 
 template <size_t kN>
-FERRYMAN_INLINE inline void add_listed(Dots (&sums)[kN], const Listed<uint32_t>& list, size_t i) {
+struct DotRun {
+  Dots whole[kN];
+};
+
+template <size_t kN>
+FERRYMAN_INLINE inline void add_listed(DotRun<kN>& sums, const Listed<uint32_t>& list, size_t i) {
   const uint32_t* const from = list.frame + list.offsets[i];
   const Bytes value = splat_bytes(list.values[i]);
-  unrolled<kN>([&](auto n) FERRYMAN_INLINE { add_products(sums[n], load_bytes(from + n * kWidth), value); });
+  unrolled<kN>([&](auto n) FERRYMAN_INLINE { add_products(sums.whole[n], load_bytes(from + n * kWidth), value); });
 }
 
 // Adds up all of some channels' lists, from pixel `at` on.
-template <size_t kM, size_t kN, typename Sums, typename Value>
-FERRYMAN_INLINE inline void add_lists(Sums (&sums)[kM][kN], const Listed<Value>* lists, size_t at) {
+template <size_t kM, typename Run, typename Value>
+FERRYMAN_INLINE inline void add_lists(Run (&sums)[kM], const Listed<Value>* lists, size_t at) {
   Listed<Value> own[kM];
   size_t common = SIZE_MAX;
   for (size_t m = 0; m < kM; ++m) {
@@ -62,23 +82,36 @@ struct FloatTiles {
 
   template <size_t kM, size_t kN>
   void run(size_t channel, size_t at, size_t pixels) const {
-    Floats sums[kM][kN];
-    for (size_t m = 0; m < kM; ++m) {
-      const Floats bias = splat_float(s.bias[channel + m]);
-      unrolled<kN>([&](auto n) FERRYMAN_INLINE { sums[m][n] = bias; });
+    if (2 * (pixels - (kN - 1) * kWidth) <= kWidth) {
+      run_to<kM, kN, HalfFloats>(channel, at, pixels);
+    } else {
+      run_to<kM, kN, Floats>(channel, at, pixels);
     }
-    add_lists(sums, s.lists + channel, at);
+  }
+
+  template <size_t kM, size_t kN, typename Last>
+  void run_to(size_t channel, size_t at, size_t pixels) const {
+    const size_t left = pixels - (kN - 1) * kWidth;
+    FloatRun<kN, Last> sums[kM];
+    unrolled<kM>([&](auto m) FERRYMAN_INLINE {
+      const Floats bias = splat_float(s.bias[channel + m]);
+      unrolled<kN - 1>([&](auto n) FERRYMAN_INLINE { sums[m].whole[n] = bias; });
+      sums[m].last = part_of<Last>(bias);
+    });
+    add_lists(sums, s.lists + channel, s.at + at);
     const Floats low = splat_float(s.low), high = splat_float(s.high);
-    const size_t last = pixels - (kN - 1) * kWidth;
     unrolled<kM>([&](auto m) FERRYMAN_INLINE {
       float* const out = s.out + (channel + m) * s.out_stride + at;
+      Floats last = whole_of(sums[m].last);
       if (s.add) {
-        const float* const add = s.add + (channel + m) * s.add_stride + at;
-        unrolled<kN - 1>([&](auto n) FERRYMAN_INLINE { sums[m][n] = sums[m][n] + load_floats(add + n * kWidth); });
-        sums[m][kN - 1] = sums[m][kN - 1] + load_some(add + (kN - 1) * kWidth, last);
+        const float* const add = s.add + (channel + m) * s.out_stride + at;
+        unrolled<kN - 1>([&](auto n) FERRYMAN_INLINE {
+          sums[m].whole[n] = sums[m].whole[n] + load_floats(add + n * kWidth);
+        });
+        last = last + load_some(add + (kN - 1) * kWidth, left);
       }
-      unrolled<kN - 1>([&](auto n) FERRYMAN_INLINE { store(out + n * kWidth, clip(sums[m][n], low, high)); });
-      store_some(out + (kN - 1) * kWidth, clip(sums[m][kN - 1], low, high), last);
+      unrolled<kN - 1>([&](auto n) FERRYMAN_INLINE { store(out + n * kWidth, clip(sums[m].whole[n], low, high)); });
+      store_some(out + (kN - 1) * kWidth, clip(last, low, high), left);
     });
   }
 };
@@ -90,12 +123,16 @@ struct WordTiles {
 
   template <size_t kM, size_t kN>
   void run(size_t channel, size_t at, size_t) const {
-    Dots sums[kM][kN];
-    fill(sums, zero_dots());
+    DotRun<kN> sums[kM];
+    for (size_t m = 0; m < kM; ++m) {
+      for (size_t n = 0; n < kN; ++n) {
+        sums[m].whole[n] = zero_dots();
+      }
+    }
     add_lists(sums, lists + channel, at);
     for (size_t m = 0; m < kM; ++m) {
       for (size_t n = 0; n < kN; ++n) {
-        store_dots(out + (channel + m) * out_stride + at + n * kWidth, sums[m][n]);
+        store_dots(out + (channel + m) * out_stride + at + n * kWidth, sums[m].whole[n]);
       }
     }
   }
@@ -137,6 +174,16 @@ void sparse_sums(const SparseSums& s) {
 
 void sparse_dots(const Listed<uint32_t>* lists, size_t channels, size_t pixels, int32_t* out, size_t out_stride) {
   all_sparse_tiles(WordTiles{lists, out, out_stride}, channels, (pixels + kLanes - 1) / kLanes * kLanes);
+}
+
+size_t count_ones(const uint8_t* bytes, size_t count) {
+  uint64_t ones = 0;
+  for (size_t i = 0; i < count; i += sizeof ones) {
+    uint64_t x = 0;
+    __builtin_memcpy(&x, bytes + i, count - i < sizeof x ? count - i : sizeof x);
+    ones += ones_of(x);
+  }
+  return ones;
 }
 
 template <size_t kM>
@@ -206,18 +253,46 @@ void finish(const Finished& f) {
   (f.add ? finish_rows<true> : finish_rows<false>)(f);
 }
 
-void take_every(const float* x, size_t step, size_t count, float* out) {
-  if (step == 1) {
-    __builtin_memcpy(out, x, count * sizeof *x);
-  } else if (step == 2) {
-    for (size_t i = 0; i < count; ++i) {
-      out[i] = x[2 * i];
-    }
-  } else {
-    for (size_t i = 0; i < count; ++i) {
-      out[i] = x[step * i];
-    }
+// Zeros in [from, to), and maybe as many behind as fill a vector.
+inline void put_zeros(float* from, const float* to) {
+  for (; from < to; from += kWidth) {
+    store(from, zero_floats());
   }
+}
+
+// Whole vectors are put, of which the next ones replace what was too much. With kStep of 0, any step.
+template <size_t kStep>
+inline void take_all(const Taken& given) {
+  const Taken t = given;
+  const size_t whole = kStep ? (t.columns - 1) / kWidth * kWidth : 0;
+  const size_t rest = t.columns - whole;
+  for (size_t plane = 0; plane < t.planes; ++plane) {
+    float* const to = t.to + plane * t.to_plane;
+    const float* from = t.from + plane * t.from_plane;
+    float* at = to + t.above * t.to_row;
+    put_zeros(to, at);
+    for (size_t row = 0; row < t.rows; ++row, from += t.from_row, at += t.to_row) {
+      put_zeros(at, at + t.left);
+      float* const first = at + t.left;
+      for (size_t i = 0; i < whole; i += kWidth) {
+        store(first + i, kStep == 2 ? load_even(from + 2 * i) : load_floats(from + i));
+      }
+      if constexpr (kStep == 0) {
+        for (size_t i = 0; i < rest; ++i) {
+          first[i] = from[i * t.step];
+        }
+        put_zeros(first + rest, at + t.to_row);
+      } else {
+        store(first + whole, kStep == 2 ? load_some_even(from + 2 * whole, rest) : load_some(from + whole, rest));
+        put_zeros(first + whole + kWidth, at + t.to_row);
+      }
+    }
+    put_zeros(at, to + t.size);
+  }
+}
+
+void take_planes(const Taken& t) {
+  (t.step == 1 ? take_all<1> : t.step == 2 ? take_all<2> : take_all<0>)(t);
 }
 
 } // namespace

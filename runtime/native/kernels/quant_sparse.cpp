@@ -100,22 +100,26 @@ void put_frame(const SparseWork& work, const int8_t* image, const Tile& tile, si
   const Isa& isa = work.quant.isa;
   uint32_t* const to = scratch.frame.get() + group % work.plan.run * frame.group_size();
   memset(to, work.quant.x_zero + isa.column_bias, words * apart * sizeof *to);
-  frame.each_row(tile, [&](size_t plane, size_t at, size_t y, const Inside& inside) {
-    const size_t step = frame.columns.stride;
-    for (size_t p = 0; p < inside.end - inside.begin; p += kPartPixels) {
-      const size_t count = std::min(kPartPixels, inside.end - inside.begin - p);
-      const int8_t* from = image + (y * frame.columns.size + inside.source + p * step) * all + group * in;
-      int8_t* pixel = scratch.pixels.get();
-      for (size_t i = 0; i < count; ++i, from += step * all, pixel += kQuad * words) {
-        memcpy(pixel, from, in);
-        memset(pixel + in, 0, kQuad * words - in);
+  const uint32_t bias = isa.column_bias ? 0x80808080 : 0;
+  const size_t step = frame.columns.stride;
+  frame.each_plane(tile, [&](size_t plane, const Inside& down, const Inside& across) {
+    for (size_t y = down.begin; y < down.end; ++y) {
+      const size_t row = down.source + (y - down.begin) * frame.rows.stride;
+      for (size_t p = across.begin; p < across.end; p += kPartPixels) {
+        const size_t count = std::min(kPartPixels, across.end - p);
+        const size_t first = row * frame.columns.size + across.source + (p - across.begin) * step;
+        const int8_t* from = image + first * all + group * in;
+        int8_t* pixel = scratch.pixels.get();
+        for (size_t i = 0; i < count; ++i, from += step * all, pixel += kQuad * words) {
+          memcpy(pixel, from, in);
+          memset(pixel + in, 0, kQuad * words - in);
+        }
+        auto* const made = reinterpret_cast<uint32_t*>(scratch.pixels.get());
+        for (size_t i = 0; i < count * words; ++i) {
+          made[i] ^= bias;
+        }
+        turn(isa, made, words, count, words, to + plane * frame.plane + y * frame.pitch + p, apart);
       }
-      auto* const made = reinterpret_cast<uint32_t*>(scratch.pixels.get());
-      const uint32_t bias = isa.column_bias ? 0x80808080 : 0;
-      for (size_t i = 0; i < count * words; ++i) {
-        made[i] ^= bias;
-      }
-      turn(isa, made, words, count, words, to + plane * frame.plane + at + p, apart);
     }
   });
 }
@@ -222,9 +226,8 @@ const char* run_sparse(const QuantWork& work, const SparseWeights& weights) {
     return kNoMemory;
   }
   const auto width = static_cast<size_t>(g.conv.kernel_w);
-  for (size_t k = 0; k < g.depth; ++k) {
-    const size_t tap = k / g.channels;
-    table.get()[k] = static_cast<uint32_t>(plan.frame.offset(k % g.channels / kQuad, tap / width, tap % width));
+  for (size_t tap = 0; tap < g.taps; ++tap) {
+    plan.frame.put_offsets(tap / width, tap % width, g.channels, kQuad, table.get() + tap * g.channels);
   }
   const SparseWork sparse = {work, weights, plan, table.get()};
   return run_plan<Scratch>(work.call, plan, sparse, [&](const Scratch& scratch, const Errand& errand) {

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "arena.h"
 #include "sparse_frame.h"
 #include "sparse_index.h"
 #include "work.h"
@@ -17,7 +18,9 @@ namespace ferryman::kernels {
 namespace {
 
 constexpr size_t kListedMost = 1 << 16;  // values whose places are kept at a time, of one channel or several
-constexpr size_t kListsMost = 256;       // and of how many channels
+constexpr size_t kListsMost = 128;       // and of how many channels
+constexpr size_t kNearFloats = 8192;     // of what all channels read in turn, so that it stays in the nearest cache
+constexpr size_t kFewPixels = 3 * kLanes;  // with which fetching values begins to cost more than fetching from farther away
 
 ferryman_binary_conv shape_of(const ferryman_sparse_conv& c) {
   return {c.batch,      c.height,     c.width,   c.channels, c.out_channels, c.kernel_h,   c.kernel_w,
@@ -33,6 +36,8 @@ struct SparseWork {
   const Index& index;
   const Plan& plan;
   const uint32_t* table;  // of each weight's position, its place in the frame
+  size_t step;            // of those, where all are a step after the last; or 0
+  size_t pixels;          // of which sums run at a time
   float low, high;
 
   bool last() const {
@@ -42,39 +47,67 @@ struct SparseWork {
 
 // What a task writes to on its way.
 struct Scratch {
-  Buffer<float> frame;
-  Buffer<uint32_t> places;
-  Buffer<Listed<float>> lists;
-  Buffer<float> part;
+  size_t places_at, lists_at, part_at;
+  Arena arena;
 
   explicit Scratch(const SparseWork& work)
-      : frame(work.plan.sizes.direct ? 0 : work.plan.run * work.plan.frame.group_size()),
-        places(work.conv.index_bits ? kListedMost : 0),
-        lists(kListsMost),
-        part(kLanes * kPartPixels) {}
+      : places_at(Arena::room<float>(work.plan.sizes.direct ? 0 : work.plan.run * work.plan.frame.group_size() + kLanes)),
+        lists_at(places_at + Arena::room<uint32_t>(work.conv.index_bits ? kListedMost : 0)),
+        part_at(lists_at + Arena::room<Listed<float>>(kListsMost)),
+        arena(part_at + Arena::room<float>(kLanes * kPartPixels)) {}
 
   explicit operator bool() const {
-    return frame && places && lists && part;
+    return static_cast<bool>(arena);
+  }
+  float* frame() const {
+    return reinterpret_cast<float*>(arena.get());
+  }
+  uint32_t* places() const {
+    return reinterpret_cast<uint32_t*>(arena.get() + places_at);
+  }
+  Listed<float>* lists() const {
+    return reinterpret_cast<Listed<float>*>(arena.get() + lists_at);
+  }
+  float* part() const {
+    return reinterpret_cast<float*>(arena.get() + part_at);
   }
 };
 
-// Puts what some channels have of an image into their frame.
-void put_frame(const SparseWork& work, const float* image, const Tile& tile, size_t channel, size_t channels, float* to) {
+// Puts what some channels have of an image, channels last, into their frame.
+void put_pixels(const SparseWork& work, const float* image, const Tile& tile, size_t channel, size_t channels, float* to) {
   const Frame& frame = work.plan.frame;
   const auto all = static_cast<size_t>(work.conv.channels);
-  const size_t step = frame.columns.stride, apart = frame.planes() * frame.plane;
-  memset(to, 0, channels * apart * sizeof *to);
-  frame.each_row(tile, [&](size_t plane, size_t at, size_t y, const Inside& inside) {
-    const size_t pixel = y * frame.columns.size + inside.source;
-    const size_t count = inside.end - inside.begin;
-    float* const row = to + plane * frame.plane + at;
-    if (work.conv.input_layout == FERRYMAN_CHANNELS_LAST && all > 1) {
-      work.isa.transpose(image + pixel * all + channel, step * all, count, channels, row, apart);
+  const size_t apart = frame.planes() * frame.plane;
+  frame.each_plane(tile, [&](size_t plane, const Inside& down, const Inside& across) {
+    const size_t full = down.is_full() && across.is_full() ? down.all * frame.pitch : 0;
+    for (size_t c = 0; c < channels; ++c) {
+      std::fill(to + c * apart + plane * frame.plane + full, to + c * apart + (plane + 1) * frame.plane, 0.0f);
+    }
+    for (size_t y = down.begin; y < down.end; ++y) {
+      const size_t row = down.source + (y - down.begin) * frame.rows.stride;
+      const float* const from = image + (row * frame.columns.size + across.source) * all + channel;
+      work.isa.transpose(from, frame.columns.stride * all, across.end - across.begin, channels,
+                         to + plane * frame.plane + y * frame.pitch + across.begin, apart);
+    }
+  });
+}
+
+// The same of planes.
+void put_planes(const SparseWork& work, const float* image, const Tile& tile, size_t channel, size_t channels, float* to) {
+  const Frame& frame = work.plan.frame;
+  const size_t apart = frame.planes() * frame.plane;
+  frame.each_plane(tile, [&](size_t plane, const Inside& down, const Inside& across) {
+    float* const first = to + plane * frame.plane;
+    if (down.begin == down.end || across.begin == across.end) {
+      for (size_t c = 0; c < channels; ++c) {
+        std::fill_n(first + c * apart, frame.plane, 0.0f);
+      }
       return;
     }
-    for (size_t c = 0; c < channels; ++c) {
-      work.isa.take_every(image + (channel + c) * work.plan.in_pixels + pixel, step, count, row + c * apart);
-    }
+    const float* const from = image + channel * work.plan.in_pixels + down.source * frame.columns.size + across.source;
+    work.isa.take_planes({from, work.plan.in_pixels, frame.rows.stride * frame.columns.size, frame.columns.stride, channels,
+                          down.end - down.begin, across.end - across.begin, down.begin, across.begin, first, apart,
+                          frame.pitch, frame.plane});
   });
 }
 
@@ -87,8 +120,10 @@ class Task {
       frame_ = image + errand.group * plan_.frame.group_size() + errand.tile.column;
     } else {
       const size_t in = plan_.sizes.in;
-      put_frame(work, image, errand.tile, errand.group * in, errand.groups * in, scratch.frame.get());
-      frame_ = scratch.frame.get();
+      const bool last = work.conv.input_layout == FERRYMAN_CHANNELS_LAST && work.conv.channels > 1;
+      (last ? put_pixels : put_planes)(
+          work, image, errand.tile, errand.group * in, errand.groups * in, scratch.frame());
+      frame_ = scratch.frame();
     }
   }
 
@@ -108,37 +143,60 @@ class Task {
   // Lists the next channels' values; 0: their index is wrong.
   size_t list() const {
     const Index& index = work_.index;
-    uint32_t* to = scratch_.places.get();
+    uint32_t* to = scratch_.places();
     const uint32_t* const most = to + kListedMost;
     size_t n = channel_;
     for (; n < errand_.end && n - channel_ < kListsMost; ++n) {
+      const size_t count = index.count(n);
       const uint32_t* places = work_.table;
       if (work_.conv.index_bits) {
-        if (index.count(n) > static_cast<size_t>(most - to)) {
+        if (count > static_cast<size_t>(most - to)) {
           break;
         }
-        places = to;
-        if (!index.each(n, [&](size_t position) { *to++ = work_.table[position]; })) {
+        if (!index.list(work_.isa, n, std::max<size_t>(work_.step, 1), to)) {
           return 0;
         }
+        for (size_t i = 0; i < count && !work_.step; ++i) {
+          to[i] = work_.table[to[i]];
+        }
+        places = to;
+        to += count;
       }
       const float* const frame = frame_ + (n / plan_.sizes.out - errand_.group) * plan_.frame.group_size();
-      scratch_.lists.get()[n - channel_] = {frame, places, work_.call.values + index.begin(n), index.count(n)};
+      scratch_.lists()[n - channel_] = {frame, places, work_.call.values + index.begin(n), count};
     }
     return n - channel_;
+  }
+
+  // Sums of some of the listed channels, of about as many pixels each time.
+  void sum(SparseSums sums) const {
+    const size_t pixels = sums.pixels;
+    const size_t runs = (pixels + work_.pixels - 1) / work_.pixels;
+    const size_t step = ((pixels + runs - 1) / runs + work_.isa.width - 1) / work_.isa.width * work_.isa.width;
+    for (size_t p = 0; p < pixels; p += step) {
+      sums.pixels = std::min(step, pixels - p);
+      work_.isa.sparse_sums(sums);
+      sums.at += step;
+      sums.add = sums.add ? sums.add + step : nullptr;
+      sums.out += step;
+    }
   }
 
   // The outputs of the listed channels.
   void compute(size_t channels) const {
     const Frame& frame = plan_.frame;
     const Tile& tile = errand_.tile;
-    const bool row = plan_.sizes.direct && plan_.out_pixels == 1;
+    const size_t at = plane(channel_) + tile.row * frame.columns.out + tile.column;
+    float* const out = work_.call.output + at;
+    if (plan_.sizes.direct && plan_.out_pixels == 1) {
+      work_.isa.sparse_row(
+          {scratch_.lists(), channels, 0, 1, work_.call.bias + channel_, added(at), work_.low, work_.high, out, 1});
+      return;
+    }
     const bool whole = frame.pitch == frame.columns.out && tile.columns == frame.columns.out;
-    if (row || (!work_.last() && (tile.rows == 1 || whole))) {
-      const size_t at = plane(channel_) + tile.row * frame.columns.out + tile.column;
-      (row ? work_.isa.sparse_row : work_.isa.sparse_sums)(
-          {scratch_.lists.get(), channels, work_.call.bias + channel_, plan_.run_pixels(tile), added(at), plan_.out_pixels,
-           work_.low, work_.high, work_.call.output + at, plan_.out_pixels});
+    if (!work_.last() && (tile.rows == 1 || whole)) {
+      sum({scratch_.lists(), channels, 0, plan_.run_pixels(tile), work_.call.bias + channel_, added(at), work_.low,
+           work_.high, out, plan_.out_pixels});
       return;
     }
     plan_.each_part(tile, [&](const Tile& part) {
@@ -151,14 +209,11 @@ class Task {
   // Of a part of the tile and a block of the listed channels, by way of memory of its own.
   void compute_part(const Tile& part, size_t n, size_t channels) const {
     const Frame& frame = plan_.frame;
-    Listed<float> lists[kLanes];
-    for (size_t i = 0; i < channels; ++i) {
-      lists[i] = scratch_.lists.get()[n + i];
-      lists[i].frame += part.row * frame.pitch + part.column;
-    }
-    float* const made = scratch_.part.get();
-    work_.isa.sparse_sums({lists, channels, work_.call.bias + channel_ + n, plan_.run_pixels(part), nullptr, 0, -INFINITY,
-                           INFINITY, made, kPartPixels});
+    float* const made = scratch_.part();
+    const bool early = work_.last() && !work_.conv.add;  // sums are clipped at once
+    sum({scratch_.lists() + n, channels, part.row * frame.pitch + part.column, plan_.run_pixels(part),
+         work_.call.bias + channel_ + n, nullptr, early ? work_.low : -INFINITY, early ? work_.high : INFINITY, made,
+         kPartPixels});
     const size_t width = frame.columns.out;
     const size_t pixel = (errand_.tile.row + part.row) * width + errand_.tile.column + part.column;
     if (!work_.last()) {
@@ -174,7 +229,9 @@ class Task {
       const size_t at = (errand_.image * plan_.out_pixels + pixel + row * width) * all + channel_ + n;
       float* const out = work_.call.output + at;
       work_.isa.transpose(made + row * frame.pitch, kPartPixels, channels, part.columns, out, all);
-      work_.isa.finish({out, all, part.columns, channels, added(at), work_.low, work_.high, out, all});
+      if (!early) {
+        work_.isa.finish({out, all, part.columns, channels, added(at), work_.low, work_.high, out, all});
+      }
     }
   }
 
@@ -212,6 +269,7 @@ const char* run_sparse(const ferryman_sparse_conv& conv, const ferryman_sparse_c
   const ferryman_binary_conv shape = shape_of(conv);
   ferryman_binary_sizes sizes;
   ferryman_binary_check(&shape, &sizes);
+  const Isa& own = isa();
   const Plan plan = plan_of(conv, call, axes_of(shape, sizes));
   const size_t in = plan.sizes.in;
   const auto width = static_cast<size_t>(conv.kernel_w);
@@ -228,10 +286,12 @@ const char* run_sparse(const ferryman_sparse_conv& conv, const ferryman_sparse_c
   if (conv.index_bits && index.bytes() != static_cast<size_t>(call.index_bytes)) {
     return "the index has another number of bytes";
   }
-  for (size_t k = 0; k < taps * in; ++k) {
-    table.get()[k] = static_cast<uint32_t>(plan.frame.offset(k % in, k / in / width, k / in % width));
+  for (size_t tap = 0; tap < taps; ++tap) {
+    plan.frame.put_offsets(tap / width, tap % width, in, 1, table.get() + tap * in);
   }
-  const SparseWork work = {conv, call, isa(), index, plan, table.get(), conv.low == -FLT_MAX ? -INFINITY : conv.low,
+  const size_t step = taps == 1 ? plan.frame.planes() * plan.frame.plane : 0;
+  const SparseWork work = {conv, call, own, index, plan, table.get(), step,
+                           std::min(std::max((kNearFloats + in - 1) / in, kFewPixels), own.sparse_pixels), conv.low == -FLT_MAX ? -INFINITY : conv.low,
                            conv.high == FLT_MAX ? INFINITY : conv.high};
   return run_plan<Scratch>(call, plan, work, [&](const Scratch& scratch, const Errand& errand) {
     return Task(work, scratch, errand).run();

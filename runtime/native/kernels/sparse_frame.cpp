@@ -57,14 +57,14 @@ Tile Frame::tile(size_t number) const {
   return {row, std::min(tile_rows, rows.out - row), column, std::min(tile_columns, columns.out - column)};
 }
 
-Inside Frame::inside_of(const Tile& tile, size_t phase) const {
-  const auto step = static_cast<ptrdiff_t>(columns.stride);
-  const auto size = static_cast<ptrdiff_t>(columns.size);
-  const ptrdiff_t first = columns.source(tile.column, phase);
-  const auto most = static_cast<ptrdiff_t>(tile.columns + columns.halo);
-  const ptrdiff_t begin = first < 0 ? std::min((-first + step - 1) / step, most) : 0;
-  const ptrdiff_t end = first < size ? std::min((size - first + step - 1) / step, most) : 0;
-  return {static_cast<size_t>(begin), static_cast<size_t>(std::max(end, begin)),
+Inside Frame::inside_of(const Axis& axis, size_t first_out, size_t outputs, size_t phase) {
+  const auto step = static_cast<ptrdiff_t>(axis.stride);
+  const auto size = static_cast<ptrdiff_t>(axis.size);
+  const ptrdiff_t first = axis.source(first_out, phase);
+  const auto all = static_cast<ptrdiff_t>(outputs + axis.halo);
+  const ptrdiff_t begin = first < 0 ? std::min((-first + step - 1) / step, all) : 0;
+  const ptrdiff_t end = first < size ? std::min((size - first + step - 1) / step, all) : 0;
+  return {static_cast<size_t>(begin), static_cast<size_t>(std::max(end, begin)), static_cast<size_t>(all),
           static_cast<size_t>(std::max<ptrdiff_t>(first + begin * step, 0))};
 }
 

@@ -46,10 +46,14 @@ struct Tile {
   size_t row, rows, column, columns;
 };
 
-// What a row of a frame has of the image: from `begin` to `end`; the rest is beyond its sides.
+// What a plane has of the image, down or across: from `begin` to `end`; the rest is beyond its sides.
 struct Inside {
-  size_t begin, end;
-  size_t source;  // column of the image at `begin`
+  size_t begin, end, all;
+  size_t source;  // row or column of the image at `begin`; those that follow are a stride apart
+
+  bool is_full() const {
+    return begin == 0 && end == all;
+  }
 };
 
 class Frame {
@@ -72,22 +76,21 @@ class Frame {
   size_t planes() const {  // of a channel
     return rows.phases * columns.phases;
   }
-  size_t offset(size_t channel, size_t ky, size_t kx) const {
+  // Where a tap's channels lie, `per` of them to an element.
+  void put_offsets(size_t ky, size_t kx, size_t count, size_t per, uint32_t* to) const {
     const size_t phase = rows.phase(ky) * columns.phases + columns.phase(kx);
-    return (channel * planes() + phase) * plane + rows.shift(ky) * pitch + columns.shift(kx);
+    const size_t first = phase * plane + rows.shift(ky) * pitch + columns.shift(kx);
+    for (size_t c = 0; c < count; ++c) {
+      to[c] = static_cast<uint32_t>(first + c / per * planes() * plane);
+    }
   }
-  // Calls put(plane of a channel, offset in it, row of the image, what of it) for each row of a frame that the image has.
+  // Calls put(plane of a channel, what it has of the image's rows, and of its columns) for each plane.
   template <typename Put>
-  void each_row(const Tile& tile, const Put& put) const {
+  void each_plane(const Tile& tile, const Put& put) const {
     for (size_t ky = 0; ky < rows.phases; ++ky) {
+      const Inside down = inside_of(rows, tile.row, tile.rows, ky);
       for (size_t kx = 0; kx < columns.phases; ++kx) {
-        const Inside inside = inside_of(tile, kx);
-        for (size_t j = 0; j < tile.rows + rows.halo; ++j) {
-          const ptrdiff_t y = rows.source(tile.row + j, ky);
-          if (y >= 0 && y < static_cast<ptrdiff_t>(rows.size) && inside.begin < inside.end) {
-            put(ky * columns.phases + kx, j * pitch + inside.begin, static_cast<size_t>(y), inside);
-          }
-        }
+        put(ky * columns.phases + kx, down, inside_of(columns, tile.column, tile.columns, kx));
       }
     }
   }
@@ -99,7 +102,7 @@ class Frame {
   size_t column_tiles() const {
     return (columns.out + tile_columns - 1) / tile_columns;
   }
-  Inside inside_of(const Tile& tile, size_t phase) const;
+  static Inside inside_of(const Axis& axis, size_t first, size_t outputs, size_t phase);
 };
 
 constexpr size_t kElementBytes = 4;

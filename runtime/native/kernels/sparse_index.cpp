@@ -9,7 +9,7 @@ namespace ferryman::kernels {
 
 Index::Index(int32_t bits, const uint8_t* index, size_t bytes, size_t channels, size_t depth)
     : bits_(bits), index_(index), bytes_(bytes), channels_(channels), depth_(depth), begins_(channels + 1) {
-  problem_ = begins_ ? count_values() : kNoMemory;
+  problem_ = begins_ ? count_values(isa()) : kNoMemory;
 }
 
 uint64_t Index::word_at(const uint8_t* row, size_t byte) const {
@@ -18,7 +18,7 @@ uint64_t Index::word_at(const uint8_t* row, size_t byte) const {
   return word;
 }
 
-const char* Index::count_values() {
+const char* Index::count_values(const Isa& isa) {
   size_t value = 0;
   size_t byte = bits_ == 4 || bits_ == 8 ? channels_ * sizeof(uint16_t) : 0;
   if (byte > bytes_ || (bits_ == 1 && channels_ * row_bytes() > bytes_)) {
@@ -31,15 +31,12 @@ const char* Index::count_values() {
       continue;
     }
     if (bits_ == 1) {
-      uint64_t last = 0;
-      for (size_t k = 0; k < depth_; k += kWordBytes * 8) {
-        last = word_at(index_ + byte, k / 8);
-        value += static_cast<size_t>(__builtin_popcountll(last));
-      }
-      if (depth_ % (kWordBytes * 8) && last >> depth_ % (kWordBytes * 8)) {
+      const uint8_t* const row = index_ + byte;
+      value += isa.count_ones(row, row_bytes());
+      byte += row_bytes();
+      if (depth_ % 8 && row[row_bytes() - 1] >> depth_ % 8) {
         return kBadIndex;
       }
-      byte += row_bytes();
       continue;
     }
     const size_t count_of = static_cast<size_t>(index_[2 * n]) | static_cast<size_t>(index_[2 * n + 1]) << 8;

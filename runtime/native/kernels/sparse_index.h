@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "buffer.h"
+#include "isa.h"
 
 namespace ferryman::kernels {
 
@@ -36,6 +37,16 @@ class Index {
   }
   size_t count(size_t channel) const {
     return begin(channel + 1) - begin(channel);
+  }
+
+  // Lists a channel's positions, times `step`, and says whether all are positions. Not for index bits of 0.
+  bool list(const Isa& isa, size_t channel, size_t step, uint32_t* places) const {
+    const uint8_t* const from = index_ + begins_.get()[channel].byte;
+    if (bits_ == 1) {
+      isa.list_bits(from, depth_, step, places);
+      return true;  // they were counted
+    }
+    return isa.list_gaps(from, bits_, count(channel), step, places) < depth_;
   }
 
   // Calls put(position) for each of a channel's values in order, and says whether all are positions.
@@ -89,7 +100,7 @@ class Index {
   }
   // Eight bytes of a row of the bitmap, or what there is of them.
   uint64_t word_at(const uint8_t* row, size_t byte) const;
-  const char* count_values();
+  const char* count_values(const Isa& isa);
 
   int32_t bits_;
   const uint8_t* index_;
