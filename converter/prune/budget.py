@@ -194,15 +194,12 @@ def rank(
         least = max(totals[number], 1e-30) / group.count * 1e-6
         ordered = score[order].double() + least  # what is worth nothing goes first, and not for nothing
         left = ordered.flip(0).cumsum(0).flip(0)
-        if comparable:
-            weight = totals[number] / mean if mean else 1.0
-        else:
-            weight = weights[number] if weights else 1.0
+        given = totals[number] / mean if comparable and mean else weights[number] if weights and not comparable else 1.0
         total = ordered.sum()
         damage = ordered * total / left.square()
         if not group.least:  # the model can do without: the last unit hurts no more than some of the first
             damage = damage.minimum(_WHOLE * ordered / total)
-        damage = weight * damage / saved[order].clamp(min=1e-12)
+        damage = given * damage / saved[order].clamp(min=1e-12)
         choice.order += [(float(one), number) for one in damage.cummax(0).values]
     choice.order.sort(key=lambda one: one[0])
     return choice
@@ -224,8 +221,8 @@ def choose(choice: Choice, measure: Measure, most: float, what: str) -> dict[int
     costs: Mapping[int, float] = {high: measure(choice.removed(high))}
     if costs[high] > most:
         raise CallerError(
-            f"{what} cannot be reached: the least is {costs[high] / most:.2f} times as much, with every layer as narrow "
-            "as it may be; ask for a larger budget"
+            f"{what} cannot be reached: the least is {costs[high] / most:.2f} times as much, with every layer as "
+            "narrow as it may be; ask for a larger budget"
         )
     while low < high:
         middle = (low + high) // 2

@@ -23,7 +23,7 @@ from ferryman.converter.compress.training import Batch, FineTuned, Loss, Progres
 from ferryman.converter.prune.budget import Cost, count
 from ferryman.converter.prune.criteria import norms_behind, per_unit, producers
 from ferryman.converter.prune.graph import find_groups, positional
-from ferryman.converter.prune.units import Group, align, remove
+from ferryman.converter.prune.units import Group, align, remove, weight_of
 from ferryman.runtime.contracts.errors import CallerError, ModelError
 
 Kind = tuple[int, str]
@@ -160,7 +160,7 @@ def group_prune(
 
     Args:
         model: trained to be sparse.
-        rates: how much of each group goes, 0 to below 1; one for all, or by group (see `divide`), 0 where none is given.
+        rates: how much of each group goes, 0 to below 1; one for all, or by group (see `divide`), else 0.
         example: positional inputs of one call.
         channels: widths are multiples of it; 0: of 8, where the dense ones are, of 16 or more.
 
@@ -201,7 +201,7 @@ def group_prune(
 def _scales(model: nn.Module, group: Group, norms: Mapping[str, str]) -> torch.Tensor:
     """float[units]: the largest scale that a batch norm gives each unit."""
     found = [
-        per_unit(slot, model.get_submodule(norms[slot.path]).weight.detach().abs()) / len(slot.rows[0])  # type: ignore[operator,union-attr]
+        per_unit(slot, weight_of(model.get_submodule(norms[slot.path])).detach().abs()) / len(slot.rows[0])
         for slot, _ in producers(model, group)
         if slot.path in norms
     ]
@@ -317,7 +317,7 @@ def distil_train(
     try:
         tuned = train(
             _WithInputs(student), loader, epochs=epochs, lr=lr, progress=progress,
-            loss=lambda outputs, targets: both(*outputs, targets),  # type: ignore[misc]  # a pair, of _WithInputs
+            loss=lambda outputs, targets: both(outputs[0], outputs[1], targets),
         )  # fmt: skip
     finally:
         distiller.close()

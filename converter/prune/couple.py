@@ -1,7 +1,7 @@
 """Which channels of which layers go together, by torch-pruning's dependency graph.
 
-Fang et al. 2023, "DepGraph: towards any structural pruning". The graph is asked channel by channel, so that what a split
-or a concatenation joins is joined here too; what it says is taken as a proposal, which `graph` tries out.
+Fang et al. 2023, "DepGraph: towards any structural pruning". The graph is asked channel by channel, so that what a
+split or a concatenation joins is joined here too; what it says is taken as a proposal, which `graph` tries out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from ferryman.converter.prune.units import CONVS, MIXING_NORMS, Group, Slot, is_depthwise, part_count, width
+from ferryman.converter.prune.units import CONVS, MIXING_NORMS, Group, Slot, layer_width, part_count, width
 from ferryman.converter.quiet import quiet
 from ferryman.converter.reason import reason
 from ferryman.runtime.contracts.errors import CallerError, ModelError
@@ -123,7 +123,7 @@ def _ask(graph: Any, paths: dict[Any, str], layer: nn.Module, handler: Any, chan
             continue  # an activation
         else:
             key = (paths[target], "out" if outward else "in", 0)
-        if isinstance(target, nn.Module) and width(nn.ModuleDict({"_": target}), "_", key[1]) is None:
+        if isinstance(target, nn.Module) and layer_width(target, key[1]) is None:
             unit.unknown = f"{paths[target]} ({type(target).__name__}) cannot become narrower"
         if isinstance(target, nn.PReLU) and target.num_parameters == 1:
             continue
@@ -199,6 +199,4 @@ def _unfit(model: nn.Module, group: Group) -> str | None:
         whole = width(model, slot.path, slot.side, slot.dim)
         if whole is None or any(index >= whole for rows in slot.rows for index in rows):
             return f"{slot.path} is read in another shape than it has"
-        if slot.side == "parameter" or is_depthwise(model.get_submodule(slot.path)):
-            continue
     return None

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from ferryman.converter.compress.binary_policy import in_eval_mode
 from ferryman.converter.compress.training import Batch, Loss
-from ferryman.converter.prune.units import CONVS, Group, Slot, is_depthwise
+from ferryman.converter.prune.units import CONVS, Group, Slot, is_depthwise, weight_of
 from ferryman.runtime.contracts.errors import CallerError
 
 BATCHES_MAX = 32
@@ -92,7 +92,7 @@ def per_index(layer: nn.Module, side: str, values: torch.Tensor) -> torch.Tensor
         side: `out` or `in`.
         values: of the weight's shape; dimensions in front of that are kept.
     """
-    dims = layer.weight.dim()  # type: ignore[operator,union-attr]  # a parameter
+    dims = weight_of(layer).dim()
     transposed = isinstance(layer, CONVS) and layer.transposed
     outputs = (1 if transposed else 0) if not isinstance(layer, nn.Embedding) else 1
     kept = outputs if side == "out" or is_depthwise(layer) else 1 - outputs
@@ -121,7 +121,11 @@ def norms_behind(model: nn.Module, example: tuple[Any, ...]) -> dict[str, str]:
     found: dict[str, str] = {}
 
     def made(path: str) -> Callable[..., None]:
-        return lambda _, __, out: (held.append(out), given.update({id(out): path})) and None
+        def look(_: nn.Module, __: object, out: torch.Tensor) -> None:
+            held.append(out)
+            given[id(out)] = path
+
+        return look
 
     def taken(path: str) -> Callable[..., None]:
         return lambda _, inputs: found.update({given[id(inputs[0])]: path} if id(inputs[0]) in given else {})
@@ -130,7 +134,7 @@ def norms_behind(model: nn.Module, example: tuple[Any, ...]) -> dict[str, str]:
     for path, part in model.named_modules():
         if isinstance(part, (*CONVS, nn.Linear)):
             hooks.append(part.register_forward_hook(made(path)))
-        elif isinstance(part, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  # the base of all batch norms
+        elif isinstance(part, nn.modules.batchnorm._BatchNorm) and part.track_running_stats:  # noqa: SLF001  # their base
             hooks.append(part.register_forward_pre_hook(taken(path)))
     try:
         with in_eval_mode(model), torch.no_grad():
@@ -143,10 +147,10 @@ def norms_behind(model: nn.Module, example: tuple[Any, ...]) -> dict[str, str]:
 
 def norm_factor(norm: nn.Module) -> torch.Tensor:
     """What a batch norm multiplies its channels by."""
-    if norm.running_var is None:
-        return torch.ones(norm.num_features)  # type: ignore[arg-type]  # a number
-    factor = (norm.running_var + norm.eps).rsqrt()  # type: ignore[operator]  # tensors
-    return factor if norm.weight is None else factor * norm.weight.detach()  # type: ignore[no-any-return,union-attr]
+    if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_var is None:  # noqa: SLF001  # their base
+        raise TypeError(type(norm).__name__)
+    factor = (norm.running_var + norm.eps).rsqrt()
+    return factor * norm.weight.detach() if norm.affine else factor
 
 
 class Magnitude:
@@ -161,7 +165,7 @@ class Magnitude:
         for group in context.groups:
             total = torch.zeros(group.count)
             for slot, layer in producers(context.model, group):
-                squares = per_index(layer, "out", layer.weight.detach().square())  # type: ignore[operator,union-attr]
+                squares = per_index(layer, "out", weight_of(layer).detach().square())
                 if slot.path in norms:
                     squares = squares * norm_factor(context.model.get_submodule(norms[slot.path])).square()
                 total += per_unit(slot, squares)
@@ -189,11 +193,11 @@ def unit_norms(model: nn.Module, group: Group) -> torch.Tensor:
             continue
         layer = model.get_submodule(slot.path)
         if isinstance(layer, _WEIGHTED):
-            total += per_unit(slot, per_index(layer, slot.side, layer.weight.detach().square()))
-        elif layer.weight is not None:
-            total += per_unit(slot, layer.weight.detach().square())  # type: ignore[operator,union-attr]
-        if slot.side == "out" and getattr(layer, "bias", None) is not None:
-            total += per_unit(slot, layer.bias.detach().square())  # type: ignore[operator,union-attr]
+            total += per_unit(slot, per_index(layer, slot.side, weight_of(layer).detach().square()))
+        elif getattr(layer, "weight", None) is not None:
+            total += per_unit(slot, weight_of(layer).detach().square())
+        if slot.side == "out" and isinstance(bias := getattr(layer, "bias", None), torch.Tensor):
+            total += per_unit(slot, bias.detach().square())
     return total.sqrt()
 
 
@@ -206,16 +210,15 @@ class Taylor:
         """As the protocol says."""
         totals = [torch.zeros(group.count) for group in context.groups]
         for gates in gate_gradients(context):
-            for total, gate in zip(totals, gates, strict=True):
-                total += gate.square()
+            totals = [total + gate.square() for total, gate in zip(totals, gates, strict=True)]
         return [total.sqrt() for total in totals]
 
 
 def gate_gradients(context: Context) -> Iterator[list[torch.Tensor]]:
     """The gradient of each batch's loss by a factor of 1 on what is read of each unit: float[units], group by group."""
     model = context.model
-    needed = {id(layer.weight): layer.weight for group in context.groups for _, layer in readers(model, group)}
-    weights: list[Any] = list(needed.values())
+    needed = {id(weight_of(layer)): weight_of(layer) for group in context.groups for _, layer in readers(model, group)}
+    weights = list(needed.values())
     flags = [weight.requires_grad for weight in weights]
     try:
         for weight in weights:
@@ -250,7 +253,7 @@ def gates_of(model: nn.Module, group: Group, gradients: dict[int, torch.Tensor])
     """float[units]: the derivative by each unit's gate, of derivatives by the weights (by id) that read it."""
     total = torch.zeros(group.count)
     for slot, layer in readers(model, group):
-        if id(layer.weight) in gradients:
-            product = layer.weight.detach() * gradients[id(layer.weight)]  # type: ignore[operator,union-attr]
+        if id(weight_of(layer)) in gradients:
+            product = weight_of(layer).detach() * gradients[id(weight_of(layer))]
             total += per_unit(slot, per_index(layer, "in", product))
     return total

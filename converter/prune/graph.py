@@ -131,7 +131,7 @@ def _of_outputs(model: nn.Module, proposal: Proposal) -> str | None:
     tables = [one for one in _producers(model, proposal.group) if isinstance(model.get_submodule(one), nn.Embedding)]
     if proposal.reaches_output and not tables:
         return OUTPUT
-    return proposal.refused or (None if has_readers(model, proposal.group) else OUTPUT)
+    return proposal.refused if has_readers(model, proposal.group) else OUTPUT
 
 
 def _try_heads(model: nn.Module, example: tuple[Any, ...], each: Attention) -> Group | None:
@@ -147,7 +147,7 @@ def _try_heads(model: nn.Module, example: tuple[Any, ...], each: Attention) -> G
         rows = [[channel for head in sorted(one) for channel in ends.channels[head]] for one in sets]
         held = sides.setdefault((ends.path, side), [[] for _ in sets])
         for row, more in zip(held, rows, strict=True):
-            row += more
+            row.extend(more)
     slots = tuple(
         Slot(path, "in" if side == "in" else "out", tuple(tuple(sorted(set(row))) for row in rows))
         for (path, side), rows in sides.items()
@@ -156,7 +156,7 @@ def _try_heads(model: nn.Module, example: tuple[Any, ...], each: Attention) -> G
     if group.count == 1:
         return None
     counts, width = len(each.q.channels), len(each.q.channels[0])
-    fewer = len({row for row in each.k.channels})
+    fewer = len(set(each.k.channels))
     values = {counts, fewer}, {counts * width, fewer * width}
     for attributes in _numbers(model, each.layers, *values):
         made = replace(group, attributes=attributes)
@@ -290,7 +290,11 @@ def _fails(
         return None if all(bool(one.isfinite().all()) for one in found) else "outputs are not finite without it"
     silent = copy.deepcopy(model)
     silence(silent, groups, removed)
-    wanted = run(silent, example)
+    return _apart(found, run(silent, example))
+
+
+def _apart(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> str | None:
+    """Why outputs are not those of a model that reads nothing of some units; None: they are."""
     if [one.shape for one in found] != [one.shape for one in wanted]:
         return OUTPUT
     for a, b in zip(found, wanted, strict=True):

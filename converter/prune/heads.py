@@ -130,7 +130,8 @@ def _read(q: Node, k: Node, v: Node, result: Node, keys_dim: int, owners: dict[s
     heads = {len(one.channels) for one in ends}
     if len(heads) != 1 or len(ends[0].channels[0]) != len(ends[1].channels[0]):
         raise _Unreadable("its queries, keys and values are not of as many heads")
-    return Attention(*ends, _forth(result, len(ends[2].channels), len(ends[2].channels[0]), owners))
+    q_ends, k_ends, v_ends = ends
+    return Attention(q_ends, k_ends, v_ends, _forth(result, len(ends[2].channels), len(ends[2].channels[0]), owners))
 
 
 def _back(side: Node, dim: int, owners: dict[str, str]) -> Ends:
@@ -235,11 +236,9 @@ class HeadAttention(nn.Module):
         # nn.TransformerEncoderLayer looks at these before it calls: it must not take its fused path.
         self._qkv_same_embed_dim, self.in_proj_bias, self.in_proj_weight = False, None, None
         width = dense.embed_dim
-        weights: Sequence[torch.Tensor]
-        if dense.in_proj_weight is not None:
-            weights = dense.in_proj_weight.detach().chunk(3)
-        else:
-            weights = [one.detach() for one in (dense.q_proj_weight, dense.k_proj_weight, dense.v_proj_weight)]
+        together: torch.Tensor | None = dense.in_proj_weight  # None where keys have another width
+        apart = (dense.q_proj_weight, dense.k_proj_weight, dense.v_proj_weight)
+        weights = [one.detach() for one in apart] if together is None else together.detach().chunk(3)
         biases = [None] * 3 if dense.in_proj_bias is None else dense.in_proj_bias.detach().chunk(3)
         self.q, self.k, self.v = (_linear(weight, bias) for weight, bias in zip(weights, biases, strict=True))
         self.out = _linear(dense.out_proj.weight.detach(), dense.out_proj.bias)
@@ -266,7 +265,7 @@ class HeadAttention(nn.Module):
         )
         mask = _merge(attn_mask, key_padding_mask, q)
         dropout = self.dropout if self.training else 0.0
-        weights = None
+        weights: torch.Tensor | None = None
         if need_weights:
             scores = q @ k.transpose(-2, -1) * self.head_width**-0.5
             weights = torch.softmax(scores if mask is None else scores + mask, -1)
@@ -278,7 +277,7 @@ class HeadAttention(nn.Module):
         return (given.transpose(0, 1) if turn else given), weights
 
     def _split(self, x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(-1, (self.num_heads, self.head_width)).transpose(-3, -2)
+        return x.reshape(*x.shape[:-1], self.num_heads, self.head_width).transpose(-3, -2)
 
 
 def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
@@ -300,7 +299,7 @@ def _merge(mask: torch.Tensor | None, padding: torch.Tensor | None, q: torch.Ten
             torch.zeros(one.shape, dtype=q.dtype).masked_fill(one, float("-inf")) if one.dtype == torch.bool else one
         )
         if one is mask and one.dim() == 3:  # noqa: PLR2004  # [batch * heads, length, length]
-            added = added.unflatten(0, (q.shape[0], -1))
+            added = added.reshape(q.shape[0], -1, *added.shape[1:])
         found = added if found is None else found + added
     return found
 

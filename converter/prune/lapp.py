@@ -1,9 +1,10 @@
 """Networks that learn which channels they can do without: a threshold and a light bypass for each convolution.
 
 Zhai et al. 2023, "LAPP: Layer Adaptive Progressive Pruning for Compressing CNNs from Scratch": each convolution to be
-pruned has a learnable threshold, under which a filter's importance masks it, and a lightweight bypass beside it that keeps
-the layer expressive as it narrows. The multiplications that are left are part of the loss, so that thresholds settle,
-layer by layer, where task and budget agree. What is trained folds into plain, narrower convolutions and their bypasses.
+pruned has a learnable threshold, under which a filter's importance masks it, and a lightweight bypass beside it that
+keeps the layer expressive as it narrows. The multiplications that are left are part of the loss, so that thresholds
+settle, layer by layer, where task and budget agree. What is trained folds into plain, narrower convolutions and their
+bypasses.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class LappConv2d(BypassConv2d):
         ends = nn.BatchNorm2d(conv.out_channels)
         nn.init.zeros_(ends.weight)
         bypass = nn.Sequential(
-            nn.Conv2d(conv.in_channels, middle, 1, conv.stride, bias=False),
+            nn.Conv2d(conv.in_channels, middle, 1, (conv.stride[0], conv.stride[1]), bias=False),
             nn.Conv2d(middle, conv.out_channels, 1, bias=False),
             ends,
         )
@@ -76,7 +77,8 @@ class LappConv2d(BypassConv2d):
     def importance(self) -> torch.Tensor:
         """float[out]: the length of each filter with its batch norm's factor, of the layer's mean."""
         lengths = self.conv.weight.flatten(1).norm(dim=1) * self.norm.weight.abs()
-        return lengths / lengths.mean().clamp(min=1e-12)
+        found: torch.Tensor = lengths / lengths.mean().clamp(min=1e-12)
+        return found
 
     def mask(self) -> torch.Tensor:
         """float[out]: 0 or 1; its gradient is that of a steep sigmoid. Some filters always stay."""
@@ -96,7 +98,7 @@ class Lapp:
     layers: dict[str, LappConv2d]
     """By path."""
     macs: dict[str, tuple[float, str | None, str | None]]
-    """Path of a convolution or linear layer -> its multiplications, the `layers` whose mask its outputs and inputs have."""
+    """Path of a convolution or linear layer -> its multiplications, and whose masks its outputs and inputs have."""
     other: float
     """Multiplications of the rest."""
     dense: int
@@ -307,8 +309,8 @@ def fold(lapp: Lapp) -> Folded:
             (slot for slot in group.slots if slot.side == "out" and slot.path.removesuffix(".conv") in gone), None
         )
         if slot is not None and slot.path.endswith(".conv"):
-            lost = {*gone[slot.path.removesuffix(".conv")]}
-            removed[number] = frozenset(unit for unit, rows in enumerate(slot.rows) if {*rows} <= lost)
+            filters = {*gone[slot.path.removesuffix(".conv")]}
+            removed[number] = frozenset(unit for unit, rows in enumerate(slot.rows) if {*rows} <= filters)
     remove(model, groups, removed)
     kept = {
         path: (len(lapp.layers[path].importance()), model.get_submodule(f"{path}.conv").out_channels) for path in gone

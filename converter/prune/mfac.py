@@ -87,4 +87,4 @@ class Mfac:
         damp = max(float(gradients.square().mean()) * len(gradients[0]) * _DAMPENING, 1e-20)
         diagonal = InverseHessian(gradients, damp).diagonal().clamp(min=1e-30)
         whole = (1 / (2 * diagonal)).float()
-        return list(whole.split([group.count for group in context.groups]))
+        return list(torch.split(whole, [group.count for group in context.groups]))

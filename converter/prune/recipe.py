@@ -9,7 +9,8 @@
               | "oto"                                      training itself brings what is to go to zero
     CRITERION = "taylor" | "lasso" | "lrp" | "mfac" | "trajectory"
 
-Options stand in that order. Without an "a" option widths are multiples of 8 where the dense width is one, of 16 or more.
+Options stand in that order. Without an "a" option widths are multiples of 8 where the dense width is one,
+of 16 or more.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Make good what pruning and rounding take, in the weights of the layer that reads what is left; without data.
 
 Bai et al. 2023, "Unified Data-Free Compression": a damaged channel is taken to be a linear combination of others, and
-what is lost of it has a closed form. Here the combination is the best of what the channels are behind their activation:
-batch norms and layer norms tell how each is spread, weights how they go together (see `moments`), and what no
-combination gives is kept at its mean.
+what is lost of it has a closed form. Here the combination is the least squares of what channels are where they are read
+(see `spread`), and what no combination gives is kept at its mean. Layers are taken in the order of their calls, so that
+later ones make good what earlier ones could not.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ferryman.converter.prune.chains import Chain, find_chains, spread_before
-from ferryman.converter.prune.criteria import norm_factor, norms_behind
-from ferryman.converter.prune.moments import Series, covariance, expand
-from ferryman.converter.prune.units import CONVS, Group, Removed, Slot
+from ferryman.converter.prune.criteria import norms_behind
+from ferryman.converter.prune.spread import Pair, Spread, Weights
+from ferryman.converter.prune.units import CONVS, Group, Removed, is_depthwise
 from ferryman.converter.quantize.weights import Grid
+from ferryman.converter.quiet import quiet
 
 _RIDGE = 0.1
-"""Of a channel's variance: how little the weights alone are trusted to tell how channels go together."""
+"""Of a channel's variance: how little weights and norms alone are trusted to tell how channels go together."""
 _LINEAR_GROUP = 32
 
 
@@ -41,152 +41,100 @@ def reconstruct(
         groups: of it.
         removed: units that will go.
         example: positional inputs of one call.
-        bits: of weights to which what is left will be rounded, as `convert` does: that is made good too, also in layers
+        bits: of weights to which what is left will be rounded, as `convert` does: that is made good too, also by layers
             that lose nothing. None: it is not rounded.
 
     Returns:
-        How many layers were changed.
+        How many layers were changed; 0 too where torch.export cannot follow the model.
     """
-    norms = norms_behind(model, example)
-    where = {
-        (slot.path, other.path): (slot, other, number)
-        for number, group in enumerate(groups)
-        for slot in group.slots
-        for other in group.slots
-        if slot.side == "out" and other.side == "in"
-    }
-    changed = 0
-    for chain in find_chains(model, example):
-        slots = where.get((chain.first, chain.second))
-        lost = (
-            set() if slots is None else {index for unit in removed.get(slots[2], ()) for index in slots[0].rows[unit]}
-        )
-        whole = slots is not None and len(removed.get(slots[2], ())) == groups[slots[2]].count
-        if whole or (not lost and bits is None):
+    try:
+        with quiet():
+            program = torch.export.export(model, example, strict=False)
+    except Exception:  # noqa: BLE001  # torch.export raises many kinds; then nothing is known of what layers read
+        return 0
+    work = _Work(model, _lost(groups, removed), norms_behind(model, example), bits)
+    Spread(program, model, work.change).run()
+    work.write()
+    return len(work.made)
+
+
+def _lost(groups: Sequence[Group], removed: Removed) -> dict[str, set[int]]:
+    """Path of a layer -> its inputs that go; of branches that go as a whole nothing can be made good."""
+    found: dict[str, set[int]] = {}
+    for number, units in removed.items():
+        if len(units) == groups[number].count:
             continue
-        combination = _combine(model, chain, lost, bits)
-        if combination is not None and _fold(model, chain, combination, slots, norms.get(chain.second)):
-            changed += 1
-    return changed
+        for slot in groups[number].slots:
+            if slot.side == "in":
+                found.setdefault(slot.path, set()).update(index for unit in units for index in slot.rows[unit])
+    return found
 
 
-def _combine(
-    model: nn.Module, chain: Chain, lost: set[int], bits: int | None
-) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """What each channel is of those that are left: float64[channels, channels], and what is added to that."""
-    first = model.get_submodule(chain.first)
-    if getattr(first, "groups", 1) > 1 or getattr(first, "transposed", False):
+class _Work:
+    """What becomes of each layer's weights; they are written when all is known, as the dense ones are still read."""
+
+    def __init__(self, model: nn.Module, lost: dict[str, set[int]], norms: dict[str, str], bits: int | None) -> None:
+        self._model, self._lost, self._norms, self._bits = model, lost, norms, bits
+        self.made: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        """Path -> weights, and what is added to the bias."""
+        self._calls: dict[str, int] = {}
+
+    def change(self, path: str, pair: Pair) -> Weights:
+        """The copy's weights of one layer, told what it reads."""
+        layer: Any = self._model.get_submodule(path)
+        weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+        self._calls[path] = self._calls.get(path, 0) + 1
+        lost = self._lost.get(path, set())
+        if (lost or self._bits) and self._fits(layer) and self._calls[path] == 1:
+            found = _combine(pair, weight, lost)
+            if found is not None:
+                weight, offset = found
+                bias = offset if bias is None else bias + offset
+                self.made[path] = weight, offset
+        return (weight if self._bits is None else rounded(layer, weight, self._bits)), bias
+
+    @staticmethod
+    def _fits(layer: nn.Module) -> bool:
+        return isinstance(layer, nn.Linear) or (isinstance(layer, CONVS) and layer.groups == 1 and not layer.transposed)
+
+    def write(self) -> None:
+        """Put the new weights in, and what is added to biases into them or the batch norm behind."""
+        self.made = {path: one for path, one in self.made.items() if self._calls[path] == 1}
+        for path, (weight, offset) in self.made.items():
+            layer: Any = self._model.get_submodule(path)
+            layer.weight.copy_(weight)
+            norm: Any = self._model.get_submodule(self._norms[path]) if path in self._norms else None
+            if layer.bias is not None:
+                layer.bias += offset
+            elif norm is not None and norm.running_mean is not None:
+                norm.running_mean -= offset
+            else:
+                layer.bias = nn.Parameter(offset)
+
+
+def _combine(pair: Pair, weight: torch.Tensor, lost: set[int]) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Weights that read what is left as the given ones read all: least squares, drawn to each channel being itself."""
+    each = weight.shape[1] // pair.channels
+    gone = {channel for channel in range(pair.channels) if all(channel * each + one in lost for one in range(each))}
+    if len(gone) * each != len(lost) or len(gone) == pair.channels:
         return None
-    rows, around = _rows(model, chain, None)
-    rounded, _ = (rows, around) if bits is None else _rows(model, chain, bits)
-    lengths, short = rows.norm(dim=1), rounded.norm(dim=1)
-    mean, spread = _gaussian(model, chain, first, rows, around)
-    exact = expand(mean, spread, chain.curve)
-    left = exact if bits is None else expand(mean, spread * short / lengths.clamp(min=1e-12), chain.curve)
-    cross = _alike(rows, rounded)
-    inner = _alike(rounded, rounded)
-    kept = torch.tensor([index for index in range(len(rows)) if index not in lost])
-    own = covariance(left, left, inner)[kept][:, kept]
-    own.diagonal().copy_(left.variance[kept])
-    shared = covariance(exact, left, cross)[:, kept]
-    if bits is None:
-        shared[kept, torch.arange(len(kept))] = exact.variance[kept]
-    return _solve(exact, left, own, shared, kept)
-
-
-def _solve(
-    exact: Series, left: Series, own: torch.Tensor, shared: torch.Tensor, kept: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The least squares, drawn to every channel that is left being itself."""
-    prior = torch.zeros_like(shared)
+    kept = torch.tensor([channel for channel in range(pair.channels) if channel not in gone])
+    prior = torch.zeros(pair.channels, len(kept), dtype=torch.float64)
     prior[kept, torch.arange(len(kept))] = 1
-    ridge = torch.diag(_RIDGE * own.diagonal() + 1e-9 * own.diagonal().mean() + 1e-30)
-    found = prior + torch.linalg.solve(own + ridge, (shared - prior @ own).T).T
-    whole = torch.zeros(len(shared), len(shared), dtype=found.dtype)
-    whole[:, kept] = found
-    return whole, exact.mean - whole @ left.mean
+    copy = pair.copy[kept][:, kept]
+    ridge = _RIDGE * copy.diagonal() + 1e-9 * copy.diagonal().mean() + 1e-30
+    mix = prior + torch.linalg.solve(copy + torch.diag(ridge), (pair.cross[:, kept] - prior @ copy).T).T
+    rest = pair.mean - mix @ pair.mean_copy[kept]
+    taps = weight.double().reshape(len(weight), pair.channels, each, -1)
+    made = torch.zeros_like(taps)
+    made[:, kept] = torch.einsum("ocet,ck->oket", taps, mix)
+    offset = torch.einsum("ocet,c->o", taps, rest)
+    return made.reshape(weight.shape).to(weight.dtype), offset.to(weight.dtype)
 
 
-def _rows(model: nn.Module, chain: Chain, bits: int | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """float64[channels, ...]: weights of each channel by the spread of what they read; and the mean of that."""
-    first = model.get_submodule(chain.first)
-    weight = _weight(first, bits)
-    before = spread_before(model, chain)
-    if before is not None and len(before[1]) == weight.shape[1]:
-        rows = (weight * before[1].sqrt().reshape(1, -1, *[1] * (weight.dim() - 2))).flatten(1)
-    else:
-        rows, before = weight.flatten(1), None
-    for path in chain.depthwise:
-        taps = _weight(model.get_submodule(path), bits).flatten(1)
-        rows = (rows[:, :, None] * taps[:, None, :]).flatten(1)
-    return rows, None if before is None else before[0]
-
-
-def _weight(layer: nn.Module, bits: int | None) -> torch.Tensor:
-    """float64: a layer's weights, or what they become at so many bits."""
-    weight: torch.Tensor = layer.weight.detach()  # type: ignore[operator,union-attr]  # a parameter
-    if bits is not None:
-        image = isinstance(layer, CONVS)
-        grid = Grid(bits=bits, group=0 if image else _LINEAR_GROUP, asymmetric=False, half=not image)
-        weight = grid.round(weight.flatten(1)).values().reshape(weight.shape)
-    return weight.double()
-
-
-def _gaussian(
-    model: nn.Module, chain: Chain, first: nn.Module, rows: torch.Tensor, around: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and spread of each channel in front of the activation; a negative spread: the channel is turned around."""
-    if chain.norm is not None:
-        norm = model.get_submodule(chain.norm)
-        if norm.weight is not None and norm.bias is not None:
-            return norm.bias.detach().double(), norm.weight.detach().double()  # type: ignore[operator,union-attr]
-        return torch.zeros(len(rows), dtype=torch.float64), norm_factor(norm).sign().double()
-    last = model.get_submodule(chain.depthwise[0]) if chain.depthwise else first
-    bias = torch.zeros(len(rows), dtype=torch.float64) if last.bias is None else last.bias.detach().double()  # type: ignore[operator,union-attr]
-    if around is not None and not chain.depthwise:
-        weight = first.weight.detach().double().flatten(2).sum(2) if first.weight.dim() > 2 else first.weight.double()  # type: ignore[operator,union-attr]  # noqa: PLR2004
-        bias = bias + weight @ around
-    return bias, rows.norm(dim=1)
-
-
-def _alike(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Correlations of rows."""
-    return nn.functional.normalize(a, dim=1) @ nn.functional.normalize(b, dim=1).T
-
-
-def _fold(
-    model: nn.Module,
-    chain: Chain,
-    combination: tuple[torch.Tensor, torch.Tensor],
-    slots: tuple[Slot, Slot, int] | None,
-    norm: str | None,
-) -> bool:
-    """Put what channels are of others into the weights that read them, and the rest into what follows."""
-    mix, rest = combination
-    layer: Any = model.get_submodule(chain.second)
-    channels = len(rest)
-    weight = layer.weight
-    if getattr(layer, "groups", 1) > 1 or getattr(layer, "transposed", False) or weight.shape[1] % channels:
-        return False
-    if slots is not None and not _in_order(slots[0], slots[1], weight.shape[1] // channels):
-        return False
-    # [out, channels, what belongs to one of them]
-    taps = weight.double().reshape(len(weight), channels, -1)
-    weight.copy_(torch.einsum("oct,cd->odt", taps, mix).reshape(weight.shape))
-    offset = torch.einsum("oct,c->o", taps, rest).float()
-    if layer.bias is not None:
-        layer.bias += offset
-    elif norm is not None and model.get_submodule(norm).running_mean is not None:
-        held: Any = model.get_submodule(norm)
-        held.running_mean -= offset
-    else:
-        layer.bias = nn.Parameter(offset)
-    return True
-
-
-def _in_order(made: Slot, read: Slot, each: int) -> bool:
-    """Whether the second reads the first's channels in order, so many of its inputs from each."""
-    return all(
-        len(a) == 1 and list(b) == list(range(a[0] * each, (a[0] + 1) * each))
-        for a, b in zip(made.rows, read.rows, strict=True)
-    )
+def rounded(layer: nn.Module, weight: torch.Tensor, bits: int) -> torch.Tensor:
+    """What a layer's weights become at so many bits, as `convert` rounds them; depthwise ones have 4 or more."""
+    image = isinstance(layer, CONVS)
+    bits = max(bits, 4) if is_depthwise(layer) else bits
+    grid = Grid(bits=bits, group=0 if image else _LINEAR_GROUP, asymmetric=False, half=not image)
+    return grid.round(weight.flatten(1)).values().reshape(weight.shape)

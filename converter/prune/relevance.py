@@ -1,9 +1,9 @@
 """What units are worth by how much of the right answer they are made responsible for.
 
-Yeom et al. 2021, "Pruning by Explaining": layer-wise relevance propagation (LRP, Bach et al. 2015) hands the score of the
-right class back through the network, layer by layer; a unit is worth what arrives at it. Convolutions share it by their
-positive contributions (z+), other operators by all of theirs (epsilon); activations and batch norms, which are taken as
-part of the layer before, hand it through.
+Yeom et al. 2021, "Pruning by Explaining": layer-wise relevance propagation (LRP, Bach et al. 2015) hands the score of
+the right class back through the network; a unit is worth what arrives at it. Convolutions share it by their positive
+contributions (z+), other operators by all of theirs (epsilon); activations and batch norms, which are taken as part of
+the layer before, hand it through.
 """
 
 from __future__ import annotations
@@ -52,10 +52,9 @@ class Relevance:
             if inputs.shape != shape:
                 continue  # a program is of one shape
             arrived = propagate(program, context.model, inputs, targets)
-            for total, group in zip(totals, context.groups, strict=True):
-                for slot, _ in readers(context.model, group):
-                    if slot.path in arrived:
-                        total += per_unit(slot, arrived[slot.path])
+            for number, group in enumerate(context.groups):
+                slots = [slot for slot, _ in readers(context.model, group) if slot.path in arrived]
+                totals[number] += sum(per_unit(slot, arrived[slot.path]) for slot in slots)
         return totals
 
 
@@ -104,9 +103,9 @@ def propagate(
         recorder.run(inputs)
     values = recorder.values
     output = next(node for node in module.graph.nodes if node.op == "output")
-    (last,) = output.all_input_nodes if len(output.all_input_nodes) == 1 else (None,)
-    logits = values[last] if last is not None else None
-    if logits is None or logits.dim() != 2 or targets.is_floating_point() or targets.dim() != 1:  # noqa: PLR2004  # [N, classes]
+    last = output.all_input_nodes[0]
+    logits = values[last]
+    if len(output.all_input_nodes) != 1 or logits.dim() != 2 or targets.is_floating_point() or targets.dim() != 1:  # noqa: PLR2004  # [N, classes]
         raise CallerError("criterion lrp needs outputs that are logits [N, classes], and class numbers as targets")
     chosen = torch.zeros_like(logits).scatter_(1, targets[:, None], 1.0)
     relevance: dict[Node, torch.Tensor] = {last: chosen * logits}
@@ -154,7 +153,7 @@ def _by_contribution(
         return leaves.get(one, values.get(one))
 
     with torch.enable_grad():
-        args, kwargs = torch.fx.map_arg((node.args, node.kwargs), read)  # type: ignore[misc]  # a pair
+        args, kwargs = torch.fx.map_arg((node.args, node.kwargs), read)
         if node.target == aten.linear.default:
             args = (*args[:2], None)  # a bias gets no relevance
         out = node.target(*args, **kwargs)  # type: ignore[operator]  # an operator

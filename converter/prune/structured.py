@@ -15,7 +15,7 @@ from ferryman.converter.compress.binary_policy import Decision, Example
 from ferryman.converter.compress.training import Batch, Loss, copy_model, recalibrate_batch_norm, train
 from ferryman.converter.prune.budget import Choice, Cost, choose, count, rank, stored_bytes, unit_savings
 from ferryman.converter.prune.criteria import Context, readers
-from ferryman.converter.prune.erase import Branch, branch_shares, erase, find_branches, with_branches
+from ferryman.converter.prune.erase import Branch, branch_shares, erase, find_branches, has, with_branches
 from ferryman.converter.prune.graph import Graph, find_groups, positional, run
 from ferryman.converter.prune.heads import open_attention
 from ferryman.converter.prune.latency import Latency, checked
@@ -29,6 +29,13 @@ from ferryman.runtime.contracts.errors import CallerError, ModelError
 _LEAST = 10
 """A tenth of each width stays."""
 _LAYERS = (*CONVS, nn.Linear, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)
+_WIDTHS: tuple[tuple[type, str, str], ...] = (
+    (nn.modules.conv._ConvNd, "in_channels", "out_channels"),  # noqa: SLF001  # the base of all convolutions
+    (nn.Linear, "in_features", "out_features"),
+    (nn.Embedding, "num_embeddings", "embedding_dim"),
+    (nn.RNNBase, "input_size", "hidden_size"),
+    (nn.MultiheadAttention, "embed_dim", "embed_dim"),
+)
 Say = Callable[[str], None]
 
 
@@ -111,7 +118,8 @@ def prune(
     if not work.groups:
         why = "; ".join(f"{path or 'the model'}: {one}" for path, one in graph.refused.items())
         raise ModelError(f"nothing of the model can be pruned: {why or 'it has no layers whose outputs others read'}")
-    removed, losses = work.decide(loader, loss, progress), ()
+    removed = work.decide(loader, loss, progress)
+    losses: tuple[float, ...] = ()
     before = work.cost(dense)
     if recipe.oto and loader is not None:
         tuned = half_space_train(
@@ -195,7 +203,7 @@ class _Work:
         return self._choose(choice, progress)
 
     def _weights(self) -> list[float]:
-        """How important groups are whose scores do not compare: by how many layers read them, or how much a branch adds."""
+        """How important groups are whose scores do not compare: how many layers read them, what a branch adds."""
         shares = branch_shares(self.dense, self.branches, self.inputs)
         mean = sum(shares.values()) / max(len(shares), 1)
         found = []
@@ -229,43 +237,43 @@ def _limit(graph: Graph, dense: nn.Module, branches: Sequence[Branch]) -> tuple[
 def _settle(work: _Work, groups: tuple[Group, ...], expected: list[torch.Size]) -> tuple[Group, ...]:
     """Align the groups, and see that all can be at their least together; what breaks the model stays out."""
     aligned = tuple(align(group, work.recipe.align) for group in groups)
-
-    def narrow(these: Sequence[Group]) -> dict[int, frozenset[int]]:
-        done = {}
-        for number, group in enumerate(these):
-            if group.leader is None:
-                done[number] = frozenset(range(-(-group.least // group.step) * group.step, group.count))
-        for number, group in enumerate(these):
-            if group.leader is not None:
-                lead = these[group.leader]
-                done[number] = frozenset(
-                    range(group.count - group.count * len(done[group.leader]) // lead.count, group.count)
-                )
-        return done
-
-    def works(removed: Removed) -> bool:
-        made = work.build(removed, aligned).eval()
-        try:
-            with torch.no_grad():
-                return [one.shape for one in run(made, work.inputs)] == expected
-        except CallerError:
-            return False
-
-    every = narrow(aligned)
-    if works(every):
+    every = _narrowest(aligned)
+    if _works(work, every, aligned, expected):
         return aligned
     good: dict[int, frozenset[int]] = {}
     for number, group in enumerate(aligned):
         if group.leader is not None:
             continue
-        more = {one: every[one] for one, other in enumerate(aligned) if one == number or other.leader == number}
-        if works({**good, **more}):
+        led = [one for one, other in enumerate(aligned) if other.leader == number]
+        more = {one: every[one] for one in (number, *led)}
+        if _works(work, {**good, **more}, aligned, expected):
             good |= more
     numbers = {old: new for new, old in enumerate(sorted(good))}
     return tuple(
-        replace(aligned[old], leader=None if aligned[old].leader is None else numbers[aligned[old].leader])  # type: ignore[index]  # just seen
-        for old in sorted(good)
+        group if group.leader is None else replace(group, leader=numbers[group.leader])
+        for group in (aligned[old] for old in sorted(good))
     )
+
+
+def _narrowest(groups: Sequence[Group]) -> dict[int, frozenset[int]]:
+    """All that can go of each group."""
+    done = {
+        number: frozenset(range(-(-group.least // group.step) * group.step, group.count))
+        for number, group in enumerate(groups)
+        if group.leader is None
+    }
+    for number, group in enumerate(groups):
+        if group.leader is not None:
+            lost = group.count * len(done[group.leader]) // groups[group.leader].count
+            done[number] = frozenset(range(group.count - lost, group.count))
+    return done
+
+
+def _works(work: _Work, removed: Removed, groups: Sequence[Group], expected: list[torch.Size]) -> bool:
+    try:
+        return [one.shape for one in run(work.build(removed, groups).eval(), work.inputs)] == expected
+    except CallerError:
+        return False
 
 
 def _decisions(
@@ -319,19 +327,8 @@ def _row(path: str, layer: nn.Module, dense: nn.Module, made: nn.Module, why: st
 
 def _sides(model: nn.Module, path: str) -> tuple[int, int]:
     """Inputs and outputs of a layer; 0 and 0 where it is gone."""
-    try:
-        layer = model.get_submodule(path)
-    except AttributeError:
-        return 0, 0
-    match layer:
-        case nn.modules.conv._ConvNd():  # noqa: SLF001  # the base of all convolutions
-            return layer.in_channels, layer.out_channels
-        case nn.Linear():
-            return layer.in_features, layer.out_features
-        case nn.Embedding():
-            return layer.num_embeddings, layer.embedding_dim
-        case nn.RNNBase():
-            return layer.input_size, layer.hidden_size
-        case nn.MultiheadAttention():
-            return layer.embed_dim, layer.embed_dim
+    layer = model.get_submodule(path) if has(model, path) else None
+    for kind, inputs, outputs in _WIDTHS:
+        if isinstance(layer, kind):
+            return getattr(layer, inputs), getattr(layer, outputs)
     return 0, 0

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from ferryman.converter.compress.binary_policy import in_eval_mode
 from ferryman.converter.prune.criteria import Context, gates_of, readers
-from ferryman.converter.prune.units import MIXING_NORMS, Group, silence_unit
+from ferryman.converter.prune.units import MIXING_NORMS, Group, silence_unit, weight_of
 
 _PROBES = 24
 _BATCHES = 2
@@ -64,12 +64,12 @@ class Trajectory:
         model, generator = context.model, torch.Generator().manual_seed(0)
         totals = [torch.zeros(group.count) for group in context.groups]
         weights = list(
-            {id(layer.weight): layer.weight for g in context.groups for _, layer in readers(model, g)}.values()
+            {id(weight_of(layer)): weight_of(layer) for g in context.groups for _, layer in readers(model, g)}.values()
         )
-        flags = [weight.requires_grad for weight in weights]  # type: ignore[union-attr]  # parameters
+        flags = [weight.requires_grad for weight in weights]
         try:
             for weight in weights:
-                weight.requires_grad_(True)  # type: ignore[operator,union-attr]  # ditto
+                weight.requires_grad_(True)
             for batch in inputs:
                 with torch.enable_grad():
                     found = _run(model, batch, features)
@@ -83,14 +83,14 @@ class Trajectory:
                             projected,
                             weights,
                             allow_unused=True,
-                            retain_graph=probe < _PROBES - 1,  # type: ignore[arg-type]  # a tensor
+                            retain_graph=probe < _PROBES - 1,
                         )
                         by = {id(w): g for w, g in zip(weights, gradients, strict=True) if g is not None}
-                        for total, group in zip(totals, context.groups, strict=True):
-                            total += gates_of(model, group, by).square()
+                        for number, group in enumerate(context.groups):
+                            totals[number] += gates_of(model, group, by).square()
         finally:
             for weight, flag in zip(weights, flags, strict=True):
-                weight.requires_grad_(flag)  # type: ignore[operator,union-attr]  # ditto
+                weight.requires_grad_(flag)
         return [total / (_PROBES * len(inputs)) for total in totals]
 
 

@@ -18,6 +18,16 @@ Removed = Mapping[int, frozenset[int]]
 """Number of a group -> its units that go."""
 CONVS = (nn.modules.conv._ConvNd,)  # noqa: SLF001  # the base of all convolutions
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)  # noqa: SLF001  # their bases
+_KINDS: tuple[tuple[tuple[type, ...], str, str], ...] = (
+    (CONVS, "out_channels", "in_channels"),
+    ((nn.Linear,), "out_features", "in_features"),
+    ((nn.Embedding,), "embedding_dim", "embedding_dim"),
+    (_BATCH_NORMS, "num_features", "num_features"),
+    ((nn.LayerNorm,), "normalized_shape", "normalized_shape"),
+    ((nn.GroupNorm,), "num_channels", "num_channels"),
+    ((nn.PReLU,), "num_parameters", "num_parameters"),
+)
+"""Layers, and the numbers that tell how many outputs and inputs they have."""
 MIXING_NORMS = (nn.LayerNorm, nn.GroupNorm)
 """Whose statistics change when a channel goes."""
 
@@ -89,31 +99,32 @@ def is_depthwise(layer: nn.Module) -> bool:
     return isinstance(layer, CONVS) and layer.groups == layer.in_channels == layer.out_channels > 1
 
 
+def weight_of(layer: nn.Module) -> torch.Tensor:
+    """A layer's weight."""
+    weight = layer.weight
+    if not isinstance(weight, torch.Tensor):
+        raise TypeError(type(layer).__name__)
+    return weight
+
+
 def width(model: nn.Module, path: str, side: str, dim: int = 0) -> int | None:
     """Channels of a layer's side; None: it is none that channels can be taken from."""
     if side == "parameter":
         return model.get_parameter(path).shape[dim]
-    layer = model.get_submodule(path)
-    if parametrize.is_parametrized(layer):
+    return layer_width(model.get_submodule(path), side)
+
+
+def layer_width(layer: nn.Module, side: str) -> int | None:
+    """The same of a layer itself."""
+    names = _names(layer, side)
+    if not names or parametrize.is_parametrized(layer):
         return None
-    match layer:
-        case nn.modules.conv._ConvNd():  # noqa: SLF001  # the base of all convolutions
-            if layer.transposed and layer.groups > 1:
-                return None
-            return layer.out_channels if side == "out" else layer.in_channels
-        case nn.Linear():
-            return layer.out_features if side == "out" else layer.in_features
-        case nn.Embedding():
-            return layer.embedding_dim
-        case nn.modules.batchnorm._BatchNorm() | nn.modules.instancenorm._InstanceNorm():  # noqa: SLF001  # their bases
-            return layer.num_features
-        case nn.LayerNorm():
-            return layer.normalized_shape[0] if len(layer.normalized_shape) == 1 else None
-        case nn.GroupNorm():
-            return layer.num_channels
-        case nn.PReLU():
-            return layer.num_parameters
-    return None
+    if isinstance(layer, CONVS) and layer.transposed and layer.groups > 1:
+        return None
+    if isinstance(layer, nn.LayerNorm):
+        return layer.normalized_shape[0] if len(layer.normalized_shape) == 1 else None
+    found: int = getattr(layer, names[0])
+    return found
 
 
 def part_count(layer: nn.Module, side: str) -> int:
@@ -171,7 +182,7 @@ def _narrow(layer: nn.Module, side: str, indices: set[int], seen: dict[tuple[int
             setattr(layer, name, _select(value, dim, lost, seen))
         else:
             setattr(layer, name, value.index_select(dim, _others(value.shape[dim], lost)))
-    left = (width(nn.ModuleDict({"_": layer}), "_", side) or 0) - len(indices)
+    left = (layer_width(layer, side) or 0) - len(indices)
     for name in _names(layer, side):
         setattr(layer, name, (left,) if name == "normalized_shape" else left)
 
@@ -191,23 +202,10 @@ def _tensors(layer: nn.Module, side: str) -> list[tuple[str, int]]:
 
 
 def _names(layer: nn.Module, side: str) -> tuple[str, ...]:
-    """Of the numbers that tell one side's width."""
+    """Of the numbers that tell one side's width; none: it is no layer that channels can be taken from."""
     if is_depthwise(layer):
         return ("out_channels", "in_channels", "groups")
-    match layer:
-        case nn.modules.conv._ConvNd():  # noqa: SLF001  # the base of all convolutions
-            return ("out_channels",) if side == "out" else ("in_channels",)
-        case nn.Linear():
-            return ("out_features",) if side == "out" else ("in_features",)
-        case nn.Embedding():
-            return ("embedding_dim",)
-        case nn.LayerNorm():
-            return ("normalized_shape",)
-        case nn.GroupNorm():
-            return ("num_channels",)
-        case nn.PReLU():
-            return ("num_parameters",)
-    return ("num_features",)
+    return next(((out if side == "out" else inputs,) for kinds, out, inputs in _KINDS if isinstance(layer, kinds)), ())
 
 
 def _select(value: nn.Parameter, dim: int, lost: set[int], seen: dict[tuple[int, int], nn.Parameter]) -> nn.Parameter:
@@ -242,7 +240,7 @@ def silence(model: nn.Module, groups: Sequence[Group], removed: Removed) -> None
 def silence_unit(model: nn.Module, group: Group, unit: int) -> Iterator[None]:
     """Have readers of one unit read zeros meanwhile."""
     held = [
-        (layer, layer.weight.detach().clone())  # type: ignore[operator,union-attr]  # a parameter
+        (layer, weight_of(layer).detach().clone())
         for slot in group.slots
         if slot.side == "in" and not is_depthwise(layer := model.get_submodule(slot.path))
     ]
@@ -252,7 +250,7 @@ def silence_unit(model: nn.Module, group: Group, unit: int) -> Iterator[None]:
     finally:
         with torch.no_grad():
             for layer, weight in held:
-                layer.weight.copy_(weight)  # type: ignore[operator,union-attr]  # ditto
+                weight_of(layer).copy_(weight)
 
 
 def has_readers(model: nn.Module, group: Group) -> bool:

@@ -27,7 +27,7 @@ def faint(net, *paths):
     with torch.no_grad():
         for path in paths:
             for value in net.get_submodule(path).parameters():
-                value *= 1e-4
+                value.mul_(1e-4)
     return net
 
 

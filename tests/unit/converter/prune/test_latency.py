@@ -38,7 +38,7 @@ def test_a_named_device_measures_by_a_function():
 
 
 def test_an_interpreter_must_be_known():
-    with pytest.raises(CallerError, match="interpreter 'abacus' is not known; there are: .*executorch"):
+    with pytest.raises(CallerError, match=r"interpreter 'abacus' is not known; there are: .*executorch"):
         measured_latency(image(), "abacus")
 
 

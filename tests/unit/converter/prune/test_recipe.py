@@ -56,7 +56,7 @@ def test_what_is_no_name_is_refused(name, said):
     "fields", [{"percent": 0}, {"percent": 100}, {"percent": True}, {"percent": 50.5}, {"align": 3}]
 )
 def test_prunings_from_python_are_checked(fields):
-    with pytest.raises(CallerError, match="cannot be|keeps 1 to 99"):
+    with pytest.raises(CallerError, match=r"cannot be|keeps 1 to 99"):
         check_pruning(Pruning(**{"percent": 50, "unit": "flops", **fields}))
 
 

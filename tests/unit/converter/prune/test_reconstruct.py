@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn import functional
 
 from ferryman.converter.capture import capture
-from ferryman.converter.prune.chains import find_chains, spread_before
 from ferryman.converter.prune.graph import find_groups, run
 from ferryman.converter.prune.moments import covariance, expand
 from ferryman.converter.prune.reconstruct import reconstruct
@@ -90,6 +89,8 @@ def test_reconstruction_beats_none(net, name, least):
 
 def test_reconstruction_beats_none_in_residual_and_transformer_blocks():
     net = trained(ResNet(), epochs=4)
+    plain = accuracy(prune(net, "pruned-60flops-plain", example=image(1)).model)
+    assert accuracy(prune(net, "pruned-60flops", example=image(1)).model) > max(plain + 0.1, 0.85)
     groups = find_groups(net, image(1)).groups
     inner = {
         number: frozenset(range(0, group.count, 2)) for number, group in enumerate(groups) if len(group.slots) == 3
@@ -123,7 +124,7 @@ def quantized(model, images, form):
 
 @pytest.mark.parametrize("bits", [4, 2])
 def test_rounding_is_made_good_as_pruning_is(net, bits):
-    _, images, classes = digits()
+    _, images, _ = digits()
     groups = find_groups(net, image(1)).groups
     removed = {number: frozenset(range(0, group.count, 3)) for number, group in enumerate(groups)}
     made = {}
@@ -138,15 +139,3 @@ def test_rounding_is_made_good_as_pruning_is(net, bits):
     print(bits, lost)
     assert lost["both"] < 0.7 * lost["plain"]
     assert lost["both"] < 1.02 * lost["pruned"]
-
-
-def test_chains_know_what_they_read():
-    net = Vit().eval()
-    chains = {chain.first: chain for chain in find_chains(net, image(1))}
-    assert {*chains} == {"blocks.0.up", "blocks.1.up"}
-    with torch.no_grad():
-        net.blocks[0].norm2.weight.fill_(2.0)
-        net.blocks[0].norm2.bias.fill_(0.5)
-    mean, variance = spread_before(net, chains["blocks.0.up"])
-    torch.testing.assert_close(mean, torch.full((32,), 0.5).double())
-    torch.testing.assert_close(variance, torch.full((32,), 4.0).double(), rtol=1e-6, atol=1e-6)
