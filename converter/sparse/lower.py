@@ -81,8 +81,8 @@ def lower_sparse(captured: Captured, runtime: RuntimeName, place: Interpreter) -
     if not near:
         best = max(times.values(), key=lambda one: one.speedup)
         raise ModelError(
-            f"{captured.source.name} gains nothing without its zeros on {place.name}: of {len(eligible)} layers with zeros "
-            f"{best.path} does best, {best.speedup:.2f} times as fast as dense ({best.dense_us:,.0f} us); more zeros "
+            f"{captured.source.name} gains nothing without its zeros on {place.name}: of {len(eligible)} layers with "
+            f"zeros {best.path} does best, {best.speedup:.2f} times as fast as dense ({best.dense_us:,.0f} us); more zeros "
             "would help, or --form 4bit-sparse"
         )
     sets = {frozenset([*some, *more]) for some in (winners, near) for more in ([], bridges(some, several)) if some}
