@@ -82,8 +82,8 @@ def lower_sparse(captured: Captured, runtime: RuntimeName, place: Interpreter) -
         best = max(times.values(), key=lambda one: one.speedup)
         raise ModelError(
             f"{captured.source.name} gains nothing without its zeros on {place.name}: of {len(eligible)} layers with "
-            f"zeros {best.path} does best, {best.speedup:.2f} times as fast as dense ({best.dense_us:,.0f} us); more zeros "
-            "would help, or --form 4bit-sparse"
+            f"zeros {best.path} does best, {best.speedup:.2f} times as fast as dense ({best.dense_us:,.0f} us); "
+            "more zeros would help, or --form 4bit-sparse"
         )
     sets = {frozenset([*some, *more]) for some in (winners, near) for more in ([], bridges(some, several)) if some}
     ways = [_way(captured, backend, several, chosen) for chosen in sorted(sets, key=len)]
