@@ -28,3 +28,7 @@ int check_quantized(int cases);
 
 // Good numbers of which some were changed; returns how many were computed.
 int fuzz_quantized(int cases);
+
+// The same of sparse ones, of four times as many, and with spoiled indexes too.
+int check_sparse(int cases);
+int fuzz_sparse(int cases);

@@ -1,6 +1,6 @@
 // Self-check of the kernel library, for machines without Python (under an emulator) and for sanitizers: random
 // convolutions on every instruction set against plain loops, with both layouts of weights, then random numbers and
-// trees as a hostile artifact may hold them; then the quantized operators (check_quantized.cpp).
+// trees as a hostile artifact may hold them; then the quantized operators (check_quantized.cpp) and the sparse ones (check_sparse.cpp).
 // Every buffer has exactly the size the library asked for. Usage: check_kernels CASES [SEED]
 #include <algorithm>
 #include <cstdio>
@@ -393,15 +393,18 @@ int main(int argc, char** argv) {
     const int trees = fuzz_trees(4 * cases);
     const int quantized = check_quantized(cases);
     const int quantized_computed = fuzz_quantized(40 * cases);
+    const int sparse = check_sparse(cases);
+    const int sparse_computed = fuzz_sparse(20 * cases);
     printf("%s: %d of %d cases wrong, %d of %d fuzzed ones and %d of %d trees computed; ", name.c_str(), wrong, cases,
            computed, 40 * cases, trees, 4 * cases);
-    printf("quantized: %d of %d wrong, %d of %d fuzzed ones computed\n", quantized, 5 * cases, quantized_computed,
+    printf("quantized: %d of %d wrong, %d of %d fuzzed ones computed; ", quantized, 5 * cases, quantized_computed,
            40 * cases);
+    printf("sparse: %d of %d wrong, %d of %d fuzzed ones computed\n", sparse, 4 * cases, sparse_computed, 20 * cases);
     first = first ? first : digest;
     if (digest != first) {
       puts("functions differ from those of the first instruction set");
     }
-    bad += wrong + (trees < 0) + quantized + (digest != first);
+    bad += wrong + (trees < 0) + quantized + sparse + (digest != first);
   }
   return bad != 0;
 }

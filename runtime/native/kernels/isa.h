@@ -121,7 +121,7 @@ struct Finished {
 };
 
 // Planes into larger ones, zeros all around: a plane's rows, of floats that are `step` apart, are put side by side from
-// row `above` and column `left` on. What is put may go on beyond the last plane, by less than kLanes.
+// row `above` and column `left` on. The last kLanes of a plane are behind its rows.
 struct Taken {
   const float* from;
   size_t from_plane, from_row, step;

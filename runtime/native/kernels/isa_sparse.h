@@ -287,7 +287,11 @@ inline void take_all(const Taken& given) {
         put_zeros(first + whole + kWidth, at + t.to_row);
       }
     }
-    put_zeros(at, to + t.size);
+    float* const end = to + t.size - kWidth;
+    for (; at < end; at += kWidth) {
+      store(at, zero_floats());
+    }
+    store(end, zero_floats());
   }
 }
 

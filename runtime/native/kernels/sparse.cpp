@@ -51,7 +51,7 @@ struct Scratch {
   Arena arena;
 
   explicit Scratch(const SparseWork& work)
-      : places_at(Arena::room<float>(work.plan.sizes.direct ? 0 : work.plan.run * work.plan.frame.group_size() + kLanes)),
+      : places_at(Arena::room<float>(work.plan.sizes.direct ? 0 : work.plan.run * work.plan.frame.group_size())),
         lists_at(places_at + Arena::room<uint32_t>(work.conv.index_bits ? kListedMost : 0)),
         part_at(lists_at + Arena::room<Listed<float>>(kListsMost)),
         arena(part_at + Arena::room<float>(kLanes * kPartPixels)) {}
