@@ -286,6 +286,10 @@ struct Isa {
   // The same of those of a bitmap's row, of which bytes there are (bits + 7) / 8.
   void (*list_bits)(const uint8_t* row, size_t bits, size_t step, uint32_t* places);
 
+  // The words that are not 0, and what lies at the same place in `places`; there is room for all. How many they are.
+  size_t (*list_words)(
+      const uint32_t* words, const uint32_t* places, size_t count, uint32_t* listed, uint32_t* listed_places);
+
   size_t (*count_ones)(const uint8_t* bytes, size_t count);
 
   // Reads as many pixels as fill kLanes.
@@ -297,7 +301,7 @@ struct Isa {
   // out[n * out_stride + p]: sums of products of four bytes, of a value and of a word of the frame to which column_bias
   // was added. Reads and writes as many pixels as fill kLanes.
   void (*sparse_dots)(
-      const Listed<uint32_t>* lists, size_t channels, size_t pixels, int32_t* out, size_t out_stride);
+      const Listed<uint32_t>* lists, size_t channels, size_t at, size_t pixels, int32_t* out, size_t out_stride);
 
   void (*finish)(const Finished& finished);
 

@@ -371,6 +371,22 @@ inline size_t list_gaps(const uint8_t* gaps, int32_t bits, size_t count, size_t 
   return count ? static_cast<size_t>(_mm512_cvtsi512_si32(last)) : 0;
 }
 
+inline size_t list_words(
+    const uint32_t* words, const uint32_t* places, size_t count, uint32_t* listed, uint32_t* listed_places) {
+  size_t found = 0;
+  for (size_t i = 0; i < count; i += kLanes) {
+    const __mmask16 lanes = first(count - i < kLanes ? count - i : kLanes);
+    const __m512i word = _mm512_maskz_loadu_epi32(lanes, words + i);
+    const __mmask16 there = _mm512_test_epi32_mask(word, word);
+    const auto some = static_cast<size_t>(__builtin_popcount(there));
+    _mm512_mask_storeu_epi32(listed + found, first(some), _mm512_maskz_compress_epi32(there, word));
+    const __m512i place = _mm512_maskz_compress_epi32(there, _mm512_maskz_loadu_epi32(lanes, places + i));
+    _mm512_mask_storeu_epi32(listed_places + found, first(some), place);
+    found += some;
+  }
+  return found;
+}
+
 inline void list_bits(const uint8_t* row, size_t bits, size_t step, uint32_t* places) {
   const __m512i each = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   const __m512i by = _mm512_set1_epi32(static_cast<int>(step));

@@ -72,6 +72,17 @@ inline size_t list_gaps(const uint8_t* gaps, int32_t bits, size_t count, size_t 
   return count ? position - 1 : 0;
 }
 
+inline size_t list_words(
+    const uint32_t* words, const uint32_t* places, size_t count, uint32_t* listed, uint32_t* listed_places) {
+  size_t found = 0;
+  for (size_t i = 0; i < count; ++i) {  // no branch: nobody could guess
+    listed[found] = words[i];
+    listed_places[found] = places[i];
+    found += words[i] != 0;
+  }
+  return found;
+}
+
 inline void list_bits(const uint8_t* row, size_t bits, size_t step, uint32_t* places) {
   for (size_t k = 0; k < bits; k += 64) {
     const size_t bytes = (bits - k + 7) / 8;

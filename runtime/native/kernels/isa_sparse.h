@@ -18,9 +18,15 @@
 namespace ferryman::kernels {
 namespace {
 
+#ifdef __SANITIZE_ADDRESS__
+constexpr size_t kSparseMost = kSparseVectors < 3 ? kSparseVectors : 3;  // of more, compilers take many minutes to instrument the tiles
+#else
+constexpr size_t kSparseMost = kSparseVectors;
+#endif
+
 constexpr size_t sparse_channels(size_t vectors) {
   size_t channels = 1;
-  while (2 * channels * vectors <= kSparseVectors && channels * vectors < kSparseChains) {
+  while (2 * channels * vectors <= kSparseMost && channels * vectors < kSparseChains) {
     channels *= 2;
   }
   return channels;
@@ -118,6 +124,7 @@ struct FloatTiles {
 
 struct WordTiles {
   const Listed<uint32_t>* lists;
+  size_t first;
   int32_t* out;
   size_t out_stride;
 
@@ -129,7 +136,7 @@ struct WordTiles {
         sums[m].whole[n] = zero_dots();
       }
     }
-    add_lists(sums, lists + channel, at);
+    add_lists(sums, lists + channel, first + at);
     for (size_t m = 0; m < kM; ++m) {
       for (size_t n = 0; n < kN; ++n) {
         store_dots(out + (channel + m) * out_stride + at + n * kWidth, sums[m].whole[n]);
@@ -159,12 +166,12 @@ void sparse_tiles(const Tiles& tiles, size_t channels, size_t at, size_t pixels)
 // As many vectors at a time as fit, and about as many each time.
 template <typename Tiles>
 void all_sparse_tiles(const Tiles& tiles, size_t channels, size_t pixels) {
-  constexpr size_t kMost = kSparseVectors * kWidth;
+  constexpr size_t kMost = kSparseMost * kWidth;
   const size_t runs = (pixels + kMost - 1) / kMost;
   const size_t vectors = (pixels + kWidth - 1) / kWidth;
   const size_t step = (vectors + runs - 1) / runs * kWidth;
   for (size_t at = 0; at < pixels; at += step) {
-    sparse_tiles<kSparseVectors>(tiles, channels, at, pixels - at < step ? pixels - at : step);
+    sparse_tiles<kSparseMost>(tiles, channels, at, pixels - at < step ? pixels - at : step);
   }
 }
 
@@ -172,8 +179,9 @@ void sparse_sums(const SparseSums& s) {
   all_sparse_tiles(FloatTiles{s}, s.channels, s.pixels);
 }
 
-void sparse_dots(const Listed<uint32_t>* lists, size_t channels, size_t pixels, int32_t* out, size_t out_stride) {
-  all_sparse_tiles(WordTiles{lists, out, out_stride}, channels, (pixels + kLanes - 1) / kLanes * kLanes);
+void sparse_dots(
+    const Listed<uint32_t>* lists, size_t channels, size_t at, size_t pixels, int32_t* out, size_t out_stride) {
+  all_sparse_tiles(WordTiles{lists, at, out, out_stride}, channels, (pixels + kLanes - 1) / kLanes * kLanes);
 }
 
 size_t count_ones(const uint8_t* bytes, size_t count) {

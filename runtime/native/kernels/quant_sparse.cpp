@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
+#include "arena.h"
 #include "quant_work.h"
 #include "sparse_frame.h"
 
@@ -66,28 +68,35 @@ struct SparseWork {
   const QuantWork& quant;
   const SparseWeights& weights;
   const Plan& plan;
-  const uint32_t* table;  // of each weight's position, the place of its word in the frame
+  size_t words;            // of a channel's weights, four inputs of a tap to each
+  const uint32_t* bytes;   // of each weight's position, its byte in those
+  const uint32_t* places;  // of each word, where in the frame its inputs lie
+  size_t pixels;           // of which sums run at a time
 };
 
 // What a task writes to on its way.
 struct Scratch {
-  Buffer<uint32_t> frame;
-  Buffer<int8_t> pixels;
-  Buffer<uint32_t> places;
-  Buffer<uint32_t> values;
-  Buffer<int32_t> dots;
-  Buffer<int32_t> turned;
+  size_t pixels_at, positions_at, row_at, places_at, values_at, dots_at, turned_at;
+  Arena arena;
 
   explicit Scratch(const SparseWork& work)
-      : frame(work.plan.run * work.plan.frame.group_size()),
-        pixels(kPartPixels * kQuad * work.plan.frame.channels),
-        places(kListedMost),
-        values(kListedMost),
-        dots(kLanes * kPartPixels),
-        turned(kLanes * kPartPixels) {}
+      : pixels_at(Arena::room<uint32_t>(work.plan.run * work.plan.frame.group_size())),
+        positions_at(pixels_at + Arena::room<uint32_t>(kPartPixels * work.plan.frame.channels)),
+        row_at(positions_at + Arena::room<uint32_t>(kListedMost)),
+        places_at(row_at + Arena::room<uint32_t>(work.words)),
+        values_at(places_at + Arena::room<uint32_t>(kListedMost)),
+        dots_at(values_at + Arena::room<uint32_t>(kListedMost)),
+        turned_at(dots_at + Arena::room<int32_t>(kLanes * kPartPixels)),
+        arena(turned_at + Arena::room<int32_t>(kLanes * kPartPixels)) {}
 
   explicit operator bool() const {
-    return frame && pixels && places && values && dots && turned;
+    return static_cast<bool>(arena);
+  }
+  uint32_t* words(size_t at) const {
+    return reinterpret_cast<uint32_t*>(arena.get() + at);
+  }
+  int32_t* sums(size_t at) const {
+    return reinterpret_cast<int32_t*>(arena.get() + at);
   }
 };
 
@@ -98,7 +107,7 @@ void put_frame(const SparseWork& work, const int8_t* image, const Tile& tile, si
   const size_t in = work.plan.sizes.in, words = frame.channels;
   const size_t apart = frame.planes() * frame.plane;
   const Isa& isa = work.quant.isa;
-  uint32_t* const to = scratch.frame.get() + group % work.plan.run * frame.group_size();
+  uint32_t* const to = scratch.words(0) + group % work.plan.run * frame.group_size();
   memset(to, work.quant.x_zero + isa.column_bias, words * apart * sizeof *to);
   const uint32_t bias = isa.column_bias ? 0x80808080 : 0;
   const size_t step = frame.columns.stride;
@@ -109,12 +118,11 @@ void put_frame(const SparseWork& work, const int8_t* image, const Tile& tile, si
         const size_t count = std::min(kPartPixels, across.end - p);
         const size_t first = row * frame.columns.size + across.source + (p - across.begin) * step;
         const int8_t* from = image + first * all + group * in;
-        int8_t* pixel = scratch.pixels.get();
-        for (size_t i = 0; i < count; ++i, from += step * all, pixel += kQuad * words) {
-          memcpy(pixel, from, in);
-          memset(pixel + in, 0, kQuad * words - in);
+        uint32_t* const made = scratch.words(scratch.pixels_at);
+        for (size_t i = 0; i < count; ++i, from += step * all) {
+          made[(i + 1) * words - 1] = 0;
+          memcpy(made + i * words, from, in);
         }
-        auto* const made = reinterpret_cast<uint32_t*>(scratch.pixels.get());
         for (size_t i = 0; i < count * words; ++i) {
           made[i] ^= bias;
         }
@@ -150,50 +158,64 @@ class Task {
  private:
   // Lists the values of some channels of a group, from one on; 0: their index is wrong.
   size_t list(size_t first) {
-    const int32_t half = 1 << (work_.quant.conv.bits - 1);
     const int32_t zero = work_.quant.x_zero + work_.quant.isa.column_bias;
     const size_t group = first / plan_.sizes.out;
     const size_t end = std::min({errand_.end, (group + 1) * plan_.sizes.out, first + kLanes});
-    const uint32_t* const frame = scratch_.frame.get() + group % plan_.run * plan_.frame.group_size();
-    const size_t in = plan_.sizes.in;
-    size_t at = 0, n = first;
-    for (; n < end && at + work_.weights.count(n) <= kListedMost; ++n) {
-      const size_t begin = at;
-      int32_t sum = 0;
-      size_t c = 0, tap_begin = 0;
-      const bool good = work_.weights.each(n, [&](size_t position, uint32_t stored) {
-        for (c = position - tap_begin; c >= in; c -= in) {
-          tap_begin += in;
-        }
-        const int32_t value = static_cast<int32_t>(stored) - half;
-        const uint32_t place = work_.table[position];
-        if (at == begin || scratch_.places.get()[at - 1] != place) {
-          scratch_.places.get()[at] = place;
-          scratch_.values.get()[at++] = 0;
-        }
-        scratch_.values.get()[at - 1] |= static_cast<uint32_t>(static_cast<uint8_t>(value)) << c % kQuad * 8;
-        sum += value;
-      });
-      if (!good) {
+    const uint32_t* const frame = scratch_.words(0) + group % plan_.run * plan_.frame.group_size();
+    const int32_t bits = work_.quant.conv.bits;
+    uint32_t* places = scratch_.words(scratch_.places_at);
+    uint32_t* values = scratch_.words(scratch_.values_at);
+    const uint32_t* const most = places + kListedMost;
+    size_t n = first;
+    for (; n < end && work_.words <= static_cast<size_t>(most - places); ++n) {
+      if (!work_.weights.list(work_.quant.isa, n, scratch_.words(scratch_.positions_at))) {
         return 0;
       }
-      base_[n - first] = -zero * sum;
-      lists_[n - first] = {frame, scratch_.places.get() + begin, scratch_.values.get() + begin, at - begin};
+      const Found found = bits == 8 ? join<8>(n, places, values)
+          : bits == 4               ? join<4>(n, places, values)
+                                    : join<2>(n, places, values);
+      base_[n - first] = -zero * found.sum;
+      lists_[n - first] = {frame, places, values, found.words};
+      places += found.words;
+      values += found.words;
     }
     return n - first;
   }
 
+  struct Found {
+    size_t words;
+    int32_t sum;
+  };
+
+  // Lists the words of a channel's weights that are not zeros; its positions are listed.
+  template <uint32_t kBits>
+  Found join(size_t n, uint32_t* places, uint32_t* values) const {
+    constexpr uint32_t kPer = 8 / kBits, kHalf = 1 << (kBits - 1);
+    const uint32_t* const positions = scratch_.words(scratch_.positions_at);
+    uint32_t* const row = scratch_.words(scratch_.row_at);
+    auto* const bytes = reinterpret_cast<uint8_t*>(row);
+    const uint8_t* const stored = work_.weights.begin(n);
+    const uint32_t* const byte_of = work_.bytes;
+    const size_t count = work_.weights.count(n);
+    uint32_t sum = 0;
+    memset(row, 0, work_.words * sizeof *row);
+    for (size_t i = 0; i < count; ++i) {
+      const uint32_t value = (stored[i / kPer] >> i % kPer * kBits & ((1u << kBits) - 1)) - kHalf;
+      bytes[byte_of[positions[i]]] = static_cast<uint8_t>(value);
+      sum += value;
+    }
+    return {work_.quant.isa.list_words(row, work_.places, work_.words, values, places), static_cast<int32_t>(sum)};
+  }
+
   void compute_part(const Tile& part, size_t n, size_t channels) const {
     const Frame& frame = plan_.frame;
-    Listed<uint32_t> lists[kLanes];
-    for (size_t i = 0; i < channels; ++i) {
-      lists[i] = lists_[i];
-      lists[i].frame += part.row * frame.pitch + part.column;
-    }
     const Isa& isa = work_.quant.isa;
-    int32_t* const dots = scratch_.dots.get();
-    int32_t* const turned = scratch_.turned.get();
-    isa.sparse_dots(lists, channels, plan_.run_pixels(part), dots, kPartPixels);
+    int32_t* const dots = scratch_.sums(scratch_.dots_at);
+    int32_t* const turned = scratch_.sums(scratch_.turned_at);
+    const size_t first = part.row * frame.pitch + part.column, pixels = plan_.run_pixels(part);
+    for (size_t p = 0; p < pixels; p += work_.pixels) {
+      isa.sparse_dots(lists_, channels, first + p, std::min(work_.pixels, pixels - p), dots + p, kPartPixels);
+    }
     const size_t out = plan_.sizes.out;
     const size_t row_pixels = frame.columns.out;
     const size_t pixel = (errand_.tile.row + part.row) * row_pixels + errand_.tile.column + part.column;
@@ -221,15 +243,20 @@ const char* run_sparse(const QuantWork& work, const SparseWeights& weights) {
   const Axes axes = axes_of(g.conv, sizes);
   const Plan plan(axes, {static_cast<size_t>(g.conv.batch), static_cast<size_t>(g.conv.groups), g.channels, g.out_channels,
                          (g.channels + kQuad - 1) / kQuad, false, true, work.threads()});
-  const Buffer<uint32_t> table(g.depth);
-  if (!table) {
+  const size_t words = g.taps * plan.frame.channels;
+  const Buffer<uint32_t> bytes(g.depth);
+  const Buffer<uint32_t> places(words);
+  if (!bytes || !places) {
     return kNoMemory;
   }
   const auto width = static_cast<size_t>(g.conv.kernel_w);
   for (size_t tap = 0; tap < g.taps; ++tap) {
-    plan.frame.put_offsets(tap / width, tap % width, g.channels, kQuad, table.get() + tap * g.channels);
+    const size_t first = tap * plan.frame.channels;
+    plan.frame.put_offsets(tap / width, tap % width, places.get() + first);
+    std::iota(bytes.get() + tap * g.channels, bytes.get() + (tap + 1) * g.channels, static_cast<uint32_t>(kQuad * first));
   }
-  const SparseWork sparse = {work, weights, plan, table.get()};
+  const SparseWork sparse = {
+      work, weights, plan, words, bytes.get(), places.get(), near_pixels(work.isa, plan.frame.channels)};
   return run_plan<Scratch>(work.call, plan, sparse, [&](const Scratch& scratch, const Errand& errand) {
     return Task(sparse, scratch, errand).run();
   });

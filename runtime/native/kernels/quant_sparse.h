@@ -20,6 +20,16 @@ class SparseWeights {
     return index_.count(channel);
   }
 
+  // Of a channel's values, as they are stored.
+  const uint8_t* begin(size_t channel) const {
+    return begins_.get()[channel];
+  }
+
+  // Lists a channel's positions, and says whether all are some.
+  bool list(const Isa& isa, size_t channel, uint32_t* positions) const {
+    return index_.list(isa, channel, 1, positions);
+  }
+
   // Calls put(position, value) for each of a channel's values in order, as they are stored; whether all are positions.
   template <typename Put>
   bool each(size_t channel, const Put& put) const {

@@ -19,8 +19,6 @@ namespace {
 
 constexpr size_t kListedMost = 1 << 16;  // values whose places are kept at a time, of one channel or several
 constexpr size_t kListsMost = 128;       // and of how many channels
-constexpr size_t kNearFloats = 8192;     // of what all channels read in turn, so that it stays in the nearest cache
-constexpr size_t kFewPixels = 3 * kLanes;  // with which fetching values begins to cost more than fetching from farther away
 
 ferryman_binary_conv shape_of(const ferryman_sparse_conv& c) {
   return {c.batch,      c.height,     c.width,   c.channels, c.out_channels, c.kernel_h,   c.kernel_w,
@@ -287,11 +285,11 @@ const char* run_sparse(const ferryman_sparse_conv& conv, const ferryman_sparse_c
     return "the index has another number of bytes";
   }
   for (size_t tap = 0; tap < taps; ++tap) {
-    plan.frame.put_offsets(tap / width, tap % width, in, 1, table.get() + tap * in);
+    plan.frame.put_offsets(tap / width, tap % width, table.get() + tap * in);
   }
   const size_t step = taps == 1 ? plan.frame.planes() * plan.frame.plane : 0;
   const SparseWork work = {conv, call, own, index, plan, table.get(), step,
-                           std::min(std::max((kNearFloats + in - 1) / in, kFewPixels), own.sparse_pixels), conv.low == -FLT_MAX ? -INFINITY : conv.low,
+                           near_pixels(own, in), conv.low == -FLT_MAX ? -INFINITY : conv.low,
                            conv.high == FLT_MAX ? INFINITY : conv.high};
   return run_plan<Scratch>(call, plan, work, [&](const Scratch& scratch, const Errand& errand) {
     return Task(work, scratch, errand).run();

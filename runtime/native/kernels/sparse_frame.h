@@ -76,12 +76,12 @@ class Frame {
   size_t planes() const {  // of a channel
     return rows.phases * columns.phases;
   }
-  // Where a tap's channels lie, `per` of them to an element.
-  void put_offsets(size_t ky, size_t kx, size_t count, size_t per, uint32_t* to) const {
+  // Where a tap's channels lie.
+  void put_offsets(size_t ky, size_t kx, uint32_t* to) const {
     const size_t phase = rows.phase(ky) * columns.phases + columns.phase(kx);
     const size_t first = phase * plane + rows.shift(ky) * pitch + columns.shift(kx);
-    for (size_t c = 0; c < count; ++c) {
-      to[c] = static_cast<uint32_t>(first + c / per * planes() * plane);
+    for (size_t c = 0; c < channels; ++c) {
+      to[c] = static_cast<uint32_t>(first + c * planes() * plane);
     }
   }
   // Calls put(plane of a channel, what it has of the image's rows, and of its columns) for each plane.
@@ -186,6 +186,14 @@ const char* run_plan(const Call& call, const Plan& plan, const Given& given, con
     }
   });
   return problem;
+}
+
+// Of how many pixels sums should run at a time, where a pixel has so many elements: what all output channels read in turn
+// then stays in the nearest cache, unless fetching values would cost more.
+inline size_t near_pixels(const Isa& isa, size_t elements) {
+  constexpr size_t kNear = 8192;
+  constexpr size_t kFewPixels = 3 * kLanes;
+  return std::min(std::max((kNear / elements + kLanes) / kLanes * kLanes, kFewPixels), isa.sparse_pixels);
 }
 
 // NULL: frames stay in proportion to what is read and written.

@@ -228,7 +228,13 @@ def guarded(count: int, dtype: type) -> np.ndarray:
 
 def compute_guarded(numbers, kind, arrays: list[np.ndarray | None]) -> None:
     """Guards around every array must survive."""
-    run(numbers, request(kind, [None if array is None else array[64:] for array in arrays]))
+    call = request(kind, [None if array is None else array[64:] for array in arrays])
+    if getattr(numbers, "index_bits", 0):  # of which there are no bytes
+        call.weight_bytes = 0
+        with pytest.raises(Refused, match="index"):
+            run(numbers, call)
+    else:
+        run(numbers, call)
     for array in arrays:
         if array is not None:
             assert (array[:64] == 0x5A).all()
