@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.fx import Node
-from torch.utils._pytree import tree_leaves
 
 from ferryman.converter.prune.units import CONVS, Group, width
 from ferryman.converter.quiet import quiet
@@ -157,23 +156,6 @@ def _silence(model: nn.Module, branch: Branch, example: tuple[Any, ...]) -> None
     _put(model, branch.last, Nothing(shape, _batch(example)))
     if branch.norm is not None:
         _put(model, branch.norm, nn.Identity())
-
-
-def branch_shares(model: nn.Module, branches: Sequence[Branch], example: tuple[Any, ...]) -> dict[str, float]:
-    """Path of a branch's last layer -> how far the outputs are without the branch, of their own length."""
-    wanted = _outputs(model, example)
-    found = {}
-    for branch in branches:
-        work = copy.deepcopy(model).eval()
-        _silence(work, branch, example)
-        lost = _outputs(work, example) - wanted
-        found[branch.last] = float(lost.norm() / wanted.norm().clamp(min=1e-12))
-    return found
-
-
-@torch.no_grad()
-def _outputs(model: nn.Module, example: tuple[Any, ...]) -> torch.Tensor:
-    return torch.cat([one.flatten().double() for one in tree_leaves(model(*example))])
 
 
 def _batch(example: tuple[Any, ...]) -> int:
