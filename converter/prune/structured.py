@@ -180,7 +180,7 @@ class _Work:
         whole = {number for number, units in removed.items() if len(units) == groups[number].count}
         remove(made, groups, {number: units for number, units in removed.items() if number not in whole})
         gone = {path for number in whole for path in groups[number].branches}
-        erase(made, [one for one in self.branches if one.last in gone], self.inputs)
+        erase(made, [one for one in self.branches if one.last in gone])
         return made
 
     def cost(self, model: nn.Module) -> Cost:
