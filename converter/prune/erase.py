@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.fx import Node
-from torch.utils._pytree import tree_leaves
 
+from ferryman.converter.prune.heads import HeadAttention
 from ferryman.converter.prune.units import CONVS, Group, width
 from ferryman.converter.quiet import quiet
 
@@ -31,23 +31,20 @@ _ENOUGH = 1e-6
 
 
 class Nothing(nn.Module):
-    """Stands where a branch's last layer was: zeros of its output's shape, of what does not look at the input."""
+    """Stands where a branch was: zeros of its output's shape, which need nothing of the input."""
 
-    def __init__(self, shape: Sequence[int], batch: int) -> None:
+    def __init__(self, shape: Sequence[int]) -> None:
         """Take the shape of one output.
 
         Args:
-            shape: as it is with the example.
-            batch: of the example.
+            shape: as it is with the example; the first dimension goes with the input's.
         """
         super().__init__()
         self.shape = tuple(shape)
-        self.batch = batch
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Zeros; the first dimension goes with the input's."""
-        first = self.shape[0] * x.shape[0] // self.batch
-        return torch.zeros(first, *self.shape[1:], dtype=x.dtype, device=x.device)
+    def forward(self, x: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        """Zeros."""
+        return torch.zeros(x.shape[0], *self.shape[1:], dtype=x.dtype, device=x.device)
 
 
 @dataclass(frozen=True)
@@ -128,18 +125,20 @@ def _around(model: nn.Module, example: tuple[Any, ...], add: Node, branch: Branc
     stack = [str(path) for path, _ in add.meta.get("nn_module_stack", {}).values()]
     block = next((path for path in stack[::-1] if path and branch.last.startswith(f"{path}.")), None)
     work = copy.deepcopy(model).eval()
-    _silence(work, branch, example)
+    _silence(work, branch)
     steps = branch.last.split(".")
     parts = [".".join(steps[: count + 1]) for count in range(len(steps) - 1)]
     same: dict[str, bool] = {}
     zero: dict[str, bool] = {}
 
     def watch(path: str) -> Any:  # noqa: ANN401  # a hook
-        def look(_: nn.Module, inputs: tuple[Any, ...], out: object) -> None:
-            plain = len(inputs) == 1 and isinstance(out, torch.Tensor) and isinstance(inputs[0], torch.Tensor)
-            zero[path] = plain and zero.get(path, True) and out.shape == branch.shape and not bool(out.any())  # type: ignore[attr-defined]  # a tensor, as just seen
-            alike = plain and out.shape == inputs[0].shape and bool((out - inputs[0]).abs().max() <= _ENOUGH)  # type: ignore[attr-defined]  # ditto
-            same[path] = alike and same.get(path, True)
+        def look(module: nn.Module, inputs: tuple[Any, ...], out: Any) -> None:  # noqa: ANN401  # ditto
+            x, given = inputs[0] if inputs else None, out[0] if isinstance(module, HeadAttention) else out
+            zero[path] = same[path] = False
+            if isinstance(given, torch.Tensor) and isinstance(x, torch.Tensor) and given.shape[:1] == x.shape[:1]:
+                zero[path] = given.shape == branch.shape and not bool(given.any())
+                alike = len(inputs) == 1 and given.shape == x.shape
+                same[path] = alike and bool((given - x).abs().max() <= _ENOUGH)
 
         return look
 
@@ -151,33 +150,18 @@ def _around(model: nn.Module, example: tuple[Any, ...], add: Node, branch: Branc
     return replace(branch, block=block if block and same.get(block) else None, part=outer)
 
 
-def _silence(model: nn.Module, branch: Branch, example: tuple[Any, ...]) -> None:
+def _silence(model: nn.Module, branch: Branch) -> None:
     shape, layer = list(branch.shape), model.get_submodule(branch.last)
     shape[1 if isinstance(layer, CONVS) else -1] = width(model, branch.last, "out") or 0  # it may be narrower by now
-    _put(model, branch.last, Nothing(shape, _batch(example)))
+    around = model.get_submodule(branch.part) if branch.part else None
+    if isinstance(around, HeadAttention):
+        around.forget()
+        return
+    _put(model, branch.last, Nothing(shape))
     if branch.norm is not None:
         _put(model, branch.norm, nn.Identity())
-
-
-def branch_shares(model: nn.Module, branches: Sequence[Branch], example: tuple[Any, ...]) -> dict[str, float]:
-    """Path of a branch's last layer -> how far the outputs are without the branch, of their own length."""
-    wanted = _outputs(model, example)
-    found = {}
-    for branch in branches:
-        work = copy.deepcopy(model).eval()
-        _silence(work, branch, example)
-        lost = _outputs(work, example) - wanted
-        found[branch.last] = float(lost.norm() / wanted.norm().clamp(min=1e-12))
-    return found
-
-
-@torch.no_grad()
-def _outputs(model: nn.Module, example: tuple[Any, ...]) -> torch.Tensor:
-    return torch.cat([one.flatten().double() for one in tree_leaves(model(*example))])
-
-
-def _batch(example: tuple[Any, ...]) -> int:
-    return next((one.shape[0] for one in example if isinstance(one, torch.Tensor) and one.dim()), 1)
+    if branch.part:
+        _put(model, branch.part, model.get_submodule(branch.last))
 
 
 def _put(model: nn.Module, path: str, module: nn.Module) -> None:
@@ -185,15 +169,13 @@ def _put(model: nn.Module, path: str, module: nn.Module) -> None:
     setattr(model.get_submodule(owner), name, module)
 
 
-def erase(model: nn.Module, branches: Iterable[Branch], example: tuple[Any, ...]) -> None:
+def erase(model: nn.Module, branches: Iterable[Branch]) -> None:
     """Take branches out of a model, in place: their blocks give back their input, or nothing is added."""
     for branch in branches:
         if branch.block is not None:
             _put(model, branch.block, nn.Identity())
         elif has(model, branch.last):  # else it has gone with a block around it
-            _silence(model, branch, example)
-            if branch.part:
-                _put(model, branch.part, model.get_submodule(branch.last))
+            _silence(model, branch)
 
 
 def has(model: nn.Module, path: str) -> bool:

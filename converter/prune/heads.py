@@ -235,7 +235,8 @@ class HeadAttention(nn.Module):
         self.dropout, self.batch_first = dense.dropout, dense.batch_first
         # nn.TransformerEncoderLayer looks at these before it calls: it must not take its fused path.
         self._qkv_same_embed_dim, self.in_proj_bias, self.in_proj_weight = False, None, None
-        width = dense.embed_dim
+        self.forgotten = 0
+        """Numbers of what it gives, once its layers are gone; 0: they are there."""
         together: torch.Tensor | None = dense.in_proj_weight  # None where keys have another width
         apart = (dense.q_proj_weight, dense.k_proj_weight, dense.v_proj_weight)
         weights = [one.detach() for one in apart] if together is None else together.detach().chunk(3)
@@ -243,8 +244,6 @@ class HeadAttention(nn.Module):
         self.q, self.k, self.v = (_linear(weight, bias) for weight, bias in zip(weights, biases, strict=True))
         self.out = _linear(dense.out_proj.weight.detach(), dense.out_proj.bias)
         self.train(dense.training)
-        if self.num_heads * self.head_width != width:
-            raise ValueError(width)
 
     def forward(
         self,
@@ -258,6 +257,8 @@ class HeadAttention(nn.Module):
         is_causal: bool = False,  # noqa: ARG002  # the mask says so as well
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As `nn.MultiheadAttention`, of [batch, length, width], or [length, batch, width] without batch_first."""
+        if self.forgotten:
+            return torch.zeros(*query.shape[:-1], self.forgotten, dtype=query.dtype), None
         turn = not self.batch_first and query.dim() == 3  # noqa: PLR2004  # a batch
         q, k, v = (
             self._split(layer(one.transpose(0, 1) if turn else one))
@@ -275,6 +276,11 @@ class HeadAttention(nn.Module):
             given = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         given = self.out(given.transpose(-3, -2).flatten(-2))
         return (given.transpose(0, 1) if turn else given), weights
+
+    def forget(self) -> None:
+        """Give zeros from now on, without the layers."""
+        self.forgotten = self.out.out_features
+        del self.q, self.k, self.v, self.out
 
     def _split(self, x: torch.Tensor) -> torch.Tensor:
         return x.reshape(*x.shape[:-1], self.num_heads, self.head_width).transpose(-3, -2)

@@ -14,8 +14,8 @@ from torch.nn import functional
 from ferryman.converter.compress.binary_policy import Decision, Example
 from ferryman.converter.compress.training import Batch, Loss, copy_model, recalibrate_batch_norm, train
 from ferryman.converter.prune.budget import Choice, Cost, choose, count, rank, stored_bytes, unit_savings
-from ferryman.converter.prune.criteria import Context, readers
-from ferryman.converter.prune.erase import Branch, branch_shares, erase, find_branches, has, with_branches
+from ferryman.converter.prune.criteria import Context
+from ferryman.converter.prune.erase import Branch, erase, find_branches, has, with_branches
 from ferryman.converter.prune.graph import Graph, find_groups, positional, run
 from ferryman.converter.prune.heads import open_attention
 from ferryman.converter.prune.latency import Latency, checked
@@ -23,7 +23,7 @@ from ferryman.converter.prune.oto import can_be_zero, half_space_train
 from ferryman.converter.prune.recipe import Pruning, check_pruning, parse_pruning
 from ferryman.converter.prune.reconstruct import reconstruct
 from ferryman.converter.prune.registry import find_criterion
-from ferryman.converter.prune.units import CONVS, Group, Removed, align, remove
+from ferryman.converter.prune.units import CONVS, Group, Removed, align, remove, silence
 from ferryman.runtime.contracts.errors import CallerError, ModelError
 
 _LEAST = 10
@@ -180,7 +180,7 @@ class _Work:
         whole = {number for number, units in removed.items() if len(units) == groups[number].count}
         remove(made, groups, {number: units for number, units in removed.items() if number not in whole})
         gone = {path for number in whole for path in groups[number].branches}
-        erase(made, [one for one in self.branches if one.last in gone], self.inputs)
+        erase(made, [one for one in self.branches if one.last in gone])
         return made
 
     def cost(self, model: nn.Module) -> Cost:
@@ -198,18 +198,21 @@ class _Work:
         context = Context(self.dense, self.groups, self.inputs, loader, loss)
         scores = criterion.score(context)
         savings = unit_savings(self.dense, self.groups, self.inputs, recipe.unit)
-        choice = rank(self.groups, scores, savings, comparable=criterion.comparable, weights=self._weights())
+        weights = () if criterion.comparable else self._weights(scores)
+        choice = rank(self.groups, scores, savings, comparable=criterion.comparable, weights=weights)
         progress(f"choose widths within {recipe.percent} % of the dense model's {recipe.unit}")
         return self._choose(choice, progress)
 
-    def _weights(self) -> list[float]:
-        """How important groups are whose scores do not compare: how many layers read them, what a branch adds."""
-        shares = branch_shares(self.dense, self.branches, self.inputs)
-        mean = sum(shares.values()) / max(len(shares), 1)
+    def _weights(self, scores: Sequence[torch.Tensor]) -> list[float]:
+        """How important groups are whose scores do not compare: how far outputs are without the worse half of each."""
+        wanted = torch.cat([one.flatten().double() for one in run(self.dense, self.inputs)])
         found = []
-        for group in self.groups:
-            share = max((shares[path] for path in group.branches), default=mean)
-            found.append(len(readers(self.dense, group)) * (share / mean if mean else 1.0))
+        for number, (group, score) in enumerate(zip(self.groups, scores, strict=True)):
+            silent = copy.deepcopy(self.dense)
+            half = frozenset(score.argsort()[: max(1, group.count // 2)].tolist())
+            silence(silent, self.groups, {number: half})
+            outputs = torch.cat([one.flatten().double() for one in run(silent, self.inputs)])
+            found.append(float((outputs - wanted).norm() / wanted.norm().clamp(min=1e-12)))
         return found
 
     def _choose(self, choice: Choice, progress: Say) -> dict[int, frozenset[int]]:

@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from ferryman.converter.prune.budget import count
 from ferryman.converter.prune.erase import Nothing, erase, find_branches
 from ferryman.converter.prune.graph import find_groups
+from ferryman.converter.prune.heads import open_attention
 from ferryman.converter.prune.structured import prune
-from tests.unit.converter.prune.nets import ResNet, Vit, image
+from ferryman.converter.quiet import quiet
+from tests.unit.converter.prune.nets import Encoder, ResNet, Vit, image
 from tests.zoo.models import MobileNetV2
 
 
@@ -50,7 +53,7 @@ def test_a_block_whose_branch_is_gone_gives_its_input_back():
     branches = find_branches(net, inputs)
     assert [branch.block for branch in branches] == [f"features.{i}" for i in (5, 7, 8, 10, 11, 12, 14, 15, 17, 18)]
     before = operators(net, inputs)
-    erase(net, branches[:2], inputs)
+    erase(net, branches[:2])
     assert isinstance(net.features[5], nn.Identity)
     assert operators(net, inputs) == before - 2 * 7
     assert net(*inputs).shape == (2, 10)
@@ -60,7 +63,7 @@ def test_what_is_left_of_a_branch_inside_a_block_is_zeros():
     torch.manual_seed(1)
     net, inputs = Vit().eval(), image()
     before = operators(net, inputs)
-    erase(net, [branch for branch in find_branches(net, inputs) if branch.last == "blocks.0.attention.proj"], inputs)
+    erase(net, [branch for branch in find_branches(net, inputs) if branch.last == "blocks.0.attention.proj"])
     assert isinstance(net.blocks[0].attention, Nothing)
     assert operators(net, inputs) == before - 3  # two linear layers and the attention; the addition stays
     x = net.patches(inputs[0])
@@ -103,3 +106,31 @@ def test_groups_around_branches_may_go_as_a_whole():
     net = ResNet().eval()
     groups = with_branches(net, find_groups(net, image()).groups, find_branches(net, image()))
     assert {group.branches for group in groups if not group.least} >= {("blocks.0.conv2",), ("blocks.2.conv2",)}
+
+
+def test_pytorchs_own_attention_goes_with_all_its_layers():
+    net, inputs = Encoder().eval(), image()
+    open_attention(net)
+    branches = find_branches(net, inputs)
+    assert "encoder.layers.0.self_attn.out" in {branch.last for branch in branches}
+    before, macs = operators(net, inputs), count(net, inputs).macs
+    erase(net, [branch for branch in branches if branch.last == "encoder.layers.0.self_attn.out"])
+    assert operators(net, inputs) <= before - 5  # four linear layers and the attention
+    assert count(net, inputs).macs == macs - 2 * (4 * 8 * 32 * 32 + 2 * 8 * 8 * 32)
+    assert net(*inputs).shape == (2, 10)
+
+
+@pytest.mark.slow
+def test_artifacts_lack_what_is_erased():
+    with quiet():
+        from ferryman.converter.backends import BACKENDS
+    from ferryman.converter.capture import capture
+    from ferryman.converter.source import make_source
+
+    torch.manual_seed(1)
+    net = faint(ResNet().eval(), "blocks.2.norm2")
+    done = prune(net, "pruned-70flops-erase", example=image())
+    for backend in BACKENDS.values():
+        with quiet():
+            sizes = [len(backend.lower(capture(make_source(one, image()))).data) for one in (net, done.model)]
+        assert sizes[1] < 0.75 * sizes[0]
