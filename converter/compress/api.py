@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from ferryman.converter.compress.binary import binarize, fine_tune
 from ferryman.converter.compress.binary_policy import Decision, Example
 from ferryman.converter.compress.quantized import fine_tune_quantized
-from ferryman.converter.compress.training import Batch, Progress
+from ferryman.converter.compress.training import Batch, Progress, first_inputs
 from ferryman.converter.quantize.recipe import GRAMMAR, Recipe, is_quantized, parse_recipe
 from ferryman.runtime.contracts.errors import CallerError
 
@@ -89,7 +88,7 @@ def compress(
     if loader is None:
         raise CallerError(f"form {form} needs a loader to fine-tune with: binarizing a trained model alone ruins it")
     lr = _LR["binary"] if lr is None else lr
-    example = _first_inputs(loader) if example is None else example
+    example = first_inputs(loader) if example is None else example
     made, decisions = binarize(model, keep=keep, rank=rank, estimator=estimator, example=example)
     teacher = model if distil else None
     tuned = fine_tune(made, loader, epochs=epochs, lr=lr, teacher=teacher, progress=progress)
@@ -112,7 +111,7 @@ def _quantized(
             f"form {recipe.name} needs a loader to fine-tune with; without training data convert the model as it is: "
             "converting rounds it"
         )
-    example = _first_inputs(loader) if example is None else example
+    example = first_inputs(loader) if example is None else example
     if example is None:
         raise CallerError(
             "the loader gives no (inputs, targets), or can be iterated over only once; give a list or an example"
@@ -128,13 +127,3 @@ def _quantized(
         progress=progress,
     )
     return Compressed(model=tuned.model, form=recipe.name, decisions=decisions, losses=tuned.losses)
-
-
-def _first_inputs(loader: Iterable[Batch]) -> Example | None:
-    """Those of the first batch, without a trace in the random state; what is wrong with them training will say."""
-    if isinstance(loader, Iterator):
-        return None
-    with torch.random.fork_rng(devices=()):
-        batch = next(iter(loader), None)
-    is_pair = isinstance(batch, tuple | list) and len(batch) > 0 and isinstance(batch[0], torch.Tensor)
-    return (batch[0],) if batch is not None and is_pair else None
