@@ -108,7 +108,7 @@ def _decisions(layers: Layers, recipe: Sparsity, zeros: dict[str, float]) -> tup
     if recipe.pattern:
         why = f"{recipe.pattern.name} along its inputs"
     else:
-        why = "the layer's percent" if recipe.layer else f"its part of {recipe.share:.3%} of all"
+        why = "the layer's percent" if recipe.layer else f"its part of {recipe.percent:g}% of all"
     return tuple(
         Decision(
             path=path,
