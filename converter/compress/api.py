@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 from torch.nn import functional
 
 from ferryman.converter.compress.binary import binarize, fine_tune
 from ferryman.converter.compress.binary_policy import Decision, Example
 from ferryman.converter.compress.quantized import fine_tune_quantized
-from ferryman.converter.compress.training import Batch, Loss, Progress
+from ferryman.converter.compress.training import Batch, Loss, Progress, first_inputs
 from ferryman.converter.prune.latency import Latency
 from ferryman.converter.prune.recipe import PRUNED_GRAMMAR, Pruning, is_pruned, parse_pruning
 from ferryman.converter.prune.structured import prune
@@ -128,7 +127,7 @@ def compress(
     if loader is None:
         raise CallerError("form binary needs a loader to fine-tune with: binarizing a trained model alone ruins it")
     lr = _LR["binary"] if lr is None else lr
-    example = _first_inputs(loader) if example is None else example
+    example = first_inputs(loader) if example is None else example
     made, decisions = binarize(model, keep=keep, rank=rank, estimator=estimator, example=example)
     teacher = model if distil else None
     tuned = fine_tune(made, loader, epochs=epochs, lr=lr, teacher=teacher, progress=progress)
@@ -188,19 +187,9 @@ def _example(form: str, given: Example | None, loader: Iterable[Batch] | None) -
     """
     if given is None and loader is None:
         raise CallerError(f"form {form} needs an example, positional inputs of one call, or a loader")
-    found = _first_inputs(loader) if given is None and loader is not None else given
+    found = first_inputs(loader) if given is None and loader is not None else given
     if found is None:
         raise CallerError(
             "the loader gives no (inputs, targets), or can be iterated over only once; give a list or an example"
         )
     return found
-
-
-def _first_inputs(loader: Iterable[Batch]) -> Example | None:
-    """Those of the first batch, without a trace in the random state; what is wrong with them training will say."""
-    if isinstance(loader, Iterator):
-        return None
-    with torch.random.fork_rng(devices=()):
-        batch = next(iter(loader), None)
-    is_pair = isinstance(batch, tuple | list) and len(batch) > 0 and isinstance(batch[0], torch.Tensor)
-    return (batch[0],) if batch is not None and is_pair else None

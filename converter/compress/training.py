@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ferryman.converter.compress.binary_policy import in_eval_mode
+from ferryman.converter.compress.binary_policy import Example, in_eval_mode
 from ferryman.runtime.contracts.errors import CallerError, FerrymanError
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -39,6 +39,16 @@ def copy_model(model: nn.Module) -> nn.Module:
             f"the model cannot be copied: {type(error).__name__}: {error}; weights that are computed anew in each call "
             "must become plain ones first (torch.nn.utils.prune.remove, torch.nn.utils.remove_weight_norm)"
         ) from error
+
+
+def first_inputs(loader: Iterable[Batch]) -> Example | None:
+    """Those of the first batch, without a trace in the random state; what is wrong with them training will say."""
+    if isinstance(loader, Iterator):
+        return None
+    with torch.random.fork_rng(devices=()):
+        batch = next(iter(loader), None)
+    is_pair = isinstance(batch, tuple | list) and len(batch) > 0 and isinstance(batch[0], torch.Tensor)
+    return (batch[0],) if batch is not None and is_pair else None
 
 
 @dataclass(frozen=True)

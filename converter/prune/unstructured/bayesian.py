@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from ferryman.converter.compress.training import Batch, FineTuned, Loss, Progress, copy_model, train
-from ferryman.converter.prune.unstructured.gradual import count_batches
+from ferryman.converter.prune.unstructured.gradual import count_steps
 from ferryman.runtime.contracts.errors import CallerError
 
 _START_DEVIATION = 0.01
@@ -183,8 +183,7 @@ def train_variational(
         raise CallerError(f"samples is a whole number, 1 or more, found {samples!r}")
     if not 0 < temperature < math.inf:
         raise CallerError(f"temperature is a finite number above 0, found {temperature!r}")
-    steps = epochs * count_batches(loader) if isinstance(epochs, int) else 1
-    last = _CHANGING_SHARE * steps
+    last = _CHANGING_SHARE * count_steps(loader, epochs)
     step = 0
 
     def change() -> None:

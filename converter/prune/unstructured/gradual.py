@@ -88,7 +88,7 @@ def prune_gradually(
     Raises:
         CallerError: as `train`.
     """
-    schedule = make_schedule(1, epochs * count_batches(loader)) if _trainable(epochs) else Schedule(1, 1)
+    schedule = make_schedule(1, count_steps(loader, epochs))
     masks: dict[Target, torch.Tensor] = {}
     step = 0
 
@@ -104,17 +104,14 @@ def prune_gradually(
     )  # fmt: skip
 
 
-def _trainable(epochs: object) -> bool:
-    """Whether there is something to plan; `train` says what is wrong with anything else."""
-    return isinstance(epochs, int) and epochs >= 1
-
-
-def count_batches(loader: Iterable[Batch]) -> int:
-    """How many a loader gives, without a trace in the random state.
+def count_steps(loader: Iterable[Batch], epochs: int) -> int:
+    """How many steps training takes, counted without a trace in the random state.
 
     Raises:
-        CallerError: it can be iterated over only once, or gives none.
+        CallerError: epochs is no number of them, or the loader can be iterated over only once, or gives nothing.
     """
+    if not isinstance(epochs, int) or epochs < 1:
+        raise CallerError(f"epochs is a whole number, 1 or more, found {epochs!r}")
     if isinstance(loader, Iterator):
         raise CallerError("the loader can be iterated over only once; give a DataLoader or a list of batches")
     try:
@@ -124,4 +121,4 @@ def count_batches(loader: Iterable[Batch]) -> int:
             count = sum(1 for _ in loader)
     if not count:
         raise CallerError("the loader gives no batches")
-    return count
+    return epochs * count

@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
@@ -153,15 +155,15 @@ def choose_masks(targets: Sequence[Target], sparsity: Sparsity, done: float = 1)
     Returns:
         bool of each parameter's shape: which weights stay. The number of zeros is exact, rounded to whole weights.
     """
-    masks = {one: _smallest_out(one.parameter.abs(), one.share * done) for one in targets if one.share is not None}
+    masks = {one: _without(one.parameter.abs(), one.share * done) for one in targets if one.share is not None}
     common = [one for one in targets if one.share is None]
     if sparsity.pattern:
         return masks | {one: _pattern_mask(one.parameter, sparsity.pattern, done) for one in common}
     if sparsity.layer or not common:
-        return masks | {one: _smallest_out(one.parameter.abs(), sparsity.share * done) for one in common}
-    scores = torch.cat([lamp_scores(one.parameter) for one in common])
-    kept = torch.split(_smallest_out(scores, sparsity.share * done), [one.parameter.numel() for one in common])
-    return masks | {one: mask.view_as(one.parameter) for one, mask in zip(common, kept, strict=True)}
+        return masks | {one: _without(one.parameter.abs(), sparsity.share * done) for one in common}
+    scores = [lamp_scores(one.parameter) for one in common]
+    counts = _counts(scores, round(sparsity.share * done * sum(map(len, scores))))
+    return masks | {one: _smallest_out(one.parameter.abs(), count) for one, count in zip(common, counts, strict=True)}
 
 
 @torch.no_grad()
@@ -171,14 +173,25 @@ def apply_masks(masks: dict[Target, torch.Tensor]) -> None:
         target.parameter.mul_(mask)
 
 
-@torch.no_grad()
-def lamp_scores(weight: torch.Tensor) -> torch.Tensor:
-    """float64[numel], above 0 and up to 1; 0 where a weight is zero."""
-    ordered, places = weight.detach().double().square().flatten().sort()
-    rest = ordered.flip(0).cumsum(0).flip(0)
-    scores = torch.zeros_like(ordered)
-    scores[places] = torch.where(ordered > 0, ordered / rest, 0)
+def lamp_scores(weight: torch.Tensor) -> NDArray[np.float64]:
+    """Of all weights, the smallest weight's first: float64[numel], above 0 and up to 1; 0 where a weight is zero."""
+    squares = np.sort(weight.detach().abs().flatten().numpy()).astype(np.float64) ** 2
+    rest = squares[::-1].cumsum()[::-1]
+    scores = np.zeros_like(squares)
+    np.divide(squares, rest, out=scores, where=squares > 0)
     return scores
+
+
+def _counts(scores: list[NDArray[np.float64]], zeros: int) -> list[int]:
+    """How many of each layer are among the lowest scores of all; scores rise with magnitudes within a layer."""
+    if not zeros:
+        return [0] * len(scores)
+    highest = np.partition(np.concatenate(scores), zeros - 1)[zeros - 1]
+    counts = [int(np.searchsorted(one, highest)) for one in scores]
+    for index, one in enumerate(scores):  # those of just that score go layer by layer, until there are enough
+        ties = int(np.searchsorted(one, highest, side="right")) - counts[index]
+        counts[index] += min(ties, zeros - sum(counts))
+    return counts
 
 
 def depth_order(weight: torch.Tensor) -> torch.Tensor:
@@ -198,10 +211,19 @@ def pattern_holds(weight: torch.Tensor, pattern: Pattern) -> bool:
     return bool((padded.reshape(len(rows), -1, pattern.of).sum(2) <= pattern.kept).all())
 
 
-def _smallest_out(values: torch.Tensor, share: float) -> torch.Tensor:
+def _without(values: torch.Tensor, share: float) -> torch.Tensor:
+    return _smallest_out(values, round(share * values.numel()))
+
+
+def _smallest_out(values: torch.Tensor, count: int) -> torch.Tensor:
     """True but for the smallest, whose number is exact: of equal ones the first go."""
-    mask = torch.ones(values.numel(), dtype=torch.bool)
-    mask[values.flatten().argsort(stable=True)[: round(share * values.numel())]] = False
+    if not count:
+        return torch.ones_like(values, dtype=torch.bool)
+    flat = values.flatten()
+    highest = flat.kthvalue(count).values
+    mask = flat > highest
+    equal = (flat == highest).nonzero().flatten()
+    mask[equal[len(equal) - int((~mask).sum()) + count :]] = True
     return mask.view_as(values)
 
 
@@ -213,7 +235,5 @@ def _pattern_mask(weight: torch.Tensor, pattern: Pattern, done: float) -> torch.
     ranks = padded.argsort(dim=2, stable=True).argsort(2)
     spare = (ranks < pattern.of - pattern.kept).flatten(1)[:, :depth]
     magnitudes = torch.where(spare, rows, math.inf).flatten()
-    going = magnitudes.argsort(stable=True)[: round(done * int(spare.sum()))]
-    mask = torch.ones(out * depth, dtype=torch.bool)
-    mask[going] = False
+    mask = _smallest_out(magnitudes, round(done * int(spare.sum())))
     return _from_depth_order(mask.view(out, depth), weight.shape)

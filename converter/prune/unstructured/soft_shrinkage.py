@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from ferryman.converter.compress.training import Batch, FineTuned, Loss, Progress, train
-from ferryman.converter.prune.unstructured.gradual import PRUNING_SHARE, count_batches
+from ferryman.converter.prune.unstructured.gradual import PRUNING_SHARE, count_steps
 from ferryman.converter.prune.unstructured.masks import Target, apply_masks, choose_masks
 from ferryman.converter.prune.unstructured.recipe import Sparsity
 
@@ -55,8 +55,7 @@ def prune_by_shrinkage(
     Raises:
         CallerError: as `train`.
     """
-    steps = max(epochs, 1) * count_batches(loader) if isinstance(epochs, int) else 1
-    end = max(1, round(PRUNING_SHARE * steps))
+    end = max(1, round(PRUNING_SHARE * count_steps(loader, epochs)))
     every = -(-end // _CHOICES)
     masks: dict[Target, torch.Tensor] = {}
     step = 0

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from ferryman.converter.compress.binary_policy import Decision, Example
-from ferryman.converter.compress.training import Batch, Loss, Progress, copy_model
+from ferryman.converter.compress.training import Batch, Loss, Progress, copy_model, first_inputs
 from ferryman.converter.prune.unstructured.gradual import prune_gradually
 from ferryman.converter.prune.unstructured.masks import (
     Layers,
@@ -66,7 +66,7 @@ def sparsify(
         distil: train against the dense model's class probabilities too, for which outputs must be logits [N, classes];
             None: where the loss is cross-entropy.
         example: positional inputs of one call, by which the first convolution, and layers that are never called, are
-            found; None: the order of registration counts.
+            found; None takes the loader's first inputs, or without a loader the order of registration.
         progress: told epoch (from 1), epochs and mean loss.
 
     Raises:
@@ -77,6 +77,8 @@ def sparsify(
     if distil and (loader is None or loss is not functional.cross_entropy):
         raise CallerError("distil compares class probabilities: it goes with a loader and the loss cross_entropy")
     made = copy_model(model)
+    if example is None and loader is not None:
+        example = first_inputs(loader)
     layers = find_targets(made, recipe, example)
     losses: tuple[float, ...] = ()
     if loader is not None:
@@ -106,7 +108,7 @@ def _decisions(layers: Layers, recipe: Sparsity, zeros: dict[str, float]) -> tup
     if recipe.pattern:
         why = f"{recipe.pattern.name} along its inputs"
     else:
-        why = "the layer's percent" if recipe.layer else f"its part of {recipe.share:.3%} of all"
+        why = "the layer's percent" if recipe.layer else f"its part of {recipe.percent:g}% of all"
     return tuple(
         Decision(
             path=path,

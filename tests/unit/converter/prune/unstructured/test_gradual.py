@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ferryman.converter.prune.unstructured.gradual import Schedule, count_batches, make_schedule, prune_gradually
+from ferryman.converter.prune.unstructured.gradual import Schedule, count_steps, make_schedule, prune_gradually
 from ferryman.converter.prune.unstructured.masks import find_targets
 from ferryman.converter.prune.unstructured.recipe import parse_sparsity
 from ferryman.runtime.contracts.errors import CallerError
@@ -71,9 +71,9 @@ def test_batches_are_counted_without_a_trace():
 
     torch.manual_seed(0)
     state = torch.random.get_rng_state()
-    assert count_batches(Shuffled()) == 3
+    assert count_steps(Shuffled(), 4) == 12
     assert torch.equal(state, torch.random.get_rng_state())
     with pytest.raises(CallerError, match="gives no batches"):
-        count_batches([])
+        count_steps([], 1)
     with pytest.raises(CallerError, match="only once"):
-        count_batches(iter([]))
+        count_steps(iter([]), 1)

