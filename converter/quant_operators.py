@@ -28,7 +28,10 @@ _CONV = (
     "float out_scale, int out_zero, int out_low, int out_high, float add_scale, int add_zero, int index_bits=0, "
     "bool unpack=False"
 )
-_LINEAR = "Tensor x, Tensor weight, Tensor scale, Tensor? zero, Tensor bias, int bits, int group, bool blocks, int index_bits=0"
+_LINEAR = (
+    "Tensor x, Tensor weight, Tensor scale, Tensor? zero, Tensor bias, int bits, int group, bool blocks, "
+    "int index_bits=0"
+)
 _EMBEDDING = (
     "Tensor ids, Tensor weight, Tensor scale, Tensor? zero, int rows, int channels, int bits, int group, bool lanes"
 )

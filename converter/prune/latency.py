@@ -45,7 +45,6 @@ def measured_latency(
     if interpreter not in runtimes:
         raise CallerError(f"interpreter {interpreter!r} is not known; there are: {', '.join(runtimes)}")
     with quiet():
-        
         from ferryman.converter.backends import BACKENDS  # the toolchains, which are slow to load
 
     backend = BACKENDS[runtimes[interpreter]]
