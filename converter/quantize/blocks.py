@@ -26,6 +26,8 @@ _MATRIX_RANK = 2
 _SAFE_SOFTMAX = aten._safe_softmax.default  # noqa: SLF001  # an operator's name
 _ATTENTION = ("attn_mask", "dropout_p", "is_causal")
 _META = ("nn_module_stack", "stack_trace")
+_IN_BLOCKS = 7
+"""Where a quantized linear layer has this among its arguments."""
 
 
 @dataclass(frozen=True)
@@ -221,5 +223,5 @@ def _takes_blocks(user: Node, value: Node) -> bool:
     if user.args[0] is not value or any(one is value for one in user.args[1:]):
         return False
     return user.target == ferryman.quant_matmul.default or (
-        user.target == ferryman.quant_linear.default and bool(user.args[-1])
+        user.target == ferryman.quant_linear.default and bool(user.args[_IN_BLOCKS])
     )

@@ -24,7 +24,6 @@ TARGETS = {"90 %": 2.5, "80 %": 1.5, "2:4": 1.0}
 PLACES = {name: runtime for runtime, names in INTERPRETERS.items() for name in names}
 """Interpreter -> its runtime."""
 _PERCENT = {"90 %": 0.9, "80 %": 0.8}
-_SMALL = 0.2
 
 
 def goal(zeros: str, place: str) -> Goal:
@@ -34,10 +33,6 @@ def goal(zeros: str, place: str) -> Goal:
 
 
 FASTER = {(zeros, place): goal(zeros, place) for zeros in TARGETS for place in PLACES}
-BYTES = {
-    runtime: Goal(f"the same, 90 % zeros, {runtime} artifact's bytes over their dense ones", "<=", _SMALL)
-    for runtime in INTERPRETERS
-}
 
 
 def pruned_mobilenet(zeros: str) -> tuple[nn.Module, torch.Tensor]:

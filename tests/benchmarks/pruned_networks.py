@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -168,10 +168,6 @@ def _structured_times(network: str, artifacts: dict[str, dict[str, bytes]], x: t
         yield STRUCTURED[network, name].measured(times["dense"] / times["pruned"])
         for form in ("pruned int8", "pruned 4bit"):
             yield figure(f"  {network}, {form} over dense fp32, times as fast on {name}", times["dense"] / times[form])
-
-
-def _goals(several: Sequence[dict[object, Goal]]) -> tuple[Goal, ...]:
-    return tuple(goal for goals in several for goal in goals.values())
 
 
 PARTS = (
