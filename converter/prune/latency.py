@@ -1,25 +1,26 @@
 """How long a model takes, for budgets in latency.
 
-A budget takes any function from a module to seconds. `measured_latency` times on an interpreter of this machine. For a
-named device, push and profile there:
+A budget takes any function from a module to seconds. `measured_latency` times on an interpreter of this machine;
+`profiled_latency` on whatever a package can be pushed to and profiled on. This module knows no devices; a named one is
+given like this:
 
-    from ferryman import convert, profile, push
+    from ferryman import find_device, profile, push
 
-    def on_the_camera(model: nn.Module) -> float:
-        package = convert(model, example, to=["tflite"], name="candidate", output=folder).path
-        push(package, "camera-1")
-        return profile(package, "camera-1").latency.median_ns / 1e9
+    camera = find_device("camera-1")
 
-    prune(model, "pruned-60latency", example=example, latency=on_the_camera)
+    def place(package: Path) -> tuple[Measurement, ...]:
+        push(package, camera)
+        return profile(package, camera)
 
-This module knows no devices: whatever takes a module and gives seconds will do.
+    prune(model, "pruned-60latency", example=example, latency=profiled_latency(example, place, to="tflite"))
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from ferryman.converter.source import make_source
 from ferryman.runtime.beside import time_beside
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.manifest import RuntimeName
+from ferryman.runtime.contracts.measurement import Measurement
 from ferryman.runtime.session import INTERPRETERS
 
 Latency = Callable[[nn.Module], float]
@@ -69,6 +71,30 @@ def measured_latency(
             inputs = [one.detach().numpy() for one in example]
             (seconds,) = time_beside([path], interpreter, inputs, rounds=rounds, python=python)
         return min(seconds)
+
+    return measure
+
+
+def profiled_latency(
+    example: tuple[Any, ...], place: Callable[[Path], Sequence[Measurement]], *, to: RuntimeName
+) -> Latency:
+    """Time a module's fp32 package where `place` brings it.
+
+    Args:
+        example: positional inputs of one call, tensors.
+        place: takes a package's path, and gives measurements of it, such as `ferryman.profile` does once the package is
+            pushed; of several the fastest counts, and of each the median.
+        to: the runtime.
+    """
+
+    def measure(model: nn.Module) -> float:
+        with quiet():
+            from ferryman.converter.pipeline import convert
+        with tempfile.TemporaryDirectory() as folder:
+            found = place(convert(model, example, to=[to], output=folder, name="candidate").path)
+        if not found:
+            raise CallerError("place gave no measurement of the package")
+        return min(statistics.median(one.samples_ns) for one in found) / 1e9
 
     return measure
 
