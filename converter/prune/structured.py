@@ -75,6 +75,7 @@ def prune(
     latency: Latency | None = None,
     loss: Loss = functional.cross_entropy,
     distil: bool = True,
+    bits: int | None = None,
     progress: Say = lambda _: None,
 ) -> Pruned:
     """Take channels, heads and branches out of a trained model; it is not changed.
@@ -95,6 +96,7 @@ def prune(
         latency: seconds of a model, for budgets in latency (see `latency`).
         loss: of (outputs, targets).
         distil: train against the dense model's answers as well, where its outputs are logits [N, classes].
+        bits: of weights to which `convert` will round the narrower model, without training: that is made good as well.
         progress: told what begins.
 
     Raises:
@@ -104,7 +106,7 @@ def prune(
     """
     recipe = check_pruning(parse_pruning(pruning) if isinstance(pruning, str) else pruning)
     inputs = positional(example)
-    _check(recipe, loader, latency)
+    _check(recipe, loader, latency, bits)
     dense = copy_model(model).eval()
     opened = open_attention(dense)
     expected = [one.shape for one in run(dense, inputs)]
@@ -128,7 +130,7 @@ def prune(
         work.dense, losses = tuned.model, tuned.losses
     elif not recipe.plain:
         progress("make good what is gone")
-        reconstruct(work.dense, work.groups, removed, inputs)
+        reconstruct(work.dense, work.groups, removed, inputs, bits=bits)
     made = work.build(removed)
     if loader is not None and not recipe.oto and not epochs:
         recalibrate_batch_norm(made, loader)
@@ -141,7 +143,11 @@ def prune(
     return Pruned(made.eval(), recipe, decisions, before, work.cost(made), losses)
 
 
-def _check(recipe: Pruning, loader: Iterable[Batch] | None, latency: Latency | None) -> None:
+def _check(recipe: Pruning, loader: Iterable[Batch] | None, latency: Latency | None, bits: int | None) -> None:
+    if bits not in (None, 8, 4, 2) or (bits and (recipe.plain or recipe.oto)):
+        raise CallerError(
+            f"bits are 8, 4 or 2, and only where something is made good (not plain, not oto); found {bits}"
+        )
     if recipe.needs_data and loader is None:
         raise CallerError(
             f"form {recipe.name} looks at data: give a loader, or leave out {'oto' if recipe.oto else recipe.criterion}"

@@ -136,6 +136,17 @@ def test_rounding_is_made_good_as_pruning_is(net, bits):
     with torch.no_grad():
         wanted = net(images)
     lost = {name: error(quantized(one, images, f"{bits}bit"), wanted) for name, one in made.items()}
-    print(bits, lost)
     assert lost["both"] < 0.7 * lost["plain"]
     assert lost["both"] < 1.02 * lost["pruned"]
+
+
+def test_pruning_for_four_bits_is_nearer_once_rounded(net):
+    _, images, _ = digits()
+    with torch.no_grad():
+        wanted = net(images)
+    lost = {}
+    for name, bits in (("pruned-60flops-plain", None), ("pruned-60flops", None), ("pruned-60flops", 4)):
+        made = prune(net, name, example=image(1), bits=bits).model
+        lost[name, bits] = error(quantized(made, images, "4bit"), wanted)
+    assert lost["pruned-60flops", 4] < 0.65 * lost["pruned-60flops-plain", None]
+    assert lost["pruned-60flops", 4] < lost["pruned-60flops", None]

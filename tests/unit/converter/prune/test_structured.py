@@ -118,6 +118,8 @@ def test_a_budget_in_latency_is_measured():
         ("pruned-50flops", {"latency": lambda _: 1.0}, "would not be looked at"),
         ("pruned-50latency", {"latency": lambda _: float("nan")}, "latency must give seconds"),
         ("pruned-50flops-taylor", {}, "give a loader, or leave out taylor"),
+        ("pruned-50flops", {"bits": 3}, "bits are 8, 4 or 2"),
+        ("pruned-50flops-plain", {"bits": 4}, "only where something is made good"),
         ("pruned-50flops-oto", {}, "give a loader, or leave out oto"),
         ("pruned-1flops", {}, r"pruned-1flops's budget cannot be reached: the least is \d"),
         ("pruned-50flops", {"example": (torch.zeros(1, 2, 8, 8),)}, "the model fails with the example"),
