@@ -19,7 +19,8 @@ from ferryman.converter.quant_bits import Bytes, halves, pack_rows, unpack_group
 _CONV = (
     "Tensor x, Tensor weight, Tensor scale, Tensor bias, Tensor? add, int channels, int[2] kernel_size, int[2] stride, "
     "int[4] padding, int[2] dilation, int groups, bool channels_last, int bits, float x_scale, int x_zero, "
-    "float out_scale, int out_zero, int out_low, int out_high, float add_scale, int add_zero, int index_bits=0, bool unpack=False"
+    "float out_scale, int out_zero, int out_low, int out_high, float add_scale, int add_zero, int index_bits=0, "
+    "bool unpack=False"
 )
 _LINEAR = (
     "Tensor x, Tensor weight, Tensor scale, Tensor? zero, Tensor bias, int bits, int group, bool blocks, "

@@ -21,9 +21,7 @@ Conv = record(
     low=ctypes.c_float,
     high=ctypes.c_float,
 )
-Sizes = record(
-    "ferryman_sparse_sizes", **int32("out_height", "out_width"), **int64("input", "output", "per_channel")
-)
+Sizes = record("ferryman_sparse_sizes", **int32("out_height", "out_width"), **int64("input", "output", "per_channel"))
 Call = record(
     "ferryman_sparse_call",
     **pointers("input", "values"),

@@ -50,9 +50,14 @@ def conv_numbers(case: SparseConv, last_in: bool, last_out: bool) -> dict[str, i
     return dict(zip(NAMES, values, strict=True))
 
 
-def conv_model(case: SparseConv, last_in: bool = False, last_out: bool = False, constants=None, **changes: int) -> bytes:
+def conv_model(
+    case: SparseConv, last_in: bool = False, last_out: bool = False, constants=None, **changes: int
+) -> bytes:
     graph = Graph()
-    inputs = [graph.input(placed(case.x, last_in).shape), *map(graph.constant, constants or (*case.constants(), case.bias))]
+    inputs = [
+        graph.input(placed(case.x, last_in).shape),
+        *map(graph.constant, constants or (*case.constants(), case.bias)),
+    ]
     if case.add is not None:
         inputs.append(graph.input(placed(case.add, last_out).shape))
     y = graph.tensor(placed(case.expected(), last_out).shape)
@@ -61,9 +66,7 @@ def conv_model(case: SparseConv, last_in: bool = False, last_out: bool = False, 
 
 
 @fuzz(80)
-@given(
-    case=sparse_convolutions(), last_in=st.booleans(), last_out=st.booleans(), threads=st.sampled_from([1, 3])
-)
+@given(case=sparse_convolutions(), last_in=st.booleans(), last_out=st.booleans(), threads=st.sampled_from([1, 3]))
 def test_convolutions_are_exact(worker, case, last_in, last_out, threads):
     if case.weight.any() or case.index_bits == 0:
         worker.open(conv_model(case, last_in, last_out), threads)
@@ -106,7 +109,10 @@ REFUSED = {
     "more out": (conv_model(CASE, out=7), "bias: expected 7 elements, found 6"),
     "nothing added": (conv_model(CASE, add=1), "expected 5 inputs and 1 output, found 4"),
     "added": (conv_model(ADDS, add=0), "expected 4 inputs and 1 output, found 5"),
-    "added, smaller": (conv_model(replace(ADDS, padding=(1, 1, 1, 1), add=np.zeros((1, 6, 1, 1), "f4")), top=0), "shape"),
+    "added, smaller": (
+        conv_model(replace(ADDS, padding=(1, 1, 1, 1), add=np.zeros((1, 6, 1, 1), "f4")), top=0),
+        "shape",
+    ),
     "index bits": (conv_model(CASE, index_bits=3), "0, 1, 4 or 8 bits"),
     "low": (conv_model(CASE, low=word(np.nan)), "low is not finite"),
     "ends": (conv_model(CASE, low=word(2.0), high=word(1.0)), "low end"),
@@ -114,7 +120,10 @@ REFUSED = {
     "kernel": (conv_model(CASE, kh=9), "kernel does not fit"),
     "linear, channels": (linear_model(1, 63, 20, 8, 0, 0), "expected channels 63, found 64"),
     "linear, short": (linear_model(1, 64, 20, 8), "options: expected 24 bytes, found 16"),
-    "values of int32": (conv_model(CASE, constants=(VALUES.astype("i4"), INDEX, CASE.bias)), "values: expected float32"),
+    "values of int32": (
+        conv_model(CASE, constants=(VALUES.astype("i4"), INDEX, CASE.bias)),
+        "values: expected float32",
+    ),
     "index of floats": (conv_model(CASE, constants=(VALUES, VALUES, CASE.bias)), "index: expected uint8"),
 }
 REFUSED_WHEN_RUN = {

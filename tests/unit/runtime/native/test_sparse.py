@@ -162,10 +162,9 @@ def test_clips_as_torch_does():
         (-FLT_MAX, 6.0, [np.nan, 6, -np.inf, -0.5, 3, 6]),
         (-FLT_MAX, FLT_MAX, x.reshape(-1)),
     ):
+        clipped = replace(case, low=low, high=high)
         for last in (FIRST, LAST):
-            for name, found in everywhere(
-                lambda case=replace(case, low=low, high=high), last=last: run_conv(case, last, last)
-            ).items():
+            for name, found in everywhere(lambda one=clipped, last=last: run_conv(one, last, last)).items():
                 np.testing.assert_array_equal(found.reshape(-1), np.array(wanted, "f4"), name)
 
 
@@ -212,9 +211,7 @@ def test_quantized_linear_layers_with_an_index_have_no_zeros():
 def small(index_bits):
     random = np.random.default_rng(3)
     weight = (random.integers(1, 9, (5, 11, 1, 1)) * (random.random((5, 11, 1, 1)) < 0.5)).astype("f4")
-    return SparseConv(
-        x=np.ones((1, 11, 2, 3), "f4"), weight=weight, bias=np.zeros(5, "f4"), index_bits=index_bits
-    )
+    return SparseConv(x=np.ones((1, 11, 2, 3), "f4"), weight=weight, bias=np.zeros(5, "f4"), index_bits=index_bits)
 
 
 def refused(case, values, index, match="index"):
