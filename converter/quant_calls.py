@@ -67,11 +67,16 @@ LinearCall: Any = record(
     **pointers("scale", "zero", "bias", "output"),
     **POOL,
 )
-_SIZES = {Conv: ("conv", ConvSizes), Linear: ("linear", LinearSizes)}
+Embedding: Any = record(
+    "ferryman_quant_embedding", **int32("rows", "channels", "bits", "group", "id_bytes", "lanes"), count=ctypes.c_int64
+)
+EmbeddingSizes: Any = record("ferryman_quant_embedding_sizes", **int64("weights", "scales", "output"))
+EmbeddingCall: Any = record("ferryman_quant_embedding_call", **pointers("ids", "weights", "scale", "zero", "output"))
+_SIZES = {Conv: ("conv", ConvSizes), Linear: ("linear", LinearSizes), Embedding: ("embedding", EmbeddingSizes)}
 
 
 def check(numbers: Any) -> Any:  # noqa: ANN401  # ctypes' own
-    """Sizes of a Conv or a Linear.
+    """Sizes of a Conv, Linear or Embedding.
 
     Raises:
         Refused: the library will not have it.
@@ -84,7 +89,7 @@ def check(numbers: Any) -> Any:  # noqa: ANN401  # ctypes' own
 
 
 def run(numbers: Any, call: Any) -> None:  # noqa: ANN401  # ctypes' own
-    """Compute a Conv with a ConvCall, or a Linear with a LinearCall.
+    """Compute a Conv with a ConvCall, and so on.
 
     Raises:
         Refused: the library will not.

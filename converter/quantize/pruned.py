@@ -19,7 +19,7 @@ from ferryman.converter.quantize.weights import Rounded
 from ferryman.converter.sparse_bits import DEPTH_MAX, pack_sparse
 from ferryman.runtime import kernels
 
-_SLOWER = 1.25
+_SLOWER = 2.0
 """How many times the dense layer's time a smaller one may take."""
 _SMALLER = 0.9
 """How large it may be at most."""

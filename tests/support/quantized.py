@@ -10,96 +10,24 @@ import numpy as np
 
 from ferryman.converter.kernel_calls import CHANNELS_FIRST as FIRST
 from ferryman.converter.kernel_calls import CHANNELS_LAST as LAST
-from ferryman.converter.kernel_calls import PARALLEL, Refused
-from ferryman.runtime import kernels
+from ferryman.converter.kernel_calls import PARALLEL
+from ferryman.converter.quant_calls import (
+    FLOATS,
+    INT8,
+    Conv,
+    ConvCall,
+    Embedding,
+    EmbeddingCall,
+    Linear,
+    LinearCall,
+    check,
+    run,
+)
 from tests.support.kernels import backwards
 from tests.support.quantized_reference import QuantConv, QuantEmbedding, QuantLinear, by_lanes
 from tests.support.sparse_reference import sparse_blob
 
-FLOATS, INT8 = range(2)
 F = np.float32
-
-
-def record(name: str, **fields: Any) -> type[ctypes.Structure]:
-    return type(name, (ctypes.Structure,), {"_fields_": list(fields.items())})
-
-
-def int32(*names: str) -> dict[str, Any]:
-    return dict.fromkeys(names, ctypes.c_int32)
-
-
-def int64(*names: str) -> dict[str, Any]:
-    return dict.fromkeys(names, ctypes.c_int64)
-
-
-def pointers(*names: str) -> dict[str, Any]:
-    return dict.fromkeys(names, ctypes.c_void_p)
-
-
-POOL = {"parallel": PARALLEL, "pool": ctypes.c_void_p, "threads": ctypes.c_int32}
-
-Conv = record(
-    "ferryman_quant_conv",
-    **int32("batch", "height", "width", "channels", "out_channels", "kernel_h", "kernel_w"),
-    **int32("stride_h", "stride_w", "dilation_h", "dilation_w", "pad_top", "pad_left", "pad_bottom", "pad_right"),
-    **int32("groups", "bits", "layout", "input", "output"),
-    x_scale=ctypes.c_float,
-    x_zero=ctypes.c_int32,
-    out_scale=ctypes.c_float,
-    **int32("out_zero", "out_low", "out_high"),
-    add_scale=ctypes.c_float,
-    **int32("add_zero", "index_bits", "unpack"),
-)
-ConvSizes = record(
-    "ferryman_quant_sizes",
-    **int32("out_height", "out_width"),
-    **int64("input", "weights", "per_channel", "output"),
-)
-ConvCall = record(
-    "ferryman_quant_call",
-    **pointers("input", "weights"),
-    weight_bytes=ctypes.c_int64,
-    **pointers("scale", "bias", "add", "output"),
-    **POOL,
-)
-Linear = record(
-    "ferryman_quant_linear",
-    **int32("rows", "channels", "out_channels", "bits", "group", "input", "blocks", "index_bits"),
-)
-LinearSizes = record("ferryman_quant_linear_sizes", **int64("input", "weights", "scales", "output"))
-LinearCall = record(
-    "ferryman_quant_linear_call",
-    **pointers("input", "weights"),
-    weight_bytes=ctypes.c_int64,
-    **pointers("scale", "zero", "bias", "output"),
-    **POOL,
-)
-Embedding = record(
-    "ferryman_quant_embedding", **int32("rows", "channels", "bits", "group", "id_bytes", "lanes"), count=ctypes.c_int64
-)
-EmbeddingSizes = record("ferryman_quant_embedding_sizes", **int64("weights", "scales", "output"))
-EmbeddingCall = record("ferryman_quant_embedding_call", **pointers("ids", "weights", "scale", "zero", "output"))
-_SIZES = {Conv: ("conv", ConvSizes), Linear: ("linear", LinearSizes), Embedding: ("embedding", EmbeddingSizes)}
-
-
-def check(numbers: Any) -> Any:
-    """Sizes of an operator; raises Refused."""
-    name, sizes = _SIZES[type(numbers)]
-    made = sizes()
-    _ask(f"{name}_check", numbers, made)
-    return made
-
-
-def run(numbers: Any, call: Any) -> None:
-    """Compute; raises Refused."""
-    _ask(f"{_SIZES[type(numbers)][0]}_run", numbers, call)
-
-
-def _ask(name: str, *records: ctypes.Structure) -> None:
-    function = getattr(kernels.load(), f"ferryman_quant_{name}")
-    function.restype = ctypes.c_char_p
-    if problem := function(*map(ctypes.byref, records)):
-        raise Refused(problem.decode())
 
 
 def request(kind: Any, arrays: Sequence[np.ndarray | None], threads: int = 1) -> Any:

@@ -9,8 +9,9 @@ import numpy as np
 from ferryman.converter.kernel_calls import CHANNELS_FIRST as FIRST
 from ferryman.converter.kernel_calls import CHANNELS_LAST as LAST
 from ferryman.converter.kernel_calls import Refused
+from ferryman.converter.quant_calls import POOL, int32, int64, pointers, record
 from ferryman.runtime import kernels
-from tests.support.quantized import POOL, int32, int64, pointers, record, request
+from tests.support.quantized import request
 from tests.support.sparse_reference import SparseConv
 
 Conv = record(

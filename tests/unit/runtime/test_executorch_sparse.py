@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from ferryman.converter import sparse_operators as _sparse_operators  # noqa: F401  # registers them
 from ferryman.runtime.contracts.errors import RuntimeFault
 from tests.support.quantized_reference import conv_case, floats_of, linear_case
 from tests.support.sparse_reference import FLT_MAX, SparseConv, held, sparse_blob
-from tests.support.sparse_schemas import OPS
 from tests.unit.runtime import test_executorch_quantized as quantized
 from tests.unit.runtime.test_executorch_quantized import INPUT, Calls, export, run, tensor
+
+OPS = torch.ops.ferryman
 
 
 def conv_of(**options) -> SparseConv:
