@@ -4,9 +4,9 @@ A budget takes any function from a module to seconds. `measured_latency` times o
 `profiled_latency` on whatever a package can be pushed to and profiled on. This module knows no devices; a named one is
 given like this:
 
-    from ferryman import find_device, profile, push
+    from ferryman import find_device, profile, push, read_devices
 
-    camera = find_device("camera-1")
+    camera = find_device(read_devices(), "camera-1")
 
     def place(package: Path) -> tuple[Measurement, ...]:
         push(package, camera)

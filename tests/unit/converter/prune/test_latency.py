@@ -81,8 +81,8 @@ def test_a_narrower_model_takes_less_on_an_interpreter(interpreter):
 
 @pytest.mark.slow
 def test_this_machine_is_a_device_too():
-    from ferryman import find_device, profile
+    from ferryman import find_device, profile, read_devices
 
-    local = find_device("local")
+    local = find_device(read_devices(), "local")
     latency = profiled_latency(image(), lambda package: profile(package, local), to="executorch")
     assert 0 < latency(ResNet(8).eval()) < 1
