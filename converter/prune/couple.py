@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ from ferryman.converter.reason import reason
 from ferryman.runtime.contracts.errors import CallerError, ModelError
 
 _ROOTS = (*CONVS, nn.Linear, nn.Embedding)
+_PLACES_MAX = 20_000
 _Key = tuple[str, str, int]
 """Path, side, dimension."""
 _Place = tuple[_Key, int]
@@ -108,27 +109,63 @@ def _build(model: nn.Module, example: tuple[Any, ...]) -> tuple[Any, nn.Module]:
         ) from error
 
 
+class _Index(NamedTuple):
+    """A channel, as the graph's index mappings take it."""
+
+    idx: int
+    root_idx: int = 0
+
+
 def _ask(graph: Any, paths: dict[Any, str], layer: nn.Module, handler: Any, channel: int) -> _Unit:  # noqa: ANN401  # untyped
+    """Follow a channel through the graph's dependencies.
+
+    The library's own walk compares whole lists of channels, and has no end where mappings do not agree; this one takes
+    each channel of each side once, and gives up on what reaches too far.
+    """
     unit = _Unit()
-    for item in graph.get_pruning_group(layer, handler, [channel]).items:
-        target, found = item.dep.target.module, item.dep.target.type.name
-        if found == "OUTPUT":
-            unit.reaches_output = True
-        if target not in paths:
-            continue  # an operator
-        outward = graph.is_out_channel_pruning_fn(item.dep.handler)
-        if found == "PARAMETER":
-            key: _Key = (paths[target], "parameter", item.dep.target.pruning_dim % target.dim())
-        elif found == "ELEMENTWISE":
-            continue  # an activation
-        else:
-            key = (paths[target], "out" if outward else "in", 0)
-        if isinstance(target, nn.Module) and layer_width(target, key[1]) is None:
-            unit.unknown = f"{paths[target]} ({type(target).__name__}) cannot become narrower"
-        if isinstance(target, nn.PReLU) and target.num_parameters == 1:
+    seen: dict[tuple[int, Any], set[int]] = {}
+    queue: list[tuple[Any, Any, list[Any]]] = [(graph.module2node[layer], handler, [_Index(channel)])]
+    while queue and unit.unknown is None and len(unit.places) < _PLACES_MAX:
+        node, side, indices = queue.pop()
+        held = seen.setdefault((id(node), side), set())
+        fresh = [one for one in indices if one.idx not in held]
+        held.update(one.idx for one in fresh)
+        if not fresh:
             continue
-        unit.places += [(key, int(index)) for index in item.idxs]
+        _note(unit, graph, paths, node, side, [int(one.idx) for one in fresh])
+        for dependency in node.dependencies:
+            if dependency.is_triggered_by(side):
+                mapped: list[Any] = fresh
+                for mapping in dependency.index_mapping:
+                    mapped = mapped if mapping is None else mapping(mapped)
+                queue.append((dependency.target, dependency.handler, mapped))
+    if queue and unit.unknown is None:
+        unit.unknown = "too much hangs on each of its channels"
+    unit.places = list(dict.fromkeys(unit.places))
     return unit
+
+
+def _note(unit: _Unit, graph: Any, paths: dict[Any, str], node: Any, side: Any, indices: list[int]) -> None:  # noqa: ANN401  # untyped
+    """Write down where a channel was met."""
+    target, found = node.module, node.type.name
+    if found == "OUTPUT":
+        unit.reaches_output = True
+    if target not in paths or found == "ELEMENTWISE":
+        return  # an operator or an activation
+    if found == "PARAMETER":
+        key: _Key = (paths[target], "parameter", node.pruning_dim % target.dim())
+    else:
+        key = (paths[target], "out" if graph.is_out_channel_pruning_fn(side) else "in", 0)
+    if isinstance(target, nn.PReLU) and target.num_parameters == 1:
+        return
+    if isinstance(target, nn.Module):
+        wide = layer_width(target, key[1])
+        if wide is None:
+            unit.unknown = f"{paths[target]} ({type(target).__name__}) cannot become narrower"
+        elif not all(0 <= index < wide for index in indices):
+            unit.unknown = f"{paths[target]} is read in another shape than it has"
+            return
+    unit.places += [(key, index) for index in indices]
 
 
 class _Sets:

@@ -131,6 +131,8 @@ def _of_outputs(model: nn.Module, proposal: Proposal) -> str | None:
     tables = [one for one in _producers(model, proposal.group) if isinstance(model.get_submodule(one), nn.Embedding)]
     if proposal.reaches_output and not tables:
         return OUTPUT
+    if proposal.refused and proposal.group.count > 1:
+        return proposal.refused
     return proposal.refused if has_readers(model, proposal.group) else OUTPUT
 
 

@@ -254,7 +254,8 @@ Plan plan_of(const ferryman_sparse_conv& conv, const ferryman_sparse_call& call,
   const size_t in = static_cast<size_t>(conv.channels) / groups;
   const size_t out = static_cast<size_t>(conv.out_channels) / groups;
   const size_t pixels = axes.rows.size * axes.columns.size;
-  const bool pointwise = axes.rows.size == 1 && axes.columns.out == pixels && axes.columns.kernel == 1;
+  const bool pointwise =
+      axes.rows.size == 1 && axes.columns.out == pixels && axes.rows.kernel == 1 && axes.columns.kernel == 1;
   const bool last = conv.input_layout == FERRYMAN_CHANNELS_LAST;
   const bool planes = (!last || conv.channels == 1) && pixels % kLanes == 0 &&
       reinterpret_cast<uintptr_t>(call.input) % kAlignment == 0;

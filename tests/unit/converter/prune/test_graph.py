@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from ferryman.converter.prune.graph import OUTPUT, find_groups, run
 from ferryman.converter.prune.heads import open_attention
@@ -181,6 +182,47 @@ def test_less_head_width_is_what_silent_head_width_is():
             )
     found, wanted = thin(*inputs) * 56**0.5, silent(*inputs) * 64**0.5
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+class Shared(nn.Module):
+    """Two heads of queries share each head of keys and values, which are repeated for them."""
+
+    def __init__(self, turn):
+        super().__init__()
+        self.heads, self.shared, self.turn = 4, 2, turn
+        self.q, self.k, self.v, self.out = nn.Linear(8, 32), nn.Linear(8, 16), nn.Linear(8, 16), nn.Linear(32, 8)
+
+    def forward(self, x):
+        x = x.squeeze(1)
+        batch, length, _ = x.shape
+        q = self.q(x).view(batch, length, self.heads, 8).transpose(1, 2)
+        if self.turn:  # as rotary embeddings do
+            q = torch.cat([-q[..., 4:], q[..., :4]], -1)
+        k, v = (
+            layer(x).view(batch, length, self.shared, 8).transpose(1, 2)[:, :, None]
+            .expand(batch, self.shared, 2, length, 8).reshape(batch, 2 * self.shared, length, 8)
+            for layer in (self.k, self.v)
+        )  # fmt: skip
+        y = functional.scaled_dot_product_attention(q, k, v)
+        return self.out(y.transpose(1, 2).reshape(batch, length, -1))
+
+
+def test_heads_that_share_keys_go_together():
+    torch.manual_seed(1)
+    net = Shared(turn=False).eval()
+    (heads,) = find_groups(net, image()).groups
+    assert (heads.kind, heads.count) == ("heads", 2)
+    remove(net, [heads], {0: frozenset({0})})
+    assert (net.q.out_features, net.k.out_features, net.out.in_features) == (16, 8, 16)
+    assert (net.heads, net.shared) == (2, 1)
+    run(net, image())
+
+
+def test_heads_that_cannot_be_told_stay_and_looking_has_an_end():
+    graph = find_groups(Shared(turn=True).eval(), image())
+    assert graph.groups == ()
+    assert {"q", "out"} <= {*graph.refused}
+    assert "stands between a linear layer and the attention" in graph.refused[""]
 
 
 def test_what_is_read_in_another_shape_stays_and_the_reason_is_said():
