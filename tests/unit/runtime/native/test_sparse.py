@@ -78,6 +78,13 @@ def sparse_convolutions(draw):
     return case
 
 
+def test_a_pixel_under_a_kernel_of_several_rows_is_no_window_of_its_own():
+    weight = np.array([[[[0.0], [2.0]]]], "f4")
+    case = SparseConv(x=np.full((1, 1, 1, 1), -8, "f4"), weight=weight, bias=np.array([-9], "f4"), padding=(1, 0, 0, 0))
+    for name, found in everywhere(lambda: run_conv(case)).items():
+        np.testing.assert_array_equal(found, np.full((1, 1, 1, 1), -25, "f4"), name)
+
+
 @settings(max_examples=300, deadline=None)
 @given(case=sparse_convolutions(), last_in=LAYOUTS, last_out=LAYOUTS, threads=st.integers(1, 5))
 def test_whole_numbers_are_exact(case, last_in, last_out, threads):
