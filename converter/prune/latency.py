@@ -1,23 +1,7 @@
 """How long a model takes, for budgets in latency.
 
-<<<<<<< HEAD
 A budget takes any function from a module to seconds: `measured_latency` times on an interpreter of this machine,
 `ferryman.latency_on` on a device by its name.
-=======
-A budget takes any function from a module to seconds. `measured_latency` times on an interpreter of this machine;
-`profiled_latency` on whatever a package can be pushed to and profiled on. This module knows no devices; a named one is
-given like this:
-
-    from ferryman import find_device, profile, push, read_devices
-
-    camera = find_device(read_devices(), "camera-1")
-
-    def place(package: Path) -> tuple[Measurement, ...]:
-        push(package, camera)
-        return profile(package, camera)
-
-    prune(model, "pruned-60latency", example=example, latency=profiled_latency(example, place, to="tflite"))
->>>>>>> h-s
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def test_a_variant_for_another_processor_is_never_run(tmp_path):
 def test_operators_this_ferryman_has_not_are_named(tmp_path):
     with open_package(write_tiny_package(tmp_path / "new.ferry", operators=99)) as package:
         manifest = package.manifest
-    with pytest.raises(DeviceError, match=r"and ferryman's operators of version 99, found version 3"):
+    with pytest.raises(DeviceError, match=r"and ferryman's operators of version 99, found version 4"):
         plan(manifest, ProfileSpec(), usable_interpreters, frozenset())
 
 

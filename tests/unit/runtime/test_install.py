@@ -153,7 +153,7 @@ def test_a_bad_package_costs_nothing(store, new):
     [
         ({"isa": ("avx9000",)}, "fp32-tflite needs the instruction sets avx9000"),
         ({"interpreters": {"tflite-runtime": "99.1"}}, r"fp32-tflite needs one of tflite-runtime >= 99\.1"),
-        ({"operators": 99}, r"fp32-tflite needs ferryman's operators of version 99, found version 3 \(install a newer"),
+        ({"operators": 99}, r"fp32-tflite needs ferryman's operators of version 99, found version 4 \(install a newer"),
     ],
 )
 def test_a_package_this_device_cannot_run_costs_nothing(store, tmp_path, needs, message):
