@@ -1,20 +1,22 @@
 """Time artifacts in turn, in one process: how much faster one is than another does not hang on the moment.
 
-    python -m ferryman.runtime.beside INTERPRETER ROUNDS NPZ COUNTS ARTIFACT...    prints JSON: seconds[artifact][round]
+    python -m ferryman.runtime.beside INTERPRETER ROUNDS run|call NPZ COUNTS ARTIFACT...
 
+prints JSON: seconds[artifact][round], of the session's run or of the runtime's own call within it.
 The inputs are the arrays of NPZ, in order, as many for each artifact as COUNTS says. Artifacts are run that have been
 proven; the process may crash all the same.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +38,7 @@ def time_beside(
     inputs: Sequence[Sequence[Array]],
     *,
     rounds: int = 40,
+    bare: bool = False,
     python: Path | None = None,
 ) -> list[list[float]]:
     """Seconds a call of each artifact in each round, one thread, the order turned around every other round.
@@ -45,6 +48,7 @@ def time_beside(
         interpreter: one of INTERPRETERS' names.
         inputs: of one call, of each artifact.
         rounds: at most; slow artifacts are given fewer.
+        bare: time the runtime's own call, without copying inputs and outputs, as within a larger program.
         python: of the environment that has the interpreter; None: this one.
 
     Raises:
@@ -61,6 +65,7 @@ def time_beside(
             "ferryman.runtime.beside",
             interpreter,
             str(rounds),
+            "call" if bare else "run",
             path,
             counts,
         ]
@@ -80,17 +85,20 @@ def time_beside(
     return found
 
 
-def _main(interpreter: str, rounds: str, inputs_path: str, input_counts: str, *artifacts: str) -> None:
+def _main(interpreter: str, rounds: str, how: str, inputs_path: str, input_counts: str, *artifacts: str) -> None:
     runtime: RuntimeName = next(name for name, names in INTERPRETERS.items() if interpreter in names)
     with np.load(inputs_path) as held:
         arrays = iter([held[name] for name in held.files])
     inputs = [list(itertools.islice(arrays, int(count))) for count in input_counts.split(",")]
     sessions = [open_session(path, runtime, interpreter=interpreter) for path in artifacts]
+    calls: list[Callable[[], object]] = []
     counts = []
     for session, own in zip(sessions, inputs, strict=True):
         session.run(own)
+        bare: Callable[[], object] = session._call  # type: ignore[attr-defined]  # noqa: SLF001  # both kinds have it
+        calls.append(bare if how == "call" else functools.partial(session.run, own))
         start = time.perf_counter()
-        session.run(own)
+        calls[-1]()
         counts.append(max(1, round(_SAMPLE_S / max(time.perf_counter() - start, 1e-9))))
     seconds: list[list[float]] = [[] for _ in sessions]
     end = time.perf_counter() + _BUDGET_S
@@ -99,7 +107,7 @@ def _main(interpreter: str, rounds: str, inputs_path: str, input_counts: str, *a
         for index in order if turn % 2 == 0 else reversed(order):
             start = time.perf_counter()
             for _ in range(counts[index]):
-                sessions[index].run(inputs[index])
+                calls[index]()
             seconds[index].append((time.perf_counter() - start) / counts[index])
         if time.perf_counter() > end:
             break

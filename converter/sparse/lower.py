@@ -117,7 +117,8 @@ def _best(ways: Sequence[_Way], captured: Captured, place: Interpreter) -> _Way:
         paths = [Path(folder) / str(number) for number in range(len(ways))]
         for path, way in zip(paths, ways, strict=True):
             path.write_bytes(way.lowered.data)
-        times = np.median(time_beside(paths, place.name, [inputs] * len(ways), rounds=_ROUNDS, python=place.python), 1)
+        seconds = time_beside(paths, place.name, [inputs] * len(ways), rounds=_ROUNDS, bare=True, python=place.python)
+        times = np.median(seconds, 1)
     near = [way for way, seconds in zip(ways, times, strict=True) if seconds <= _NEAR * times.min()]
     return min(near, key=lambda way: len(way.lowered.data))
 

@@ -81,7 +81,7 @@ def time_rounds(
             for each in _lower_pair(one, backend, Path(folder) / str(number))
         ]
         paths, inputs = zip(*lowered, strict=True)
-        times = np.array(time_beside(paths, place.name, inputs, rounds=_ROUNDS, python=place.python))
+        times = np.array(time_beside(paths, place.name, inputs, rounds=_ROUNDS, bare=True, python=place.python))
     pairs = dict(zip(kinds, zip(times[::2], times[1::2], strict=True), strict=True))
     return {one: pairs[_key(one)] for one in several}
 

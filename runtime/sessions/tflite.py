@@ -64,7 +64,7 @@ class TfliteSession(Closing):
     def _allocate(self) -> None:
         self._tflite.allocate_tensors()
         # A view keeps the interpreter's buffer addresses, so it must be taken anew after each allocation.
-        self._invoke = self._tflite.invoke
+        self._call = self._tflite.invoke
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """See `Session.run`."""
@@ -76,7 +76,7 @@ class TfliteSession(Closing):
                 self._resize(arrays)
             for detail, array in zip(self._inputs, arrays, strict=True):
                 self._tflite.set_tensor(detail["index"], array)
-            self._invoke()
+            self._call()
             return [self._tflite.get_tensor(detail["index"]) for detail in self._outputs]
         except (ValueError, RuntimeError) as error:
             raise RuntimeFault(f"{self.interpreter} {self.version}: {error}") from error
@@ -90,7 +90,7 @@ class TfliteSession(Closing):
 
     def close(self) -> None:
         """See `Session.close`."""
-        self._tflite = self._invoke = None
+        self._tflite = self._call = None
 
 
 def load(interpreter: str) -> ModuleType:

@@ -14,7 +14,6 @@ import numpy as np
 from ferryman.runtime import kernels
 from ferryman.runtime.contracts.manifest import RuntimeName
 from ferryman.runtime.session import Session, open_session
-from ferryman.runtime.sessions.executorch import ExecutorchSession
 from tests.benchmarks.frame import Bar, CannotRun, Figure, Goal, Part, figure, interleave, progress, seconds_of
 
 RUNTIMES: tuple[RuntimeName, ...] = ("executorch", "tflite")
@@ -142,7 +141,7 @@ def _timed(layer: Layer, sessions: dict[str, Session]) -> np.ndarray:
     def timed(session: Session) -> Callable[[], float]:
         session.run([(30 * floats).astype(np.int8) if session.signature.inputs[0].dtype == "int8" else floats])
         # The runtime's own call, the input in place: copies into and out of a session are the same for every form.
-        call = session._call if isinstance(session, ExecutorchSession) else session._invoke
+        call = session._call
 
         def run() -> None:
             for _ in range(_CALLS):
