@@ -21,6 +21,7 @@ from ferryman.converter.api import compress, convert
 from ferryman.profiler.pareto import draw, measure
 from ferryman.profiler.pareto import table as pareto_table
 from ferryman.runtime.beside import time_beside
+from ferryman.runtime.contracts.errors import FerrymanError
 from ferryman.runtime.contracts.manifest import Variant
 from ferryman.runtime.package import open_package
 from ferryman.runtime.session import open_session
@@ -95,7 +96,11 @@ def rows(network: Network, folder: Path) -> Iterator[Row]:
             print(f"  {network.name}: {form}", file=sys.stderr)
             made[form] = make(network, form)
         name = f"{form} as {convert_as}"
-        artifacts = _unpack(package(network, made[form], convert_as, folder, "pruned"))
+        try:
+            artifacts = _unpack(package(network, made[form], convert_as, folder, "pruned"))
+        except FerrymanError as error:  # nothing is gained, and why
+            print(f"  {network.name}: {name} is refused: {error}", file=sys.stderr)
+            continue
         for place in _PLACES:
             (variant, path), (_, dense_path) = artifacts[place], base[place]
             with open_session(path, variant.runtime, interpreter=place, threads=1) as session:
