@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from torch.nn import functional
 
@@ -105,6 +106,10 @@ def compress(
         raise CallerError("keep, rank and estimator are for form binary; a recipe's `layers` keeps layers as they are")
     if not isinstance(recipe, Sparsity | Pruning) and (loss is not functional.cross_entropy or latency is not None):
         raise CallerError("loss and latency are for sparse and pruned forms")
+    if loader is not None and not isinstance(loader, Iterable):
+        raise CallerError(f"loader gives batches when it is iterated over, found {type(loader).__name__}")
+    if isinstance(recipe, Sparsity | Pruning) and loader is not None and loss is functional.cross_entropy:
+        _check_classes(loader)
     if isinstance(recipe, Sparsity):
         lr = _LR["sparse"] if lr is None else lr
         distil = distil and loader is not None and loss is functional.cross_entropy
@@ -148,6 +153,24 @@ def _recipe(form: str | Recipe | Sparsity | Pruning) -> Recipe | Sparsity | Prun
         if is_one(form):
             return parse(form)
     raise CallerError(f"form {form!r} is not known; there are: binary; {GRAMMAR}; {SPARSE_GRAMMAR}; {PRUNED_GRAMMAR}")
+
+
+def _check_classes(loader: Iterable[Batch]) -> None:
+    """See that cross-entropy, which nobody asked for, is what the targets are for.
+
+    Raises:
+        CallerError: they are numbers to be met.
+    """
+    if isinstance(loader, Iterator):
+        return
+    with torch.random.fork_rng(devices=()):
+        batch = next(iter(loader), None)
+    targets = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
+    if isinstance(targets, torch.Tensor) and targets.is_floating_point() and targets.shape[1:].numel() == 1:
+        raise CallerError(
+            f"targets are {str(targets.dtype).removeprefix('torch.')}{list(targets.shape)}, no class numbers: give the "
+            "loss that the model is trained with (loss=)"
+        )
 
 
 def _quantized(

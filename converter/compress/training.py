@@ -111,6 +111,8 @@ def train(
     def objective(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         outputs = model(inputs)
         value = loss(outputs, targets)
+        if not isinstance(value, torch.Tensor) or value.dim() or not value.requires_grad:
+            raise CallerError("the loss gives no number that depends on the outputs; it is to be minimized by training")
         if teacher is not None:
             value = (value + _distillation(outputs, teacher, inputs)) / 2
         return value if penalty is None else value + penalty(model)

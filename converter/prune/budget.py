@@ -205,6 +205,10 @@ def rank(
     return choice
 
 
+class BudgetError(CallerError):
+    """A model cannot be brought within its budget."""
+
+
 def choose(choice: Choice, measure: Measure, most: float, what: str) -> dict[int, frozenset[int]]:
     """Find the fewest units whose loss brings a model within a budget, by halving.
 
@@ -215,12 +219,12 @@ def choose(choice: Choice, measure: Measure, most: float, what: str) -> dict[int
         what: the budget in words.
 
     Raises:
-        CallerError: it costs more even with all groups at their least; the message says how much.
+        BudgetError: it costs more even with all groups at their least; the message says how much.
     """
     low, high = 0, len(choice.order)
     costs: Mapping[int, float] = {high: measure(choice.removed(high))}
     if costs[high] > most:
-        raise CallerError(
+        raise BudgetError(
             f"{what} cannot be reached: the least is {costs[high] / most:.2f} times as much, with every layer as "
             "narrow as it may be; ask for a larger budget"
         )

@@ -17,6 +17,7 @@ from torch import nn
 from ferryman.converter.capture import capture
 from ferryman.converter.quiet import quiet
 from ferryman.converter.source import make_source
+from ferryman.converter.verify import interpreters
 from ferryman.runtime.beside import time_beside
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.manifest import RuntimeName
@@ -27,19 +28,16 @@ Latency = Callable[[nn.Module], float]
 _ROUNDS = 20
 
 
-def measured_latency(
-    example: tuple[Any, ...], interpreter: str, *, python: Path | None = None, rounds: int = _ROUNDS
-) -> Latency:
+def measured_latency(example: tuple[Any, ...], interpreter: str, *, rounds: int = _ROUNDS) -> Latency:
     """Time a module's fp32 artifact on an interpreter of this machine; one thread.
 
     Args:
         example: positional inputs of one call, tensors.
         interpreter: one of `ferryman.runtime.session.INTERPRETERS`' names.
-        python: of the environment that has the interpreter; None: this one.
         rounds: the fastest counts, which other work on the machine disturbs least.
 
     Raises:
-        CallerError: no interpreter is named so.
+        CallerError: no interpreter is named so, or it is not installed here.
     """
     runtimes: dict[str, RuntimeName] = {name: runtime for runtime, names in INTERPRETERS.items() for name in names}
     if interpreter not in runtimes:
@@ -47,6 +45,7 @@ def measured_latency(
     with quiet():
         from ferryman.converter.backends import BACKENDS  # the toolchains, which are slow to load
 
+    (place,) = interpreters(runtimes[interpreter], (interpreter,))
     backend = BACKENDS[runtimes[interpreter]]
 
     def measure(model: nn.Module) -> float:
@@ -56,7 +55,7 @@ def measured_latency(
             path = Path(folder) / f"model{backend.suffix}"
             path.write_bytes(data)
             inputs = [one.detach().numpy() for one in example]
-            (seconds,) = time_beside([path], interpreter, [inputs], rounds=rounds, python=python)
+            (seconds,) = time_beside([path], interpreter, [inputs], rounds=rounds, python=place.python)
         return min(seconds)
 
     return measure

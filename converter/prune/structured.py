@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from ferryman.converter.compress.binary_policy import Decision, Example
 from ferryman.converter.compress.training import Batch, Loss, copy_model, recalibrate_batch_norm, train
-from ferryman.converter.prune.budget import Choice, Cost, choose, count, rank, stored_bytes, unit_savings
+from ferryman.converter.prune.budget import BudgetError, Choice, Cost, choose, count, rank, stored_bytes, unit_savings
 from ferryman.converter.prune.criteria import Context
 from ferryman.converter.prune.erase import Branch, erase, find_branches, has, with_branches
 from ferryman.converter.prune.graph import Graph, find_groups, positional, run
@@ -24,8 +24,9 @@ from ferryman.converter.prune.recipe import Pruning, check_pruning, parse_prunin
 from ferryman.converter.prune.reconstruct import reconstruct
 from ferryman.converter.prune.registry import find_criterion
 from ferryman.converter.prune.units import CONVS, Group, Removed, align, remove, silence
-from ferryman.runtime.contracts.errors import CallerError, ModelError
+from ferryman.runtime.contracts.errors import CallerError, FerrymanError, ModelError
 
+_NAMED, _SAID = 4, 120
 _LEAST = 10
 """A tenth of each width stays."""
 _LAYERS = (*CONVS, nn.Linear, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)
@@ -120,7 +121,11 @@ def prune(
     if not work.groups:
         why = "; ".join(f"{path or 'the model'}: {one}" for path, one in graph.refused.items())
         raise ModelError(f"nothing of the model can be pruned: {why or 'it has no layers whose outputs others read'}")
-    removed = work.decide(loader, loss, progress)
+    try:
+        removed = work.decide(loader, loss, progress)
+    except BudgetError as error:
+        kept = "; ".join(f"{path or 'the model'}: {why[:_SAID]}" for path, why in list(graph.refused.items())[:_NAMED])
+        raise CallerError(f"{error}" + (f"; kept whole are {kept}" if kept else "")) from error
     losses: tuple[float, ...] = ()
     before = work.cost(dense)
     if recipe.oto and loader is not None:
@@ -202,7 +207,15 @@ class _Work:
         )
         criterion = find_criterion(recipe.criterion)
         context = Context(self.dense, self.groups, self.inputs, loader, loss)
-        scores = criterion.score(context)
+        try:
+            scores = criterion.score(context)
+        except FerrymanError:
+            raise
+        except Exception as error:  # of the loader, the model or the loss
+            raise CallerError(
+                f"the loader's batches cannot be scored by {recipe.criterion}: {type(error).__name__}: {error}; "
+                "inputs and targets must suit the model and the loss"
+            ) from error
         savings = unit_savings(self.dense, self.groups, self.inputs, recipe.unit)
         weights = () if criterion.comparable else self._weights(scores)
         choice = rank(self.groups, scores, savings, comparable=criterion.comparable, weights=weights)

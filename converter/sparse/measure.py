@@ -33,7 +33,10 @@ Key = tuple[object, ...]
 
 @dataclass(frozen=True)
 class LayerTime:
-    """One layer, alone, on one interpreter of this machine, one thread; medians."""
+    """One layer, alone, on one interpreter of this machine, one thread.
+
+    Of the fastest rounds, which other work on the machine disturbs least.
+    """
 
     path: str
     interpreter: str
@@ -41,10 +44,13 @@ class LayerTime:
     """Share of its weights."""
     dense_us: float
     sparse_us: float
-    speedup: float
-    """Dense time over sparse time: the median over interleaved rounds."""
     taken: bool = False
     """Whether the artifact has it sparse."""
+
+    @property
+    def speedup(self) -> float:
+        """Dense time over sparse time."""
+        return self.dense_us / self.sparse_us
 
 
 def time_layers(several: Sequence[PrunedLayer], backend: Backend, place: Interpreter) -> dict[PrunedLayer, LayerTime]:
@@ -62,10 +68,9 @@ def time_layers(several: Sequence[PrunedLayer], backend: Backend, place: Interpr
         RuntimeCrash: the interpreter fell.
     """
     found = {}
-    for one, (dense, sparse) in time_rounds(several, backend, place).items():
-        by_round = float(np.median(dense / sparse))
-        medians = [float(np.median(each)) * 1e6 for each in (dense, sparse)]
-        found[one] = LayerTime(one.path, place.name, one.zeros, medians[0], medians[1], by_round)
+    for one, times in time_rounds(several, backend, place).items():
+        dense, sparse = (float(each.min()) * 1e6 for each in times)
+        found[one] = LayerTime(one.path, place.name, float(one.zeros), dense, sparse)
     return found
 
 

@@ -230,7 +230,7 @@ def convert(
     if made.layer_times:
         from ferryman.converter.sparse.measure import layer_table
 
-        click.echo("\nlayers with zeros, each alone, on this machine, one thread, in turn (medians):")
+        click.echo("\nlayers with zeros, each alone, on this machine, one thread, in turn (fastest rounds):")
         click.echo(layer_table(made.layer_times))
     click.echo(f"\n{made.path}  {made.path.stat().st_size:,} bytes")
     slowest = sorted(made.seconds.items(), key=lambda item: -item[1])

@@ -74,6 +74,9 @@ def find_targets(model: nn.Module, sparsity: Sparsity, example: Example | None =
         if not any(fnmatchcase(path, pattern) for path in layers):
             raise CallerError(f"no layer is named {pattern!r}; there are: {', '.join(layers) or 'none'}")
     called = list(layers) if example is None else call_order(model, layers, example)
+    # An attention module calls its last layer by its weights alone.
+    inside = [f"{path}.out_proj" for path in called if isinstance(layers[path], nn.MultiheadAttention)]
+    called += [path for path in inside if path not in called]
     order = [*called, *(path for path in layers if path not in called)]
     first = next((path for path in called if isinstance(layers[path], _CONVOLUTIONS)), None)
     holders = _holders(model)
