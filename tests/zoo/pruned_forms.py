@@ -140,7 +140,10 @@ def plot(folder: Path) -> None:
         print(f"  {degree} as {form}", file=sys.stderr)
         if degree not in made:
             made[degree] = make(network, degree)
-        packages.append(package(network, made[degree], form, folder, f"{degree.replace(':', '-')}-{form}"))
+        try:
+            packages.append(package(network, made[degree], form, folder, f"{degree.replace(':', '-')}-{form}"))
+        except FerrymanError as error:
+            print(f"  refused: {error}", file=sys.stderr)
     points = measure(packages, labelled)
     print(pareto_table(points))
     draw(points, Path(ROOT) / "docs" / "pruning.svg")
