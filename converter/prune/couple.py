@@ -7,6 +7,7 @@ split or a concatenation joins is joined here too; what it says is taken as a pr
 from __future__ import annotations
 
 import copy
+import itertools
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -15,7 +16,16 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from ferryman.converter.prune.units import CONVS, MIXING_NORMS, Group, Slot, layer_width, part_count, width
+from ferryman.converter.prune.units import (
+    CONVS,
+    MIXING_NORMS,
+    Group,
+    Slot,
+    is_depthwise,
+    layer_width,
+    part_count,
+    width,
+)
 from ferryman.converter.quiet import quiet
 from ferryman.converter.reason import reason
 from ferryman.runtime.contracts.errors import CallerError, ModelError
@@ -77,6 +87,7 @@ def propose(model: nn.Module, example: tuple[Any, ...]) -> list[Proposal]:
             for place in unit.places:
                 joined.join(seen.setdefault(place, len(units) - 1), len(units) - 1)
     _join_parts(model, seen, joined)
+    _join_halves(model, units, seen, joined)
     return _gather(model, units, joined)
 
 
@@ -199,6 +210,27 @@ def _join_parts(model: nn.Module, seen: dict[_Place, int], joined: _Sets) -> Non
             other = seen.get(((path, side, dim), index % (whole // parts)))
             if other is not None:
                 joined.join(number, other)
+
+
+def _join_halves(model: nn.Module, units: list[_Unit], seen: dict[_Place, int], joined: _Sets) -> None:
+    """A layer whose outputs are split among others, into parts of one size: the same positions go in each part."""
+    rows: dict[_Key, dict[int, int]] = defaultdict(dict)
+    for (key, index), number in seen.items():
+        if key[1] == "out":
+            rows[key][index] = number
+    for (path, *_), numbers in rows.items():
+        layer = model.get_submodule(path)
+        if not isinstance(layer, _ROOTS) or is_depthwise(layer):
+            continue
+        readers = [
+            frozenset(key for key, _ in units[number].places if key[1] == "in") for _, number in sorted(numbers.items())
+        ]
+        runs = [(found, len(list(several))) for found, several in itertools.groupby(readers)]
+        sizes = {size for _, size in runs}
+        if 1 < len(runs) == len({found for found, _ in runs}) and len(sizes) == 1:
+            (size,) = sizes
+            for index, number in numbers.items():
+                joined.join(number, numbers[index % size])
 
 
 def _gather(model: nn.Module, units: list[_Unit], joined: _Sets) -> list[Proposal]:

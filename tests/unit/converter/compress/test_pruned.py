@@ -79,14 +79,14 @@ def test_what_cannot_be_is_said(form, options, said):
 
 def test_layers_that_a_budget_cannot_touch_are_named():
     class Halves(nn.Module):
-        """Its two halves are read by layers of their own, so that no channel goes alone."""
+        """The code says how wide each half is, so that no channel can go."""
 
         def __init__(self):
             super().__init__()
             self.one, self.two, self.three = nn.Conv2d(1, 32, 3), nn.Conv2d(16, 4, 1), nn.Conv2d(16, 4, 1)
 
         def forward(self, x):
-            first, second = self.one(x).chunk(2, 1)
+            first, second = torch.split(self.one(x), [16, 16], 1)
             return self.two(first) + self.three(second)
 
     with pytest.raises((CallerError, ModelError), match=r"(kept whole are|can be pruned: ).*one: the code around it"):

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from ferryman.converter.prune.graph import OUTPUT, find_groups, run
 from ferryman.converter.prune.heads import open_attention
+from ferryman.converter.prune.structured import prune
 from ferryman.converter.prune.units import remove, silence
 from ferryman.runtime.contracts.errors import CallerError
 from tests.unit.converter.prune.nets import DenseNet, Encoder, Grouped, ResNet, Split, SuperResolution, Vit, image
@@ -277,3 +278,18 @@ class Detached(nn.Module):
 
 def test_of_a_model_that_cannot_be_followed_nothing_goes():
     assert find_groups(Detached().eval(), (torch.randn(1, 4),)).groups == ()
+
+
+def test_halves_that_layers_of_their_own_read_shrink_alike():
+    class Halves(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.three = nn.Conv2d(1, 32, 3), nn.Conv2d(16, 4, 1), nn.Conv2d(16, 4, 1)
+
+        def forward(self, x):
+            first, second = self.one(x).chunk(2, 1)
+            return self.two(first) + self.three(second)
+
+    done = prune(Halves().eval(), "pruned-60flops", example=(torch.randn(1, 1, 8, 8),))
+    widths = {one.path: one.after for one in done.decisions}
+    assert widths == {"one": (1, 16), "two": (8, 4), "three": (8, 4)}
