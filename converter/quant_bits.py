@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,6 +15,7 @@ _FOUR = 4
 """Depths side by side, what a processor multiplies and adds in one lane."""
 Integers = NDArray[np.int32]
 Bytes = NDArray[np.uint8]
+Numbers = TypeVar("Numbers", bound=np.generic)
 
 
 def halves(bits: int) -> int:
@@ -31,8 +34,8 @@ def pack_weights(weight: Integers, groups: int, bits: int) -> Bytes:
     Returns:
         As stored: [groups, blocks, vectors, 16, 4], or [blocks, vectors, 16] of a depthwise convolution.
     """
-    out, channels = weight.shape[:2]
-    rows = np.moveaxis(weight.reshape(out, channels, -1), 1, 2).reshape(out, -1)  # by tap, then by channel
+    channels = weight.shape[1]
+    rows = by_depth(weight)
     if _is_depthwise(channels, groups):
         lanes = _padded(rows, LANES, 8 // bits)
         return _joined(lanes.reshape(-1, LANES, lanes.shape[1]).transpose(0, 2, 1), bits)
@@ -59,7 +62,7 @@ def unpack_weights(packed: Bytes, shape: tuple[int, ...], groups: int, bits: int
         vectors = -(-fours * bits // 8)
         quads = _split(values.reshape(groups * blocks, vectors, LANES, _FOUR), bits).transpose(0, 2, 1, 3)
         rows = quads.reshape(groups, blocks * LANES, -1)[:, : out // groups, : taps * channels].reshape(out, -1)
-    return np.moveaxis(rows.reshape(out, taps, channels), 1, 2).reshape(shape)
+    return from_depth(rows, shape)
 
 
 def pack_rows(table: Integers, bits: int) -> Bytes:
@@ -83,6 +86,18 @@ def pack_groups(values: NDArray[np.generic]) -> NDArray[np.generic]:
 def unpack_groups(packed: NDArray[np.generic], out: int) -> NDArray[np.generic]:
     """Undo `pack_groups`: [out, groups]."""
     return packed.transpose(0, 2, 1).reshape(-1, packed.shape[1])[:out]
+
+
+def by_depth(weight: NDArray[Numbers]) -> NDArray[Numbers]:
+    """[out, channels, ...] -> [out, depth]: by tap, then by channel."""
+    out, channels = weight.shape[:2]
+    return np.ascontiguousarray(np.moveaxis(weight.reshape(out, channels, -1), 1, 2).reshape(out, -1))
+
+
+def from_depth(rows: NDArray[Numbers], shape: tuple[int, ...]) -> NDArray[Numbers]:
+    """Undo `by_depth`."""
+    out, channels = shape[:2]
+    return np.ascontiguousarray(np.moveaxis(rows.reshape(out, -1, channels), 1, 2).reshape(shape))
 
 
 def _is_depthwise(channels: int, groups: int) -> bool:

@@ -7,18 +7,16 @@ there, 1 a bitmap, 4 or 8 the gaps between them; the smallest is taken.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ferryman.converter.quant_bits import Bytes, Integers, halves
+from ferryman.converter.quant_bits import Bytes, Integers, Numbers, by_depth, from_depth, halves
 
 DEPTH_MAX = 65535
 """Weights of an output channel."""
 ALL, BITMAP = 0, 1
 GAPS = (4, 8)
-Numbers = TypeVar("Numbers", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -110,18 +108,6 @@ def _index_bytes(packed: Bytes, index_bits: int, shape: tuple[int, int]) -> int:
         return out * -(-depth // 8)
     counts = packed[: 2 * out].view("<u2").astype(np.int64)
     return int(2 * out + (-(-counts * index_bits // 8)).sum())
-
-
-def by_depth(weight: NDArray[Numbers]) -> NDArray[Numbers]:
-    """[out, channels, ...] -> [out, depth]: by tap, then by channel."""
-    out, channels = weight.shape[:2]
-    return np.ascontiguousarray(np.moveaxis(weight.reshape(out, channels, -1), 1, 2).reshape(out, -1))
-
-
-def from_depth(rows: NDArray[Numbers], shape: tuple[int, ...]) -> NDArray[Numbers]:
-    """Undo `by_depth`."""
-    out, channels = shape[:2]
-    return np.ascontiguousarray(np.moveaxis(rows.reshape(out, -1, channels), 1, 2).reshape(shape))
 
 
 def _bitmap(nonzero: NDArray[np.bool_]) -> Places:

@@ -11,7 +11,8 @@ import torch
 from torch.nn import functional
 
 from ferryman.converter.operators import Operator, output_size, register
-from ferryman.converter.sparse_bits import ALL, from_depth, read_places
+from ferryman.converter.quant_bits import from_depth
+from ferryman.converter.sparse_bits import ALL, read_places
 
 NO_CLIP = torch.finfo(torch.float32).max
 """Of either sign: outputs are not clipped there."""

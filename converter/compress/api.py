@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn import functional
 from ferryman.converter.compress.binary import binarize, fine_tune
 from ferryman.converter.compress.binary_policy import Decision, Example
 from ferryman.converter.compress.quantized import fine_tune_quantized
-from ferryman.converter.compress.training import Batch, Loss, Progress, first_inputs
+from ferryman.converter.compress.training import Batch, Loss, Progress, first_batch, first_inputs
 from ferryman.converter.prune.latency import Latency
 from ferryman.converter.prune.recipe import PRUNED_GRAMMAR, Pruning, is_pruned, parse_pruning
 from ferryman.converter.prune.structured import prune
@@ -161,11 +161,8 @@ def _check_classes(loader: Iterable[Batch]) -> None:
     Raises:
         CallerError: they are numbers to be met.
     """
-    if isinstance(loader, Iterator):
-        return
-    with torch.random.fork_rng(devices=()):
-        batch = next(iter(loader), None)
-    targets = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
+    batch = first_batch(loader)
+    targets = batch[1] if len(batch) > 1 else None
     if isinstance(targets, torch.Tensor) and targets.is_floating_point() and targets.shape[1:].numel() == 1:
         raise CallerError(
             f"targets are {str(targets.dtype).removeprefix('torch.')}{list(targets.shape)}, no class numbers: give the "

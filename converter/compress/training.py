@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -41,14 +41,19 @@ def copy_model(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def first_inputs(loader: Iterable[Batch]) -> Example | None:
-    """Those of the first batch, without a trace in the random state; what is wrong with them training will say."""
+def first_batch(loader: Iterable[Batch]) -> Sequence[object]:
+    """What it consists of, taken without a trace in the random state; nothing where that cannot be."""
     if isinstance(loader, Iterator):
-        return None
+        return ()
     with torch.random.fork_rng(devices=()):
         batch = next(iter(loader), None)
-    is_pair = isinstance(batch, tuple | list) and len(batch) > 0 and isinstance(batch[0], torch.Tensor)
-    return (batch[0],) if batch is not None and is_pair else None
+    return batch if isinstance(batch, tuple | list) else ()
+
+
+def first_inputs(loader: Iterable[Batch]) -> Example | None:
+    """Those of the first batch; what is wrong with them training will say."""
+    batch = first_batch(loader)
+    return (batch[0],) if batch and isinstance(batch[0], torch.Tensor) else None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from typing import Literal, get_args
 
 import msgspec
 
+from ferryman.converter.names import require_own_name
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.record import Record
 
@@ -100,10 +101,7 @@ def parse_pruning(name: str) -> Pruning:
         else:
             raise CallerError(f"form {name!r}: option {option!r} is not known; there are, in this order: {_ORDER}")
     pruning = check_pruning(msgspec.convert(found, Pruning))
-    if pruning.name != name and sorted(pruning.name.split("-")) != sorted(name.split("-")):
-        raise CallerError(f"form {name!r} says something twice; write {pruning.name!r}")
-    if pruning.name != name:
-        raise CallerError(f"form {name!r} has its options in another order; write {pruning.name!r}")
+    require_own_name(name, pruning.name)
     return pruning
 
 

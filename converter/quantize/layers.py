@@ -224,7 +224,7 @@ def _read_tail(layer: Layer) -> _Tail:
     user = only_user(end)
     if user is not None and user.target in (aten.add.Tensor, aten.add_.Tensor) and not user.kwargs:
         operands = [one for one in user.args if one is not end]
-        if len(operands) == 1 and isinstance(operands[0], Node) and _alike(operands[0], end):
+        if len(operands) == 1 and isinstance(operands[0], Node) and alike(operands[0], end):
             add, other, end = user, operands[0], user
     user = only_user(end)
     ends = read_ends(user) if user is not None else None
@@ -259,7 +259,8 @@ def only_user(node: Node) -> Node | None:
     return users[0] if len(users) == 1 and users[0].op == "call_function" else None
 
 
-def _alike(a: Node, b: Node) -> bool:
+def alike(a: Node, b: Node) -> bool:
+    """Whether two values are tensors of one dtype and shape."""
     one, two = a.meta.get("val"), b.meta.get("val")
     return (
         isinstance(one, torch.Tensor)

@@ -26,6 +26,7 @@ from typing import Literal, get_args
 
 import msgspec
 
+from ferryman.converter.names import require_own_name
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.record import Record
 
@@ -154,10 +155,7 @@ def parse_recipe(name: str) -> Recipe:
         else:
             raise CallerError(f"form {name!r}: option {option!r} is not known; there are, in this order: {_ORDER}")
     recipe = check_recipe(msgspec.convert(found, Recipe))
-    if recipe.name != name and sorted(recipe.name.split("-")) != sorted(name.split("-")):
-        raise CallerError(f"form {name!r} says something twice, or what is so anyway; write {recipe.name!r}")
-    if recipe.name != name:
-        raise CallerError(f"form {name!r} has its options in another order; write {recipe.name!r}")
+    require_own_name(name, recipe.name)
     return recipe
 
 

@@ -10,9 +10,10 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ferryman.converter.layer_calls import path_of
-from ferryman.converter.quantize.layers import Layer, find_layers, only_user, read_ends
+from ferryman.converter.quant_bits import by_depth
+from ferryman.converter.quantize.layers import Layer, alike, find_layers, only_user, read_ends
 from ferryman.converter.recognise import Constants
-from ferryman.converter.sparse_bits import DEPTH_MAX, Places, by_depth, find_places
+from ferryman.converter.sparse_bits import DEPTH_MAX, Places, find_places
 from ferryman.converter.sparse_operators import NO_CLIP
 from ferryman.runtime.contracts.errors import ModelError
 
@@ -110,12 +111,7 @@ def _read(layer: Layer, order: dict[Node, int]) -> PrunedLayer | str:
     if layer.window and user is not None and user.target == aten.add.Tensor and not user.kwargs:
         others = [one for one in user.args if one is not end]
         # Of two layers that lead to one addition, the later takes it in: then the other's output is there.
-        if (
-            len(others) == 1
-            and isinstance(others[0], Node)
-            and _alike(others[0], end)
-            and order[others[0]] < order[end]
-        ):
+        if len(others) == 1 and isinstance(others[0], Node) and alike(others[0], end) and order[others[0]] < order[end]:
             end, add = user, others[0]
     user = only_user(end)
     clip = read_ends(user) if user is not None else None
@@ -124,13 +120,3 @@ def _read(layer: Layer, order: dict[Node, int]) -> PrunedLayer | str:
     low, high = (float(np.clip(one, -NO_CLIP, NO_CLIP)) for one in clip or (-np.inf, np.inf))
     values = torch.from_numpy(rows[places.held])
     return PrunedLayer(layer, places, values, 1 - np.count_nonzero(rows) / rows.size, end, add, low, high)
-
-
-def _alike(a: Node, b: Node) -> bool:
-    one, two = a.meta.get("val"), b.meta.get("val")
-    return (
-        isinstance(one, torch.Tensor)
-        and isinstance(two, torch.Tensor)
-        and one.dtype == two.dtype
-        and tuple(one.shape) == tuple(two.shape)
-    )

@@ -16,6 +16,7 @@ import re
 
 import msgspec
 
+from ferryman.converter.names import require_own_name
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.record import Record
 
@@ -98,10 +99,7 @@ def parse_sparsity(name: str) -> Sparsity:
             raise CallerError(f"form {name!r}: option {option!r} is not known; there are, in this order: {_ORDER}")
         found[option] = True
     sparsity = check_sparsity(msgspec.convert(found, Sparsity))
-    if sparsity.name != name and sorted(sparsity.name.split("-")) != sorted(name.split("-")):
-        raise CallerError(f"form {name!r} says something twice, or what is so anyway; write {sparsity.name!r}")
-    if sparsity.name != name:
-        raise CallerError(f"form {name!r} has its options in another order; write {sparsity.name!r}")
+    require_own_name(name, sparsity.name)
     return sparsity
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ferryman.converter import sparse_bits
+from ferryman.converter import quant_bits, sparse_bits
 from ferryman.converter.quant_bits import BITS
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -76,6 +76,6 @@ def test_at_nine_tenths_zeros_a_sixth_of_the_bytes_are_left():
 
 def test_depth_counts_by_tap_then_by_channel():
     weight = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 2, 2)
-    rows = sparse_bits.by_depth(weight)
+    rows = quant_bits.by_depth(weight)
     assert rows[0].tolist() == [0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11]
-    np.testing.assert_array_equal(sparse_bits.from_depth(rows, weight.shape), weight)
+    np.testing.assert_array_equal(quant_bits.from_depth(rows, weight.shape), weight)
