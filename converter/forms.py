@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 
+from ferryman.converter.backends.base import Lowered
 from ferryman.converter.capture import Captured
 from ferryman.converter.lower_binary import lower_binary
 from ferryman.converter.quantize.lower import lower_quantized
@@ -18,7 +19,7 @@ from ferryman.runtime.contracts.manifest import LayerForm, RuntimeName
 
 Batches = Sequence[Sequence[torch.Tensor]]
 Rewrite = Callable[[Captured, Batches], tuple[Captured, tuple[LayerForm, ...]]]
-Fit = Callable[[Captured, RuntimeName, Interpreter], Fitted]
+Fit = Callable[[Captured, RuntimeName, Interpreter, Lowered], Fitted]
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Form:
     rounds: bool = False
     """The rewritten program, not eager, is what its artifacts compute."""
     fit: Fit | None = None
-    """What else it does for each runtime, by measuring there."""
+    """What else it does for each runtime, by measuring there beside the program as it is."""
 
 
 def find_form(wanted: str | Recipe) -> Form:

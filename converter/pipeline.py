@@ -241,7 +241,7 @@ class _Work:
             times: tuple[LayerTime, ...] = ()
             if form.fit:
                 with self.clock.stage(f"measure the layers of {form.name} on {runtime}"), quiet():
-                    fitted = form.fit(program, runtime, self.places[runtime][0])
+                    fitted = form.fit(program, runtime, self.places[runtime][0], base)
                 lowered, layers, times = fitted.lowered, fitted.layers, fitted.times
             else:
                 with self.clock.stage(f"lower {form.name} to {runtime}"), quiet():

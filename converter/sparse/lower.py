@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from torch.fx import GraphModule, Node
 
 from ferryman.converter.capture import Captured, recapture
@@ -28,6 +27,8 @@ if TYPE_CHECKING:  # the toolchains are slow to load
 
 _NEAR = 1.03
 """Of two ways whose times are not farther apart, the smaller one is taken."""
+_SLOWER = 1.01
+"""A way that takes so many times what the dense program takes is slower; less is what two measurements differ by."""
 _ROUNDS = 21
 
 
@@ -52,20 +53,22 @@ class _Way:
     lowered: Lowered
 
 
-def lower_sparse(captured: Captured, runtime: RuntimeName, place: Interpreter) -> Fitted:
+def lower_sparse(captured: Captured, runtime: RuntimeName, place: Interpreter, dense: Lowered) -> Fitted:
     """Rewrite a program for one runtime; `eager` stays the original module.
 
     Each layer with zeros is timed alone, dense and sparse. Then the whole program is, in up to four ways: those layers
     sparse that are faster alone, or no slower, each with and without the depthwise convolutions between them; the
-    fastest is taken, and of those nearly as fast the smallest.
+    fastest is taken, and of those nearly as fast the smallest, as long as it is no slower than the dense program.
 
     Args:
         captured: the program.
         runtime: where it is to run.
         place: an interpreter of that runtime, to measure on.
+        dense: the program for that runtime as it is.
 
     Raises:
-        ModelError: no layer has zeros enough, or gains by them, or the result cannot be captured or lowered.
+        ModelError: no layer has zeros enough, or gains by them, or the whole program is slower without them, or the
+            result cannot be captured or lowered.
         RuntimeCrash: the interpreter fell while it was timed.
     """
     from ferryman.converter.backends import BACKENDS  # the toolchains, which are slow to load
@@ -87,7 +90,7 @@ def lower_sparse(captured: Captured, runtime: RuntimeName, place: Interpreter) -
         )
     sets = {frozenset([*some, *more]) for some in (winners, near) for more in ([], bridges(some, several)) if some}
     ways = [_way(captured, backend, several, chosen) for chosen in sorted(sets, key=len)]
-    way = _best(ways, captured, place)
+    way = _best(ways, dense, captured, place)
     taken = {one for one in several if one in way.chosen}
     forms = tuple(
         LayerForm(path=path_of(node), form="fp32", note=one)
@@ -109,18 +112,36 @@ def _way(captured: Captured, backend: Backend, several: Sequence[PrunedLayer], c
     return _Way(chosen, program, backend.lower(program))
 
 
-def _best(ways: Sequence[_Way], captured: Captured, place: Interpreter) -> _Way:
-    if len(ways) == 1:
-        return ways[0]
+def _best(ways: Sequence[_Way], dense: Lowered, captured: Captured, place: Interpreter) -> _Way:
+    """The smallest way of the fastest.
+
+    Raises:
+        ModelError: all of them are slower than the dense program.
+    """
+    dense_s, *times = _seconds([dense, *(way.lowered for way in ways)], captured, place)
+    fastest = min(times)
+    if fastest > _SLOWER * dense_s:
+        raise ModelError(
+            f"{captured.source.name} is slower without its zeros on {place.name}, though some of its layers are "
+            f"faster: {fastest * 1e6:,.0f} us a call, and {dense_s * 1e6:,.0f} us with them; more zeros would help, or "
+            "--form 4bit-sparse"
+        )
+    bound = min(_NEAR * fastest, _SLOWER * dense_s)
+    return min(
+        (way for way, seconds in zip(ways, times, strict=True) if seconds <= bound),
+        key=lambda way: len(way.lowered.data),
+    )
+
+
+def _seconds(several: Sequence[Lowered], captured: Captured, place: Interpreter) -> list[float]:
+    """What a call of each takes in its fastest round, which other work on the machine disturbs least."""
     inputs = [tensor.numpy() for tensor in captured.example]
     with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder) / str(number) for number in range(len(ways))]
-        for path, way in zip(paths, ways, strict=True):
-            path.write_bytes(way.lowered.data)
-        seconds = time_beside(paths, place.name, [inputs] * len(ways), rounds=_ROUNDS, bare=True, python=place.python)
-        times = np.min(seconds, 1)  # other work on the machine disturbs the fastest round least
-    near = [way for way, seconds in zip(ways, times, strict=True) if seconds <= _NEAR * times.min()]
-    return min(near, key=lambda way: len(way.lowered.data))
+        paths = [Path(folder) / str(number) for number in range(len(several))]
+        for path, lowered in zip(paths, several, strict=True):
+            path.write_bytes(lowered.data)
+        rounds = time_beside(paths, place.name, [inputs] * len(several), rounds=_ROUNDS, bare=True, python=place.python)
+    return [min(seconds) for seconds in rounds]
 
 
 def _describe(one: PrunedLayer, *, taken: bool, won: bool) -> LayerForm:

@@ -86,7 +86,9 @@ def _prove(program: Captured, form: Form, runtime: RuntimeName, references: Refe
     places = interpreters(runtime)
     try:
         with quiet():
-            fitted = form.fit(program, runtime, places[0]).lowered if form.fit else BACKENDS[runtime].lower(program)
+            fitted = BACKENDS[runtime].lower(program)
+            if form.fit:
+                fitted = form.fit(program, runtime, places[0], fitted).lowered
     except FerrymanError as error:
         yield from ((place.name, f"refused: {error}") for place in places)
         return

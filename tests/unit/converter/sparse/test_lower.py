@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -42,13 +41,23 @@ class Net(nn.Module):
         return self.head(self.wide(x).mean((2, 3)))
 
 
-def pretend(monkeypatch, speedup):
-    """Layers are as fast as told, and the program as measured."""
+def lower_here(captured, runtime="executorch"):
+    with quiet():
+        dense = BACKENDS[runtime].lower(captured)
+        return lower_sparse(captured, runtime, interpreters(runtime)[0], dense)
+
+
+def pretend(monkeypatch, speedup, program=1.0):
+    """Layers are as fast as told; so is every whole program beside the dense one."""
 
     def times(several, _backend, place):
         return {one: LayerTime(one.path, place.name, one.zeros, 1.0, 1.0 / speedup(one)) for one in several}
 
+    def beside(paths, *_, **__):
+        return [[program] * 3] + [[1.0] * 3 for _ in paths[1:]]
+
     monkeypatch.setattr(lower, "time_layers", times)
+    monkeypatch.setattr(lower, "time_beside", beside)
 
 
 @pytest.mark.slow
@@ -57,8 +66,7 @@ def test_artifacts_compute_what_eager_does(tmp_path, runtime):
     net, image = prune(Net()), torch.randn(2, 3, 20, 18)
     captured = capture(make_source(net, (image,)))
     place = interpreters(runtime)[0]
-    with quiet():
-        made = lower_sparse(captured, runtime, place)
+    made = lower_here(captured, runtime)
     path = tmp_path / f"net{BACKENDS[runtime].suffix}"
     path.write_bytes(made.lowered.data)
     with open_session(path, runtime, interpreter=place.name) as session:
@@ -84,10 +92,8 @@ def test_a_package_says_what_became_of_each_layer(tmp_path):
 
 def test_layers_that_do_not_gain_stay_dense(monkeypatch):
     pretend(monkeypatch, lambda one: 2.0 if one.path == "wide" else 0.5)
-    monkeypatch.setattr(lower, "_best", lambda ways, *_: ways[0])
     captured = capture(make_source(prune(Net()), (torch.randn(1, 3, 12, 12),)))
-    with quiet():
-        made = lower_sparse(captured, "executorch", interpreters("executorch")[0])
+    made = lower_here(captured)
     notes = {one.path: (one.form, one.note) for one in made.layers}
     assert notes["wide"][0] == "sparse"
     assert notes["wide"][1].endswith("measured faster alone")
@@ -99,10 +105,8 @@ def test_layers_that_do_not_gain_stay_dense(monkeypatch):
 
 def test_of_ways_as_fast_the_smallest_is_taken(monkeypatch):
     pretend(monkeypatch, lambda one: 2.0 if one.path == "wide" else 0.99)
-    monkeypatch.setattr(lower, "time_beside", lambda paths, *_, **__: np.ones((len(paths), 3)).tolist())
     captured = capture(make_source(prune(Net()), (torch.randn(1, 3, 12, 12),)))
-    with quiet():
-        made = lower_sparse(captured, "executorch", interpreters("executorch")[0])
+    made = lower_here(captured)
     notes = {one.path: one.note for one in made.layers}
     assert notes["expand.0"].endswith("smaller, and no slower alone")
 
@@ -113,4 +117,11 @@ def test_where_no_layer_gains_nothing_is_made(monkeypatch):
     with pytest.raises(
         ModelError, match=r"gains nothing without its zeros on executorch: of 5 .* wide does best, 0.90"
     ):
-        lower_sparse(captured, "executorch", interpreters("executorch")[0])
+        lower_here(captured)
+
+
+def test_what_is_slower_as_a_whole_is_not_made(monkeypatch):
+    pretend(monkeypatch, lambda one: 2.0, program=0.9)
+    captured = capture(make_source(prune(Net()), (torch.randn(1, 3, 12, 12),)))
+    with pytest.raises(ModelError, match="Net is slower without its zeros on executorch, though some of its layers"):
+        lower_here(captured)
