@@ -13,6 +13,7 @@ import torch
 from torch.utils._pytree import TreeSpec, keystr, tree_flatten, tree_flatten_with_path, tree_leaves, tree_unflatten
 from torch.utils._sympy.value_ranges import bound_sympy
 
+from ferryman.converter.functional import drop_unused
 from ferryman.converter.reason import reason
 from ferryman.converter.source import Source
 from ferryman.runtime.contracts.errors import ModelError
@@ -110,12 +111,7 @@ def recapture(captured: Captured, module: torch.fx.GraphModule, what: str) -> Ca
     Raises:
         ModelError: it cannot be captured.
     """
-    module.graph.eliminate_dead_code()
-    used = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
-    for name in [name for name, _ in (*module.named_parameters(), *module.named_buffers()) if name not in used]:
-        owner, _, attribute = name.rpartition(".")
-        delattr(module.get_submodule(owner), attribute)
-    module.recompile()
+    drop_unused(module)
     dynamic = captured.source.dynamic_shapes
     sizes = [size for spec in captured.signature.inputs for size in spec.shape]
     if dynamic is None and any(isinstance(size, DynamicDim) for size in sizes):

@@ -30,6 +30,16 @@ def functional_module(program: torch.export.ExportedProgram) -> GraphModule:
     return module
 
 
+def drop_unused(module: GraphModule) -> None:
+    """Erase what no output depends on, and parameters and buffers that nothing reads."""
+    module.graph.eliminate_dead_code()
+    used = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    for name in [name for name, _ in (*module.named_parameters(), *module.named_buffers()) if name not in used]:
+        owner, _, attribute = name.rpartition(".")
+        delattr(module.get_submodule(owner), attribute)
+    module.recompile()
+
+
 def _changes(node: Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable  # noqa: SLF001  # torch's own
 

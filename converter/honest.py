@@ -105,7 +105,10 @@ def compare_forms(
             path.write_bytes(content)
         for place in places:
             base, ours = (
-                np.array(one) for one in time_beside(paths, place.name, [inputs, inputs], python=place.python)
+                np.array(one)
+                for one in time_beside(
+                    paths, place.name, [inputs, inputs], entries=[variant.entry] * 2, python=place.python
+                )
             )
             low, middle, high = (float(one) for one in np.quantile(base / ours, (0.25, 0.5, 0.75)))
             proof = proofs[place.name]

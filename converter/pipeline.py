@@ -5,40 +5,32 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-from msgspec.structs import replace
 
 from ferryman.converter.backends import BACKENDS
 from ferryman.converter.backends.base import Lowered
-from ferryman.converter.capture import Captured, capture
-from ferryman.converter.forms import Batches, Form, find_form
-from ferryman.converter.honest import Compared, compare_forms
-from ferryman.converter.memory_estimate import activations_peak_bytes
-from ferryman.converter.quantize.bit_operations import bit_operations
+from ferryman.converter.capture import capture
+from ferryman.converter.forms import Form, find_form
+from ferryman.converter.honest import Compared
 from ferryman.converter.quantize.calibration import read_calibration
 from ferryman.converter.quantize.recipe import Recipe
 from ferryman.converter.quiet import alone, quiet
-from ferryman.converter.source import Source, load_source, make_source
+from ferryman.converter.source import Source, load_sources, make_sources
 from ferryman.converter.sparse.measure import LayerTime
-from ferryman.converter.verify import Interpreter, References, interpreters, make_references, verify, with_program
-from ferryman.runtime import kernels
+from ferryman.converter.variants import Clock, Entry, Member, Work, check_alike, lower_together
+from ferryman.converter.verify import Interpreter, interpreters, make_references
 from ferryman.runtime.compare import SQNR_CAP_DB
 from ferryman.runtime.contracts.errors import CallerError, ModelError, ParityError
-from ferryman.runtime.contracts.manifest import Manifest, Requirements, RuntimeName, Variant, Verification
+from ferryman.runtime.contracts.manifest import Manifest, RuntimeName
 from ferryman.runtime.package import PACKAGE_SUFFIX, SQNR_LEAST_DB, check_name, open_package, write_package
 from ferryman.runtime.session import INTERPRETERS
 
-_DEVICE_ROOM_DB = 3.0
-"""By how much a rounded form may do worse on a device than here."""
 _TOOLS = ("ferryman", "torch", "executorch", "litert-torch", "ai-edge-litert", "numpy")
 
 
@@ -57,24 +49,9 @@ class Conversion:
     """Of form `sparse`: each layer with zeros alone, on one interpreter of each runtime."""
 
 
-class _Clock:
-    """Announces stages and keeps their durations."""
-
-    def __init__(self, progress: Callable[[str], None]) -> None:
-        self.seconds: dict[str, float] = {}
-        self._progress = progress
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        self._progress(name)
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - start
-
-
 @alone()
 def convert(
-    model: Any,  # noqa: ANN401  # an nn.Module, or text; torch is imported only now
+    model: Any,  # noqa: ANN401  # an nn.Module, several, or text; torch is imported only now
     inputs: Any = None,  # noqa: ANN401  # see make_source
     *,
     to: Sequence[RuntimeName] = ("executorch", "tflite"),
@@ -92,7 +69,8 @@ def convert(
 
     Args:
         model: an `nn.Module` in eval mode, or SOURCE as the command line takes it (it brings its own `inputs` and
-            `dynamic_shapes`).
+            `dynamic_shapes`). Several modules of one signature, in a dict by name, become variants of one package: each
+            artifact holds all of them, and the weights that they share once (see `nest`).
         inputs: the example call for an `nn.Module`: a tensor, a tuple of positional or a dict of keyword arguments.
         to: runtimes.
         output: a folder; the package is `<name>.ferry` in it.
@@ -115,23 +93,26 @@ def convert(
     forms = _forms(form, sqnr_min_db)
     places = _places(to, interpreters)
     _check_folder(Path(output))
-    clock = _Clock(progress)
+    clock = Clock(progress)
 
     with clock.stage("load"), quiet():
-        source = _source(model, inputs, dynamic_shapes, name)
-        name = check_name(name or source.name)
-        if any(one.name == "fp32" for one in forms):
-            _check_floats(source)
+        sources = _sources(model, inputs, dynamic_shapes, name)
+        name = check_name(name or next(iter(sources.values())).name)
+        _check_forms(forms, sources)
     with clock.stage("capture"), quiet():
-        captured = capture(source)
-        batches = read_calibration(captured, calibration)
+        captured = {entry: capture(source) for entry, source in sources.items()}
+        check_alike(captured)
+        batches = {entry: read_calibration(one, calibration) for entry, one in captured.items()}
     with clock.stage("run eager"):
-        references = make_references(captured, batches if calibration is not None else ())
-    base: dict[RuntimeName, Lowered] = {}
+        members = {
+            entry: Member(one, batches[entry], make_references(one, batches[entry] if calibration is not None else ()))
+            for entry, one in captured.items()
+        }
+    base: dict[RuntimeName, dict[Entry, Lowered]] = {}
     for runtime in places:  # what every other form is compared with
         with clock.stage(f"lower fp32 to {runtime}"), quiet():
-            base[runtime] = BACKENDS[runtime].lower(captured)
-    work = _Work(captured, batches, references, base, places, clock)
+            base[runtime] = lower_together(runtime, captured)
+    work = Work(members, base, places, clock)
     made, failed = [], {}
     for wanted in forms:
         try:
@@ -150,6 +131,7 @@ def convert(
     complaints = [complaint for one in made for compared in one.compared for complaint in compared.complaints]
     if strict and complaints:
         raise ParityError(f"{name}: {'; '.join(complaints)}; no package is written, as --strict asks")
+    whole = list(members.values())[-1]
     with clock.stage("package"):
         path = Path(output) / f"{name}{PACKAGE_SUFFIX}"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -157,10 +139,10 @@ def convert(
             sha256 = write_package(
                 path,
                 name=name,
-                signature=captured.signature,
+                signature=whole.captured.signature,
                 variants=[one.variant for one in made],
-                artifacts={one.variant.payload: one.data for one in made},
-                golden=references.golden(),
+                artifacts={one.variant.payload: one.data for one in made} | work.own_golden(),
+                golden=whole.references.golden(),
                 golden_sqnr_min_db=max(one.sqnr_min_db for one in forms),
                 created_with={"python": platform.python_version(), **{tool: metadata.version(tool) for tool in _TOOLS}},
             )
@@ -204,66 +186,6 @@ def _places(to: Sequence[RuntimeName], named: Sequence[str]) -> dict[RuntimeName
     return {runtime: interpreters(runtime, named) for runtime in dict.fromkeys(to)}
 
 
-@dataclass(frozen=True)
-class _Made:
-    """A proven variant."""
-
-    variant: Variant
-    data: bytes
-    compared: tuple[Compared, ...] = ()
-    layer_times: tuple[LayerTime, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What every form of a model is made from."""
-
-    captured: Captured
-    batches: Batches
-    references: References
-    base: dict[RuntimeName, Lowered]
-    """The model in fp32."""
-    places: dict[RuntimeName, list[Interpreter]]
-    clock: _Clock
-
-    def make(self, form: Form) -> Iterator[_Made]:
-        """One variant a runtime."""
-        if form.name == "fp32":
-            for runtime, lowered in self.base.items():
-                yield _Made(self._prove(form, runtime, lowered, self.references), lowered.data)
-            return
-        with self.clock.stage(f"make {form.name}"), quiet():
-            program, layers = form.rewrite(self.captured, self.batches)
-            references = with_program(self.references, program) if form.rounds else self.references
-            whole = bit_operations(self.captured) if form.rounds else 0
-            counted = bit_operations(self.captured, layers) / whole if whole else None
-        for runtime, base in self.base.items():
-            times: tuple[LayerTime, ...] = ()
-            if form.fit:
-                with self.clock.stage(f"measure the layers of {form.name} on {runtime}"), quiet():
-                    fitted = form.fit(program, runtime, self.places[runtime][0], base)
-                lowered, layers, times = fitted.lowered, fitted.layers, fitted.times
-            else:
-                with self.clock.stage(f"lower {form.name} to {runtime}"), quiet():
-                    lowered = BACKENDS[runtime].lower(program)
-            variant = replace(self._prove(form, runtime, lowered, references), layers=layers)
-            with self.clock.stage(f"time {form.name} on {runtime} beside fp32"):
-                compared = compare_forms(
-                    variant,
-                    (base.data, lowered.data),
-                    BACKENDS[runtime].suffix,
-                    references.inputs[0],
-                    self.places[runtime],
-                    bit_operations=counted,
-                    asked_db=form.asked_db,
-                )
-            yield _Made(variant, lowered.data, tuple(compared), times)
-
-    def _prove(self, form: Form, runtime: RuntimeName, lowered: Lowered, references: References) -> Variant:
-        with self.clock.stage(f"verify {form.name} on {runtime}"):
-            return _prove(self.captured, runtime, form, lowered, references, self.places[runtime])
-
-
 def _check_folder(folder: Path) -> None:
     """See that a package can be written there, without making anything yet.
 
@@ -277,6 +199,22 @@ def _check_folder(folder: Path) -> None:
         raise CallerError(f"no package can be written into {folder}: {there} is no folder; name another output")
     if not os.access(there, os.W_OK | os.X_OK):
         raise CallerError(f"no package can be written into {folder}: {there} is not writable; name another output")
+
+
+def _check_forms(forms: Sequence[Form], sources: Mapping[Entry, Source]) -> None:
+    """See that models can be in these forms.
+
+    Raises:
+        CallerError, ModelError: one cannot.
+    """
+    if any(one.name == "fp32" for one in forms):
+        for source in sources.values():
+            _check_floats(source)
+    if None not in sources and (measured := [one.name for one in forms if one.fit]):
+        raise CallerError(
+            f"form {measured[0]} is measured one program at a time, so several cannot share an artifact in it; "
+            "convert each by itself"
+        )
 
 
 def _check_floats(source: Source) -> None:
@@ -294,44 +232,9 @@ def _check_floats(source: Source) -> None:
             )
 
 
-def _source(model: Any, inputs: Any, dynamic_shapes: Any, name: str | None) -> Source:  # noqa: ANN401  # see convert
+def _sources(model: Any, inputs: Any, dynamic_shapes: Any, name: str | None) -> dict[Entry, Source]:  # noqa: ANN401  # see convert
     if not isinstance(model, (str, os.PathLike)):
-        return make_source(model, inputs, dynamic_shapes=dynamic_shapes, name=name)
+        return make_sources(model, inputs, dynamic_shapes=dynamic_shapes, name=name)
     if inputs is not None or dynamic_shapes is not None:
         raise CallerError(f"{model} brings its own inputs and dynamic shapes; give these with an nn.Module only")
-    return load_source(os.fspath(model))
-
-
-def _prove(
-    captured: Captured,
-    runtime: RuntimeName,
-    form: Form,
-    artifact: Lowered,
-    references: References,
-    places: Sequence[Interpreter],
-) -> Variant:
-    name = f"{runtime}-{form.name}"
-    backend = BACKENDS[runtime]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"model{backend.suffix}"
-        path.write_bytes(artifact.data)
-        signature, verified = verify(path, name, runtime, references, form.sqnr_min_db, places)
-    return Variant(
-        name=name,
-        form=form.name,
-        runtime=runtime,
-        payload=f"artifacts/{form.name}{backend.suffix}",
-        signature=signature,
-        requires=Requirements(
-            interpreters={v.interpreter: v.version for v in verified},
-            operators=kernels.VERSION if artifact.lowering.kernels else 0,
-            memory_estimate_bytes=2 * len(artifact.data) + activations_peak_bytes(captured),
-        ),
-        lowering=artifact.lowering,
-        verified=verified,
-        sqnr_min_db=_device_bar(verified) if form.rounds else None,
-    )
-
-
-def _device_bar(verified: Sequence[Verification]) -> float:
-    return max(SQNR_LEAST_DB, min(one.sqnr_db for one in verified) - _DEVICE_ROOM_DB)
+    return load_sources(os.fspath(model))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from torch.utils._pytree import tree_leaves
 from ferryman.converter.reason import reason
 from ferryman.converter.source_text import PROGRAM_SUFFIX, parse_source
 from ferryman.runtime.contracts.errors import CallerError, ModelError
+
+_ENTRY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,16 @@ class Source:
     """Where the source was captured already."""
 
 
-def load_source(text: str) -> Source:
+def load_sources(text: str) -> dict[str | None, Source]:
     """Load `package.module:factory` or a `.pt2` file.
 
     A factory takes nothing and returns `(module, inputs)` or `(module, inputs, dynamic_shapes)`: an `nn.Module` in
-    eval mode, the example call's positional arguments as a tuple (or its keyword arguments as a dict), and what
-    `torch.export.export` takes as `dynamic_shapes`. The current directory is on the import path.
+    eval mode, or several in a dict by name; the example call's positional arguments as a tuple (or its keyword
+    arguments as a dict); and what `torch.export.export` takes as `dynamic_shapes`. The current directory is on the
+    import path.
+
+    Returns:
+        As `make_sources`.
 
     Raises:
         CallerError: no such file, module or function, or the factory fails, or returns something else.
@@ -45,7 +52,7 @@ def load_source(text: str) -> Source:
     """
     parsed = parse_source(text)
     if isinstance(parsed, Path):
-        return _load_program(parsed)
+        return {None: _load_program(parsed)}
     module_name, factory_name = parsed
     factory = _factory(module_name, factory_name)
     if isinstance(factory, torch.nn.Module) or (isinstance(factory, type) and issubclass(factory, torch.nn.Module)):
@@ -54,13 +61,13 @@ def load_source(text: str) -> Source:
             "(module, inputs)"
         )
     made = _call(text, factory, "(module, inputs)")
-    expected = "expected (nn.Module, inputs) or (nn.Module, inputs, dynamic_shapes)"
+    expected = "expected (nn.Module, inputs) or (nn.Module, inputs, dynamic_shapes), or a dict of modules in its place"
     if not isinstance(made, tuple) or len(made) not in (2, 3):
         raise CallerError(f"{text} returned {type(made).__name__}: {expected}")
     module, inputs, dynamic_shapes = (*made, None)[:3]
-    if not isinstance(module, torch.nn.Module) or not isinstance(inputs, (tuple, list, dict, torch.Tensor)):
+    if not isinstance(module, torch.nn.Module | Mapping) or not isinstance(inputs, (tuple, list, dict, torch.Tensor)):
         raise CallerError(f"{text} returned ({type(module).__name__}, {type(inputs).__name__}, ...): {expected}")
-    return make_source(module, inputs, dynamic_shapes=dynamic_shapes, name=factory_name)
+    return make_sources(module, inputs, dynamic_shapes=dynamic_shapes, name=factory_name)
 
 
 def call_factory(text: str, what: str) -> Any:  # noqa: ANN401  # whatever it returns
@@ -82,6 +89,37 @@ def _call(text: str, factory: Callable[[], Any], what: str) -> Any:  # noqa: ANN
         raise CallerError(f"{text} ended the process ({_exit(error)}); a factory returns {what}") from error
     except Exception as error:  # someone else's code
         raise CallerError(f"{text} failed: {type(error).__name__}: {reason(error)}") from error
+
+
+def make_sources(
+    model: torch.nn.Module | Mapping[str, torch.nn.Module],
+    inputs: Any,  # noqa: ANN401  # see `make_source`
+    *,
+    dynamic_shapes: Any = None,  # noqa: ANN401  # torch's own type is Any
+    name: str | None = None,
+) -> dict[str | None, Source]:
+    """A module, or several that take the same inputs.
+
+    Returns:
+        Sources by name; None: of one alone.
+
+    Raises: as `make_source`; and
+        CallerError: there are none, or one has no name that a variant can have.
+    """
+    if not isinstance(model, Mapping):
+        return {None: make_source(model, inputs, dynamic_shapes=dynamic_shapes, name=name)}
+    if not model:
+        raise CallerError("there is no module to convert: the dict of them is empty")
+    for entry in model:
+        if not isinstance(entry, str) or not _ENTRY.fullmatch(entry):
+            raise CallerError(
+                f"a variant is named with 1 to 40 letters, digits or any of _ . -, not {entry!r}; it begins with a "
+                "letter or digit"
+            )
+    return {
+        entry: make_source(module, inputs, dynamic_shapes=dynamic_shapes, name=name or type(module).__name__)
+        for entry, module in model.items()
+    }
 
 
 def make_source(

@@ -203,8 +203,9 @@ def verify(
     references: References,
     sqnr_min_db: float,
     places: Sequence[Interpreter] | None = None,
+    entry: str | None = None,
 ) -> tuple[Signature, tuple[Verification, ...]]:
-    """Run an artifact on every interpreter there is for it (see `interpreters`), or on `places`.
+    """Run an artifact, or one `entry` of it, on every interpreter there is for it (see `interpreters`) or `places`.
 
     Returns:
         The artifact's own signature, and one verification an interpreter.
@@ -215,7 +216,7 @@ def verify(
     """
     if places is None:
         places = interpreters(runtime)
-    checked = [_verify_on(place, artifact, variant, runtime, references, sqnr_min_db) for place in places]
+    checked = [_verify_on(place, artifact, variant, runtime, references, sqnr_min_db, entry) for place in places]
     return checked[0][0], tuple(verification for _, verification in checked)
 
 
@@ -226,9 +227,10 @@ def _verify_on(
     runtime: RuntimeName,
     references: References,
     sqnr_min_db: float,
+    entry: str | None,
 ) -> tuple[Signature, Verification]:
     try:
-        with IsolatedSession(artifact, runtime, interpreter=place.name, python=place.python) as session:
+        with IsolatedSession(artifact, runtime, interpreter=place.name, python=place.python, entry=entry) as session:
             answers = [session.run(inputs) for inputs in references.inputs]
             differences = [compare(*pair) for pair in zip(references.outputs, answers, strict=True)]
             if references.program is not None:

@@ -74,12 +74,12 @@ def check_golden(directory: Path, manifest: Manifest) -> tuple[GoldenResult, ...
         DeviceError: the device can run none of the variants.
         PackageError: a golden vector is malformed, is not what the signature says, or proves nothing.
     """
-    vectors = [_read_vector(directory, path, manifest) for path in manifest.golden]
-    expected = [tensor.to_array() for vector in vectors for tensor in vector.outputs]
-    if not any(np.isfinite(array).any() for array in expected) and any(array.size for array in expected):
-        raise PackageError(f"package {manifest.name}: no golden output is finite, so they prove nothing")
+    vectors = {
+        paths: _read_vectors(directory, paths, manifest)
+        for paths in {manifest.golden, *(variant.golden or manifest.golden for variant in manifest.variants)}
+    }
     results = tuple(
-        _check_one(directory, manifest, variant, interpreter, vectors)
+        _check_one(directory, manifest, variant, interpreter, vectors[variant.golden or manifest.golden])
         for variant in manifest.variants
         for interpreter in usable_interpreters(variant)
     )
@@ -90,6 +90,14 @@ def check_golden(directory: Path, manifest: Manifest) -> tuple[GoldenResult, ...
             + ", ".join(f"{name} >= {least}" for name, least in needs.items())
         )
     return results
+
+
+def _read_vectors(directory: Path, paths: tuple[str, ...], manifest: Manifest) -> list[GoldenVector]:
+    vectors = [_read_vector(directory, path, manifest) for path in paths]
+    expected = [tensor.to_array() for vector in vectors for tensor in vector.outputs]
+    if not any(np.isfinite(array).any() for array in expected) and any(array.size for array in expected):
+        raise PackageError(f"package {manifest.name}: no golden output is finite, so they prove nothing")
+    return vectors
 
 
 def _read_vector(directory: Path, path: str, manifest: Manifest) -> GoldenVector:

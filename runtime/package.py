@@ -405,7 +405,8 @@ def _check_manifest(manifest: Manifest) -> None:
             f"found {list(manifest.golden)}"
         )
     paths = {payload.path for payload in manifest.payloads}
-    if missing := {*manifest.golden, *(v.payload for v in manifest.variants)} - paths:
+    named = {path for v in manifest.variants for path in (v.payload, *v.golden)}
+    if missing := {*manifest.golden, *named} - paths:
         raise PackageError(f"payloads named but not listed: {', '.join(sorted(missing))}")
     bars = {f"sqnr_min_db of {v.name}": v.sqnr_min_db for v in manifest.variants if v.sqnr_min_db is not None}
     for what, bar_db in {"golden_sqnr_min_db": manifest.golden_sqnr_min_db, **bars}.items():

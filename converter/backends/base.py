@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,4 +29,17 @@ class Backend(Protocol):
 
         Raises:
             ModelError: the toolchain refuses; the message says which operator or shape, and what to do.
+        """
+
+    def lower_entries(self, entries: Mapping[str, Captured]) -> dict[str, Lowered]:
+        """Lower several programs into one artifact, which holds the weights that they share once.
+
+        Args:
+            entries: by name; ExecuTorch calls them methods, TFLite signatures.
+
+        Returns:
+            By name, each with the one artifact's bytes and what became of its own graph.
+
+        Raises:
+            ModelError: as `lower`.
         """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from ferryman.converter.reason import reason
 from ferryman.runtime.contracts.errors import ModelError
 from ferryman.runtime.contracts.manifest import Lowering, RuntimeName
 
+_METHOD = "forward"
 _IMAGE_RANK = 4
 _ALIGNMENT = 64
 """Of tensors in an artifact and in planned memory: a cache line, where the stock 16 makes vectors cross two."""
@@ -52,14 +53,21 @@ class ExecutorchBackend:
 
     def lower(self, captured: Captured) -> Lowered:
         """See `Backend.lower`."""
+        return self.lower_entries({_METHOD: captured})[_METHOD]
+
+    def lower_entries(self, entries: Mapping[str, Captured]) -> dict[str, Lowered]:
+        """See `Backend.lower_entries`."""
         try:
             edge = to_edge_transform_and_lower(
-                captured.program, transform_passes=[KeepMeanDims()], partitioner=[XnnpackPartitioner()]
+                {name: captured.program for name, captured in entries.items()},
+                transform_passes=[KeepMeanDims()],
+                partitioner=[XnnpackPartitioner()],
             )
-            data = edge.to_executorch(_CONFIG).buffer
+            data = bytes(edge.to_executorch(_CONFIG).buffer)
         except Exception as error:  # the toolchain raises many kinds
-            raise ModelError(f"ExecuTorch cannot lower {captured.source.name}: {reason(error)}") from error
-        return Lowered(data=bytes(data), lowering=_describe(edge.exported_program().graph_module))
+            names = ", ".join(dict.fromkeys(captured.source.name for captured in entries.values()))
+            raise ModelError(f"ExecuTorch cannot lower {names}: {reason(error)}") from error
+        return {name: Lowered(data, _describe(edge.exported_program(name).graph_module)) for name in entries}
 
 
 def _describe(graph_module: torch.fx.GraphModule) -> Lowering:

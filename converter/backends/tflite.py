@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import flatbuffers
 import torch
+from ai_edge_litert import schema_py_generated as schema
 from torch.utils._pytree import TreeSpec, tree_leaves, tree_unflatten
 
 from ferryman.converter.backends.base import Lowered
@@ -22,6 +24,9 @@ from ferryman.runtime.sessions.tflite import TfliteSession
 _DELEGATE = "DELEGATE"
 _OWN = "ferryman."
 _SAID_CHARS = 200
+_SIGNATURE = "serving_default"
+"""What litert-torch calls one alone."""
+_IDENTIFIER = b"TFL3"
 _ADVICE = "fix the shapes, or use --to executorch"
 _GATHERS = (
     torch.ops.aten.index.Tensor,
@@ -53,27 +58,57 @@ class TfliteBackend:
 
     def lower(self, captured: Captured) -> Lowered:
         """See `Backend.lower`."""
-        import litert_torch
+        data = _convert({_SIGNATURE: captured})
+        return Lowered(data=data, lowering=_describe(data))
 
-        from ferryman.converter.backends.tflite_operators import put_channels_last
+    def lower_entries(self, entries: Mapping[str, Captured]) -> dict[str, Lowered]:
+        """See `Backend.lower_entries`."""
+        data = _convert(entries)
+        return {name: Lowered(data, _describe(_put_first(data, name))) for name in entries}
 
+
+def _convert(entries: Mapping[str, Captured]) -> bytes:
+    """One flatbuffer of all of them, each a signature.
+
+    Raises:
+        ModelError: litert-torch refuses.
+    """
+    import litert_torch
+
+    from ferryman.converter.backends.tflite_operators import put_channels_last
+
+    converter = litert_torch.Converter()
+    for entry, captured in entries.items():
         program = put_channels_last(_gather_no_bools(captured.program.module()))
         module = FlatCall(program, captured.in_spec)
-        dynamic_shapes = _dynamic_shapes(captured)
-        try:
-            edge_model = litert_torch.convert(module, captured.example, dynamic_shapes=dynamic_shapes)
-        except Exception as error:  # the toolchain raises many kinds
-            name, said = captured.source.name, reason(error)
-            if dynamic_shapes:
-                raise ModelError(
-                    f"litert-torch lowers only some graphs with dynamic dimensions, and not {name}: {_ADVICE} "
-                    f"({said.splitlines()[0][:_SAID_CHARS]})"
-                ) from error
-            raise ModelError(f"litert-torch cannot lower {name}: {said}") from error
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.tflite"
-            edge_model.export(str(path))
-            return Lowered(data=path.read_bytes(), lowering=_describe(path))
+        converter.add_signature(entry, module, captured.example, dynamic_shapes=_dynamic_shapes(captured))
+    try:
+        edge_model = converter.convert()
+    except Exception as error:  # the toolchain raises many kinds
+        name = ", ".join(dict.fromkeys(captured.source.name for captured in entries.values()))
+        said = reason(error)
+        if any(map(_dynamic_shapes, entries.values())):
+            raise ModelError(
+                f"litert-torch lowers only some graphs with dynamic dimensions, and not {name}: {_ADVICE} "
+                f"({said.splitlines()[0][:_SAID_CHARS]})"
+            ) from error
+        raise ModelError(f"litert-torch cannot lower {name}: {said}") from error
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.tflite"
+        edge_model.export(str(path))
+        return path.read_bytes()
+
+
+def _put_first(data: bytes, entry: str) -> bytes:
+    """The same with one signature alone, whose graph comes first: the one that an interpreter tells about."""
+    model = schema.ModelT.InitFromPackedBuf(data, 0)
+    (own,) = (one for one in model.signatureDefs if one.signatureKey.decode() == entry)
+    graphs, at = model.subgraphs, own.subgraphIndex
+    graphs[0], graphs[at] = graphs[at], graphs[0]
+    own.subgraphIndex, model.signatureDefs = 0, [own]
+    builder = flatbuffers.Builder(len(data))
+    builder.Finish(model.Pack(builder), _IDENTIFIER)
+    return bytes(builder.Output())
 
 
 def _gather_no_bools(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
@@ -109,10 +144,13 @@ def _dynamic_shapes(captured: Captured) -> tuple[Any, ...] | None:
     return (shapes,) if made else None
 
 
-def _describe(path: Path) -> Lowering:
+def _describe(data: bytes) -> Lowering:
     """Ask the interpreter which nodes its delegates took."""
-    with TfliteSession(path, "ai-edge-litert", threads=1) as session:
-        nodes: Sequence[dict[str, Any]] = session._tflite._get_ops_details()  # noqa: SLF001  # there is no public way
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.tflite"
+        path.write_bytes(data)
+        with TfliteSession(path, "ai-edge-litert", threads=1) as session:
+            nodes: Sequence[dict[str, Any]] = session._tflite._get_ops_details()  # noqa: SLF001  # no public way
     calls = [node for node in nodes if node["op_name"] == _DELEGATE]
     taken = {index for call in calls for index in _covered(call, nodes)}
     # A node of our own stands there twice: as it was, and as the delegate's kernel with the same outputs.

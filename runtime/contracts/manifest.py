@@ -93,6 +93,10 @@ class Variant(Record):
     manifest's."""
     layers: tuple[LayerForm, ...] = ()
     """Of a compressed form: every layer that could have taken it, in order."""
+    golden: tuple[str, ...] = ()
+    """Payload paths of golden vectors of its own, of a variant that is another model; empty: the manifest's."""
+    share: float | None = None
+    """Of such variants: multiplications of this one over those of the largest."""
 
 
 class GoldenVector(Record):

@@ -6,7 +6,7 @@ import torch
 from torch.export import Dim
 
 from ferryman.converter.capture import capture
-from ferryman.converter.source import load_source, make_source
+from ferryman.converter.source import load_sources, make_source
 from ferryman.runtime.contracts.errors import ModelError
 from ferryman.runtime.contracts.tensor import DynamicDim
 from tests.unit.converter.nets import Function, captured
@@ -41,7 +41,7 @@ def test_a_saved_program_keeps_the_names(tmp_path):
     _, source = nested()
     program = torch.export.export(source.module, source.args, dict(source.kwargs), strict=False)
     torch.export.save(program, tmp_path / "net.pt2")
-    loaded = capture(load_source(str(tmp_path / "net.pt2")))
+    loaded = capture(load_sources(str(tmp_path / "net.pt2"))[None])
     assert loaded.source.name == "net"
     assert loaded.signature == capture(source).signature
 

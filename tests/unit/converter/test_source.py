@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from ferryman.converter.source import load_source, make_source
+from ferryman.converter.source import load_sources, make_source
 from ferryman.runtime.contracts.errors import CallerError, ModelError
 from tests.unit.converter.nets import Function
 
@@ -53,19 +53,19 @@ def factories(tmp_path, monkeypatch):
 @pytest.mark.parametrize("text", ["", ":", "a", "a:", ":b", "model.pt", "model.onnx"])
 def test_text_that_is_no_source_is_refused_with_what_one_is(text):
     with pytest.raises(CallerError, match=r"SOURCE is package\.module:factory or a \.pt2 file"):
-        load_source(text)
+        load_sources(text)[None]
 
 
 @pytest.mark.parametrize("name", ["good", "one_tensor", "three"])
 def test_a_factory_gives_a_module_and_its_call(factories, name):
-    source = load_source(f"some_factories:{name}")
+    source = load_sources(f"some_factories:{name}")[None]
     assert source.name == name
     assert [tuple(tensor.shape) for tensor in source.args] == [(1, 2)]
     assert (source.dynamic_shapes is not None) == (name == "three")
 
 
 def test_keyword_inputs_become_the_call_they_make(factories):
-    source = load_source("some_factories:by_name")
+    source = load_sources("some_factories:by_name")[None]
     assert len(source.args) == 1
     assert not source.kwargs
 
@@ -97,18 +97,18 @@ def test_keyword_inputs_become_the_call_they_make(factories):
 )
 def test_a_factory_that_is_none_is_refused_with_the_reason(factories, text, match):
     with pytest.raises(CallerError, match=match):
-        load_source(text)
+        load_sources(text)[None]
 
 
 def test_functions_with_an_underscore_are_not_offered(factories):
     with pytest.raises(CallerError) as caught:
-        load_source("some_factories:nope")
+        load_sources("some_factories:nope")[None]
     assert "_hidden" not in str(caught.value)
 
 
 def test_training_mode_is_refused_and_the_part_is_named(factories):
     with pytest.raises(ModelError, match=r"training mode: call \.eval\(\)"):
-        load_source("some_factories:training")
+        load_sources("some_factories:training")[None]
     net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout()).eval()
     net[1].train()
     with pytest.raises(ModelError, match="1 is in training mode"):
@@ -168,9 +168,9 @@ def test_a_saved_program_is_named_after_its_file(tmp_path):
 
 def test_a_missing_program_is_the_callers_fault(tmp_path):
     with pytest.raises(CallerError, match=r"no file .*nope\.pt2"):
-        load_source(str(tmp_path / "nope.pt2"))
+        load_sources(str(tmp_path / "nope.pt2"))[None]
     with pytest.raises(CallerError, match="no file"):
-        load_source(".pt2")
+        load_sources(".pt2")[None]
 
 
 @pytest.mark.parametrize("damage", [lambda data: b"", lambda data: b"hello", lambda data: data[: len(data) // 2]])
@@ -180,7 +180,7 @@ def test_a_damaged_program_is_refused_in_few_lines(tmp_path, damage):
     save(path, torch.abs, (torch.ones(2),))
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ModelError, match="is not a program that torch") as caught:
-        load_source(str(path))
+        load_sources(str(path))[None]
     assert len(str(caught.value).splitlines()) <= 5
     assert caught.value.__cause__ is not None
 
@@ -188,4 +188,4 @@ def test_a_damaged_program_is_refused_in_few_lines(tmp_path, damage):
 def test_a_program_with_a_number_among_its_inputs_is_refused(tmp_path):
     path = save(tmp_path / "net.pt2", lambda a, n: a + n, (torch.ones(2), 3))
     with pytest.raises(ModelError, match="every input must be a tensor, found 3"):
-        load_source(path)
+        load_sources(path)[None]

@@ -13,7 +13,7 @@ from ferryman.converter.api import convert  # imports the toolchains without the
 from ferryman.converter.backends import BACKENDS
 from ferryman.converter.capture import capture
 from ferryman.converter.quiet import quiet
-from ferryman.converter.source import load_source, make_source
+from ferryman.converter.source import load_sources, make_source
 from ferryman.converter.verify import DEVICE_PYTHON, References, interpreters, make_references, verify
 from ferryman.runtime.contracts.errors import CallerError, ModelError, ParityError
 from tests.support.interpreters import DEVICE_PYTHON as REAL_DEVICE_PYTHON
@@ -262,7 +262,7 @@ def test_a_saved_program_in_training_mode_is_at_fault_itself(tmp_path):
     net = torch.nn.Sequential(torch.nn.Linear(4, 100), torch.nn.Dropout())
     torch.export.save(torch.export.export(net, (torch.ones(1, 4),)), tmp_path / "net.pt2")
     with pytest.raises(ModelError, match="exported in training mode"):
-        make_references(capture(load_source(str(tmp_path / "net.pt2"))))
+        make_references(capture(load_sources(str(tmp_path / "net.pt2"))[None]))
 
 
 def test_a_model_that_answers_nothing_finite_proves_nothing():

@@ -1,0 +1,268 @@
+"""`nest`: a trained network in, one whose hidden units stand in order out, and its sub-networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule, Interpreter, Node
+from torch.nn import functional
+
+from ferryman.converter.capture import Captured, capture
+from ferryman.converter.compress.binary_policy import Decision, Example
+from ferryman.converter.compress.training import Batch, Loss, Progress, copy_model, train
+from ferryman.converter.functional import functional_module
+from ferryman.converter.nested.axes import Axis, find_axes, name_of, parameters
+from ferryman.converter.nested.parts import Held, take_parts
+from ferryman.converter.nested.recipe import Nesting, check_nesting, parse_nesting
+from ferryman.converter.source import make_source
+from ferryman.runtime.contracts.errors import CallerError, ModelError
+
+_ALIGN = 8
+Levels = int | Mapping[str, int]
+"""Percent of every axis' units, or of each by its name."""
+
+
+@dataclass(frozen=True)
+class Nested:
+    """A network, and those within it. Sub-networks hold the same weights: parts of its own."""
+
+    model: nn.Module
+    """The whole, in eval mode."""
+    nesting: Nesting
+    bounds: Mapping[str, tuple[int, ...]]
+    """By axis, named after the layer that reads it: 0, then how many units each level has."""
+    decisions: tuple[Decision, ...]
+    """Layer by layer, what was done."""
+    losses: tuple[float, ...]
+    """Mean loss of each epoch of training, over all levels."""
+    _captured: Captured
+    _held: Held = field(default_factory=dict)
+
+    def variant(self, levels: Levels) -> nn.Module:
+        """A sub-network.
+
+        Args:
+            levels: of all axes, or axis by axis (Mix'n'Match); an axis that is not named is whole.
+
+        Returns:
+            A module for the example's shapes, in eval mode, that computes every axis in parts.
+
+        Raises:
+            CallerError: there is no such level or axis.
+        """
+        by_axis = levels if isinstance(levels, Mapping) else dict.fromkeys(self.bounds, levels)
+        if unknown := sorted(set(by_axis) - set(self.bounds)):
+            raise CallerError(f"there is no axis {unknown[0]!r}; there are: {', '.join(self.bounds)}")
+        for level in by_axis.values():
+            if level not in self.nesting.levels:
+                raise CallerError(f"level {level!r} is none of {', '.join(map(str, self.nesting.levels))}")
+        module = functional_module(self._captured.program)
+        axes = [axis for axis in find_axes(module).values() if isinstance(axis, Axis) and axis.name in self.bounds]
+        taken = {name: self.nesting.levels.index(by_axis.get(name, self.nesting.levels[-1])) for name in self.bounds}
+        cut = {name: _distinct(self.bounds[name][: at + 2]) for name, at in taken.items()}
+        take_parts(module, axes, cut, self._held)
+        return module
+
+    def variants(self) -> dict[str, nn.Module]:
+        """The sub-network of each level, by its percent; smallest first."""
+        return {str(level): self.variant(level) for level in self.nesting.levels}
+
+
+def nest(
+    model: nn.Module,
+    nesting: str | Nesting,
+    *,
+    example: Example,
+    loader: Iterable[Batch] | None = None,
+    epochs: int = 8,
+    lr: float = 1e-3,
+    loss: Loss = functional.cross_entropy,
+    distil: bool = True,
+    progress: Progress | None = None,
+) -> Nested:
+    """Put hidden units in order, the ones that carry most first, and train so that the first alone do; a copy is made.
+
+    Every step trains one level of all axes, drawn at random (MatFormer), or with `ordered` any share of them (nested
+    dropout, Rippel et al. 2014); levels between axes can then be mixed without training. Without a loader the order
+    alone is made: the whole network answers as before, and small ones lose more.
+
+    Args:
+        model: trained, or to be trained here from where it stands.
+        nesting: its name, or the recipe.
+        example: positional inputs of one call; sub-networks take its shapes.
+        loader: (inputs, targets) batches, every time it is iterated over.
+        epochs: of training.
+        lr: learning rate of the first epoch.
+        loss: of (outputs, targets).
+        distil: train against the whole network's answers as well, as it was given.
+        progress: told epoch (from 1), epochs and mean loss.
+
+    Raises:
+        CallerError: no such form, or as `train`.
+        ModelError: the model cannot be captured, has no hidden axis, or one whose layer training cannot reach.
+    """
+    nesting = check_nesting(parse_nesting(nesting) if isinstance(nesting, str) else nesting)
+    copy = copy_model(model).eval()
+    args = (example,) if isinstance(example, torch.Tensor) else tuple(example)
+    found = _axes(copy, args)
+    axes = {axis.name: axis for axis in found.values() if isinstance(axis, Axis)}
+    bounds = {name: _bounds(axis.width, nesting) for name, axis in axes.items()}
+    if not any(len(_distinct(one)) > 2 for one in bounds.values()):  # noqa: PLR2004  # from 0 to all
+        raise ModelError(f"{type(model).__name__} has no hidden units to nest: {_reasons(found)}")
+    _order(copy, axes.values(), args)
+    losses: tuple[float, ...] = ()
+    if loader is not None:
+        with _levels(copy, bounds, nesting):
+            losses = train(
+                copy, loader,
+                epochs=epochs, lr=lr, loss=loss, progress=progress, teacher=copy_model(model) if distil else None,
+            ).losses  # fmt: skip
+    captured = capture(make_source(copy, args))
+    return Nested(copy, nesting, bounds, tuple(_decisions(copy, found, bounds)), losses, captured)
+
+
+def _axes(model: nn.Module, args: tuple[Any, ...]) -> dict[str, Axis | str]:
+    return find_axes(functional_module(capture(make_source(model, args)).program))
+
+
+def _reasons(found: Mapping[str, Axis | str]) -> str:
+    said = [f"{name}: {why}" for name, why in found.items() if isinstance(why, str)]
+    return "; ".join(said[:4]) or "no convolution or linear layer"
+
+
+def _bounds(width: int, nesting: Nesting) -> tuple[int, ...]:
+    step = nesting.align or (_ALIGN if width % _ALIGN == 0 else 1)
+    ends = [min(width, max(1, round(width * level / 100 / step)) * step) for level in nesting.levels[:-1]]
+    return (0, *ends, width)
+
+
+def _distinct(bounds: Iterable[int]) -> tuple[int, ...]:
+    """Levels that are one width are one."""
+    return tuple(dict.fromkeys(bounds))
+
+
+# The order.
+
+
+class _Watch(Interpreter):
+    """Runs a program and keeps what some nodes are given."""
+
+    def __init__(self, module: GraphModule, nodes: Iterable[Node]) -> None:
+        super().__init__(module)
+        self._nodes = set(nodes)
+        self.seen: dict[Node, torch.Tensor] = {}
+
+    def run_node(self, n: Node) -> Any:  # noqa: ANN401  # torch's own
+        result = super().run_node(n)
+        if n in self._nodes:
+            self.seen[n] = result
+        return result
+
+
+@torch.no_grad()
+def _order(model: nn.Module, axes: Iterable[Axis], args: tuple[Any, ...]) -> None:
+    """Permute units, those first that add most to what the reading layer gives: E[h^2] |w|^2."""
+    several = list(axes)
+    if not several:
+        return
+    module = several[0].reader.graph.owning_module
+    assert module is not None  # noqa: S101  # a captured program's
+    watch = _Watch(module, [_input(axis) for axis in several])
+    watch.run(*args, enable_io_processing=True)
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for axis in several:
+        given = watch.seen[_input(axis)]
+        image = axis.reader.args[1].meta["val"].dim() > 2  # type: ignore[union-attr]  # noqa: PLR2004
+        energy = given.float().square().movedim(1 if image else -1, 0).flatten(1).mean(1)
+        weight = tensors[str(axis.reader.args[1].target)]  # type: ignore[union-attr]
+        score = energy * weight.float().square().transpose(0, 1).flatten(1).sum(1)
+        order = score.argsort(descending=True, stable=True)
+        for owned in parameters(axis).values():
+            for node, dim in owned:
+                tensor = tensors[str(node.target)]
+                tensor.copy_(tensor.index_select(dim, order))
+
+
+def _input(axis: Axis) -> Node:
+    node = axis.reader.args[0]
+    assert isinstance(node, Node)  # noqa: S101  # `find_axes` looked
+    return node
+
+
+# Training.
+
+
+class _Draw:
+    """How much of each axis the call under way computes."""
+
+    def __init__(self, nesting: Nesting, bounds: Mapping[str, tuple[int, ...]]) -> None:
+        self._nesting = nesting
+        self._bounds = bounds
+        self._generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
+        self._share, self._level = 1.0, len(nesting.levels)
+
+    def again(self, *_: object) -> None:
+        self._share = 1.0 - float(torch.rand((), generator=self._generator))
+        self._level = 1 + int(torch.randint(len(self._nesting.levels), (), generator=self._generator))
+
+    def mask(
+        self, name: str, spatial: int
+    ) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]:
+        bounds = self._bounds[name]
+
+        def before(_: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            end = max(1, round(self._share * bounds[-1])) if self._nesting.ordered else bounds[self._level]
+            keep = (torch.arange(bounds[-1], device=given[0].device) < end).reshape(-1, *[1] * spatial)
+            return (given[0] * keep, *given[1:])
+
+        return before
+
+
+@contextmanager
+def _levels(model: nn.Module, bounds: Mapping[str, tuple[int, ...]], nesting: Nesting) -> Iterator[None]:
+    """Every call of the model computes a part of its axes, drawn anew.
+
+    Raises:
+        ModelError: an axis is read by something else than a layer that is a module.
+    """
+    drawn = _Draw(nesting, bounds)
+    modules = dict(model.named_modules())
+    handles = [model.register_forward_pre_hook(drawn.again)]
+    try:
+        for name in bounds:
+            layer = modules.get(name)
+            if not isinstance(layer, nn.Linear | nn.Conv2d):
+                raise ModelError(
+                    f"{type(model).__name__}: {name} reads hidden units and is no nn.Linear or nn.Conv2d of its own, "
+                    "so it cannot be trained at several widths; make it one, or leave the loader out"
+                )
+            handles.append(layer.register_forward_pre_hook(drawn.mask(name, 0 if isinstance(layer, nn.Linear) else 2)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _decisions(
+    model: nn.Module, found: Mapping[str, Axis | str], bounds: Mapping[str, tuple[int, ...]]
+) -> Iterator[Decision]:
+    """Layer by layer, in the program's order."""
+    said: dict[str, str] = {}
+    for name, axis in found.items():
+        if isinstance(axis, Axis):
+            widths = "/".join(map(str, _distinct(bounds[name])[1:]))
+            for layer in axis.layers:
+                role = "reads" if layer is axis.reader else "writes"
+                said[name_of(layer)] = f"{role} {widths} hidden units" + ("" if role == "reads" else f" of {name}")
+    modules = dict(model.named_modules())
+    for name, axis in found.items():
+        kind = type(modules[name]).__name__ if name in modules else "call"
+        if name in said:
+            yield Decision(name, kind, "nested", said[name])
+        else:
+            yield Decision(name, kind, "float", f"whole: {axis}")

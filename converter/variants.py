@@ -1,0 +1,223 @@
+"""A form of a model, or of several, made for each runtime and proven: variants of a package."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from ferryman.converter.backends import BACKENDS
+from ferryman.converter.backends.base import Lowered
+from ferryman.converter.capture import Captured
+from ferryman.converter.forms import Batches, Form
+from ferryman.converter.honest import Compared, compare_forms
+from ferryman.converter.memory_estimate import activations_peak_bytes
+from ferryman.converter.quantize.bit_operations import bit_operations
+from ferryman.converter.quiet import quiet
+from ferryman.converter.sparse.measure import LayerTime
+from ferryman.converter.verify import Interpreter, References, verify, with_program
+from ferryman.runtime import kernels
+from ferryman.runtime.contracts.errors import ModelError
+from ferryman.runtime.contracts.manifest import LayerForm, Requirements, RuntimeName, Variant, Verification
+from ferryman.runtime.contracts.tensor import pack
+from ferryman.runtime.package import SQNR_LEAST_DB
+
+_DEVICE_ROOM_DB = 3.0
+"""By how much a rounded form may do worse on a device than here."""
+Entry = str | None
+"""Which of an artifact's programs; None: it has one."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A model, alone or one of several that share artifacts."""
+
+    captured: Captured
+    batches: Batches
+    references: References
+
+
+@dataclass(frozen=True)
+class Made:
+    """A proven variant."""
+
+    variant: Variant
+    data: bytes
+    compared: tuple[Compared, ...] = ()
+    layer_times: tuple[LayerTime, ...] = ()
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every form is made from."""
+
+    members: dict[Entry, Member]
+    base: dict[RuntimeName, dict[Entry, Lowered]]
+    """The models in fp32."""
+    places: dict[RuntimeName, list[Interpreter]]
+    clock: Clock
+
+    def make(self, form: Form) -> Iterator[Made]:
+        """One variant a runtime and model."""
+        if form.name == "fp32":
+            for runtime, base in self.base.items():
+                for entry, lowered in base.items():
+                    yield Made(self._prove(form, runtime, entry, lowered), lowered.data)
+            return
+        with self.clock.stage(f"make {form.name}"), quiet():
+            written = {entry: _rewrite(form, member) for entry, member in self.members.items()}
+        for runtime, base in self.base.items():
+            times: tuple[LayerTime, ...] = ()
+            layers = {entry: one.layers for entry, one in written.items()}
+            programs = {entry: one.program for entry, one in written.items()}
+            if form.fit:
+                ((entry, program),) = programs.items()
+                with self.clock.stage(f"measure the layers of {form.name} on {runtime}"), quiet():
+                    fitted = form.fit(program, runtime, self.places[runtime][0], base[entry])
+                lowered, layers, times = {entry: fitted.lowered}, {entry: fitted.layers}, fitted.times
+            else:
+                with self.clock.stage(f"lower {form.name} to {runtime}"), quiet():
+                    lowered = lower_together(runtime, programs)
+            for entry, one in written.items():
+                variant = self._prove(form, runtime, entry, lowered[entry], one.references)
+                variant = replace(variant, layers=layers[entry])
+                pair = (base[entry].data, lowered[entry].data)
+                with self.clock.stage(f"time {_called(form.name, entry)} on {runtime} beside fp32"):
+                    compared = compare_forms(
+                        variant, pair, BACKENDS[runtime].suffix, one.references.inputs[0], self.places[runtime],
+                        bit_operations=one.counted, asked_db=form.asked_db,
+                    )  # fmt: skip
+                yield Made(variant, pair[1], tuple(compared), times)
+
+    def own_golden(self) -> dict[str, bytes]:
+        """Payloads of golden vectors that each of several models has of its own."""
+        return {
+            path: pack(vector)
+            for entry, member in self.members.items()
+            if entry is not None
+            for path, vector in zip(self._golden_paths(entry), member.references.golden(), strict=True)
+        }
+
+    def _golden_paths(self, entry: Entry) -> tuple[str, ...]:
+        if entry is None:
+            return ()
+        return tuple(f"golden/{entry}/{at}.msgpack" for at in range(len(self.members[entry].references.golden())))
+
+    def _share(self, entry: Entry) -> float | None:
+        if entry is None:
+            return None
+        counts = {name: bit_operations(member.captured) for name, member in self.members.items()}
+        return counts[entry] / max(1, *counts.values())
+
+    def _prove(
+        self, form: Form, runtime: RuntimeName, entry: Entry, lowered: Lowered, references: References | None = None
+    ) -> Variant:
+        member = self.members[entry]
+        with self.clock.stage(f"verify {_called(form.name, entry)} on {runtime}"):
+            variant = _prove(
+                member.captured, runtime, form, lowered, references or member.references, self.places[runtime], entry
+            )
+        return replace(variant, golden=self._golden_paths(entry), share=self._share(entry))
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A model in a form."""
+
+    program: Captured
+    layers: tuple[LayerForm, ...]
+    references: References
+    counted: float | None
+    """Multiplications times bits, over fp32's."""
+
+
+def _rewrite(form: Form, member: Member) -> _Written:
+    program, layers = form.rewrite(member.captured, member.batches)
+    references = with_program(member.references, program) if form.rounds else member.references
+    whole = bit_operations(member.captured) if form.rounds else 0
+    return _Written(program, layers, references, bit_operations(member.captured, layers) / whole if whole else None)
+
+
+def lower_together(runtime: RuntimeName, programs: Mapping[Entry, Captured]) -> dict[Entry, Lowered]:
+    """Into one artifact."""
+    backend = BACKENDS[runtime]
+    named = {entry: program for entry, program in programs.items() if entry is not None}
+    found: dict[Entry, Lowered] = dict(backend.lower_entries(named)) if named else {None: backend.lower(programs[None])}
+    return found
+
+
+def _called(form: str, entry: Entry) -> str:
+    return form if entry is None else f"{form}-{entry}"
+
+
+def check_alike(captured: Mapping[Entry, Captured]) -> None:
+    """See that models can stand in for each other.
+
+    Raises:
+        ModelError: one takes or gives something else.
+    """
+    (first, wanted), *others = ((entry, one.signature) for entry, one in captured.items())
+    for entry, found in others:
+        if found != wanted:
+            raise ModelError(
+                f"{entry} takes or gives something else than {first}, so it cannot be a variant of the same model: "
+                f"{found.describe()}; {first}: {wanted.describe()}"
+            )
+
+
+class Clock:
+    """Announces stages and keeps their durations."""
+
+    def __init__(self, progress: Callable[[str], None]) -> None:
+        self.seconds: dict[str, float] = {}
+        self._progress = progress
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """A stage, while the block runs."""
+        self._progress(name)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+
+
+def _prove(
+    captured: Captured,
+    runtime: RuntimeName,
+    form: Form,
+    artifact: Lowered,
+    references: References,
+    places: Sequence[Interpreter],
+    entry: Entry,
+) -> Variant:
+    name = f"{runtime}-{_called(form.name, entry)}"
+    backend = BACKENDS[runtime]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"model{backend.suffix}"
+        path.write_bytes(artifact.data)
+        signature, verified = verify(path, name, runtime, references, form.sqnr_min_db, places, entry)
+    return Variant(
+        name=name,
+        form=form.name,
+        runtime=runtime,
+        payload=f"artifacts/{form.name}{backend.suffix}",
+        entry=entry,
+        signature=signature,
+        requires=Requirements(
+            interpreters={v.interpreter: v.version for v in verified},
+            operators=kernels.VERSION if artifact.lowering.kernels else 0,
+            memory_estimate_bytes=2 * len(artifact.data) + activations_peak_bytes(captured),
+        ),
+        lowering=artifact.lowering,
+        verified=verified,
+        sqnr_min_db=_device_bar(verified) if form.rounds else None,
+    )
+
+
+def _device_bar(verified: Sequence[Verification]) -> float:
+    return max(SQNR_LEAST_DB, min(one.sqnr_db for one in verified) - _DEVICE_ROOM_DB)
