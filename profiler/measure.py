@@ -70,7 +70,9 @@ def measure(task: Task) -> Measurement:
     import_ns = time.perf_counter_ns() - begin_ns
     start = read_memory()
     begin_ns = time.perf_counter_ns()
-    session = open_session(artifact, variant.runtime, interpreter=task.interpreter, threads=spec.threads)
+    session = open_session(
+        artifact, variant.runtime, interpreter=task.interpreter, threads=spec.threads, entry=variant.entry
+    )
     load_ns = time.perf_counter_ns() - begin_ns
     with session:
         loaded = read_memory()

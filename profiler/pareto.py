@@ -63,7 +63,9 @@ def measure(
                 artifact.write_bytes(package.read(variant.payload))
                 for interpreter in usable_interpreters(variant):
                     progress(f"{path.name}: {variant.form} on {interpreter}")
-                    with IsolatedSession(artifact, variant.runtime, interpreter=interpreter) as session:
+                    with IsolatedSession(
+                        artifact, variant.runtime, interpreter=interpreter, entry=variant.entry
+                    ) as session:
                         right, rows, times = _run(session, _cut(labelled, package.manifest.signature))
                     points.append(
                         Point(

@@ -1,10 +1,10 @@
 """Time artifacts in turn, in one process: how much faster one is than another does not hang on the moment.
 
-    python -m ferryman.runtime.beside INTERPRETER ROUNDS run|call NPZ COUNTS ARTIFACT...
+    python -m ferryman.runtime.beside INTERPRETER ROUNDS run|call NPZ COUNTS ENTRIES ARTIFACT...
 
 prints JSON: seconds[artifact][round], of the session's run or of the runtime's own call within it.
-The inputs are the arrays of NPZ, in order, as many for each artifact as COUNTS says. Artifacts are run that have been
-proven; the process may crash all the same.
+The inputs are the arrays of NPZ, in order, as many for each artifact as COUNTS says; ENTRIES is a JSON list of
+each artifact's entry or null. Artifacts are run that have been proven; the process may crash all the same.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def time_beside(
     *,
     rounds: int = 40,
     bare: bool = False,
+    entries: Sequence[str | None] | None = None,
     python: Path | None = None,
 ) -> list[list[float]]:
     """Seconds a call of each artifact in each round, one thread, the order turned around every other round.
@@ -49,6 +50,7 @@ def time_beside(
         inputs: of one call, of each artifact.
         rounds: at most; slow artifacts are given fewer.
         bare: time the runtime's own call, without copying inputs and outputs, as within a larger program.
+        entries: what to run of each artifact, see `open_session`; None: of each the default.
         python: of the environment that has the interpreter; None: this one.
 
     Raises:
@@ -68,6 +70,7 @@ def time_beside(
             "call" if bare else "run",
             path,
             counts,
+            json.dumps(list(entries or [None] * len(artifacts))),
         ]
         try:
             done = subprocess.run(
@@ -85,12 +88,17 @@ def time_beside(
     return found
 
 
-def _main(interpreter: str, rounds: str, how: str, inputs_path: str, input_counts: str, *artifacts: str) -> None:
+def _main(
+    interpreter: str, rounds: str, how: str, inputs_path: str, input_counts: str, entries: str, *artifacts: str
+) -> None:
     runtime: RuntimeName = next(name for name, names in INTERPRETERS.items() if interpreter in names)
     with np.load(inputs_path) as held:
         arrays = iter([held[name] for name in held.files])
     inputs = [list(itertools.islice(arrays, int(count))) for count in input_counts.split(",")]
-    sessions = [open_session(path, runtime, interpreter=interpreter) for path in artifacts]
+    sessions = [
+        open_session(path, runtime, interpreter=interpreter, entry=entry)
+        for path, entry in zip(artifacts, json.loads(entries), strict=True)
+    ]
     calls: list[Callable[[], object]] = []
     counts = []
     for session, own in zip(sessions, inputs, strict=True):

@@ -124,7 +124,8 @@ def _check_one(
     directory: Path, manifest: Manifest, variant: Variant, interpreter: str, vectors: list[GoldenVector]
 ) -> GoldenResult:
     lowest_db = float("inf")
-    with IsolatedSession(directory / variant.payload, variant.runtime, interpreter=interpreter) as session:
+    artifact = directory / variant.payload
+    with IsolatedSession(artifact, variant.runtime, interpreter=interpreter, entry=variant.entry) as session:
         for vector in vectors:
             outputs = session.run([tensor.to_array() for tensor in vector.inputs])
             try:

@@ -41,6 +41,7 @@ class IsolatedSession(Closing):
         *,
         interpreter: str | None = None,
         threads: int = 1,
+        entry: str | None = None,
         python: Path | None = None,
         timeout_s: float = 120.0,
     ) -> None:
@@ -51,6 +52,7 @@ class IsolatedSession(Closing):
             runtime: which of the two.
             interpreter: see `open_session`.
             threads: see `open_session`.
+            entry: see `open_session`.
             python: of another environment that has ferryman and the interpreter; None: this one.
             timeout_s: bounds each call; a worker that takes longer is killed.
 
@@ -79,10 +81,14 @@ class IsolatedSession(Closing):
             raise DeviceError(f"{python or sys.executable} cannot be started: {error.strerror}") from error
         try:
             os.set_blocking(self._pipe("stdin"), False)  # a worker that hangs reads nothing
-            opened = self._ask(
-                Open(artifact=str(artifact.absolute()), runtime=runtime, interpreter=interpreter, threads=threads),
-                Opened,
+            question = Open(
+                artifact=str(artifact.absolute()),
+                runtime=runtime,
+                interpreter=interpreter,
+                threads=threads,
+                entry=entry,
             )
+            opened = self._ask(question, Opened)
         except BaseException:
             self.close()
             raise

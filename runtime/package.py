@@ -438,6 +438,7 @@ def _check_names(manifest: Manifest) -> None:
     named: dict[str, Iterable[str]] = {
         "variants": (v.name for v in variants),
         "forms": (v.form for v in variants),
+        "entries": (v.entry for v in variants if v.entry is not None),
         "interpreters": (name for v in variants for name in v.requires.interpreters),
         "instruction sets": (name for v in variants for name in v.requires.isa),
         "tensors": (spec.name for spec in specs),

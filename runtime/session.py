@@ -131,7 +131,12 @@ def installed(runtime: RuntimeName) -> dict[str, str]:
 
 
 def open_session(
-    artifact: Path | str, runtime: RuntimeName, *, interpreter: str | None = None, threads: int = 1
+    artifact: Path | str,
+    runtime: RuntimeName,
+    *,
+    interpreter: str | None = None,
+    threads: int = 1,
+    entry: str | None = None,
 ) -> Session:
     """Load an artifact.
 
@@ -140,9 +145,11 @@ def open_session(
         runtime: which of the two it is.
         interpreter: one of INTERPRETERS[runtime]; None takes the first that is installed.
         threads: how many the interpreter may use.
+        entry: what to run of an artifact that holds several: a method of a `.pte`, a signature of a `.tflite`. None:
+            the only one; of several, `forward` of a `.pte` and the first of a `.tflite`.
 
     Raises:
-        CallerError: no such file, runtime or interpreter, or threads < 1.
+        CallerError: no such file, runtime, interpreter or entry, or threads < 1.
         DeviceError: the interpreter is not installed.
         RuntimeFault: the interpreter does not take the artifact.
     """
@@ -161,7 +168,7 @@ def open_session(
         interpreter = next(iter(have))
     if interpreter not in names:
         raise CallerError(f"{interpreter!r} does not run {runtime} artifacts; those that do: {', '.join(names)}")
-    return _OPENERS[interpreter](artifact, threads)
+    return _OPENERS[interpreter](artifact, threads, entry)
 
 
 def import_interpreter(name: str) -> None:
@@ -180,22 +187,16 @@ def _distribution_version(name: str) -> str | None:
         return None
 
 
-def _open_executorch(artifact: Path, threads: int) -> Session:
+def _open_executorch(artifact: Path, threads: int, entry: str | None) -> Session:
     from ferryman.runtime.sessions import executorch
 
-    return executorch.open_session(artifact, threads=threads)
+    return executorch.open_session(artifact, threads=threads, entry=entry)
 
 
-def _open_litert(artifact: Path, threads: int) -> Session:
+def _open_tflite(interpreter: str, artifact: Path, threads: int, entry: str | None) -> Session:
     from ferryman.runtime.sessions import tflite
 
-    return tflite.open_session(artifact, interpreter="ai-edge-litert", threads=threads)
-
-
-def _open_tflite_runtime(artifact: Path, threads: int) -> Session:
-    from ferryman.runtime.sessions import tflite
-
-    return tflite.open_session(artifact, interpreter="tflite-runtime", threads=threads)
+    return tflite.open_session(artifact, interpreter=interpreter, threads=threads, entry=entry)
 
 
 def _import_executorch() -> None:
@@ -217,10 +218,10 @@ def _executorch_version() -> str | None:
 
 
 # Interpreters are imported when one is opened: a device has only some of them, and each costs memory.
-_OPENERS: dict[str, Callable[[Path, int], Session]] = {
+_OPENERS: dict[str, Callable[[Path, int, str | None], Session]] = {
     "executorch": _open_executorch,
-    "ai-edge-litert": _open_litert,
-    "tflite-runtime": _open_tflite_runtime,
+    "ai-edge-litert": partial(_open_tflite, "ai-edge-litert"),
+    "tflite-runtime": partial(_open_tflite, "tflite-runtime"),
 }
 _IMPORTERS: dict[str, Callable[[], None]] = {
     "executorch": _import_executorch,

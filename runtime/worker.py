@@ -32,6 +32,7 @@ class Open(Record, tag="open"):
     runtime: RuntimeName
     interpreter: str | None
     threads: int
+    entry: str | None = None
 
 
 class Run(Record, tag="run"):
@@ -93,6 +94,7 @@ def _answer(question: Open | Run, session: Session | None) -> tuple[Opened | Ran
             question.runtime,
             interpreter=question.interpreter,
             threads=question.threads,
+            entry=question.entry,
         )
         load_ns = time.perf_counter_ns() - start
         return (

@@ -96,7 +96,9 @@ class Serving:
         session = self._sessions.get((variant.name, interpreter))
         if session is None:
             artifact = self._store.verify_payload(installed, variant.payload)
-            session = IsolatedSession(artifact, variant.runtime, interpreter=interpreter, timeout_s=timeout_s)
+            session = IsolatedSession(
+                artifact, variant.runtime, interpreter=interpreter, entry=variant.entry, timeout_s=timeout_s
+            )
             self._sessions[variant.name, interpreter] = session
         return session
 

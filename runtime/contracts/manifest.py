@@ -91,6 +91,8 @@ class Variant(Record):
     sqnr_min_db: float | None = None
     """The bar on the golden vectors where the form rounds: what it held on the host, with little room; None: the
     manifest's."""
+    entry: str | None = None
+    """Which of the payload's entries it is, where variants share one: a method or a signature; None: the only one."""
     layers: tuple[LayerForm, ...] = ()
     """Of a compressed form: every layer that could have taken it, in order."""
     golden: tuple[str, ...] = ()

@@ -39,7 +39,7 @@ _LIBRARY = "libferryman_executorch.so"
 _LEVELS = {"D": logging.DEBUG, "I": logging.INFO, "E": logging.ERROR, "F": logging.CRITICAL}
 # ExecuTorch's ScalarType numbers.
 _DTYPES = dict(enumerate(("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"))) | {11: "bool"}
-_THREADS_BUSY = -2
+_CALLERS_FAULT = frozenset((-2, -5))  # FERRYMAN_ET_THREADS_BUSY, FERRYMAN_ET_NO_ENTRY
 
 _log = logging.getLogger("ferryman.executorch")
 _log.addHandler(logging.NullHandler())  # errors reach the caller as exceptions; without this they also go to stderr
@@ -65,9 +65,9 @@ class _Native:
         pointer, size, tensors = ctypes.c_void_p, ctypes.c_size_t, ctypes.POINTER(ctypes.POINTER(_Tensor))
         self.version = self._function("version", ctypes.c_char_p)
         self.error = self._function("error", ctypes.c_char_p)
-        self.open = self._function(
-            "open", ctypes.c_int, ctypes.c_char_p, ctypes.c_int32, ctypes.c_int32, ctypes.POINTER(pointer)
-        )
+        text, number = ctypes.c_char_p, ctypes.c_int32
+        self.open = self._function("open", ctypes.c_int, text, text, text, number, number, ctypes.POINTER(pointer))
+        self.entries = self._function("entries", text, pointer)
         self.inputs = self._function("inputs", size, pointer, tensors)
         self.outputs = self._function("outputs", size, pointer, tensors)
         self.run = self._function("run", ctypes.c_int, pointer, pointer, pointer)
@@ -94,7 +94,7 @@ class _Native:
             self.flush_log()
         if code:
             message = self.error().decode(errors="replace")
-            raise CallerError(message) if code == _THREADS_BUSY else RuntimeFault(message)
+            raise CallerError(message) if code in _CALLERS_FAULT else RuntimeFault(message)
 
 
 @functools.cache
@@ -128,23 +128,24 @@ def version() -> str | None:
     return VERSION if native_library(_LIBRARY) else None
 
 
-def open_session(artifact: Path, *, threads: int, etdump: bool = False) -> ExecutorchSession:
+def open_session(artifact: Path, *, threads: int, entry: str | None = None, etdump: bool = False) -> ExecutorchSession:
     """Load a `.pte` file; it has to stay in place while the session is open (it is mapped).
 
     Args:
         artifact: the file.
         threads: at least 1; see the module's note on sharing.
+        entry: the method; None: the only one, and of several `forward`.
         etdump: record every run for `ExecutorchSession.etdump`, which keeps memory until it is called.
 
     Raises:
-        CallerError: threads < 1, other sessions hold the thread pool at another size, or FERRYMAN_KERNELS_ISA names an
-            instruction set that this processor has not.
+        CallerError: threads < 1, other sessions hold the thread pool at another size, there is no such entry, or
+            FERRYMAN_KERNELS_ISA names an instruction set that this processor has not.
         DeviceError: the native library is not installed.
         RuntimeFault: ExecuTorch does not take the file; the message holds its own log lines.
     """
     if threads < 1:
         raise CallerError(f"threads must be at least 1, found {threads}")
-    return ExecutorchSession(_native(), artifact, threads, etdump=etdump)
+    return ExecutorchSession(_native(), artifact, threads, entry=entry, etdump=etdump)
 
 
 def _spec(tensor: _Tensor, name: str) -> TensorSpec:
@@ -193,19 +194,19 @@ class ExecutorchSession(Closing):
     interpreter = "executorch"
     version = VERSION
 
-    def __init__(self, native: _Native, artifact: Path, threads: int, *, etdump: bool) -> None:
+    def __init__(self, native: _Native, artifact: Path, threads: int, *, entry: str | None, etdump: bool) -> None:
         self._native = native
         self._handle: int | None = None
         handle = ctypes.c_void_p()
-        path = os.fsencode(artifact)
+        name = None if entry is None else entry.encode()
         try:
-            native.check(native.open(path, threads, int(etdump), ctypes.byref(handle)))
+            native.check(native.open(os.fsencode(artifact), name, None, threads, int(etdump), ctypes.byref(handle)))
             self._handle = handle.value
             self._inputs = self._ports(native.inputs, "input")
             self._outputs = self._ports(native.outputs, "output")
-        except RuntimeFault as error:
+        except (CallerError, RuntimeFault) as error:
             self.close()
-            raise RuntimeFault(f"{artifact}: {error}") from None
+            raise type(error)(f"{artifact}: {error}") from None
         self.signature = Signature(
             inputs=tuple(port.spec for port in self._inputs), outputs=tuple(port.spec for port in self._outputs)
         )

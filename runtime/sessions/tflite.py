@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib
 import mmap
 import re
@@ -35,9 +36,13 @@ _OPERATOR_CODES_MAX = 4096
 
 
 class TfliteSession(Closing):
-    """Implements `Session`; tensors go in the order of the model's signature, `args_0, args_1, ...`."""
+    """Implements `Session`; tensors go in the order of the model's signature, `args_0, args_1, ...`.
 
-    def __init__(self, artifact: Path, interpreter: str, threads: int) -> None:
+    An entry is one of the model's signatures, and each has a subgraph of its own. Python's interpreters run others than
+    the first by `SignatureRunner` alone, which allocates for every call; so the wrapper below both is what is called.
+    """
+
+    def __init__(self, artifact: Path, interpreter: str, threads: int, entry: str | None = None) -> None:
         self.interpreter = interpreter
         module = load(interpreter)
         self.version = metadata.version(interpreter)
@@ -52,8 +57,12 @@ class TfliteSession(Closing):
             self._tflite: Any = module.Interpreter(
                 model_path=str(artifact), num_threads=threads, experimental_delegates=delegates
             )
-            self._inputs, self._outputs = _in_call_order(self._tflite)
+            entry = _choose_entry(self._tflite.get_signature_list(), entry, artifact)
+            self._inputs, self._outputs = _in_call_order(self._tflite, entry)
             self._shapes = [tuple(int(d) for d in detail["shape"]) for detail in self._inputs]
+            self._tflite.allocate_tensors()  # of the first subgraph, and lets the delegates take their parts of all
+            self._wrapper: Any = self._tflite._interpreter  # noqa: SLF001
+            self._subgraph: int = self._wrapper.GetSubgraphIndexFromSignature(entry) if entry else 0
             self._allocate()
         except (ValueError, RuntimeError) as error:
             raise RuntimeFault(f"{interpreter} {self.version}: {error}") from error
@@ -62,9 +71,8 @@ class TfliteSession(Closing):
         )
 
     def _allocate(self) -> None:
-        self._tflite.allocate_tensors()
-        # A view keeps the interpreter's buffer addresses, so it must be taken anew after each allocation.
-        self._call = self._tflite.invoke
+        self._wrapper.AllocateTensors(self._subgraph)
+        self._call: Any = functools.partial(self._wrapper.Invoke, self._subgraph)
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """See `Session.run`."""
@@ -75,22 +83,23 @@ class TfliteSession(Closing):
             if [a.shape for a in arrays] != self._shapes:
                 self._resize(arrays)
             for detail, array in zip(self._inputs, arrays, strict=True):
-                self._tflite.set_tensor(detail["index"], array)
+                self._wrapper.SetTensor(detail["index"], array, self._subgraph)
             self._call()
-            return [self._tflite.get_tensor(detail["index"]) for detail in self._outputs]
+            return [self._wrapper.GetTensor(detail["index"], self._subgraph) for detail in self._outputs]
         except (ValueError, RuntimeError) as error:
             raise RuntimeFault(f"{self.interpreter} {self.version}: {error}") from error
 
     def _resize(self, arrays: Sequence[Array]) -> None:
         self._shapes = []  # when it fails on the way, the next run must not trust the old ones
         for detail, array in zip(self._inputs, arrays, strict=True):
-            self._tflite.resize_tensor_input(detail["index"], array.shape, strict=True)
+            shape = np.array(array.shape, dtype=np.int32)
+            self._wrapper.ResizeInputTensor(detail["index"], shape, True, self._subgraph)  # True: strict
         self._allocate()
         self._shapes = [a.shape for a in arrays]
 
     def close(self) -> None:
         """See `Session.close`."""
-        self._tflite = self._call = None
+        self._tflite = self._wrapper = self._call = None
 
 
 def load(interpreter: str) -> ModuleType:
@@ -105,15 +114,21 @@ def load(interpreter: str) -> ModuleType:
         raise DeviceError(f"{interpreter} cannot be loaded on this device: {error}") from error
 
 
-def open_session(artifact: Path, *, interpreter: str, threads: int) -> TfliteSession:
+def open_session(artifact: Path, *, interpreter: str, threads: int, entry: str | None = None) -> TfliteSession:
     """Load a `.tflite` file.
 
+    Args:
+        artifact: the file.
+        interpreter: ai-edge-litert or tflite-runtime.
+        threads: at least 1.
+        entry: key of one of its signatures; None: the first.
+
     Raises:
-        CallerError: see `kernels.load`, for an artifact with operators of ferryman's own.
+        CallerError: no such entry; or see `kernels.load`, for an artifact with operators of ferryman's own.
         DeviceError: the interpreter is not installed, or what such operators need.
         RuntimeFault: it does not take the artifact.
     """
-    return TfliteSession(artifact, interpreter, threads)
+    return TfliteSession(artifact, interpreter, threads, entry)
 
 
 def has_own_operators(data: mmap.mmap | bytes) -> bool:
@@ -168,14 +183,22 @@ def _load_delegate(module: ModuleType, threads: int) -> object:
     return module.load_delegate(str(path), {"num_threads": threads})
 
 
-def _in_call_order(interpreter: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:  # noqa: ANN401
+def _choose_entry(signatures: Sequence[str] | dict[str, Any], asked: str | None, artifact: Path) -> str | None:
+    """The signature to run; None: the artifact has none, and its first subgraph is run."""
+    if asked is None:
+        return next(iter(signatures), None)
+    if asked not in signatures:
+        there = f"there are: {', '.join(signatures)}" if signatures else "its only one has no name"
+        raise CallerError(f"{artifact}: no entry `{asked}`; {there}")
+    return asked
+
+
+def _in_call_order(interpreter: Any, entry: str | None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:  # noqa: ANN401
     """Input and output details; a signature sorts its names as text, which puts args_10 before args_2."""
-    inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
-    signatures = interpreter.get_signature_list()
-    if len(signatures) != 1:
-        return inputs, outputs
-    key, names = next(iter(signatures.items()))
-    runner = interpreter.get_signature_runner(key)
+    if entry is None:
+        return interpreter.get_input_details(), interpreter.get_output_details()
+    names = interpreter.get_signature_list()[entry]
+    runner = interpreter.get_signature_runner(entry)
     return (
         _named(runner.get_input_details(), names["inputs"]),
         _named(runner.get_output_details(), names["outputs"]),

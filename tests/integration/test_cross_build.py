@@ -21,7 +21,7 @@ HOST = r"""
 
 int main(int, char** argv) {
   ferryman_et_session* session;
-  if (ferryman_et_open(argv[1], 2, 0, &session)) {
+  if (ferryman_et_open(argv[1], nullptr, nullptr, 2, 0, &session)) {
     return puts(ferryman_et_error()), 1;
   }
   const ferryman_et_tensor *in, *out;

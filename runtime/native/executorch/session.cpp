@@ -1,5 +1,6 @@
 #include "session.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -10,6 +11,8 @@
 #include <executorch/devtools/etdump/etdump_flatcc.h>
 #include <executorch/extension/data_loader/mmap_data_loader.h>
 #include <executorch/extension/memory_allocator/malloc_memory_allocator.h>
+#include <executorch/runtime/backend/backend_options_map.h>
+#include <executorch/runtime/backend/options.h>
 #include <executorch/runtime/core/exec_aten/util/tensor_dimension_limit.h>
 #include <executorch/runtime/core/exec_aten/util/tensor_util.h>
 #include <executorch/runtime/executor/method.h>
@@ -120,13 +123,37 @@ void require_tensor(et::Tag tag, const std::string& which) {
   }
 }
 
-std::string method_names(const et::Program& program) {
-  std::string names;
+std::vector<std::string> method_names(const et::Program& program) {
+  std::vector<std::string> names;
   for (size_t i = 0; i < program.num_methods(); ++i) {
-    names += std::string(i ? ", " : "") + take(program.get_method_name(i), "name of a method");
+    names.emplace_back(take(program.get_method_name(i), "name of a method"));
   }
   return names;
 }
+
+std::string joined(const std::vector<std::string>& names, const char* between) {
+  std::string all;
+  for (const std::string& name : names) {
+    all += (all.empty() ? "" : between) + name;
+  }
+  return all;
+}
+
+std::string choose_entry(const std::vector<std::string>& names, const char* asked) {
+  if (asked == nullptr && names.size() == 1) {
+    return names[0];
+  }
+  const std::string entry = asked ? asked : "forward";
+  if (std::find(names.begin(), names.end(), entry) == names.end()) {
+    throw Failure{FERRYMAN_ET_NO_ENTRY, "no entry `" + entry + "`; there are: " + joined(names, ", ")};
+  }
+  return entry;
+}
+
+// Of the XNNPACK backend of ExecuTorch (its XNNPACKBackend.h, which the wheel lacks).
+constexpr char kXnnpack[] = "XnnpackBackend";
+constexpr char kWeightCache[] = "weight_cache_enabled";
+constexpr char kCachePath[] = "packed_cache_path";
 
 } // namespace
 
@@ -139,41 +166,56 @@ struct ferryman_et_session {
   PlannedMemory planned;
   std::unique_ptr<et::HierarchicalAllocator> planned_allocator;
   std::unique_ptr<et::MemoryManager> memory;
+  et::BackendOptions<2> xnnpack_options;
+  et::LoadBackendOptionsMap options;
   std::unique_ptr<ETDumpGen> tracer;
   std::unique_ptr<void, decltype(&std::free)> dump{nullptr, &std::free};
   std::unique_ptr<et::Method> method;
   std::vector<et::EValue> input_values;
   std::vector<ferryman_et_tensor> inputs;
   std::vector<ferryman_et_tensor> outputs;
+  std::string entries;
   bool broken = false;
 
-  void load(const char* path, bool etdump);
+  void load(const char* path, const char* asked, const char* cache, bool etdump);
+  void use_cache(const char* path);
   void read_inputs(const et::MethodMeta& meta);
   void read_outputs(const et::MethodMeta& meta);
   uint8_t* own_memory(size_t bytes);
   void run(const int32_t* in_sizes, int32_t* out_sizes);
 };
 
-void ferryman_et_session::load(const char* path, bool etdump) {
+void ferryman_et_session::load(const char* path, const char* asked, const char* cache, bool etdump) {
   loader = std::make_unique<MmapDataLoader>(
       take(MmapDataLoader::from(path, MmapDataLoader::MlockConfig::NoMlock), "open the file"));
   program = std::make_unique<et::Program>(
       take(et::Program::load(loader.get(), et::Program::Verification::InternalConsistency), "read the program"));
-  auto meta = program->method_meta("forward");
-  if (!meta.ok()) {
-    fail(meta.error(), "find method `forward` (methods: " + method_names(*program) + ")");
-  }
-  planned = plan_memory(*meta);
+  const std::vector<std::string> names = method_names(*program);
+  entries = joined(names, "\n");
+  const std::string entry = choose_entry(names, asked);
+  planned = plan_memory(take(program->method_meta(entry.c_str()), "find method `" + entry + "`"));
   planned_allocator = std::make_unique<et::HierarchicalAllocator>(
       et::Span<et::Span<uint8_t>>(planned.spans.data(), planned.spans.size()));
   memory = std::make_unique<et::MemoryManager>(&method_allocator, planned_allocator.get(), &temp_allocator);
   if (etdump) {
     tracer = std::make_unique<ETDumpGen>();
   }
+  if (cache != nullptr) {
+    use_cache(cache);
+  }
   method = std::make_unique<et::Method>(
-      take(program->load_method("forward", memory.get(), tracer.get()), "load method `forward`"));
+      take(program->load_method(entry.c_str(), memory.get(), tracer.get(), nullptr, &options), "load method `" + entry + "`"));
   read_inputs(method->method_meta());
   read_outputs(method->method_meta());
+}
+
+void ferryman_et_session::use_cache(const char* path) {
+  if (strlen(path) >= et::kMaxOptionValueLength) {
+    fail(et::Error::InvalidArgument, "path of the cache");
+  }
+  check(xnnpack_options.set_option(kWeightCache, true), "switch the weight cache on");
+  check(xnnpack_options.set_option(kCachePath, path), "path of the cache");
+  check(options.set_options(kXnnpack, xnnpack_options.view()), "options of the backend");
 }
 
 // For an input or output that the artifact's memory plan leaves to its caller.
@@ -269,7 +311,8 @@ const char* ferryman_et_error(void) {
   return last_error.c_str();
 }
 
-int ferryman_et_open(const char* path, int32_t threads, int32_t etdump, ferryman_et_session** out) {
+int ferryman_et_open(
+    const char* path, const char* entry, const char* cache, int32_t threads, int32_t etdump, ferryman_et_session** out) {
   ferryman::init_platform();
   return guarded([&] {
     auto session = std::make_unique<ferryman_et_session>();
@@ -281,9 +324,13 @@ int ferryman_et_open(const char* path, int32_t threads, int32_t etdump, ferryman
               " threads; close them first, or ask for " + std::to_string(held) + " threads or for 1"};
     }
     const ferryman::SingleThread single(session->threads.single());
-    session->load(path, etdump != 0);
+    session->load(path, entry, cache, etdump != 0);
     *out = session.release();
   });
+}
+
+const char* ferryman_et_entries(const ferryman_et_session* session) {
+  return session->entries.c_str();
 }
 
 size_t ferryman_et_inputs(const ferryman_et_session* session, const ferryman_et_tensor** out) {

@@ -15,6 +15,7 @@ enum {
   FERRYMAN_ET_THREADS_BUSY = -2,  // another session holds the pool at another size
   FERRYMAN_ET_ABORTED = -3,       // a fatal check failed inside ExecuTorch
   FERRYMAN_ET_EXCEPTION = -4,     // a C++ exception, such as no memory
+  FERRYMAN_ET_NO_ENTRY = -5,      // the artifact has no such method
 };
 
 enum { FERRYMAN_ET_MAX_DIMS = 16 };
@@ -41,9 +42,17 @@ FERRYMAN_ET_API volatile int32_t ferryman_et_log_pending;
 // Copies the oldest waiting line into `line`, cut to `size` bytes; returns its level (D I E F) or 0 for none.
 FERRYMAN_ET_API int ferryman_et_log_take(char* line, size_t size);
 
-// Maps the file and loads `forward`. With one thread everything runs in the caller's; with more the process's one
-// pool is used, and has to have the same size in all open sessions that use it.
-FERRYMAN_ET_API int ferryman_et_open(const char* path, int32_t threads, int32_t etdump, ferryman_et_session** out);
+// Maps the file and loads a method.
+// entry: its name; NULL for the only one, and of several for `forward`.
+// cache: a file of packed weights, which is filled when it is empty and else read (packed weights that it lacks are then
+// kept in memory); shorter than 256 bytes. NULL: every use of a weight is packed for itself.
+// With one thread everything runs in the caller's; with more the process's one pool is used, and has to have the same
+// size in all open sessions that use it.
+FERRYMAN_ET_API int ferryman_et_open(
+    const char* path, const char* entry, const char* cache, int32_t threads, int32_t etdump, ferryman_et_session** out);
+
+// Names of the artifact's methods, one a line.
+FERRYMAN_ET_API const char* ferryman_et_entries(const ferryman_et_session* session);
 
 // Descriptions of all inputs and outputs, valid until the session is closed.
 FERRYMAN_ET_API size_t ferryman_et_inputs(const ferryman_et_session* session, const ferryman_et_tensor** out);
