@@ -24,13 +24,17 @@ from ferryman.converter.verify import Interpreter, References, verify, with_prog
 from ferryman.runtime import kernels
 from ferryman.runtime.contracts.errors import ModelError
 from ferryman.runtime.contracts.manifest import LayerForm, Requirements, RuntimeName, Variant, Verification
-from ferryman.runtime.contracts.tensor import pack
+from ferryman.runtime.contracts.tensor import Signature, pack
 from ferryman.runtime.package import SQNR_LEAST_DB
 
 _DEVICE_ROOM_DB = 3.0
 """By how much a rounded form may do worse on a device than here."""
+_Times = tuple[LayerTime, ...]
 Entry = str | None
 """Which of an artifact's programs; None: it has one."""
+
+
+_Placed = dict[Entry, tuple[Lowered, tuple[LayerForm, ...]]]
 
 
 @dataclass(frozen=True)
@@ -72,27 +76,28 @@ class Work:
         with self.clock.stage(f"make {form.name}"), quiet():
             written = {entry: _rewrite(form, member) for entry, member in self.members.items()}
         for runtime, base in self.base.items():
-            times: tuple[LayerTime, ...] = ()
-            layers = {entry: one.layers for entry, one in written.items()}
-            programs = {entry: one.program for entry, one in written.items()}
-            if form.fit:
-                ((entry, program),) = programs.items()
-                with self.clock.stage(f"measure the layers of {form.name} on {runtime}"), quiet():
-                    fitted = form.fit(program, runtime, self.places[runtime][0], base[entry])
-                lowered, layers, times = {entry: fitted.lowered}, {entry: fitted.layers}, fitted.times
-            else:
-                with self.clock.stage(f"lower {form.name} to {runtime}"), quiet():
-                    lowered = lower_together(runtime, programs)
+            placed, times = self._place(form, runtime, written)
             for entry, one in written.items():
-                variant = self._prove(form, runtime, entry, lowered[entry], one.references)
-                variant = replace(variant, layers=layers[entry])
-                pair = (base[entry].data, lowered[entry].data)
-                with self.clock.stage(f"time {_called(form.name, entry)} on {runtime} beside fp32"):
+                lowered, layers = placed[entry]
+                variant = replace(self._prove(form, runtime, entry, lowered, one.references), layers=layers)
+                pair = (base[entry].data, lowered.data)
+                with self.clock.stage(f"time {called(form.name, entry)} on {runtime} beside fp32"):
                     compared = compare_forms(
                         variant, pair, BACKENDS[runtime].suffix, one.references.inputs[0], self.places[runtime],
                         bit_operations=one.counted, asked_db=form.asked_db,
                     )  # fmt: skip
-                yield Made(variant, pair[1], tuple(compared), times)
+                yield Made(variant, lowered.data, tuple(compared), times)
+
+    def _place(self, form: Form, runtime: RuntimeName, written: Mapping[Entry, _Written]) -> tuple[_Placed, _Times]:
+        """Lower a form's programs to a runtime, by measuring there where it is such a form."""
+        if form.fit:
+            ((entry, one),) = written.items()
+            with self.clock.stage(f"measure the layers of {form.name} on {runtime}"), quiet():
+                fitted = form.fit(one.program, runtime, self.places[runtime][0], self.base[runtime][entry])
+            return {entry: (fitted.lowered, fitted.layers)}, fitted.times
+        with self.clock.stage(f"lower {form.name} to {runtime}"), quiet():
+            found = lower_together(runtime, {entry: one.program for entry, one in written.items()})
+        return {entry: (lowered, written[entry].layers) for entry, lowered in found.items()}, ()
 
     def own_golden(self) -> dict[str, bytes]:
         """Payloads of golden vectors that each of several models has of its own."""
@@ -118,7 +123,7 @@ class Work:
         self, form: Form, runtime: RuntimeName, entry: Entry, lowered: Lowered, references: References | None = None
     ) -> Variant:
         member = self.members[entry]
-        with self.clock.stage(f"verify {_called(form.name, entry)} on {runtime}"):
+        with self.clock.stage(f"verify {called(form.name, entry)} on {runtime}"):
             variant = _prove(
                 member.captured, runtime, form, lowered, references or member.references, self.places[runtime], entry
             )
@@ -147,11 +152,11 @@ def lower_together(runtime: RuntimeName, programs: Mapping[Entry, Captured]) -> 
     """Into one artifact."""
     backend = BACKENDS[runtime]
     named = {entry: program for entry, program in programs.items() if entry is not None}
-    found: dict[Entry, Lowered] = dict(backend.lower_entries(named)) if named else {None: backend.lower(programs[None])}
-    return found
+    return dict(backend.lower_entries(named).items()) if named else {None: backend.lower(programs[None])}
 
 
-def _called(form: str, entry: Entry) -> str:
+def called(form: str, entry: Entry) -> str:
+    """A form's name, with which of several models it is of."""
     return form if entry is None else f"{form}-{entry}"
 
 
@@ -165,8 +170,8 @@ def check_alike(captured: Mapping[Entry, Captured]) -> None:
     for entry, found in others:
         if found != wanted:
             raise ModelError(
-                f"{entry} takes or gives something else than {first}, so it cannot be a variant of the same model: "
-                f"{found.describe()}; {first}: {wanted.describe()}"
+                f"{entry} is no variant of the model that {first} is: it takes and gives {_say(found)}, and {first} "
+                f"{_say(wanted)}"
             )
 
 
@@ -186,6 +191,11 @@ class Clock:
         self.seconds[name] = time.perf_counter() - start
 
 
+def _say(signature: Signature) -> str:
+    inputs, outputs = (", ".join(spec.describe() for spec in specs) for specs in (signature.inputs, signature.outputs))
+    return f"({inputs}) -> ({outputs})"
+
+
 def _prove(
     captured: Captured,
     runtime: RuntimeName,
@@ -195,7 +205,7 @@ def _prove(
     places: Sequence[Interpreter],
     entry: Entry,
 ) -> Variant:
-    name = f"{runtime}-{_called(form.name, entry)}"
+    name = f"{runtime}-{called(form.name, entry)}"
     backend = BACKENDS[runtime]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"model{backend.suffix}"

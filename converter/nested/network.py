@@ -66,7 +66,7 @@ class Nested:
         taken = {name: self.nesting.levels.index(by_axis.get(name, self.nesting.levels[-1])) for name in self.bounds}
         cut = {name: _distinct(self.bounds[name][: at + 2]) for name, at in taken.items()}
         take_parts(module, axes, cut, self._held)
-        return module
+        return GraphModule(module, module.graph, type(self.model).__name__).eval()  # exported modules refuse `eval`
 
     def variants(self) -> dict[str, nn.Module]:
         """The sub-network of each level, by its percent; smallest first."""

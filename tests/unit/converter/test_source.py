@@ -160,7 +160,7 @@ def save(path, function, inputs):
 
 
 def test_a_saved_program_is_named_after_its_file(tmp_path):
-    source = load_source(save(tmp_path / "my.net.pt2", lambda a, b: a + b, (torch.ones(2), torch.ones(2))))
+    source = load_sources(save(tmp_path / "my.net.pt2", lambda a, b: a + b, (torch.ones(2), torch.ones(2))))[None]
     assert source.name == "my.net"
     assert len(source.args) == 2
     assert source.program is not None
