@@ -11,6 +11,7 @@ from ferryman.runtime import kernels
 from ferryman.runtime.compare import compare, worst
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, PackageError, ParityError
 from ferryman.runtime.contracts.manifest import GoldenVector, Manifest, Variant
+from ferryman.runtime.contracts.measurement import Memory
 from ferryman.runtime.contracts.record import Record
 from ferryman.runtime.contracts.tensor import Array, Signature
 from ferryman.runtime.cpu import CPUINFO, instruction_sets
@@ -33,6 +34,8 @@ class GoldenResult(Record):
     latency_ns: int | None = None
     """Of a call with the first vector on one thread, the shortest of a few, which other work disturbs least; None: of
     an older ferryman."""
+    memory_bytes: int | None = None
+    """Of the process that ran it, after that, what is its alone (USS); None: the kernel does not tell."""
 
 
 def usable_interpreters(variant: Variant) -> dict[str, str]:
@@ -145,6 +148,7 @@ def _check_one(
             version=session.version,
             sqnr_db=lowest_db,
             latency_ns=latency_ns,
+            memory_bytes=held.uss_bytes if isinstance(held := session.memory_after, Memory) else None,
         )
 
 

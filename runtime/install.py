@@ -25,7 +25,7 @@ from msgspec.structs import replace
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, FerrymanError, to_wire
 from ferryman.runtime.contracts.manifest import Manifest, Variant
 from ferryman.runtime.contracts.record import Record, encode
-from ferryman.runtime.contracts.slot import PICKS, Pick, Slot, SlotName, SlotState
+from ferryman.runtime.contracts.slot import Pick, Slot, SlotName, SlotState, parse_pick
 from ferryman.runtime.cpu import CPUINFO, instruction_sets
 from ferryman.runtime.golden import GoldenResult, check_golden, missing_operators, usable_interpreters
 from ferryman.runtime.package import MANIFEST, Package, open_package
@@ -81,7 +81,8 @@ class Prepared(Record):
 def describe_golden(result: GoldenResult) -> str:
     """A line of it."""
     took = f", {result.latency_ns / 1e6:,.3f} ms" if result.latency_ns is not None else ""
-    return f"{result.variant} on {result.interpreter} {result.version}: {result.sqnr_db:.1f} dB{took}"
+    held = f", {result.memory_bytes / 1e6:,.1f} MB" if result.memory_bytes is not None else ""
+    return f"{result.variant} on {result.interpreter} {result.version}: {result.sqnr_db:.1f} dB{took}{held}"
 
 
 def plan(package: Package, state: SlotState) -> Plan:
@@ -137,7 +138,7 @@ def install(
     package: Path | str,
     root: Path | str = DEFAULT_ROOT,
     *,
-    pick: Pick = "first",
+    pick: str = "first",
     golden: GoldenCheck = check_golden,
     progress: Progress = lambda _step, _done, _total: None,
 ) -> InstallResult:
@@ -151,13 +152,15 @@ def install(
         progress: told of every step.
 
     Raises:
-        CallerError: there is no such file.
+        CallerError: there is no such file, or pick.
         PackageError: the package is not what it claims to be, or was changed meanwhile; the old slot serves.
         ParityError: the device computes something else than the model.
-        DeviceError: no room, no interpreter, another install at work; the old slot serves.
+        DeviceError: no room, no interpreter, nothing within the pick's budget, another install at work; the old slot
+            serves.
     """
     package, store = Path(package), SlotStore(Path(root))
     try:
+        parse_pick(pick)
         progress("verify", 0, 0)
         with open_package(package) as opened, store.lock():
             state = store.read_state()
@@ -201,7 +204,7 @@ def _apply(
     decided: Plan,
     package: Package,
     *,
-    pick: Pick,
+    pick: str,
     golden: GoldenCheck,
     progress: Progress,
 ) -> InstallResult:
@@ -259,24 +262,47 @@ def _apply(
     )
 
 
-def pick_variant(slot: Slot, manifest: Manifest, results: Sequence[GoldenResult], pick: Pick) -> Slot:
-    """A slot with what shall answer requests that name no variant, by what the golden vectors showed here."""
+def pick_variant(slot: Slot, manifest: Manifest, results: Sequence[GoldenResult], pick: str) -> Slot:
+    """A slot with what shall answer requests that name no variant, by what the golden vectors showed here.
+
+    Raises:
+        DeviceError: no variant is within the budget.
+    """
     if pick == "first" or not results:
         return slot
+    how = parse_pick(pick)
     sizes = {payload.path: payload.size_bytes for payload in manifest.payloads}
 
     def latency(result: GoldenResult) -> float:
         return result.latency_ns or math.inf
 
-    candidates = list(results)
-    if pick == "fastest":
+    candidates = [result for result in results if _within(result, how)]
+    if not candidates:
+        said = "; ".join(map(describe_golden, results))
+        raise DeviceError(f"no variant of {manifest.name} is within {pick} on this device: {said}; allow more")
+    if how.kind == "largest":
+        best = max(
+            candidates,
+            key=lambda result: (manifest.variant(result.variant).share or 1.0, result.sqnr_db, -latency(result)),
+        )
+        return replace(slot, pick=pick, variant=best.variant, interpreter=best.interpreter)
+    if how.kind == "fastest":
         least = min(map(latency, candidates))
         candidates = [result for result in candidates if latency(result) <= _TIE * least]
-    if pick == "smallest":
+    if how.kind == "smallest":
         best = min(candidates, key=lambda result: (sizes[manifest.variant(result.variant).payload], latency(result)))
     else:
         best = max(candidates, key=lambda result: result.sqnr_db)
     return replace(slot, pick=pick, variant=best.variant, interpreter=best.interpreter)
+
+
+def _within(result: GoldenResult, how: Pick) -> bool:
+    """Whether a variant keeps to a budget; what was not measured does not."""
+    latency_ms = math.inf if result.latency_ns is None else result.latency_ns / 1e6
+    memory_mb = math.inf if result.memory_bytes is None else result.memory_bytes / 1e6
+    return (how.latency_ms is None or latency_ms <= how.latency_ms) and (
+        how.memory_mb is None or memory_mb <= how.memory_mb
+    )
 
 
 def _stands(slot: Slot, manifest: Manifest) -> bool:
@@ -286,19 +312,22 @@ def _stands(slot: Slot, manifest: Manifest) -> bool:
     return any(one.name == slot.variant and slot.interpreter in usable_interpreters(one) for one in manifest.variants)
 
 
-def repick(root: Path | str, pick: Pick, *, golden: GoldenCheck = check_golden) -> InstallResult:
+def repick(root: Path | str, pick: str, *, golden: GoldenCheck = check_golden) -> InstallResult:
     """Pick anew among the active package's variants; nothing else changes, and the way back stays.
 
     Raises:
-        DeviceError: nothing is active, its files are damaged, or an install is at work.
+        CallerError: there is no such pick.
+        DeviceError: nothing is active, its files are damaged, nothing is within the pick's budget, or an install is at
+            work.
         ParityError: the device computes something else than the model.
     """
+    parse_pick(pick)
     store = SlotStore(Path(root))
     with store.lock():
         return _repick(store, pick, golden)
 
 
-def _repick(store: SlotStore, pick: Pick, golden: GoldenCheck) -> InstallResult:
+def _repick(store: SlotStore, pick: str, golden: GoldenCheck) -> InstallResult:
     installed = store.active()
     started = time.perf_counter_ns()
     results = golden(installed.directory, installed.manifest)
@@ -360,6 +389,14 @@ def _disk_errors(store: SlotStore) -> Iterator[None]:
         raise DeviceError(f"the disk that holds {store.root} failed: {error}") from error
 
 
+def _checked(pick: str) -> str:
+    try:
+        parse_pick(pick)
+    except CallerError as error:
+        raise click.BadParameter(str(error)) from error
+    return pick
+
+
 _root_option = click.option(
     "--root",
     type=click.Path(path_type=Path),
@@ -369,11 +406,13 @@ _root_option = click.option(
 )
 pick_option = click.option(
     "--pick",
-    type=click.Choice(PICKS),
+    callback=lambda _context, _option, value: _checked(value),
+    metavar="PICK",
     default="first",
     show_default=True,
     help="Which variant answers requests that name none: the package's first, or what the golden vectors show on the "
-    "device to be the fastest, the smallest, or the closest to eager.",
+    "device to be the fastest, the smallest, the closest to eager, or of nested ones the largest; within a budget, "
+    "such as largest-20ms or largest-20ms-60mb.",
 )
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, of errors too.")
@@ -384,7 +423,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print one J
 @_root_option
 @pick_option
 @_json_option
-def install_command(package: Path, root: Path, pick: Pick, as_json: bool) -> None:
+def install_command(package: Path, root: Path, pick: str, as_json: bool) -> None:
     """Install PACKAGE on this device: write the inactive slot, prove it, activate it."""
 
     def show(step: str, done: int, total: int) -> None:
@@ -415,7 +454,7 @@ def prepare_command(sha256: str, size_bytes: int, root: Path, as_json: bool) -> 
 @_root_option
 @pick_option
 @_json_option
-def repick_command(root: Path, pick: Pick, as_json: bool) -> None:
+def repick_command(root: Path, pick: str, as_json: bool) -> None:
     """Pick anew among the active package's variants (what `ferryman push` calls where it is active already)."""
     click.echo(_answer(lambda: repick(root, pick), as_json).active.answers or "the package's first")
 

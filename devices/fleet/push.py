@@ -12,7 +12,7 @@ from ferryman.devices.fleet.inventory import Device, connect
 from ferryman.devices.transport.base import CompletedCommand, Transport
 from ferryman.runtime.contracts.errors import DeviceError, WireError, from_wire
 from ferryman.runtime.contracts.record import Record, decode
-from ferryman.runtime.contracts.slot import Pick, Slot, SlotState
+from ferryman.runtime.contracts.slot import Slot, SlotState, parse_pick
 from ferryman.runtime.install import InstallResult, Prepared
 from ferryman.runtime.package import open_package
 
@@ -48,7 +48,7 @@ def push(
     package: Path | str,
     device: Device,
     *,
-    pick: Pick = "first",
+    pick: str = "first",
     progress: Progress = lambda _step, _done, _total: None,
     install_timeout_s: float = 600.0,
 ) -> PushResult:
@@ -57,17 +57,18 @@ def push(
     Args:
         package: the file.
         device: where to.
-        pick: which variant answers requests that name none (see `PICKS`).
+        pick: which variant answers requests that name none (see `parse_pick`).
         progress: told of every step.
         install_timeout_s: for the device's part.
 
     Raises:
         PackageError: the package is damaged; the device was not bothered.
-        CallerError: no such file, or a key or known-hosts file that cannot be used.
+        CallerError: no such file or pick, or a key or known-hosts file that cannot be used.
         LinkError: the device cannot be reached, or the link broke; pushing again is safe.
         DeviceError: the device lacks ferryman, room, or an interpreter, or an install is at work there.
         ParityError: the device computes something else than the model.
     """
+    parse_pick(pick)
     progress("verify", 0, 0)
     package = Path(package)
     with open_package(package) as opened:

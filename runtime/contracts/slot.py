@@ -2,15 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+import re
+from dataclasses import dataclass
+from typing import Literal
 
+from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.record import Record
 
 SlotName = Literal["a", "b"]
-Pick = Literal["first", "fastest", "smallest", "closest"]
-PICKS: tuple[str, ...] = get_args(Pick)
-"""How a device chooses among variants that it can run, as it found them on the golden vectors: the package's first; the
-one of the least latency, and of those within a tenth of it the closest; of the fewest bytes; of the highest SQNR."""
+PICKS = ("first", "fastest", "smallest", "closest", "largest")
+_PICK = re.compile(rf"({'|'.join(PICKS)})(?:-(\d{{1,6}}(?:\.\d{{1,3}})?)ms)?(?:-(\d{{1,6}})mb)?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Pick:
+    """How a device chooses among variants that it can run, as it found them on the golden vectors.
+
+    The package's first; the one of the least latency, and of those within a tenth of it the closest; of the fewest
+    bytes; of the highest SQNR; or of nested ones the largest network. Only those within a budget count.
+    """
+
+    kind: str
+    latency_ms: float | None
+    """Of a call with the first golden vector, at most; None: no matter."""
+    memory_mb: int | None
+    """Of the process that runs it, at most, in 10^6 bytes that are its alone; None: no matter."""
+
+
+def parse_pick(name: str) -> Pick:
+    """Read `first`, `fastest`, `smallest`, `closest` or `largest`, with `-20ms`, `-60mb` or both behind it.
+
+    Raises:
+        CallerError: it is something else.
+    """
+    read = _PICK.fullmatch(name)
+    if read is None or (read[1] == "first" and name != "first"):
+        raise CallerError(
+            f"pick {name!r} is not known; there are: {', '.join(PICKS)}, the last four with a budget of latency, "
+            "memory or both, such as largest-20ms or fastest-60mb"
+        )
+    return Pick(read[1], None if read[2] is None else float(read[2]), None if read[3] is None else int(read[3]))
 
 
 class Slot(Record):
@@ -23,7 +54,8 @@ class Slot(Record):
     """Of the slot's manifest.json, which in turn holds the hash of every payload."""
     installed_at_ns: int
     """Device wall clock, Unix epoch."""
-    pick: Pick = "first"
+    pick: str = "first"
+    """See `parse_pick`."""
     variant: str | None = None
     """What answers where a request names neither variant nor interpreter; None: the first that runs here."""
     interpreter: str | None = None

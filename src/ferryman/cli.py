@@ -17,7 +17,6 @@ import click
 
 from ferryman import __version__
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, FerrymanError
-from ferryman.runtime.contracts.slot import Pick
 from ferryman.runtime.install import (
     DEFAULT_ROOT,
     describe_golden,
@@ -267,7 +266,7 @@ def inspect(package: Path, as_json: bool) -> None:
 @click.argument("device", nargs=-1, required=True)
 @pick_option
 @_devices_option
-def push(package: Path, device: tuple[str, ...], pick: Pick, devices_file: Path | None) -> None:
+def push(package: Path, device: tuple[str, ...], pick: str, devices_file: Path | None) -> None:
     """Upload PACKAGE to each DEVICE over SSH and install it there.
 
     The device writes its inactive slot, reads it back, runs the golden vectors, and only then switches; on any failure

@@ -315,8 +315,15 @@ def test_commands_answer_in_json(tmp_path):
     assert decode(answer.encode(), WireError).party == "caller"
 
 
-def found(variant, interpreter, sqnr_db, latency_ns):
-    return GoldenResult(variant=variant, interpreter=interpreter, version="1", sqnr_db=sqnr_db, latency_ns=latency_ns)
+def found(variant, interpreter, sqnr_db, latency_ns, memory_bytes=None):
+    return GoldenResult(
+        variant=variant,
+        interpreter=interpreter,
+        version="1",
+        sqnr_db=sqnr_db,
+        latency_ns=latency_ns,
+        memory_bytes=memory_bytes,
+    )
 
 
 @pytest.mark.parametrize(
@@ -340,6 +347,59 @@ def test_what_answers_is_picked_by_what_the_golden_vectors_show(pick, variant, i
     slot = Slot(name="a", package_sha256="", package_name="", manifest_sha256="", installed_at_ns=0)
     picked = pick_variant(slot, manifest, results, pick)
     assert (picked.pick, picked.variant, picked.interpreter) == (pick, variant, interpreter)
+
+
+NESTED = (
+    *(found("25", "executorch", 130.0, 2_000_000, 30 * 10**6), found("25", "litert", 125.0, 1_000_000, 25 * 10**6)),
+    *(found("50", "executorch", 130.0, 4_000_000, 40 * 10**6), found("50", "litert", 125.0, 3_000_000, 35 * 10**6)),
+    *(found("100", "executorch", 130.0, 8_000_000, 60 * 10**6), found("100", "litert", 125.0, None, None)),
+)
+
+
+@pytest.mark.parametrize(
+    ("pick", "variant", "interpreter"),
+    [
+        ("largest", "100", "executorch"),
+        ("largest-8ms", "100", "executorch"),
+        ("largest-7.999ms", "50", "executorch"),
+        ("largest-3ms", "50", "litert"),
+        ("largest-59mb", "50", "executorch"),
+        ("largest-4ms-39mb", "50", "litert"),
+        ("fastest-29mb", "25", "litert"),
+    ],
+)
+def test_the_largest_within_a_budget_is_picked(pick, variant, interpreter):
+    assert picked_of_nested(pick) == (variant, interpreter)
+
+
+def test_where_nothing_is_within_the_budget_the_old_slot_stays(store, new):
+    with pytest.raises(
+        DeviceError, match=r"no variant of net is within largest-0.5ms on this device: 25 on executorch"
+    ):
+        picked_of_nested("largest-0.5ms")
+    first = install(new, store.root)
+    with pytest.raises(DeviceError, match=r"is within fastest-0\.001ms"):
+        repick(store.root, "fastest-0.001ms", golden=lambda *_: NESTED)
+    assert store.read_state().active == first.active
+
+
+@pytest.mark.parametrize(
+    "pick", ["", "last", "first-20ms", "largest-ms", "largest-60mb-20ms", "fastest-1e9ms", "largest "]
+)
+def test_another_pick_is_refused(store, new, pick):
+    with pytest.raises(CallerError, match="is not known; there are: first, fastest"):
+        install(new, store.root, pick=pick)
+
+
+def picked_of_nested(pick):
+    shares = {"25": 0.3, "50": 0.55, "100": 1.0}
+    payloads = [SimpleNamespace(path="all", size_bytes=1)]
+    manifest = SimpleNamespace(
+        name="net", payloads=payloads, variant=lambda name: SimpleNamespace(payload="all", share=shares[name])
+    )
+    slot = Slot(name="a", package_sha256="", package_name="", manifest_sha256="", installed_at_ns=0)
+    found = pick_variant(slot, manifest, NESTED, pick)
+    return found.variant, found.interpreter
 
 
 def test_another_is_picked_in_place_and_the_way_back_stays(store, new):
