@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -13,6 +13,8 @@ from ferryman.converter.compress.binary import binarize, fine_tune
 from ferryman.converter.compress.binary_policy import Decision, Example
 from ferryman.converter.compress.quantized import fine_tune_quantized
 from ferryman.converter.compress.training import Batch, Loss, Progress, first_batch, first_inputs
+from ferryman.converter.nested.network import nest
+from ferryman.converter.nested.recipe import NESTED_GRAMMAR, Nesting, is_nested, parse_nesting
 from ferryman.converter.prune.latency import Latency
 from ferryman.converter.prune.recipe import PRUNED_GRAMMAR, Pruning, is_pruned, parse_pruning
 from ferryman.converter.prune.structured import prune
@@ -23,7 +25,16 @@ from ferryman.converter.quantize.recipe import GRAMMAR, Recipe, is_quantized, pa
 from ferryman.runtime.contracts.errors import CallerError
 
 _ESTIMATOR = "reste"
-_LR = {"binary": 1e-2, "quantized": 2e-3, "sparse": 2e-3, "pruned": 1e-3}
+_LR = {"binary": 1e-2, "quantized": 2e-3, "sparse": 2e-3, "pruned": 1e-3, "nested": 1e-3}
+
+
+_GRAMMARS = (GRAMMAR, SPARSE_GRAMMAR, PRUNED_GRAMMAR, NESTED_GRAMMAR)
+_PARSERS: tuple[tuple[Callable[[str], bool], Callable[[str], Recipe | Sparsity | Pruning | Nesting]], ...] = (
+    (is_quantized, parse_recipe),
+    (is_sparse, parse_sparsity),
+    (is_pruned, parse_pruning),
+    (is_nested, parse_nesting),
+)
 
 
 @dataclass(frozen=True)
@@ -38,11 +49,13 @@ class Compressed:
     """Layer by layer, what was done and why."""
     losses: tuple[float, ...]
     """Mean loss of each epoch of fine-tuning."""
+    variants: Mapping[str, nn.Module] = field(default_factory=dict)
+    """Of a nested form: the sub-networks by name, smallest first, which `convert` takes as it takes a model."""
 
 
 def compress(
     model: nn.Module,
-    form: str | Recipe | Sparsity | Pruning,
+    form: str | Recipe | Sparsity | Pruning | Nesting,
     *,
     loader: Iterable[Batch] | None = None,
     epochs: int = 8,
@@ -76,20 +89,23 @@ def compress(
     Pruned forms (`pruned-50flops`, `pruned-40bytes`, `pruned-60latency` and their options): channels, heads and
     branches go (see `prune`). What is left is a dense model, to be converted as any other.
 
+    Nested forms (`nested-25-50-100`): hidden units are put in order and trained so that the first of them alone are
+    networks as well (see `nest`), one for each level: `convert(compressed.variants, ...)` makes one package of all.
+
     Args:
         model: dense and trained.
-        form: `binary`, the name of a quantized, sparse or pruned form, or the recipe of one.
+        form: `binary`, the name of a quantized, sparse, pruned or nested form, or the recipe of one.
         loader: (inputs, targets) batches, every time it is iterated over; targets are class numbers, but with a `loss`
             of your own.
         epochs: of fine-tuning.
-        lr: learning rate of the first epoch; None: 0.01 for `binary`, 0.001 for pruned forms, 0.002 for others.
+        lr: learning rate of the first epoch; None: 0.01 for `binary`, 0.001 for pruned and nested forms, else 0.002.
         keep: patterns of module paths (fnmatch) that stay in float besides the default ones, of `binary`.
         estimator: of the sign's gradient, `reste` or `ste`, of `binary`.
         rank: of BiPFT's low-rank path beside each binary linear layer; 0: none.
         example: positional inputs of one call, by which layers are found whose signs would carry nothing, or that can
             be quantized; None takes the loader's first inputs.
         distil: train against the dense model's answers as well as the classes.
-        loss: of (outputs, targets), of sparse and pruned forms.
+        loss: of (outputs, targets), of sparse, pruned and nested forms.
         latency: seconds of a model, for a pruned form with a budget in latency: see `latency_on` for a device by name,
             and `measured_latency` for an interpreter of this machine.
         progress: told epoch (from 1), epochs and mean loss.
@@ -104,11 +120,13 @@ def compress(
     recipe = _recipe(form)
     if form != "binary" and (keep is not None or rank or estimator != _ESTIMATOR):
         raise CallerError("keep, rank and estimator are for form binary; a recipe's `layers` keeps layers as they are")
-    if not isinstance(recipe, Sparsity | Pruning) and (loss is not functional.cross_entropy or latency is not None):
-        raise CallerError("loss and latency are for sparse and pruned forms")
+    if not isinstance(recipe, Sparsity | Pruning | Nesting) and (
+        loss is not functional.cross_entropy or latency is not None
+    ):
+        raise CallerError("loss and latency are for sparse, pruned and nested forms")
     if loader is not None and not isinstance(loader, Iterable):
         raise CallerError(f"loader gives batches when it is iterated over, found {type(loader).__name__}")
-    if isinstance(recipe, Sparsity | Pruning) and loader is not None and loss is functional.cross_entropy:
+    if isinstance(recipe, Sparsity | Pruning | Nesting) and loader is not None and loss is functional.cross_entropy:
         _check_classes(loader)
     if isinstance(recipe, Sparsity):
         lr = _LR["sparse"] if lr is None else lr
@@ -125,6 +143,14 @@ def compress(
             loader=loader, epochs=epochs, lr=lr, loss=loss, distil=distil, latency=latency, progress=stage,
         )  # fmt: skip
         return Compressed(model=pruned.model, form="fp32", decisions=pruned.decisions, losses=pruned.losses)
+    if isinstance(recipe, Nesting):
+        lr = _LR["nested"] if lr is None else lr
+        nested = nest(
+            model, recipe, example=_example(recipe.name, example, loader),
+            loader=loader, epochs=epochs, lr=lr, loss=loss, distil=distil and loss is functional.cross_entropy,
+            progress=progress,
+        )  # fmt: skip
+        return Compressed(nested.model, "fp32", nested.decisions, nested.losses, nested.variants())
     if isinstance(recipe, Recipe):
         return _quantized(
             model, recipe, loader, epochs, _LR["quantized"] if lr is None else lr, example, progress, distil=distil
@@ -139,7 +165,7 @@ def compress(
     return Compressed(model=tuned.model, form="binary", decisions=decisions, losses=tuned.losses)
 
 
-def _recipe(form: str | Recipe | Sparsity | Pruning) -> Recipe | Sparsity | Pruning | None:
+def _recipe(form: str | Recipe | Sparsity | Pruning | Nesting) -> Recipe | Sparsity | Pruning | Nesting | None:
     """None: binary.
 
     Raises:
@@ -149,10 +175,10 @@ def _recipe(form: str | Recipe | Sparsity | Pruning) -> Recipe | Sparsity | Prun
         return form
     if form == "binary":
         return None
-    for is_one, parse in ((is_quantized, parse_recipe), (is_sparse, parse_sparsity), (is_pruned, parse_pruning)):
+    for is_one, parse in _PARSERS:
         if is_one(form):
             return parse(form)
-    raise CallerError(f"form {form!r} is not known; there are: binary; {GRAMMAR}; {SPARSE_GRAMMAR}; {PRUNED_GRAMMAR}")
+    raise CallerError(f"form {form!r} is not known; there are: binary; {'; '.join(_GRAMMARS)}")
 
 
 def _check_classes(loader: Iterable[Batch]) -> None:

@@ -47,6 +47,12 @@ class Axis:
     """In the order they are computed."""
 
     @property
+    def kind(self) -> object:
+        """Axes of one kind cost the same."""
+        shapes = (tuple(node.args[1].meta["val"].shape) for node in self.layers)  # type: ignore[union-attr]
+        return self.width, tuple(self.reader.meta["val"].shape), tuple(shapes)
+
+    @property
     def layers(self) -> tuple[Node, ...]:
         """Those whose weights are cut."""
         return (*self.writers, *(node for node in self.between if is_layer(node)), self.reader)

@@ -68,6 +68,11 @@ class Nested:
         take_parts(module, axes, cut, self._held)
         return GraphModule(module, module.graph, type(self.model).__name__).eval()  # exported modules refuse `eval`
 
+    def axes(self) -> list[Axis]:
+        """Of a module of the captured program made anew."""
+        found = find_axes(functional_module(self._captured.program)).values()
+        return [axis for axis in found if isinstance(axis, Axis) and axis.name in self.bounds]
+
     def variants(self) -> dict[str, nn.Module]:
         """The sub-network of each level, by its percent; smallest first."""
         return {str(level): self.variant(level) for level in self.nesting.levels}
@@ -117,7 +122,7 @@ def nest(
     _order(copy, axes.values(), args)
     losses: tuple[float, ...] = ()
     if loader is not None:
-        with _levels(copy, bounds, nesting):
+        with _drawn(copy, bounds, nesting):
             losses = train(
                 copy, loader,
                 epochs=epochs, lr=lr, loss=loss, progress=progress, teacher=copy_model(model) if distil else None,
@@ -197,55 +202,72 @@ def _input(axis: Axis) -> Node:
 # Training.
 
 
-class _Draw:
-    """How much of each axis the call under way computes."""
-
-    def __init__(self, nesting: Nesting, bounds: Mapping[str, tuple[int, ...]]) -> None:
-        self._nesting = nesting
-        self._bounds = bounds
-        self._generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
-        self._share, self._level = 1.0, len(nesting.levels)
-
-    def again(self, *_: object) -> None:
-        self._share = 1.0 - float(torch.rand((), generator=self._generator))
-        self._level = 1 + int(torch.randint(len(self._nesting.levels), (), generator=self._generator))
-
-    def mask(
-        self, name: str, spatial: int
-    ) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]:
-        bounds = self._bounds[name]
-
-        def before(_: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-            end = max(1, round(self._share * bounds[-1])) if self._nesting.ordered else bounds[self._level]
-            keep = (torch.arange(bounds[-1], device=given[0].device) < end).reshape(-1, *[1] * spatial)
-            return (given[0] * keep, *given[1:])
-
-        return before
+Ends = Callable[[str], int]
+"""Axis -> how many of its units are computed."""
 
 
 @contextmanager
-def _levels(model: nn.Module, bounds: Mapping[str, tuple[int, ...]], nesting: Nesting) -> Iterator[None]:
-    """Every call of the model computes a part of its axes, drawn anew.
+def masked(model: nn.Module, ends: Mapping[str, int] | Ends, names: Iterable[str] = ()) -> Iterator[None]:
+    """Within it the model computes with the first units of its axes alone; the others are zero where they are read.
+
+    Args:
+        model: whose modules the axes are named after.
+        ends: how many, by axis; or a function that says so at each call.
+        names: of the axes, where it is a function.
 
     Raises:
         ModelError: an axis is read by something else than a layer that is a module.
     """
-    drawn = _Draw(nesting, bounds)
     modules = dict(model.named_modules())
-    handles = [model.register_forward_pre_hook(drawn.again)]
+    of = ends.__getitem__ if isinstance(ends, Mapping) else ends
+
+    def mask(name: str, spatial: int) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]:
+        def before(_: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            width = given[0].shape[-1 - spatial]
+            keep = (torch.arange(width, device=given[0].device) < of(name)).reshape(-1, *[1] * spatial)
+            return (given[0] * keep, *given[1:])
+
+        return before
+
+    handles = []
     try:
-        for name in bounds:
+        for name in ends if isinstance(ends, Mapping) else names:
             layer = modules.get(name)
             if not isinstance(layer, nn.Linear | nn.Conv2d):
                 raise ModelError(
                     f"{type(model).__name__}: {name} reads hidden units and is no nn.Linear or nn.Conv2d of its own, "
-                    "so it cannot be trained at several widths; make it one, or leave the loader out"
+                    "so it cannot be tried at several widths; make it one"
                 )
-            handles.append(layer.register_forward_pre_hook(drawn.mask(name, 0 if isinstance(layer, nn.Linear) else 2)))
+            handles.append(layer.register_forward_pre_hook(mask(name, 0 if isinstance(layer, nn.Linear) else 2)))
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _drawn(model: nn.Module, bounds: Mapping[str, tuple[int, ...]], nesting: Nesting) -> Iterator[None]:
+    """Every call of the model computes a level, or a share, of all axes, drawn anew.
+
+    Raises:
+        ModelError: as `masked`.
+    """
+    generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
+    share, level = [1.0], [len(nesting.levels)]
+
+    def draw(*_: object) -> None:
+        share[0] = 1.0 - float(torch.rand((), generator=generator))
+        level[0] = 1 + int(torch.randint(len(nesting.levels), (), generator=generator))
+
+    def end(name: str) -> int:
+        return max(1, round(share[0] * bounds[name][-1])) if nesting.ordered else bounds[name][level[0]]
+
+    handle = model.register_forward_pre_hook(draw)
+    try:
+        with masked(model, end, bounds):
+            yield
+    finally:
+        handle.remove()
 
 
 def _decisions(

@@ -1,0 +1,153 @@
+"""Mix'n'Match: a level for each axis of a nested network, so that the sub-network keeps to a budget and loses least.
+
+What single axes save and lose is taken to add up (MatFormer picks levels by hand; the allocator of mixed precision
+picks them here). Of latency it adds up only nearly, so a choice is measured, and made anew where it is over.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ferryman.converter.compress.training import Batch, Loss, pair_of
+from ferryman.converter.nested.axes import Axis
+from ferryman.converter.nested.network import Nested, masked
+from ferryman.converter.prune.budget import BudgetError, count
+from ferryman.converter.prune.latency import Latency, checked
+from ferryman.converter.quantize.allocate import Cost, choose
+from ferryman.runtime.contracts.errors import CallerError
+
+Unit = Literal["flops", "bytes", "latency"]
+_BATCHES = 4
+_TRIES = 4
+_PARTS = 10**6
+"""What the whole network costs, in whole numbers."""
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Levels, axis by axis, and what they cost and lose."""
+
+    levels: Mapping[str, int]
+    kept: float
+    """Of the whole network's flops, bytes or latency."""
+    error: float
+    """How much the loss rises, by the sum over axes; without a loader squared error over signal, of the example."""
+
+
+def mix(
+    nested: Nested,
+    percent: float,
+    unit: Unit = "flops",
+    *,
+    example: tuple[Any, ...] | torch.Tensor,
+    loader: Iterable[Batch] | None = None,
+    loss: Loss = functional.cross_entropy,
+    latency: Latency | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Mixed:
+    """Choose a level for each axis.
+
+    Args:
+        nested: of `nest`.
+        percent: of the whole network's cost that is kept at most, above 0.
+        unit: of the budget; `latency` needs a function that measures.
+        example: positional inputs of one call, of the shapes that `nest` was given.
+        loader: (inputs, targets) batches, of which a few tell what each level loses.
+        loss: of (outputs, targets).
+        latency: seconds of a module: `latency_on` a device, or `measured_latency`.
+        progress: told what begins.
+
+    Raises:
+        BudgetError: the smallest sub-network is over the budget.
+        CallerError: unit or percent is none, or there is no `latency`.
+        ModelError: as `nest`.
+    """
+    if unit not in ("flops", "bytes", "latency") or (unit == "latency") != (latency is not None):
+        raise CallerError(f"a budget is in flops or bytes, or in latency with a function that measures; found {unit!r}")
+    if not 0 < percent <= 100:  # noqa: PLR2004  # percent
+        raise CallerError(f"a budget is above 0 and at most 100 percent, found {percent!r}")
+    args = (example,) if isinstance(example, torch.Tensor) else tuple(example)
+    cost = _cost(unit, args, latency)
+    axes = nested.axes()
+    levels = nested.nesting.levels
+    progress("cost of each level")
+    whole = cost(nested.variant(levels[-1]))
+    saved = _savings(nested, axes, cost, whole)
+    progress("loss of each level")
+    errors = _errors(nested, axes, args, loader, loss)
+    options = [
+        [Cost(round(_PARTS * (1 - saved[name, level] / whole)), errors[name, level]) for level in levels]
+        for name in nested.bounds
+    ]
+    fixed = _PARTS * (len(options) - 1)
+    aim = percent / 100
+    kept = math.inf
+    for _ in range(_TRIES):
+        try:
+            picks = choose(options, size_max=round(_PARTS * aim) + fixed)
+        except CallerError:
+            break
+        found = {name: levels[pick] for name, pick in zip(nested.bounds, picks, strict=True)}
+        progress("the choice")
+        kept = cost(nested.variant(found)) / whole
+        if kept <= percent / 100:
+            return Mixed(found, kept, sum(row[pick].error for row, pick in zip(options, picks, strict=True)))
+        aim -= kept - percent / 100
+    least = cost(nested.variant(levels[0])) / whole
+    raise BudgetError(
+        f"no sub-network keeps to {percent:g} percent of the {unit}: the smallest has {100 * least:.1f}; allow more, "
+        "or nest with a smaller first level"
+    )
+
+
+def _cost(unit: Unit, args: tuple[Any, ...], latency: Latency | None) -> Callable[[nn.Module], float]:
+    if latency is not None:
+        return checked(latency)
+    return lambda module: float(count(module, args).macs if unit == "flops" else count(module, args).nbytes)
+
+
+def _savings(
+    nested: Nested, axes: Iterable[Axis], cost: Callable[[nn.Module], float], whole: float
+) -> dict[tuple[str, int], float]:
+    """What each axis saves at each level; axes alike are measured once."""
+    found: dict[tuple[str, int], float] = {}
+    known: dict[object, float] = {}
+    for axis, level in itertools.product(axes, nested.nesting.levels):
+        key = (axis.kind, level)
+        if level == nested.nesting.levels[-1]:
+            known[key] = 0.0
+        elif key not in known:
+            known[key] = max(0.0, whole - cost(nested.variant({axis.name: level})))
+        found[axis.name, level] = known[key]
+    return found
+
+
+@torch.no_grad()
+def _errors(
+    nested: Nested, axes: Iterable[Axis], args: tuple[Any, ...], loader: Iterable[Batch] | None, loss: Loss
+) -> dict[tuple[str, int], float]:
+    batches = [pair_of(batch, number) for number, batch in enumerate(itertools.islice(loader or (), _BATCHES), 1)]
+    if loader is not None and not batches:
+        raise CallerError("the loader gives no batches")
+    whole = nested.model(*args)
+    signal = float(whole.double().square().sum()) or 1.0
+
+    def worth() -> float:
+        if batches:
+            return sum(float(loss(nested.model(inputs), targets)) for inputs, targets in batches) / len(batches)
+        return float((nested.model(*args) - whole).double().square().sum()) / signal
+
+    base = worth()
+    found = {}
+    for axis, (at, level) in itertools.product(axes, enumerate(nested.nesting.levels)):
+        with masked(nested.model, {axis.name: nested.bounds[axis.name][at + 1]}):
+            found[axis.name, level] = max(0.0, worth() - base)
+    return found
