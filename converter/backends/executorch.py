@@ -16,6 +16,7 @@ from executorch.exir.passes import MemoryPlanningPass
 
 from ferryman.converter import operators
 from ferryman.converter.backends.base import Lowered
+from ferryman.converter.backends.executorch_shared import share_constants
 from ferryman.converter.capture import Captured
 from ferryman.converter.reason import reason
 from ferryman.runtime.contracts.errors import ModelError
@@ -56,10 +57,10 @@ class ExecutorchBackend:
             edge = to_edge_transform_and_lower(
                 captured.program, transform_passes=[KeepMeanDims()], partitioner=[XnnpackPartitioner()]
             )
-            data = edge.to_executorch(_CONFIG).buffer
+            data = share_constants(bytes(edge.to_executorch(_CONFIG).buffer))
         except Exception as error:  # the toolchain raises many kinds
             raise ModelError(f"ExecuTorch cannot lower {captured.source.name}: {reason(error)}") from error
-        return Lowered(data=bytes(data), lowering=_describe(edge.exported_program().graph_module))
+        return Lowered(data=data, lowering=_describe(edge.exported_program().graph_module))
 
 
 def _describe(graph_module: torch.fx.GraphModule) -> Lowering:

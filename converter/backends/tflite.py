@@ -12,6 +12,7 @@ import torch
 from torch.utils._pytree import TreeSpec, tree_leaves, tree_unflatten
 
 from ferryman.converter.backends.base import Lowered
+from ferryman.converter.backends.tflite_shared import keep_shared
 from ferryman.converter.capture import Captured
 from ferryman.converter.reason import reason
 from ferryman.runtime.contracts.errors import ModelError
@@ -57,7 +58,7 @@ class TfliteBackend:
 
         from ferryman.converter.backends.tflite_operators import put_channels_last
 
-        program = put_channels_last(_gather_no_bools(captured.program.module()))
+        program = put_channels_last(keep_shared(_gather_no_bools(captured.program.module())))
         module = FlatCall(program, captured.in_spec)
         dynamic_shapes = _dynamic_shapes(captured)
         try:
