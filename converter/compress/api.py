@@ -13,6 +13,8 @@ from ferryman.converter.compress.binary import binarize, fine_tune
 from ferryman.converter.compress.binary_policy import Decision, Example
 from ferryman.converter.compress.quantized import fine_tune_quantized
 from ferryman.converter.compress.training import Batch, Loss, Progress, first_batch, first_inputs
+from ferryman.converter.fold.fold import fold
+from ferryman.converter.fold.recipe import FOLDED_GRAMMAR, Folding, is_folded, parse_folding
 from ferryman.converter.prune.latency import Latency
 from ferryman.converter.prune.recipe import PRUNED_GRAMMAR, Pruning, is_pruned, parse_pruning
 from ferryman.converter.prune.structured import prune
@@ -23,7 +25,8 @@ from ferryman.converter.quantize.recipe import GRAMMAR, Recipe, is_quantized, pa
 from ferryman.runtime.contracts.errors import CallerError
 
 _ESTIMATOR = "reste"
-_LR = {"binary": 1e-2, "quantized": 2e-3, "sparse": 2e-3, "pruned": 1e-3}
+_OWN_LOSS = Sparsity | Pruning | Folding
+_LR = {"binary": 1e-2, "quantized": 2e-3, "sparse": 2e-3, "pruned": 1e-3, "folded": 1e-3}
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Compressed:
     model: nn.Module
     """In eval mode."""
     form: str
-    """What to convert it as: `sparse` of zeros among weights, `fp32` (or any other) of fewer channels."""
+    """What to convert it as: `sparse` of zeros among weights, `fp32` (or any other) of fewer channels or blocks."""
     decisions: tuple[Decision, ...]
     """Layer by layer, what was done and why."""
     losses: tuple[float, ...]
@@ -42,7 +45,7 @@ class Compressed:
 
 def compress(
     model: nn.Module,
-    form: str | Recipe | Sparsity | Pruning,
+    form: str | Recipe | Sparsity | Pruning | Folding,
     *,
     loader: Iterable[Batch] | None = None,
     epochs: int = 8,
@@ -54,6 +57,7 @@ def compress(
     distil: bool = True,
     loss: Loss = functional.cross_entropy,
     latency: Latency | None = None,
+    blocks: str | None = None,
     progress: Progress | None = None,
     stage: Callable[[str], None] = lambda _: None,
 ) -> Compressed:
@@ -76,39 +80,48 @@ def compress(
     Pruned forms (`pruned-50flops`, `pruned-40bytes`, `pruned-60latency` and their options): channels, heads and
     branches go (see `prune`). What is left is a dense model, to be converted as any other.
 
+    Folded forms (`folded-3`, `folded-2-drop25` and their options): of a transformer's blocks those that matter least
+    go, and groups of those that stay share their weights (see `fold`), which every form keeps shared.
+
     Args:
         model: dense and trained.
-        form: `binary`, the name of a quantized, sparse or pruned form, or the recipe of one.
+        form: `binary`, the name of a quantized, sparse, pruned or folded form, or the recipe of one.
         loader: (inputs, targets) batches, every time it is iterated over; targets are class numbers, but with a `loss`
             of your own.
         epochs: of fine-tuning.
-        lr: learning rate of the first epoch; None: 0.01 for `binary`, 0.001 for pruned forms, 0.002 for others.
+        lr: learning rate of the first epoch; None: 0.01 for `binary`, 0.001 for pruned and folded forms, 0.002 for
+            others.
         keep: patterns of module paths (fnmatch) that stay in float besides the default ones, of `binary`.
         estimator: of the sign's gradient, `reste` or `ste`, of `binary`.
         rank: of BiPFT's low-rank path beside each binary linear layer; 0: none.
         example: positional inputs of one call, by which layers are found whose signs would carry nothing, or that can
             be quantized; None takes the loader's first inputs.
         distil: train against the dense model's answers as well as the classes.
-        loss: of (outputs, targets), of sparse and pruned forms.
+        loss: of (outputs, targets), of sparse, pruned and folded forms.
         latency: seconds of a model, for a pruned form with a budget in latency: see `latency_on` for a device by name,
             and `measured_latency` for an interpreter of this machine.
+        blocks: path of the list of blocks to fold, where a model has several.
         progress: told epoch (from 1), epochs and mean loss.
-        stage: told what begins, of pruned forms.
+        stage: told what begins, of pruned and folded forms.
 
     Raises:
         CallerError: unknown form or estimator, no loader, an argument out of range or of another form, or as
-            `binarize`, `fine_tune`, `fine_tune_quantized`, `sparsify` and `prune`.
+            `binarize`, `fine_tune`, `fine_tune_quantized`, `sparsify`, `prune` and `fold`.
         ModelError: a quantized form is asked for, and the model cannot be captured or has nothing to quantize; or as
-            `prune`.
+            `prune` and `fold`.
     """
     recipe = _recipe(form)
     if form != "binary" and (keep is not None or rank or estimator != _ESTIMATOR):
         raise CallerError("keep, rank and estimator are for form binary; a recipe's `layers` keeps layers as they are")
-    if not isinstance(recipe, Sparsity | Pruning) and (loss is not functional.cross_entropy or latency is not None):
-        raise CallerError("loss and latency are for sparse and pruned forms")
+    if not isinstance(recipe, _OWN_LOSS) and loss is not functional.cross_entropy:
+        raise CallerError("loss is for sparse, pruned and folded forms")
+    if latency is not None and not isinstance(recipe, Pruning):
+        raise CallerError("latency is for pruned forms")
+    if blocks is not None and not isinstance(recipe, Folding):
+        raise CallerError("blocks is for folded forms")
     if loader is not None and not isinstance(loader, Iterable):
         raise CallerError(f"loader gives batches when it is iterated over, found {type(loader).__name__}")
-    if isinstance(recipe, Sparsity | Pruning) and loader is not None and loss is functional.cross_entropy:
+    if isinstance(recipe, _OWN_LOSS) and loader is not None and loss is functional.cross_entropy:
         _check_classes(loader)
     if isinstance(recipe, Sparsity):
         lr = _LR["sparse"] if lr is None else lr
@@ -125,6 +138,13 @@ def compress(
             loader=loader, epochs=epochs, lr=lr, loss=loss, distil=distil, latency=latency, progress=stage,
         )  # fmt: skip
         return Compressed(model=pruned.model, form="fp32", decisions=pruned.decisions, losses=pruned.losses)
+    if isinstance(recipe, Folding):
+        lr = _LR["folded"] if lr is None else lr
+        folded = fold(
+            model, recipe, example=_example(recipe.name, example, loader), loader=loader, blocks=blocks,
+            epochs=epochs, lr=lr, loss=loss, distil=distil, progress=stage,
+        )  # fmt: skip
+        return Compressed(model=folded.model, form="fp32", decisions=folded.decisions, losses=folded.losses)
     if isinstance(recipe, Recipe):
         return _quantized(
             model, recipe, loader, epochs, _LR["quantized"] if lr is None else lr, example, progress, distil=distil
@@ -139,7 +159,7 @@ def compress(
     return Compressed(model=tuned.model, form="binary", decisions=decisions, losses=tuned.losses)
 
 
-def _recipe(form: str | Recipe | Sparsity | Pruning) -> Recipe | Sparsity | Pruning | None:
+def _recipe(form: str | Recipe | Sparsity | Pruning | Folding) -> Recipe | Sparsity | Pruning | Folding | None:
     """None: binary.
 
     Raises:
@@ -149,10 +169,18 @@ def _recipe(form: str | Recipe | Sparsity | Pruning) -> Recipe | Sparsity | Prun
         return form
     if form == "binary":
         return None
-    for is_one, parse in ((is_quantized, parse_recipe), (is_sparse, parse_sparsity), (is_pruned, parse_pruning)):
+    for is_one, parse in (
+        (is_quantized, parse_recipe),
+        (is_sparse, parse_sparsity),
+        (is_pruned, parse_pruning),
+        (is_folded, parse_folding),
+    ):
         if is_one(form):
             return parse(form)
-    raise CallerError(f"form {form!r} is not known; there are: binary; {GRAMMAR}; {SPARSE_GRAMMAR}; {PRUNED_GRAMMAR}")
+    raise CallerError(
+        f"form {form!r} is not known; there are: binary; {GRAMMAR}; {SPARSE_GRAMMAR}; {PRUNED_GRAMMAR}; "
+        f"{FOLDED_GRAMMAR}"
+    )
 
 
 def _check_classes(loader: Iterable[Batch]) -> None:
