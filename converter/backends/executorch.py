@@ -16,6 +16,7 @@ from executorch.exir.passes import MemoryPlanningPass
 
 from ferryman.converter import operators
 from ferryman.converter.backends.base import Lowered
+from ferryman.converter.backends.executorch_shared import share_constants
 from ferryman.converter.capture import Captured
 from ferryman.converter.reason import reason
 from ferryman.runtime.contracts.errors import ModelError
@@ -63,7 +64,7 @@ class ExecutorchBackend:
                 transform_passes=[KeepMeanDims()],
                 partitioner=[XnnpackPartitioner()],
             )
-            data = bytes(edge.to_executorch(_CONFIG).buffer)
+            data = share_constants(bytes(edge.to_executorch(_CONFIG).buffer))
         except Exception as error:  # the toolchain raises many kinds
             names = ", ".join(dict.fromkeys(captured.source.name for captured in entries.values()))
             raise ModelError(f"ExecuTorch cannot lower {names}: {reason(error)}") from error

@@ -14,6 +14,7 @@ from ai_edge_litert import schema_py_generated as schema
 from torch.utils._pytree import TreeSpec, tree_leaves, tree_unflatten
 
 from ferryman.converter.backends.base import Lowered
+from ferryman.converter.backends.tflite_shared import keep_shared
 from ferryman.converter.capture import Captured
 from ferryman.converter.reason import reason
 from ferryman.runtime.contracts.errors import ModelError
@@ -79,7 +80,7 @@ def _convert(entries: Mapping[str, Captured]) -> bytes:
 
     converter = litert_torch.Converter()
     for entry, captured in entries.items():
-        program = put_channels_last(_gather_no_bools(captured.program.module()))
+        program = put_channels_last(keep_shared(_gather_no_bools(captured.program.module())))
         module = FlatCall(program, captured.in_spec)
         converter.add_signature(entry, module, captured.example, dynamic_shapes=_dynamic_shapes(captured))
     try:

@@ -35,7 +35,10 @@ class Decision:
     path: str
     kind: str
     """Its class in the dense model."""
-    decision: Literal["binary", "int8", "4bit", "2bit", "float", "replaced", "sparse", "pruned", "erased", "nested"]
+    decision: Literal[
+        "binary", "int8", "4bit", "2bit", "float", "replaced", "sparse", "pruned", "erased",
+        "kept", "removed", "shared", "merged", "low-rank", "nested",
+    ]  # fmt: skip
     reason: str
 
 

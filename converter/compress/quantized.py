@@ -55,7 +55,7 @@ def fine_tune_quantized(
     """Copy a trained model and train the copy through the rounding of its weights.
 
     Which layers, and to how many bits, is what converting to the same form decides. A weight tensor that two layers
-    read in different ways (a first layer that is called again deeper down) is left for converting to round.
+    read in different ways (once turned around, say) is left for converting to round.
 
     Args:
         model: trained; not changed.

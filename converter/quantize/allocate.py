@@ -7,7 +7,7 @@ same for gradients).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +30,7 @@ class Cost(NamedTuple):
 
 
 Measured = Mapping[Layer, Sequence[Tried]]
+_Paths = tuple[str, ...]
 
 
 def allocate(name: str, tried: Measured, budget: Budget) -> dict[str, Tried]:
@@ -37,14 +38,14 @@ def allocate(name: str, tried: Measured, budget: Budget) -> dict[str, Tried]:
 
     Args:
         name: of the model, for the error's words.
-        tried: what there is to choose from; layers of one path get the same.
+        tried: what there is to choose from; layers of one path get the same, and those that share their weights.
         budget: what must hold. Of those that do, least is lost with bits, and with dB least bytes are taken.
 
     Raises:
         ModelError: nothing to choose from is within the budget.
     """
-    by_path = _by_path(tried)
-    there = list(by_path.values())
+    by_paths = _by_paths(tried)
+    there = list(by_paths.values())
     if budget.unit == "b":
         counted = sum(options[0].weights for options in there if options[0].bits != FLOAT_BITS)
         costs = [[Cost(_bits(one), one.error) for one in options] for options in there]
@@ -54,7 +55,7 @@ def allocate(name: str, tried: Measured, budget: Budget) -> dict[str, Tried]:
                 f"{name}: no choice has {budget.value:g} bits a weight: with what the recipe says of single layers the "
                 f"least is {np.ceil(1000 * least / counted) / 1000:g}; give that, or fix fewer layers"
             )
-        picks = choose(costs, size_max=_bits_most(by_path, budget))
+        picks = choose(costs, size_max=_bits_most(by_paths, budget))
     else:
         costs = [[Cost(one.nbytes, one.error) for one in options] for options in there]
         error = sum(min(cost.error for cost in options) for options in costs)
@@ -65,36 +66,55 @@ def allocate(name: str, tried: Measured, budget: Budget) -> dict[str, Tried]:
                 f"{-10 * np.log10(error):.1f} are left; ask for less, or have layers that lose most stay in float"
             )
         picks = choose(costs, error_max=error_max)
-    return {path: options[pick] for path, options, pick in zip(by_path, there, picks, strict=True)}
+    return {
+        path: options[pick] for paths, options, pick in zip(by_paths, there, picks, strict=True) for path in paths
+    }
 
 
 def allocate_uniform(tried: Measured, bits: Mapping[str, int], budget: Budget) -> dict[str, Tried] | None:
     """A choice that is given path by path; None where it takes more bits than the budget, or was not tried."""
-    by_path = _by_path(tried)
-    found = {path: one for path, options in by_path.items() for one in options if one.bits == bits[path]}
-    fits = found.keys() == by_path.keys() and sum(map(_bits, found.values())) <= _bits_most(by_path, budget)
-    return found if fits else None
+    by_paths = _by_paths(tried)
+    found = {
+        paths: one for paths, options in by_paths.items() for one in options if {one.bits} == {bits[p] for p in paths}
+    }
+    fits = found.keys() == by_paths.keys() and sum(map(_bits, found.values())) <= _bits_most(by_paths, budget)
+    return {path: one for paths, one in found.items() for path in paths} if fits else None
 
 
-def _bits_most(by_path: Mapping[str, Sequence[Tried]], budget: Budget) -> int:
-    counted = sum(options[0].weights for options in by_path.values() if options[0].bits != FLOAT_BITS)
+def _bits_most(by_paths: Mapping[_Paths, Sequence[Tried]], budget: Budget) -> int:
+    counted = sum(options[0].weights for options in by_paths.values() if options[0].bits != FLOAT_BITS)
     return int(budget.value * counted)
 
 
-def _by_path(tried: Measured) -> dict[str, list[Tried]]:
-    by_path: dict[str, list[Sequence[Tried]]] = {}
-    for layer, options in tried.items():
-        by_path.setdefault(layer.path, []).append(options)
-    return {path: [_both(same) for same in zip(*several, strict=True)] for path, several in by_path.items()}
+def _by_paths(tried: Measured) -> dict[_Paths, list[Tried]]:
+    """Options of all the layers that must have the same bits, by their paths."""
+    found: list[list[Layer]] = []
+    for layer in tried:
+        joined = [several for several in found if any(_must_agree(layer, one) for one in several)]
+        found = [several for several in found if several not in joined]
+        found.append([*(one for several in joined for one in several), layer])
+    order = list(tried)
+    found.sort(key=lambda several: order.index(several[0]))
+    return {
+        tuple(dict.fromkeys(one.path for one in several)): [
+            _all(dict(zip(several, same, strict=True))) for same in zip(*(tried[one] for one in several), strict=True)
+        ]
+        for several in found
+    }
 
 
-def _both(same: Iterable[Tried]) -> Tried:
-    several = list(same)
+def _must_agree(one: Layer, other: Layer) -> bool:
+    return one.path == other.path or one.held == other.held
+
+
+def _all(same: Mapping[Layer, Tried]) -> Tried:
+    """Of layers at the same bits; weights that several share are held once."""
+    once = {layer.held: one for layer, one in same.items()}.values()
     return Tried(
-        several[0].bits,
-        sum(one.weights for one in several),
-        sum(one.nbytes for one in several),
-        sum(one.error for one in several),
+        next(iter(once)).bits,
+        sum(one.weights for one in once),
+        sum(one.nbytes for one in once),
+        sum(one.error for one in same.values()),
     )
 
 

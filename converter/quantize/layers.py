@@ -20,6 +20,8 @@ _LARGEST_PRODUCT = 255 * 128
 _FIRST_BITS = 8
 _SPARED_BITS = 4
 Ends = tuple[float, float]
+Held = tuple[int, int]
+"""Address and number of weights."""
 _NO_ENDS: Ends = (-float("inf"), float("inf"))
 
 
@@ -39,6 +41,8 @@ class Layer:
     """Nodes through which it sees `x`."""
     end: Node
     """Whose value the operator gives."""
+    held: Held
+    """Where its weights come from: layers of the same, as of shared or tied ones, are held once."""
     bits: int = 8
     static: bool = False
     """Its activations are int8 with scales known beforehand."""
@@ -105,7 +109,7 @@ def _take_table(node: Node, constants: Constants) -> Layer | str:
     weight = constants[table]
     if weight.dtype != torch.float32:
         return f"its numbers are {weight.dtype}"
-    return Layer(node, ids, weight.detach(), torch.zeros(0), None, (node,), node)
+    return Layer(node, ids, weight.detach(), torch.zeros(0), None, (node,), node, _held(weight))
 
 
 def _take(node: Node, constants: Constants) -> Layer | str:
@@ -129,7 +133,7 @@ def _take(node: Node, constants: Constants) -> Layer | str:
         return "its padding is wider than its kernel reaches"
     if not weight.numel() or _LARGEST_PRODUCT * weight[0].numel() >= _SUM_MAX:
         return "its sums would not fit 32 bits" if weight.numel() else "it has no weights"
-    layer = Layer(node, source, weight, bias, window, takes, node)
+    layer = Layer(node, source, weight, bias, window, takes, node, _held(weight))
     _fold(layer, constants)
     return layer
 
@@ -141,9 +145,14 @@ def _take_product(node: Node, constants: Constants) -> Layer | str:
     weight = constants[other].detach()
     if weight.dim() != 2 or {weight.dtype, x.meta["val"].dtype} != {torch.float32}:  # noqa: PLR2004  # a matrix
         return "it is no product with a float32 matrix"
-    layer = Layer(node, x, weight.T.contiguous(), torch.zeros(weight.shape[1]), None, (node,), node)
+    bias = torch.zeros(weight.shape[1])
+    layer = Layer(node, x, weight.T.contiguous(), bias, None, (node,), node, _held(weight))
     _fold(layer, constants)
     return layer
+
+
+def _held(weight: torch.Tensor) -> Held:
+    return weight.data_ptr(), weight.numel()
 
 
 def _fold(layer: Layer, constants: Constants) -> None:
@@ -176,6 +185,7 @@ def choose_bits(layers: Sequence[Layer], bits: int, chosen: Mapping[str, int]) -
     """Bits of each layer's weights, 32 for one that stays in float.
 
     What reads the model's input directly has 8; at 2 bits depthwise convolutions, embeddings and the last layer have 4.
+    Layers that share their weights have the most that any of them would.
 
     Raises:
         ModelError: `chosen` names a layer that is not there.
@@ -187,7 +197,18 @@ def choose_bits(layers: Sequence[Layer], bits: int, chosen: Mapping[str, int]) -
         spared = layer.depthwise or layer.embedding or layer is layers[-1]
         own = _FIRST_BITS if first else max(bits, _SPARED_BITS) if spared else bits
         found[layer] = chosen.get(layer.path, own)
-    return found
+    most: dict[Held, int] = {}
+    for layer, own in found.items():
+        most[layer.held] = max(own, most.get(layer.held, 0))
+    return {layer: most[layer.held] for layer in found}
+
+
+def for_all_uses(layers: Sequence[Layer], chosen: Mapping[str, int]) -> dict[str, int]:
+    """What is chosen for one path, for those as well that share its weights; of several the most."""
+    most: dict[Held, int] = {}
+    for layer in layers:
+        most[layer.held] = max(chosen.get(layer.path, 0), most.get(layer.held, 0))
+    return {layer.path: most[layer.held] for layer in layers if most[layer.held]}
 
 
 def join_neighbours(layers: Sequence[Layer]) -> None:

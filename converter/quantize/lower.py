@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
+from msgspec import structs
 from torch.fx import GraphModule, Node
 from torch.nn import functional
 
@@ -17,7 +19,15 @@ from ferryman.converter.quant_bits import BITS
 from ferryman.converter.quantize.allocate import allocate, allocate_uniform
 from ferryman.converter.quantize.blocks import find_blocks, open_attention, put_blocks
 from ferryman.converter.quantize.equalize import equalize
-from ferryman.converter.quantize.layers import Layer, check_paths, choose_bits, find_layers, join_neighbours
+from ferryman.converter.quantize.layers import (
+    Held,
+    Layer,
+    check_paths,
+    choose_bits,
+    find_layers,
+    for_all_uses,
+    join_neighbours,
+)
 from ferryman.converter.quantize.observe import Scale, find_scale, observe, watch
 from ferryman.converter.quantize.pruned import without_zeros
 from ferryman.converter.quantize.recipe import Recipe
@@ -62,6 +72,7 @@ def lower_quantized(captured: Captured, recipe: Recipe, batches: Batches) -> tup
     chosen: dict[str, Tried] = {}
     if recipe.budget:
         check_paths(layers, recipe.layers)
+        recipe = structs.replace(recipe, layers=for_all_uses(layers, recipe.layers))
         watched = observe(module, batches, _wanted(layers))
         # Of few inputs, what a bias makes good for is all there is to measure.
         means = {node: one.mean for node, one in watched.items() if one.rows >= _ROWS_LEAST}
@@ -175,21 +186,24 @@ def _describe(
 
 
 def _hessians(module: GraphModule, batches: Batches, layers: Sequence[Layer]) -> dict[Layer, torch.Tensor]:
-    """The sum of x x^T of what each layer computes from; not of grouped convolutions and embeddings."""
+    """The sum of x x^T of what each layer computes from; not of grouped convolutions and embeddings.
+
+    Layers that share their weights have one sum: these are rounded once, for all of them.
+    """
     wanted: dict[Node, list[Layer]] = {}
     for layer in layers:
         if not layer.embedding and not (layer.window and layer.window[5] > 1):
             wanted.setdefault(layer.x, []).append(layer)
-    sums: dict[Layer, torch.Tensor] = {}
+    sums: dict[Held, torch.Tensor] = {}
 
     def add(node: Node, value: torch.Tensor) -> None:
         for layer in wanted[node]:
             rows = _rows(value, layer).double()
             rows = rows[rows.isfinite().all(1)]
-            sums[layer] = rows.T @ rows + sums.get(layer, 0)
+            sums[layer.held] = rows.T @ rows + sums.get(layer.held, 0)
 
     watch(module, batches, wanted, add)
-    return sums
+    return {layer: sums[layer.held] for several in wanted.values() for layer in several if layer.held in sums}
 
 
 def _rows(x: torch.Tensor, layer: Layer) -> torch.Tensor:
@@ -231,6 +245,7 @@ class _Writer:
         self.sparse: dict[Layer, str] = {}
         """Those that were put without their zeros -> in words."""
         self._shared = shared
+        self._without_zeros: dict[tuple[Held, int], tuple[Packed, Packed]] = {}
         self._made: dict[Node, Node] = {}
         self._held: dict[tuple[str, tuple[int, ...], bytes], str] = {}
 
@@ -307,10 +322,19 @@ class _Writer:
     def _pack(self, layer: Layer, rounded: Rounded, *, lanes: bool = False) -> Packed:
         packed = pack_layer(layer, layer.bits, rounded, lanes=lanes)
         if self._sparse and layer not in self._shared:
-            packed = without_zeros(layer, layer.bits, rounded, packed)
+            packed = self._leave_zeros_out(layer, rounded, packed)
             if packed.index_bits:
                 self.sparse[layer] = "zeros left out" if packed.unpack or not layer.window else "zeros skipped"
         return packed
+
+    def _leave_zeros_out(self, layer: Layer, rounded: Rounded, dense: Packed) -> Packed:
+        """Shared weights are measured once: another time something else might be faster."""
+        key = layer.held, layer.bits
+        before, chosen = self._without_zeros.get(key, (None, dense))
+        if before is None or not torch.equal(before.weight, dense.weight):
+            chosen = without_zeros(layer, layer.bits, rounded, dense)
+            self._without_zeros[key] = dense, chosen
+        return replace(chosen, scale=dense.scale, zero=dense.zero)
 
     def _maybe(self, value: torch.Tensor | None) -> Node | None:
         return None if value is None else self.constant(value)

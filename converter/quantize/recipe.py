@@ -40,7 +40,7 @@ _MIXED = "mixed"
 _MIXED_BITS = 2
 _BUDGET = re.compile(r"(\d{1,3}(?:\.\d{1,6})?)(b|db)", re.ASCII)
 _BUDGET_ENDS = {"b": (2, 8), "db": (1, 100)}
-_COMPRESSED = ("sparse-", "pruned-")
+_COMPRESSED = ("sparse-", "pruned-", "folded-", "merged")
 PLAIN = ("fp32", "binary", "sparse")
 """Forms without a recipe."""
 GRAMMAR = "int8, 4bit, 2bit or mixed-BUDGET with options, such as 4bit-g64-asym-gptq or mixed-3.5b-gptq"

@@ -1,0 +1,1 @@
+"""Networks of fewer and of shared blocks (FoldGPT), and of merged layers (VanillaNet): weights once, layers once."""
