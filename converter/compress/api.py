@@ -13,6 +13,8 @@ from ferryman.converter.compress.binary import binarize, fine_tune
 from ferryman.converter.compress.binary_policy import Decision, Example
 from ferryman.converter.compress.quantized import fine_tune_quantized
 from ferryman.converter.compress.training import Batch, Loss, Progress, first_batch, first_inputs
+from ferryman.converter.low_rank.factorize import factorize
+from ferryman.converter.low_rank.recipe import LOW_RANK_GRAMMAR, LowRank, is_low_rank, parse_low_rank
 from ferryman.converter.prune.latency import Latency
 from ferryman.converter.prune.recipe import PRUNED_GRAMMAR, Pruning, is_pruned, parse_pruning
 from ferryman.converter.prune.structured import prune
@@ -23,7 +25,11 @@ from ferryman.converter.quantize.recipe import GRAMMAR, Recipe, is_quantized, pa
 from ferryman.runtime.contracts.errors import CallerError
 
 _ESTIMATOR = "reste"
-_LR = {"binary": 1e-2, "quantized": 2e-3, "sparse": 2e-3, "pruned": 1e-3}
+_LR = {"binary": 1e-2, "quantized": 2e-3, "sparse": 2e-3, "pruned": 1e-3, "low-rank": 1e-3}
+
+
+_TRAINED = (Sparsity, Pruning, LowRank)
+"""Recipes of forms that train with any loss."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class Compressed:
     model: nn.Module
     """In eval mode."""
     form: str
-    """What to convert it as: `sparse` of zeros among weights, `fp32` (or any other) of fewer channels."""
+    """What to convert it as: `sparse` of zeros among weights, `fp32` (or any other) of fewer channels or lower ranks."""
     decisions: tuple[Decision, ...]
     """Layer by layer, what was done and why."""
     losses: tuple[float, ...]
@@ -42,7 +48,7 @@ class Compressed:
 
 def compress(
     model: nn.Module,
-    form: str | Recipe | Sparsity | Pruning,
+    form: str | Recipe | Sparsity | Pruning | LowRank,
     *,
     loader: Iterable[Batch] | None = None,
     epochs: int = 8,
@@ -76,39 +82,43 @@ def compress(
     Pruned forms (`pruned-50flops`, `pruned-40bytes`, `pruned-60latency` and their options): channels, heads and
     branches go (see `prune`). What is left is a dense model, to be converted as any other.
 
+    Low-rank forms (`lowrank-50flops`, `lowrank-95energy`, `lowrank-30db` and their options): linear layers and
+    convolutions become chains of thinner ones where that is measured to be faster (see `factorize`).
+
     Args:
         model: dense and trained.
-        form: `binary`, the name of a quantized, sparse or pruned form, or the recipe of one.
+        form: `binary`, the name of a quantized, sparse, pruned or low-rank form, or the recipe of one.
         loader: (inputs, targets) batches, every time it is iterated over; targets are class numbers, but with a `loss`
             of your own.
         epochs: of fine-tuning.
-        lr: learning rate of the first epoch; None: 0.01 for `binary`, 0.001 for pruned forms, 0.002 for others.
+        lr: learning rate of the first epoch; None: 0.01 for `binary`, 0.001 for pruned and low-rank forms, 0.002 for
+            others.
         keep: patterns of module paths (fnmatch) that stay in float besides the default ones, of `binary`.
         estimator: of the sign's gradient, `reste` or `ste`, of `binary`.
         rank: of BiPFT's low-rank path beside each binary linear layer; 0: none.
         example: positional inputs of one call, by which layers are found whose signs would carry nothing, or that can
             be quantized; None takes the loader's first inputs.
         distil: train against the dense model's answers as well as the classes.
-        loss: of (outputs, targets), of sparse and pruned forms.
-        latency: seconds of a model, for a pruned form with a budget in latency: see `latency_on` for a device by name,
+        loss: of (outputs, targets), of sparse, pruned and low-rank forms.
+        latency: seconds of a model, for a pruned or low-rank form with a budget in latency: see `latency_on` for a device by name,
             and `measured_latency` for an interpreter of this machine.
         progress: told epoch (from 1), epochs and mean loss.
-        stage: told what begins, of pruned forms.
+        stage: told what begins, of pruned and low-rank forms.
 
     Raises:
         CallerError: unknown form or estimator, no loader, an argument out of range or of another form, or as
-            `binarize`, `fine_tune`, `fine_tune_quantized`, `sparsify` and `prune`.
+            `binarize`, `fine_tune`, `fine_tune_quantized`, `sparsify`, `prune` and `factorize`.
         ModelError: a quantized form is asked for, and the model cannot be captured or has nothing to quantize; or as
-            `prune`.
+            `prune` and `factorize`.
     """
     recipe = _recipe(form)
     if form != "binary" and (keep is not None or rank or estimator != _ESTIMATOR):
         raise CallerError("keep, rank and estimator are for form binary; a recipe's `layers` keeps layers as they are")
-    if not isinstance(recipe, Sparsity | Pruning) and (loss is not functional.cross_entropy or latency is not None):
-        raise CallerError("loss and latency are for sparse and pruned forms")
+    if not isinstance(recipe, _TRAINED) and (loss is not functional.cross_entropy or latency is not None):
+        raise CallerError("loss and latency are for sparse, pruned and low-rank forms")
     if loader is not None and not isinstance(loader, Iterable):
         raise CallerError(f"loader gives batches when it is iterated over, found {type(loader).__name__}")
-    if isinstance(recipe, Sparsity | Pruning) and loader is not None and loss is functional.cross_entropy:
+    if isinstance(recipe, _TRAINED) and loader is not None and loss is functional.cross_entropy:
         _check_classes(loader)
     if isinstance(recipe, Sparsity):
         lr = _LR["sparse"] if lr is None else lr
@@ -125,6 +135,13 @@ def compress(
             loader=loader, epochs=epochs, lr=lr, loss=loss, distil=distil, latency=latency, progress=stage,
         )  # fmt: skip
         return Compressed(model=pruned.model, form="fp32", decisions=pruned.decisions, losses=pruned.losses)
+    if isinstance(recipe, LowRank):
+        lr = _LR["low-rank"] if lr is None else lr
+        thin = factorize(
+            model, recipe, example=_example(recipe.name, example, loader),
+            loader=loader, epochs=epochs, lr=lr, loss=loss, distil=distil, latency=latency, progress=stage,
+        )  # fmt: skip
+        return Compressed(model=thin.model, form="fp32", decisions=thin.decisions, losses=thin.losses)
     if isinstance(recipe, Recipe):
         return _quantized(
             model, recipe, loader, epochs, _LR["quantized"] if lr is None else lr, example, progress, distil=distil
@@ -139,7 +156,7 @@ def compress(
     return Compressed(model=tuned.model, form="binary", decisions=decisions, losses=tuned.losses)
 
 
-def _recipe(form: str | Recipe | Sparsity | Pruning) -> Recipe | Sparsity | Pruning | None:
+def _recipe(form: str | Recipe | Sparsity | Pruning | LowRank) -> Recipe | Sparsity | Pruning | LowRank | None:
     """None: binary.
 
     Raises:
@@ -149,10 +166,16 @@ def _recipe(form: str | Recipe | Sparsity | Pruning) -> Recipe | Sparsity | Prun
         return form
     if form == "binary":
         return None
-    for is_one, parse in ((is_quantized, parse_recipe), (is_sparse, parse_sparsity), (is_pruned, parse_pruning)):
+    for is_one, parse in (
+        (is_quantized, parse_recipe),
+        (is_sparse, parse_sparsity),
+        (is_pruned, parse_pruning),
+        (is_low_rank, parse_low_rank),
+    ):
         if is_one(form):
             return parse(form)
-    raise CallerError(f"form {form!r} is not known; there are: binary; {GRAMMAR}; {SPARSE_GRAMMAR}; {PRUNED_GRAMMAR}")
+    there = "; ".join(("binary", GRAMMAR, SPARSE_GRAMMAR, PRUNED_GRAMMAR, LOW_RANK_GRAMMAR))
+    raise CallerError(f"form {form!r} is not known; there are: {there}")
 
 
 def _check_classes(loader: Iterable[Batch]) -> None:

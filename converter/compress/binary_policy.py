@@ -35,7 +35,7 @@ class Decision:
     path: str
     kind: str
     """Its class in the dense model."""
-    decision: Literal["binary", "int8", "4bit", "2bit", "float", "replaced", "sparse", "pruned", "erased"]
+    decision: Literal["binary", "int8", "4bit", "2bit", "float", "replaced", "sparse", "pruned", "erased", "low-rank"]
     reason: str
 
 
