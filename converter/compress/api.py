@@ -39,7 +39,7 @@ class Compressed:
     model: nn.Module
     """In eval mode."""
     form: str
-    """What to convert it as: `sparse` of zeros among weights, `fp32` (or any other) of fewer channels or lower ranks."""
+    """What to convert it as: `sparse` of zeros among weights, `fp32` (or any other) of fewer channels or low ranks."""
     decisions: tuple[Decision, ...]
     """Layer by layer, what was done and why."""
     losses: tuple[float, ...]
@@ -100,8 +100,8 @@ def compress(
             be quantized; None takes the loader's first inputs.
         distil: train against the dense model's answers as well as the classes.
         loss: of (outputs, targets), of sparse, pruned and low-rank forms.
-        latency: seconds of a model, for a pruned or low-rank form with a budget in latency: see `latency_on` for a device by name,
-            and `measured_latency` for an interpreter of this machine.
+        latency: seconds of a model, for a pruned or low-rank form with a budget in latency: see `latency_on` for a
+            device by name, and `measured_latency` for an interpreter of this machine.
         progress: told epoch (from 1), epochs and mean loss.
         stage: told what begins, of pruned and low-rank forms.
 
@@ -174,7 +174,7 @@ def _recipe(form: str | Recipe | Sparsity | Pruning | LowRank) -> Recipe | Spars
     ):
         if is_one(form):
             return parse(form)
-    there = "; ".join(("binary", GRAMMAR, SPARSE_GRAMMAR, PRUNED_GRAMMAR, LOW_RANK_GRAMMAR))
+    there = f"binary; {GRAMMAR}; {SPARSE_GRAMMAR}; {PRUNED_GRAMMAR}; {LOW_RANK_GRAMMAR}"
     raise CallerError(f"form {form!r} is not known; there are: {there}")
 
 

@@ -20,7 +20,7 @@ from ferryman.converter.low_rank.layers import Layer
 from ferryman.converter.low_rank.moments import Moments, bias_shift
 from ferryman.converter.low_rank.shapes import Ranks, Way, chain
 
-_CP_ROUNDS, _TUCKER_ROUNDS = 30, 10
+_CP_ROUNDS, _TUCKER_ROUNDS = 20, 10
 _CP_WORK = 3e8
 """Multiplications of one round of CP that are still waited for."""
 
@@ -93,13 +93,15 @@ class Decomposer:
         read = self.moments.times(maps)
         square = read @ maps.T
         square += 1e-9 * square.diagonal().mean().clamp(min=1e-30) * torch.eye(len(square), dtype=square.dtype)
-        return torch.linalg.lstsq(square, read @ self.weight.T).solution.T
+        found: torch.Tensor = torch.linalg.lstsq(square, read @ self.weight.T).solution
+        return found.T
 
     @functools.cached_property
     def _outputs(self) -> torch.Tensor:
         """Directions of outputs, the strongest first."""
         square = self.moments.times(self.weight) @ self.weight.T
-        return torch.linalg.eigh((square + square.T) / 2).eigenvectors.flip(1)
+        found: torch.Tensor = torch.linalg.eigh((square + square.T) / 2).eigenvectors
+        return found.flip(1)
 
     @functools.cached_property
     def _whitened(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -121,7 +123,7 @@ class Decomposer:
         height = self.shape[2]
         root, back = _roots(self.moments.columns(height))
         across = self.weight.reshape(self.shape).permute(1, 2, 0, 3).reshape(self.shape[1] * height, -1)
-        left = torch.linalg.svd(root @ across, full_matrices=False).U
+        left: torch.Tensor = torch.linalg.svd(root @ across, full_matrices=False).U
         return (back @ left).T
 
     def _spatial(self, ranks: Ranks) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
@@ -145,8 +147,8 @@ class Decomposer:
         tensor, back = self._whitened
         with tensorly.backend_context("pytorch"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of ranks beyond a side, whose start is random
-            found = parafac(tensor, ranks[0], n_iter_max=_CP_ROUNDS, tol=1e-5, random_state=0, normalize_factors=True)
-        _, inside, *along = found.factors
+            found = parafac(tensor.float(), ranks[0], n_iter_max=_CP_ROUNDS, random_state=0, normalize_factors=True)
+        _, inside, *along = (one.double() for one in found.factors)
         first = inside.T @ back
         maps = first
         front = [first.reshape(*first.shape, *[1] * len(along))]

@@ -14,7 +14,7 @@ from ferryman.converter.compress.binary_policy import Decision, Example
 from ferryman.converter.compress.training import Batch, Loss, recalibrate_batch_norm, train
 from ferryman.converter.low_rank.attention import OPENED
 from ferryman.converter.low_rank.layers import require_finite
-from ferryman.converter.low_rank.learned import learn_ranks
+from ferryman.converter.low_rank.learned import Trainer, learn_ranks
 from ferryman.converter.low_rank.options import Choices, Option
 from ferryman.converter.low_rank.recipe import LowRank, check_low_rank, parse_low_rank
 from ferryman.converter.low_rank.shapes import Price, Way
@@ -28,6 +28,7 @@ from ferryman.converter.prune.latency import Latency, checked
 from ferryman.runtime.contracts.errors import CallerError
 
 _NAMED, _SAID = 4, 120
+_NO_ERROR = 1e-10
 _NOTHING = Price(0, 0)
 
 
@@ -78,14 +79,14 @@ def factorize(
 ) -> Factorized:
     """Put chains of thinner layers in the places of linear layers and convolutions of a trained model.
 
-    Several kinds of chains compete for each layer (see `shapes`), at several ranks. What each costs is counted, what the
-    outputs lose by it is measured on the loader's first batches, or on the example; a dynamic program picks. Unless it
-    is bytes that are asked for, a layer becomes only what is measured to be faster on an interpreter of this machine.
-    With a loader the model is then trained for a while, against the dense model's answers as well. The given model is
-    not changed.
+    Several kinds of chains compete for each layer (see `shapes`), at several ranks. What each costs is counted, what
+    the outputs lose by it is measured on the loader's first batches, or on the example; a dynamic program picks. Unless
+    it is bytes that are asked for, a layer becomes only what is measured to be faster on an interpreter of this
+    machine. With a loader the model is then trained for a while, against the dense model's answers as well. The given
+    model is not changed.
 
-    With `learned` half of the epochs go into learning ranks (see `learned`), before they are chosen; with `trp` all (see
-    `trp`).
+    With `learned` half of the epochs go into learning ranks (see `learned`), before they are chosen; with `trp` all
+    (see `trp`).
 
     Args:
         model: dense and trained.
@@ -111,8 +112,8 @@ def factorize(
     require_finite(model)
     work = Work(model, inputs, recipe, loader, None if latency is None else checked(latency), timer, progress)
     teacher = model if distil and [one.dim() for one in run(work.dense, inputs)] == [2] else None
-    trainer = functools.partial(
-        train, loader=loader, lr=lr, loss=loss, teacher=teacher,
+    trainer: Trainer = functools.partial(
+        train, loader=[] if loader is None else loader, lr=lr, loss=loss, teacher=teacher,
         progress=lambda epoch, of, value: progress(f"epoch {epoch} of {of}: loss {value:.4f}"),
     )  # fmt: skip
     losses: tuple[float, ...] = ()
@@ -143,7 +144,7 @@ def factorize(
     if work.latency is not None:
         before = replace(before, seconds=work.latency(work.dense))
         after = replace(after, seconds=work.latency(made.eval()))
-    return Factorized(made.eval(), recipe, _decisions(model, work, several, picks, made), before, after, losses)
+    return Factorized(made.eval(), recipe, _decisions(work, several, picks, made), before, after, losses)
 
 
 def _check(recipe: LowRank, loader: Iterable[Batch] | None, latency: Latency | None, epochs: int) -> None:
@@ -162,9 +163,7 @@ def _check(recipe: LowRank, loader: Iterable[Batch] | None, latency: Latency | N
         )
 
 
-def _decisions(
-    model: nn.Module, work: Work, several: Sequence[Choices], picks: Picks, made: nn.Module
-) -> tuple[Rank, ...]:
+def _decisions(work: Work, several: Sequence[Choices], picks: Picks, made: nn.Module) -> tuple[Rank, ...]:
     """What became of every layer with weights."""
     rows: dict[str, Rank] = {}
     for each, option in zip(several, picks, strict=True):
@@ -189,7 +188,7 @@ def _row(path: str, work: Work, each: Choices, option: Option) -> Rank:
     times = work.solver.times.get((each.layer.path, *option.key))
     said = (
         f"{said_ranks(option)}: {option.price.macs / before.macs:.0%} of the multiplications, "
-        f"{option.price.nbytes / before.nbytes:.0%} of the bytes, {_decibels(option.error)} of its output, "
+        f"{option.price.nbytes / before.nbytes:.0%} of the bytes, its output holds {_decibels(option.error)}, "
     )
     said += "not timed: bytes are asked for" if times is None else f"{times[0] / times[1]:.2f} times as fast"
     return Rank(
@@ -221,4 +220,4 @@ def said_ranks(option: Option) -> str:
 
 
 def _decibels(error: float) -> str:
-    return f"{-10 * math.log10(max(error, 1e-12)):.0f} dB"
+    return "all" if error < _NO_ERROR else f"{-10 * math.log10(error):.0f} dB"

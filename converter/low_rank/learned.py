@@ -1,9 +1,9 @@
 """Ranks that are learned: each layer a product of two, whose inner channels training puts in an order of importance.
 
-Horvath et al. 2024, "Maestro: Uncovering Low-Rank Structures via Trainable Decomposition": W = U V^T; in each step one
-layer keeps only the first b of its inner channels, b drawn anew (ordered dropout), so that first ones come to matter
-most; a hierarchical group lasso, the lengths of all tails of U and of V, draws the last ones to nothing, and a tail that
-is as good as nothing is gone from the next epoch on.
+Horvath et al. 2024, "Maestro: Uncovering Low-Rank Structures via Trainable Decomposition": W = U V^T; in each step
+one layer keeps only the first b of its inner channels, b drawn anew (ordered dropout), so that first ones come to
+matter most; a hierarchical group lasso, the lengths of all tails of U and of V, draws the last ones to nothing, and a
+tail that is as good as nothing is gone from the next epoch on.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 
 from ferryman.converter.compress.training import FineTuned
 from ferryman.converter.low_rank.decompose import Decomposer, Factors, build
-from ferryman.converter.low_rank.layers import Layer, put
+from ferryman.converter.low_rank.layers import Factorable, Layer, put
 from ferryman.converter.low_rank.moments import plain
 from ferryman.converter.low_rank.shapes import price, rank_max
 
@@ -38,7 +38,9 @@ class Ordered(nn.Module):
         """
         super().__init__()
         ranks = rank_max(layer, "svd")
-        self.front, self.last = build(layer, Decomposer(layer, plain(layer)).factors("svd", ranks), None)
+        front, last = build(layer, Decomposer(layer, plain(layer)).factors("svd", ranks), None)
+        self.front: Factorable = front  # type: ignore[assignment]  # of the layer's kind
+        self.last: Factorable = last  # type: ignore[assignment]  # ditto
         self.rank = ranks[0]
         """Inner channels that are left."""
         self.drawn = ranks[0]
@@ -121,7 +123,7 @@ def learn_ranks(
         for layer, ordered in made.items():
             ordered.shrink()
             layer.module.weight.copy_(ordered.factors(ordered.rank).dense().reshape(layer.module.weight.shape))
-            if layer.module.bias is not None:
+            if layer.module.bias is not None and ordered.last.bias is not None:
                 layer.module.bias.copy_(ordered.last.bias)
     put(model, {layer: layer.module for layer in layers})
     model.eval()

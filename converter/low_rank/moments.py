@@ -1,7 +1,7 @@
 """Second moments of what layers read: which errors of weights their outputs show.
 
-The error of a layer's output is tr((W - W') C (W - W')^T), where C is the second moment of the windows that it reads. So
-what inputs never hold costs nothing, and what they always hold costs most.
+The error of a layer's output is tr((W - W') C (W - W')^T), where C is the second moment of the windows that it reads.
+So what inputs never hold costs nothing, and what they always hold costs most.
 """
 
 from __future__ import annotations
@@ -154,8 +154,8 @@ def pick_windows(part: nn.Linear | nn.Conv1d | nn.Conv2d, x: torch.Tensor, most:
     places = (len(x), *windows.shape[2 : 2 + len(part.kernel_size)])
     total = math.prod(places)
     flat = torch.arange(total) if total <= most else draw(total)
-    at = torch.unravel_index(flat, places)
-    return windows[at[0], :, *at[1:]].reshape(len(flat), -1)
+    image, *at = torch.unravel_index(flat, places)
+    return windows.movedim(1, len(places))[image, *at].reshape(len(flat), -1)
 
 
 def _draw(most: int) -> Callable[[int], torch.Tensor]:

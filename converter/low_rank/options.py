@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -84,7 +85,9 @@ def find_choices(layer: Layer, moments: Moments, only: Sequence[Way] | None = No
         for ranks in _ranks(work, way, cheaper):
             factors = work.factors(way, ranks)
             held = factors if way in ("cp", "tucker") else None
-            options.append(Option(way, ranks, of(way, ranks), work.error(factors), factors=held))
+            error = work.error(factors)
+            if math.isfinite(error):
+                options.append(Option(way, ranks, of(way, ranks), error, factors=held))
     return Choices(layer, work, options)
 
 
@@ -156,7 +159,7 @@ def weigh(model: nn.Module, choices: Sequence[Choices], batches: Sequence[tuple[
         lossy = [one for one in each.options if one.error > 0]
         gain = 1.0
         if lossy:
-            probe = min(lossy, key=lambda one: abs(torch.tensor(one.error / _PROBE).log().item()))
+            probe = min(lossy, key=lambda one: abs(math.log(one.error / _PROBE)))
             weight = each.layer.module.weight
             kept = weight.detach().clone()
             weight.copy_(each.factors(probe).dense().reshape(weight.shape))

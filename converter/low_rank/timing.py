@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,8 +31,11 @@ _TOGETHER = 8
 """Artifacts in one process: so many are timed within its budget."""
 
 
+@functools.cache
 def interpreter_timer(interpreter: str = INTERPRETER) -> Timer:
     """Time fp32 artifacts on an interpreter of this machine, one thread: the fastest round of each.
+
+    Layers that differ only in their weights are lowered once in a process.
 
     Args:
         interpreter: one of `ferryman.runtime.session.INTERPRETERS`' names.
@@ -48,12 +52,20 @@ def interpreter_timer(interpreter: str = INTERPRETER) -> Timer:
     (place,) = interpreters(runtimes[interpreter], (interpreter,))
     backend = BACKENDS[runtimes[interpreter]]
 
+    lowered: dict[tuple[str, torch.Size], bytes] = {}
+
+    def artifact(module: nn.Module, x: torch.Tensor) -> bytes:
+        key = repr(module), x.shape
+        if key not in lowered:
+            with quiet():
+                lowered[key] = backend.lower(capture(make_source(module.eval(), (x,)))).data
+        return lowered[key]
+
     def measure(modules: Sequence[nn.Module], x: torch.Tensor) -> list[float]:
         with tempfile.TemporaryDirectory() as folder:
             paths = [Path(folder) / f"{number}{backend.suffix}" for number in range(len(modules))]
             for path, module in zip(paths, modules, strict=True):
-                with quiet():
-                    path.write_bytes(backend.lower(capture(make_source(module.eval(), (x,)))).data)
+                path.write_bytes(artifact(module, x))
             inputs = [[x.numpy()]] * len(paths)
             times = time_beside(paths, place.name, inputs, rounds=_ROUNDS, bare=True, python=place.python)
         return [min(one) for one in times]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ferryman.converter.compress.training import Batch, copy_model, pair_of, recalibrate_batch_norm
+from ferryman.converter.compress.training import Batch, copy_model, pair_of
 from ferryman.converter.low_rank.attention import close_attention, open_attention
 from ferryman.converter.low_rank.decompose import build
 from ferryman.converter.low_rank.layers import Layer, find_layers, put
