@@ -1,0 +1,1 @@
+"""Layers as products of thinner ones: decomposed, trained to be so, or designed so."""
