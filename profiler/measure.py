@@ -94,6 +94,7 @@ def measure(task: Task) -> Measurement:
         started_at_ns=started_at_ns,
         import_ns=import_ns,
         load_ns=load_ns,
+        cache=session.cache,
         first_run_ns=first_run_ns,
         warmup_ns=tuple(warmup_ns),
         samples_ns=tuple(samples_ns),

@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
+_X86 = ("vendor_id", "cpu family", "model", "model name", "stepping", "flags", "cache size")
+_ARM = ("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision", "Features", "Hardware")
+_RISC_V = ("isa", "uarch", "mvendorid", "marchid", "mimpid")
+_IDENTITY = frozenset((*_X86, *_ARM, *_RISC_V))
 
 
 def instruction_sets(cpuinfo: str) -> frozenset[str]:
@@ -20,3 +24,18 @@ def instruction_sets(cpuinfo: str) -> frozenset[str]:
         if key.strip() in {"flags", "Features", "isa"}
     ]
     return frozenset.intersection(*cores) if cores else frozenset()
+
+
+def fingerprint(cpuinfo: str) -> str:
+    """What programs choose their instructions by: the same text on the same kind of processor, whatever its clock.
+
+    Args:
+        cpuinfo: text of /proc/cpuinfo.
+    """
+    lines = {
+        f"{key.strip()}: {value.strip()}"
+        for line in cpuinfo.splitlines()
+        for key, _, value in [line.partition(":")]
+        if key.strip() in _IDENTITY
+    }
+    return "\n".join(sorted(lines))

@@ -42,6 +42,8 @@ class IsolatedSession(Closing):
         interpreter: str | None = None,
         threads: int = 1,
         entry: str | None = None,
+        cache: Path | str | None = None,
+        sha256: str | None = None,
         python: Path | None = None,
         timeout_s: float = 120.0,
     ) -> None:
@@ -53,6 +55,8 @@ class IsolatedSession(Closing):
             interpreter: see `open_session`.
             threads: see `open_session`.
             entry: see `open_session`.
+            cache: see `open_session`.
+            sha256: see `open_session`.
             python: of another environment that has ferryman and the interpreter; None: this one.
             timeout_s: bounds each call; a worker that takes longer is killed.
 
@@ -87,6 +91,8 @@ class IsolatedSession(Closing):
                 interpreter=interpreter,
                 threads=threads,
                 entry=entry,
+                cache=None if cache is None else str(Path(cache).absolute()),
+                sha256=sha256,
             )
             opened = self._ask(question, Opened)
         except BaseException:
@@ -94,6 +100,7 @@ class IsolatedSession(Closing):
             raise
         self.interpreter = opened.interpreter
         self.version = opened.version
+        self.cache = opened.cache
         self.signature = opened.signature
         self.load_ns = opened.load_ns
         self.memory_before = opened.memory_before

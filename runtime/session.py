@@ -10,6 +10,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
+from ferryman.runtime.cache import Cache, CacheUse
 from ferryman.runtime.contracts.errors import CallerError, DeviceError
 from ferryman.runtime.contracts.manifest import RuntimeName
 from ferryman.runtime.contracts.tensor import Array, Signature, TensorSpec
@@ -25,6 +26,10 @@ class Session(Protocol):
     @property
     def version(self) -> str:
         """Its version."""
+
+    @property
+    def cache(self) -> CacheUse:
+        """What became of packed weights when it was opened."""
 
     @property
     def signature(self) -> Signature:
@@ -137,6 +142,8 @@ def open_session(
     interpreter: str | None = None,
     threads: int = 1,
     entry: str | None = None,
+    cache: Path | str | None = None,
+    sha256: str | None = None,
 ) -> Session:
     """Load an artifact.
 
@@ -147,6 +154,9 @@ def open_session(
         threads: how many the interpreter may use.
         entry: what to run of an artifact that holds several: a method of a `.pte`, a signature of a `.tflite`. None:
             the only one; of several, `forward` of a `.pte` and the first of a `.tflite`.
+        cache: a folder of the caller's own, for packed weights of executorch and ai-edge-litert, so that the next start
+            need not pack them again; it is made if need be, and bounded. None: nothing is written.
+        sha256: of the artifact, from whoever has just checked it; the cache then finds it wherever its file is.
 
     Raises:
         CallerError: no such file, runtime, interpreter or entry, or threads < 1.
@@ -168,7 +178,7 @@ def open_session(
         interpreter = next(iter(have))
     if interpreter not in names:
         raise CallerError(f"{interpreter!r} does not run {runtime} artifacts; those that do: {', '.join(names)}")
-    return _OPENERS[interpreter](artifact, threads, entry)
+    return _OPENERS[interpreter](artifact, threads, entry, None if cache is None else Cache(Path(cache), sha256))
 
 
 def import_interpreter(name: str) -> None:
@@ -187,16 +197,16 @@ def _distribution_version(name: str) -> str | None:
         return None
 
 
-def _open_executorch(artifact: Path, threads: int, entry: str | None) -> Session:
+def _open_executorch(artifact: Path, threads: int, entry: str | None, cache: Cache | None) -> Session:
     from ferryman.runtime.sessions import executorch
 
-    return executorch.open_session(artifact, threads=threads, entry=entry)
+    return executorch.open_session(artifact, threads=threads, entry=entry, cache=cache)
 
 
-def _open_tflite(interpreter: str, artifact: Path, threads: int, entry: str | None) -> Session:
+def _open_tflite(interpreter: str, artifact: Path, threads: int, entry: str | None, cache: Cache | None) -> Session:
     from ferryman.runtime.sessions import tflite
 
-    return tflite.open_session(artifact, interpreter=interpreter, threads=threads, entry=entry)
+    return tflite.open_session(artifact, interpreter=interpreter, threads=threads, entry=entry, cache=cache)
 
 
 def _import_executorch() -> None:
@@ -206,9 +216,11 @@ def _import_executorch() -> None:
 
 
 def _import_tflite(name: str) -> None:
-    from ferryman.runtime.sessions import tflite
+    from ferryman.runtime.sessions import compiled, tflite
 
     tflite.load(name)
+    if name == compiled.INTERPRETER:
+        compiled.load()
 
 
 def _executorch_version() -> str | None:
@@ -218,7 +230,7 @@ def _executorch_version() -> str | None:
 
 
 # Interpreters are imported when one is opened: a device has only some of them, and each costs memory.
-_OPENERS: dict[str, Callable[[Path, int, str | None], Session]] = {
+_OPENERS: dict[str, Callable[[Path, int, str | None, Cache | None], Session]] = {
     "executorch": _open_executorch,
     "ai-edge-litert": partial(_open_tflite, "ai-edge-litert"),
     "tflite-runtime": partial(_open_tflite, "tflite-runtime"),

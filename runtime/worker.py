@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import BinaryIO
 
+from ferryman.runtime.cache import CacheUse
 from ferryman.runtime.contracts.errors import CallerError, WireError, to_wire
 from ferryman.runtime.contracts.manifest import RuntimeName
 from ferryman.runtime.contracts.measurement import Memory
@@ -33,6 +34,8 @@ class Open(Record, tag="open"):
     interpreter: str | None
     threads: int
     entry: str | None = None
+    cache: str | None = None
+    sha256: str | None = None
 
 
 class Run(Record, tag="run"):
@@ -46,6 +49,7 @@ class Opened(Record, tag="opened"):
 
     interpreter: str
     version: str
+    cache: CacheUse
     signature: Signature
     load_ns: int
     memory_before: Memory | Unavailable
@@ -95,12 +99,15 @@ def _answer(question: Open | Run, session: Session | None) -> tuple[Opened | Ran
             interpreter=question.interpreter,
             threads=question.threads,
             entry=question.entry,
+            cache=question.cache,
+            sha256=question.sha256,
         )
         load_ns = time.perf_counter_ns() - start
         return (
             Opened(
                 interpreter=session.interpreter,
                 version=session.version,
+                cache=session.cache,
                 signature=session.signature,
                 load_ns=load_ns,
                 memory_before=before,

@@ -14,6 +14,9 @@ from ferryman.runtime.isolated import IsolatedSession
 from ferryman.runtime.session import fit
 from ferryman.runtime.slots import Installed, SlotStore
 
+CACHE = "cache"
+"""Folder of packed weights, in the store's root."""
+
 
 class Serving:
     """The active slot and its open sessions; used by one thread."""
@@ -96,8 +99,15 @@ class Serving:
         session = self._sessions.get((variant.name, interpreter))
         if session is None:
             artifact = self._store.verify_payload(installed, variant.payload)
+            hashes = {payload.path: payload.sha256 for payload in installed.manifest.payloads}
             session = IsolatedSession(
-                artifact, variant.runtime, interpreter=interpreter, entry=variant.entry, timeout_s=timeout_s
+                artifact,
+                variant.runtime,
+                interpreter=interpreter,
+                entry=variant.entry,
+                cache=self._store.root / CACHE,
+                sha256=hashes[variant.payload],
+                timeout_s=timeout_s,
             )
             self._sessions[variant.name, interpreter] = session
         return session

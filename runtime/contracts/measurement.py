@@ -135,3 +135,6 @@ class Measurement(Record, kw_only=True):
     energy: Energy | Unavailable
     before: Conditions
     after: Conditions
+    cache: str | None = None
+    """What became of packed weights at loading, see `ferryman.runtime.cache.CacheUse`: only `warm` found them on disk,
+    and a profile looks for none. None: of an older ferryman."""

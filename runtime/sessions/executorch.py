@@ -11,28 +11,40 @@ in the same process use that pool as well, and are not counted: do not change it
 ExecuTorch verifies the structure of a file, which catches truncation and most damage; some altered bytes crash it.
 Open only files whose hash is known, or in a process of their own.
 
+Weights: each use of a weight is packed for itself, unless several layers share one or a cache is given; then all are
+packed once, into a file that the session maps. ExecuTorch takes locks on that file, and holds them: whoever comes then
+would pack anew and, once the lock is gone, empty the file under those who have it mapped. So files of a cache are
+opened by one session at a time, and the lock is let go before the next.
+
 ExecuTorch's log lines arrive on the logger `ferryman.executorch`, after each call that produced any.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import functools
 import logging
 import math
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ferryman.runtime import cache as caches
 from ferryman.runtime import kernels
+from ferryman.runtime.cache import Cache, CacheUse, Kept
 from ferryman.runtime.closing import Closing
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, RuntimeFault
 from ferryman.runtime.contracts.tensor import Array, DynamicDim, Signature, TensorSpec
 from ferryman.runtime.native_library import native_library
 from ferryman.runtime.session import fit
+from ferryman.runtime.sessions.probe import same_answers
+from ferryman.runtime.weights import look_through
 
 VERSION = "1.5.1"
 _LIBRARY = "libferryman_executorch.so"
@@ -40,6 +52,9 @@ _LEVELS = {"D": logging.DEBUG, "I": logging.INFO, "E": logging.ERROR, "F": loggi
 # ExecuTorch's ScalarType numbers.
 _DTYPES = dict(enumerate(("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"))) | {11: "bool"}
 _CALLERS_FAULT = frozenset((-2, -5))  # FERRYMAN_ET_THREADS_BUSY, FERRYMAN_ET_NO_ENTRY
+
+_locking = threading.Lock()
+"""Held while a lock is looked for and while a session is closed: a file number must not become another's meanwhile."""
 
 _log = logging.getLogger("ferryman.executorch")
 _log.addHandler(logging.NullHandler())  # errors reach the caller as exceptions; without this they also go to stderr
@@ -67,7 +82,7 @@ class _Native:
         self.error = self._function("error", ctypes.c_char_p)
         text, number = ctypes.c_char_p, ctypes.c_int32
         self.open = self._function("open", ctypes.c_int, text, text, text, number, number, ctypes.POINTER(pointer))
-        self.entries = self._function("entries", text, pointer)
+        self.entries = self._function("entries", ctypes.c_int, text, ctypes.POINTER(text))
         self.inputs = self._function("inputs", size, pointer, tensors)
         self.outputs = self._function("outputs", size, pointer, tensors)
         self.run = self._function("run", ctypes.c_int, pointer, pointer, pointer)
@@ -128,13 +143,16 @@ def version() -> str | None:
     return VERSION if native_library(_LIBRARY) else None
 
 
-def open_session(artifact: Path, *, threads: int, entry: str | None = None, etdump: bool = False) -> ExecutorchSession:
+def open_session(
+    artifact: Path, *, threads: int, entry: str | None = None, cache: Cache | None = None, etdump: bool = False
+) -> ExecutorchSession:
     """Load a `.pte` file; it has to stay in place while the session is open (it is mapped).
 
     Args:
         artifact: the file.
         threads: at least 1; see the module's note on sharing.
         entry: the method; None: the only one, and of several `forward`.
+        cache: where packed weights are kept from one start to the next.
         etdump: record every run for `ExecutorchSession.etdump`, which keeps memory until it is called.
 
     Raises:
@@ -145,7 +163,72 @@ def open_session(artifact: Path, *, threads: int, entry: str | None = None, etdu
     """
     if threads < 1:
         raise CallerError(f"threads must be at least 1, found {threads}")
-    return ExecutorchSession(_native(), artifact, threads, entry=entry, etdump=etdump)
+    native = _native()
+    weights = look_through(artifact, "executorch")
+    how = functools.partial(ExecutorchSession, native, artifact, threads, entry=entry, etdump=etdump)
+    if cache is not None and weights.keepable:
+        kept = caches.keep(cache, artifact, f"executorch {VERSION}", functools.partial(_pack, artifact, threads))
+        if kept is not None and (session := _open_kept(how, kept, cache, artifact)) is not None:
+            return session
+    if weights.keepable and weights.shared:
+        return _open_with(how, caches.memory())
+    return how()
+
+
+def _pack(artifact: Path, threads: int, path: str) -> bool:
+    """Pack the weights of all entries into one file; False: the answers are not the same as without."""
+    native = _native()
+    names = ctypes.c_char_p()
+    native.check(native.entries(os.fsencode(artifact), ctypes.byref(names)))
+    with contextlib.ExitStack() as packed:  # until all are open: what none uses any more is unmapped
+        for entry in (names.value or b"").decode().splitlines():
+            how = functools.partial(ExecutorchSession, native, artifact, threads, entry=entry)
+            with how() as plain:
+                if not same_answers(plain, packed.enter_context(how(path=path))):
+                    return False
+    return True
+
+
+def _open_kept(
+    how: Callable[..., ExecutorchSession], kept: Kept, cache: Cache, artifact: Path
+) -> ExecutorchSession | None:
+    """A session with packed weights from a file that others use too; None: the file could not be had."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(caches.alone_in(cache.folder))
+        except OSError as error:
+            os.close(kept.descriptor)
+            _log.warning("%s is opened without its packed weights: %s: %s", artifact, cache.folder, error)
+            return None
+        session = _open_with(how, kept)
+        _let_go(kept.descriptor)
+    if not caches.is_of(kept, artifact):
+        session.close()
+        _log.warning("%s was changed while it was opened; it is opened again without packed weights", artifact)
+        return None
+    return session
+
+
+def _open_with(how: Callable[..., ExecutorchSession], kept: Kept) -> ExecutorchSession:
+    """A session that owns `kept`."""
+    try:
+        session = how(path=kept.path)
+    except BaseException:
+        os.close(kept.descriptor)
+        raise
+    session.hold(kept)
+    return session
+
+
+def _let_go(descriptor: int) -> None:
+    """Release the lock that ExecuTorch holds on a file, by its own descriptor of it."""
+    ours = os.fstat(descriptor)
+    with _locking:
+        for entry in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(OSError):
+                found = os.fstat(int(entry.name))
+                if (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino):
+                    fcntl.flock(int(entry.name), fcntl.LOCK_UN)
 
 
 def _spec(tensor: _Tensor, name: str) -> TensorSpec:
@@ -194,13 +277,25 @@ class ExecutorchSession(Closing):
     interpreter = "executorch"
     version = VERSION
 
-    def __init__(self, native: _Native, artifact: Path, threads: int, *, entry: str | None, etdump: bool) -> None:
+    def __init__(
+        self,
+        native: _Native,
+        artifact: Path,
+        threads: int,
+        *,
+        entry: str | None = None,
+        path: str | None = None,
+        etdump: bool = False,
+    ) -> None:
+        """See `open_session`; `path`: of a file of packed weights, which stays open as long as the session."""
         self._native = native
         self._handle: int | None = None
+        self._kept: Kept | None = None
+        self.cache: CacheUse = "off"
         handle = ctypes.c_void_p()
-        name = None if entry is None else entry.encode()
+        name, kept = (None if text is None else text.encode() for text in (entry, path))
         try:
-            native.check(native.open(os.fsencode(artifact), name, None, threads, int(etdump), ctypes.byref(handle)))
+            native.check(native.open(os.fsencode(artifact), name, kept, threads, int(etdump), ctypes.byref(handle)))
             self._handle = handle.value
             self._inputs = self._ports(native.inputs, "input")
             self._outputs = self._ports(native.outputs, "output")
@@ -214,6 +309,11 @@ class ExecutorchSession(Closing):
         self._output_sizes = self._size_table(self._outputs)
         # Bound once: converting the arguments anew is a good part of a small model's call.
         self._call = functools.partial(native.run, handle, self._input_sizes, self._output_sizes)
+
+    def hold(self, kept: Kept) -> None:
+        """Own the file of packed weights that the session was opened with."""
+        self._kept = kept
+        self.cache = kept.use
 
     def _ports(self, count_of: Any, kind: str) -> list[_Port]:  # noqa: ANN401  # a ctypes function
         tensors = ctypes.POINTER(_Tensor)()
@@ -289,7 +389,11 @@ class ExecutorchSession(Closing):
         if self._handle is not None:
             handle, self._handle = self._handle, None
             self._inputs = self._outputs = []
-            self._native.close(handle)
+            with _locking if self._kept else contextlib.nullcontext():
+                self._native.close(handle)
+        if self._kept is not None:
+            kept, self._kept = self._kept, None
+            os.close(kept.descriptor)
 
     def __del__(self) -> None:
         self.close()

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from ferryman.runtime import kernels
+from ferryman.runtime.cache import Cache, CacheUse
 from ferryman.runtime.closing import Closing
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, RuntimeFault
 from ferryman.runtime.contracts.tensor import Array, DynamicDim, Signature, TensorSpec
 from ferryman.runtime.native_library import native_library
-from ferryman.runtime.session import fit
+from ferryman.runtime.session import Session, fit
 
 _MODULES = {
     "ai-edge-litert": "ai_edge_litert.interpreter",
@@ -42,22 +43,21 @@ class TfliteSession(Closing):
     the first by `SignatureRunner` alone, which allocates for every call; so the wrapper below both is what is called.
     """
 
+    cache: CacheUse = "off"
+
     def __init__(self, artifact: Path, interpreter: str, threads: int, entry: str | None = None) -> None:
+        """See `open_session`."""
         self.interpreter = interpreter
         module = load(interpreter)
         self.version = metadata.version(interpreter)
-        with artifact.open("rb") as file:
-            if file.read(8)[4:] != _FILE_IDENTIFIER:
-                raise RuntimeFault(f"{artifact.name} is not a .tflite file")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                own = has_own_operators(data)
+        own = _holds_own_operators(artifact)
         try:
             # Each interpreter has its own: it counts on the delegate to outlive it, and holds it for that.
             delegates = [_load_delegate(module, threads)] if own else []
             self._tflite: Any = module.Interpreter(
                 model_path=str(artifact), num_threads=threads, experimental_delegates=delegates
             )
-            entry = _choose_entry(self._tflite.get_signature_list(), entry, artifact)
+            entry = choose_entry(self._tflite.get_signature_list(), entry, artifact)
             self._inputs, self._outputs = _in_call_order(self._tflite, entry)
             self._shapes = [tuple(int(d) for d in detail["shape"]) for detail in self._inputs]
             self._tflite.allocate_tensors()  # of the first subgraph, and lets the delegates take their parts of all
@@ -114,7 +114,9 @@ def load(interpreter: str) -> ModuleType:
         raise DeviceError(f"{interpreter} cannot be loaded on this device: {error}") from error
 
 
-def open_session(artifact: Path, *, interpreter: str, threads: int, entry: str | None = None) -> TfliteSession:
+def open_session(
+    artifact: Path, *, interpreter: str, threads: int, entry: str | None = None, cache: Cache | None = None
+) -> Session:
     """Load a `.tflite` file.
 
     Args:
@@ -122,13 +124,28 @@ def open_session(artifact: Path, *, interpreter: str, threads: int, entry: str |
         interpreter: ai-edge-litert or tflite-runtime.
         threads: at least 1.
         entry: key of one of its signatures; None: the first.
+        cache: where ai-edge-litert's packed weights are kept from one start to the next.
 
     Raises:
         CallerError: no such entry; or see `kernels.load`, for an artifact with operators of ferryman's own.
         DeviceError: the interpreter is not installed, or what such operators need.
         RuntimeFault: it does not take the artifact.
     """
+    if interpreter == "ai-edge-litert" and not _holds_own_operators(artifact):
+        from ferryman.runtime.sessions import compiled
+
+        session = compiled.open_session(artifact, threads=threads, entry=entry, cache=cache)
+        if session is not None:
+            return session
     return TfliteSession(artifact, interpreter, threads, entry)
+
+
+def _holds_own_operators(artifact: Path) -> bool:
+    with artifact.open("rb") as file:
+        if file.read(8)[4:] != _FILE_IDENTIFIER:
+            raise RuntimeFault(f"{artifact.name} is not a .tflite file")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return has_own_operators(data)
 
 
 def has_own_operators(data: mmap.mmap | bytes) -> bool:
@@ -183,8 +200,12 @@ def _load_delegate(module: ModuleType, threads: int) -> object:
     return module.load_delegate(str(path), {"num_threads": threads})
 
 
-def _choose_entry(signatures: Sequence[str] | dict[str, Any], asked: str | None, artifact: Path) -> str | None:
-    """The signature to run; None: the artifact has none, and its first subgraph is run."""
+def choose_entry(signatures: dict[str, Any], asked: str | None, artifact: Path) -> str | None:
+    """The signature to run; None: the artifact has none, and its first subgraph is run.
+
+    Raises:
+        CallerError: there is no such signature.
+    """
     if asked is None:
         return next(iter(signatures), None)
     if asked not in signatures:
@@ -206,10 +227,11 @@ def _in_call_order(interpreter: Any, entry: str | None) -> tuple[list[dict[str, 
 
 
 def _named(details: dict[str, dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
-    return [{**details[name], "name": name} for name in sorted(names, key=_natural)]
+    return [{**details[name], "name": name} for name in sorted(names, key=natural)]
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def natural(name: str) -> list[tuple[int, str]]:
+    """A key to sort names by, in which args_2 comes before args_10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 

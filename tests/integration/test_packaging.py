@@ -23,6 +23,7 @@ LIBRARIES = {
     "libferryman_executorch.so",
     "libferryman_kernels.so",
     "libferryman_tflite.so",
+    "libferryman_weights.so",
 }
 USE_IT = """
 import sys

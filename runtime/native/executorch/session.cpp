@@ -145,7 +145,7 @@ std::string choose_entry(const std::vector<std::string>& names, const char* aske
   }
   const std::string entry = asked ? asked : "forward";
   if (std::find(names.begin(), names.end(), entry) == names.end()) {
-    throw Failure{FERRYMAN_ET_NO_ENTRY, "no entry `" + entry + "`; there are: " + joined(names, ", ")};
+    throw Failure{FERRYMAN_ET_NO_ENTRY, (asked ? "no entry `" + entry + "`" : "several entries, and none is `forward`: name one") + "; there are: " + joined(names, ", ")};
   }
   return entry;
 }
@@ -174,9 +174,9 @@ struct ferryman_et_session {
   std::vector<et::EValue> input_values;
   std::vector<ferryman_et_tensor> inputs;
   std::vector<ferryman_et_tensor> outputs;
-  std::string entries;
   bool broken = false;
 
+  void read_program(const char* path);
   void load(const char* path, const char* asked, const char* cache, bool etdump);
   void use_cache(const char* path);
   void read_inputs(const et::MethodMeta& meta);
@@ -185,14 +185,16 @@ struct ferryman_et_session {
   void run(const int32_t* in_sizes, int32_t* out_sizes);
 };
 
-void ferryman_et_session::load(const char* path, const char* asked, const char* cache, bool etdump) {
+void ferryman_et_session::read_program(const char* path) {
   loader = std::make_unique<MmapDataLoader>(
       take(MmapDataLoader::from(path, MmapDataLoader::MlockConfig::NoMlock), "open the file"));
   program = std::make_unique<et::Program>(
       take(et::Program::load(loader.get(), et::Program::Verification::InternalConsistency), "read the program"));
-  const std::vector<std::string> names = method_names(*program);
-  entries = joined(names, "\n");
-  const std::string entry = choose_entry(names, asked);
+}
+
+void ferryman_et_session::load(const char* path, const char* asked, const char* cache, bool etdump) {
+  read_program(path);
+  const std::string entry = choose_entry(method_names(*program), asked);
   planned = plan_memory(take(program->method_meta(entry.c_str()), "find method `" + entry + "`"));
   planned_allocator = std::make_unique<et::HierarchicalAllocator>(
       et::Span<et::Span<uint8_t>>(planned.spans.data(), planned.spans.size()));
@@ -329,8 +331,15 @@ int ferryman_et_open(
   });
 }
 
-const char* ferryman_et_entries(const ferryman_et_session* session) {
-  return session->entries.c_str();
+int ferryman_et_entries(const char* path, const char** names) {
+  static thread_local std::string found;
+  ferryman::init_platform();
+  return guarded([&] {
+    ferryman_et_session session;
+    session.read_program(path);
+    found = joined(method_names(*session.program), "\n");
+    *names = found.c_str();
+  });
 }
 
 size_t ferryman_et_inputs(const ferryman_et_session* session, const ferryman_et_tensor** out) {

@@ -51,8 +51,8 @@ FERRYMAN_ET_API int ferryman_et_log_take(char* line, size_t size);
 FERRYMAN_ET_API int ferryman_et_open(
     const char* path, const char* entry, const char* cache, int32_t threads, int32_t etdump, ferryman_et_session** out);
 
-// Names of the artifact's methods, one a line.
-FERRYMAN_ET_API const char* ferryman_et_entries(const ferryman_et_session* session);
+// Names of the artifact's methods, one a line, valid until this thread's next call.
+FERRYMAN_ET_API int ferryman_et_entries(const char* path, const char** names);
 
 // Descriptions of all inputs and outputs, valid until the session is closed.
 FERRYMAN_ET_API size_t ferryman_et_inputs(const ferryman_et_session* session, const ferryman_et_tensor** out);
