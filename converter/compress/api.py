@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +14,10 @@ from ferryman.converter.compress.binary import binarize, fine_tune
 from ferryman.converter.compress.binary_policy import Decision, Example
 from ferryman.converter.compress.quantized import fine_tune_quantized
 from ferryman.converter.compress.training import Batch, Loss, Progress, first_batch, first_inputs
+from ferryman.converter.fold.fold import fold
+from ferryman.converter.fold.recipe import FOLDED_GRAMMAR, Folding, is_folded, parse_folding
+from ferryman.converter.low_rank.factorize import factorize
+from ferryman.converter.low_rank.recipe import LOW_RANK_GRAMMAR, LowRank, is_low_rank, parse_low_rank
 from ferryman.converter.nested.network import nest
 from ferryman.converter.nested.recipe import NESTED_GRAMMAR, Nesting, is_nested, parse_nesting
 from ferryman.converter.prune.latency import Latency
@@ -25,16 +30,9 @@ from ferryman.converter.quantize.recipe import GRAMMAR, Recipe, is_quantized, pa
 from ferryman.runtime.contracts.errors import CallerError
 
 _ESTIMATOR = "reste"
-_LR = {"binary": 1e-2, "quantized": 2e-3, "sparse": 2e-3, "pruned": 1e-3, "nested": 1e-3}
-
-
-_GRAMMARS = (GRAMMAR, SPARSE_GRAMMAR, PRUNED_GRAMMAR, NESTED_GRAMMAR)
-_PARSERS: tuple[tuple[Callable[[str], bool], Callable[[str], Recipe | Sparsity | Pruning | Nesting]], ...] = (
-    (is_quantized, parse_recipe),
-    (is_sparse, parse_sparsity),
-    (is_pruned, parse_pruning),
-    (is_nested, parse_nesting),
-)
+_BINARY_LR = 1e-2
+Asked = Recipe | Sparsity | Pruning | Folding | LowRank | Nesting
+"""What a form's name says, as data."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +51,44 @@ class Compressed:
     """Of a nested form: the sub-networks by name, smallest first, which `convert` takes as it takes a model."""
 
 
+@dataclass(frozen=True)
+class _Job:
+    """What `compress` was told, whatever the form."""
+
+    model: nn.Module
+    loader: Iterable[Batch] | None
+    epochs: int
+    lr: float
+    example: Example | None
+    distil: bool
+    loss: Loss
+    latency: Latency | None
+    blocks: str | None
+    progress: Progress | None
+    stage: Callable[[str], None]
+
+    def training(self) -> dict[str, Any]:
+        """What every way of training takes."""
+        return {"loader": self.loader, "epochs": self.epochs, "lr": self.lr, "loss": self.loss, "distil": self.distil}
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How one family of forms is made."""
+
+    called: str
+    is_one: Callable[[str], bool]
+    parse: Callable[[str], Asked]
+    grammar: str
+    work: Callable[[_Job, Any], Compressed]
+    lr: float
+    takes: frozenset[str] = frozenset()
+    """Of `compress`'s arguments, those that are for some forms."""
+
+
 def compress(
     model: nn.Module,
-    form: str | Recipe | Sparsity | Pruning | Nesting,
+    form: str | Asked,
     *,
     loader: Iterable[Batch] | None = None,
     epochs: int = 8,
@@ -67,6 +100,7 @@ def compress(
     distil: bool = True,
     loss: Loss = functional.cross_entropy,
     latency: Latency | None = None,
+    blocks: str | None = None,
     progress: Progress | None = None,
     stage: Callable[[str], None] = lambda _: None,
 ) -> Compressed:
@@ -89,96 +123,94 @@ def compress(
     Pruned forms (`pruned-50flops`, `pruned-40bytes`, `pruned-60latency` and their options): channels, heads and
     branches go (see `prune`). What is left is a dense model, to be converted as any other.
 
+    Folded forms (`folded-3`, `folded-2-drop25` and their options): of a transformer's blocks those that matter least
+    go, and groups of those that stay share their weights (see `fold`), which every form keeps shared.
+
+    Low-rank forms (`lowrank-50flops`, `lowrank-95energy`, `lowrank-30db` and their options): linear layers and
+    convolutions become chains of thinner ones where that is measured to be faster (see `factorize`).
+
     Nested forms (`nested-25-50-100`): hidden units are put in order and trained so that the first of them alone are
     networks as well (see `nest`), one for each level: `convert(compressed.variants, ...)` makes one package of all.
 
     Args:
         model: dense and trained.
-        form: `binary`, the name of a quantized, sparse, pruned or nested form, or the recipe of one.
+        form: `binary`, the name of another form, or the recipe of one.
         loader: (inputs, targets) batches, every time it is iterated over; targets are class numbers, but with a `loss`
             of your own.
         epochs: of fine-tuning.
-        lr: learning rate of the first epoch; None: 0.01 for `binary`, 0.001 for pruned and nested forms, else 0.002.
+        lr: learning rate of the first epoch; None: 0.01 for `binary`, 0.002 for quantized and sparse forms, else 0.001.
         keep: patterns of module paths (fnmatch) that stay in float besides the default ones, of `binary`.
         estimator: of the sign's gradient, `reste` or `ste`, of `binary`.
         rank: of BiPFT's low-rank path beside each binary linear layer; 0: none.
         example: positional inputs of one call, by which layers are found whose signs would carry nothing, or that can
             be quantized; None takes the loader's first inputs.
         distil: train against the dense model's answers as well as the classes.
-        loss: of (outputs, targets), of sparse, pruned and nested forms.
-        latency: seconds of a model, for a pruned form with a budget in latency: see `latency_on` for a device by name,
-            and `measured_latency` for an interpreter of this machine.
+        loss: of (outputs, targets); binary and quantized forms take cross-entropy alone.
+        latency: seconds of a model, for a pruned or low-rank form with a budget in latency: see `latency_on` for a
+            device by name, and `measured_latency` for an interpreter of this machine.
+        blocks: path of the list of blocks to fold, where a model has several.
         progress: told epoch (from 1), epochs and mean loss.
-        stage: told what begins, of pruned forms.
+        stage: told what begins, of pruned, folded and low-rank forms.
 
     Raises:
         CallerError: unknown form or estimator, no loader, an argument out of range or of another form, or as
-            `binarize`, `fine_tune`, `fine_tune_quantized`, `sparsify` and `prune`.
-        ModelError: a quantized form is asked for, and the model cannot be captured or has nothing to quantize; or as
-            `prune`.
+            `binarize`, `fine_tune`, `fine_tune_quantized`, `sparsify`, `prune`, `fold`, `factorize` and `nest`.
+        ModelError: the model cannot be captured, or has nothing of what the form is about; or as those.
     """
-    recipe = _recipe(form)
     if form != "binary" and (keep is not None or rank or estimator != _ESTIMATOR):
         raise CallerError("keep, rank and estimator are for form binary; a recipe's `layers` keeps layers as they are")
-    if not isinstance(recipe, Sparsity | Pruning | Nesting) and (
-        loss is not functional.cross_entropy or latency is not None
-    ):
-        raise CallerError("loss and latency are for sparse, pruned and nested forms")
     if loader is not None and not isinstance(loader, Iterable):
         raise CallerError(f"loader gives batches when it is iterated over, found {type(loader).__name__}")
-    if isinstance(recipe, Sparsity | Pruning | Nesting) and loader is not None and loss is functional.cross_entropy:
+    given = {"loss": loss is not functional.cross_entropy, "latency": latency is not None, "blocks": blocks is not None}
+    if form == "binary":
+        _check_given(given, frozenset())
+        if loader is None:
+            raise CallerError("form binary needs a loader to fine-tune with: binarizing a trained model alone ruins it")
+        example = first_inputs(loader) if example is None else example
+        made, decisions = binarize(model, keep=keep, rank=rank, estimator=estimator, example=example)
+        tuned = fine_tune(
+            made, loader,
+            epochs=epochs, lr=_BINARY_LR if lr is None else lr, teacher=model if distil else None, progress=progress,
+        )  # fmt: skip
+        return Compressed(model=tuned.model, form="binary", decisions=decisions, losses=tuned.losses)
+    recipe = _recipe(form)
+    way = _WAYS[type(recipe)]
+    _check_given(given, way.takes)
+    if "loss" in way.takes and loader is not None and loss is functional.cross_entropy:
         _check_classes(loader)
-    if isinstance(recipe, Sparsity):
-        lr = _LR["sparse"] if lr is None else lr
-        distil = distil and loader is not None and loss is functional.cross_entropy
-        sparse = sparsify(
-            model, recipe,
-            loader=loader, epochs=epochs, lr=lr, loss=loss, distil=distil, example=example, progress=progress,
-        )  # fmt: skip
-        return Compressed(model=sparse.model, form="sparse", decisions=sparse.decisions, losses=sparse.losses)
-    if isinstance(recipe, Pruning):
-        lr = _LR["pruned"] if lr is None else lr
-        pruned = prune(
-            model, recipe, example=_example(recipe.name, example, loader),
-            loader=loader, epochs=epochs, lr=lr, loss=loss, distil=distil, latency=latency, progress=stage,
-        )  # fmt: skip
-        return Compressed(model=pruned.model, form="fp32", decisions=pruned.decisions, losses=pruned.losses)
-    if isinstance(recipe, Nesting):
-        lr = _LR["nested"] if lr is None else lr
-        nested = nest(
-            model, recipe, example=_example(recipe.name, example, loader),
-            loader=loader, epochs=epochs, lr=lr, loss=loss, distil=distil and loss is functional.cross_entropy,
-            progress=progress,
-        )  # fmt: skip
-        return Compressed(nested.model, "fp32", nested.decisions, nested.losses, nested.variants())
-    if isinstance(recipe, Recipe):
-        return _quantized(
-            model, recipe, loader, epochs, _LR["quantized"] if lr is None else lr, example, progress, distil=distil
-        )
-    if loader is None:
-        raise CallerError("form binary needs a loader to fine-tune with: binarizing a trained model alone ruins it")
-    lr = _LR["binary"] if lr is None else lr
-    example = first_inputs(loader) if example is None else example
-    made, decisions = binarize(model, keep=keep, rank=rank, estimator=estimator, example=example)
-    teacher = model if distil else None
-    tuned = fine_tune(made, loader, epochs=epochs, lr=lr, teacher=teacher, progress=progress)
-    return Compressed(model=tuned.model, form="binary", decisions=decisions, losses=tuned.losses)
+    lr = way.lr if lr is None else lr
+    return way.work(_Job(model, loader, epochs, lr, example, distil, loss, latency, blocks, progress, stage), recipe)
 
 
-def _recipe(form: str | Recipe | Sparsity | Pruning | Nesting) -> Recipe | Sparsity | Pruning | Nesting | None:
-    """None: binary.
+def _check_given(given: Mapping[str, bool], takes: frozenset[str]) -> None:
+    """See that nothing was given that the form has no use for.
+
+    Raises:
+        CallerError: something was.
+    """
+    for argument, is_given in given.items():
+        if is_given and argument not in takes:
+            names = [way.called for way in _WAYS.values() if argument in way.takes]
+            raise CallerError(
+                f"{argument} is for {' and '.join(filter(None, (', '.join(names[:-1]), names[-1])))} forms"
+            )
+
+
+def _recipe(form: str | Asked) -> Asked:
+    """What a form's name says.
 
     Raises:
         CallerError: there is no such form.
     """
     if not isinstance(form, str):
-        return form
-    if form == "binary":
-        return None
-    for is_one, parse in _PARSERS:
-        if is_one(form):
-            return parse(form)
-    raise CallerError(f"form {form!r} is not known; there are: binary; {'; '.join(_GRAMMARS)}")
+        if type(form) in _WAYS:
+            return form
+        raise CallerError(f"form is a name or a recipe, found {type(form).__name__}")
+    for way in _WAYS.values():
+        if way.is_one(form):
+            return way.parse(form)
+    there = "; ".join(way.grammar for way in _WAYS.values())
+    raise CallerError(f"form {form!r} is not known; there are: binary; {there}")
 
 
 def _check_classes(loader: Iterable[Batch]) -> None:
@@ -196,46 +228,76 @@ def _check_classes(loader: Iterable[Batch]) -> None:
         )
 
 
-def _quantized(
-    model: nn.Module,
-    recipe: Recipe,
-    loader: Iterable[Batch] | None,
-    epochs: int,
-    lr: float,
-    example: Example | None,
-    progress: Progress | None,
-    *,
-    distil: bool,
-) -> Compressed:
-    if loader is None:
+def _sparse(job: _Job, recipe: Sparsity) -> Compressed:
+    distil = job.distil and job.loader is not None and job.loss is functional.cross_entropy
+    training = {**job.training(), "distil": distil}
+    made = sparsify(job.model, recipe, **training, example=job.example, progress=job.progress)
+    return Compressed(model=made.model, form="sparse", decisions=made.decisions, losses=made.losses)
+
+
+def _pruned(job: _Job, recipe: Pruning) -> Compressed:
+    example = _example(recipe.name, job)
+    made = prune(job.model, recipe, example=example, **job.training(), latency=job.latency, progress=job.stage)
+    return Compressed(model=made.model, form="fp32", decisions=made.decisions, losses=made.losses)
+
+
+def _folded(job: _Job, recipe: Folding) -> Compressed:
+    example = _example(recipe.name, job)
+    made = fold(job.model, recipe, example=example, **job.training(), blocks=job.blocks, progress=job.stage)
+    return Compressed(model=made.model, form="fp32", decisions=made.decisions, losses=made.losses)
+
+
+def _low_rank(job: _Job, recipe: LowRank) -> Compressed:
+    example = _example(recipe.name, job)
+    made = factorize(job.model, recipe, example=example, **job.training(), latency=job.latency, progress=job.stage)
+    return Compressed(model=made.model, form="fp32", decisions=made.decisions, losses=made.losses)
+
+
+def _nested(job: _Job, recipe: Nesting) -> Compressed:
+    example = _example(recipe.name, job)
+    training = {**job.training(), "distil": job.distil and job.loss is functional.cross_entropy}
+    made = nest(job.model, recipe, example=example, **training, progress=job.progress)
+    return Compressed(made.model, "fp32", made.decisions, made.losses, made.variants())
+
+
+def _quantized(job: _Job, recipe: Recipe) -> Compressed:
+    if job.loader is None:
         raise CallerError(
             f"form {recipe.name} needs a loader to fine-tune with; without training data convert the model as it is: "
             "converting rounds it"
         )
     tuned, decisions = fine_tune_quantized(
-        model,
-        recipe,
-        loader,
-        example=_example(recipe.name, example, loader),
-        epochs=epochs,
-        lr=lr,
-        teacher=model if distil else None,
-        progress=progress,
-    )
+        job.model, recipe, job.loader,
+        example=_example(recipe.name, job), epochs=job.epochs, lr=job.lr, teacher=job.model if job.distil else None,
+        progress=job.progress,
+    )  # fmt: skip
     return Compressed(model=tuned.model, form=recipe.name, decisions=decisions, losses=tuned.losses)
 
 
-def _example(form: str, given: Example | None, loader: Iterable[Batch] | None) -> Example:
+def _example(form: str, job: _Job) -> Example:
     """Inputs of one call.
 
     Raises:
         CallerError: there are none.
     """
-    if given is None and loader is None:
+    if job.example is not None:
+        return job.example
+    if job.loader is None:
         raise CallerError(f"form {form} needs an example, positional inputs of one call, or a loader")
-    found = first_inputs(loader) if given is None and loader is not None else given
+    found = first_inputs(job.loader)
     if found is None:
         raise CallerError(
             "the loader gives no (inputs, targets), or can be iterated over only once; give a list or an example"
         )
     return found
+
+
+_LOSS = frozenset({"loss"})
+_WAYS: dict[type, _Way] = {
+    Recipe: _Way("quantized", is_quantized, parse_recipe, GRAMMAR, _quantized, 2e-3),
+    Sparsity: _Way("sparse", is_sparse, parse_sparsity, SPARSE_GRAMMAR, _sparse, 2e-3, _LOSS),
+    Pruning: _Way("pruned", is_pruned, parse_pruning, PRUNED_GRAMMAR, _pruned, 1e-3, _LOSS | {"latency"}),
+    Folding: _Way("folded", is_folded, parse_folding, FOLDED_GRAMMAR, _folded, 1e-3, _LOSS | {"blocks"}),
+    LowRank: _Way("low-rank", is_low_rank, parse_low_rank, LOW_RANK_GRAMMAR, _low_rank, 1e-3, _LOSS | {"latency"}),
+    Nesting: _Way("nested", is_nested, parse_nesting, NESTED_GRAMMAR, _nested, 1e-3, _LOSS),
+}
