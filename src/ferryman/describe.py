@@ -57,6 +57,9 @@ def _variant(variant: Variant, size_bytes: int, bar_db: float) -> Iterator[str]:
     lowering = variant.lowering
     needs = " or ".join(f"{name} >= {least}" for name, least in variant.requires.interpreters.items())
     yield f"  {variant.name}  {size_bytes:,} bytes  {variant.payload}"
+    if variant.entry is not None:
+        share = "" if variant.share is None else f", {variant.share:.2f} of the largest's multiplications"
+        yield f"    entry      {variant.entry}, of several in this artifact, which share weights{share}"
     yield f"    delegated  {_counts(lowering.delegated)} in {lowering.delegates} call(s)"
     yield f"    fell back  {_counts(lowering.fallback)}"
     if lowering.kernels:
