@@ -150,9 +150,3 @@ def _place(
 
 
 PARTS = (Part((*BYTES.values(), *SWITCH.values(), *MEMORY.values()), measure),)
-
-
-if __name__ == "__main__":
-    from tests.benchmarks.frame import main
-
-    main("folded_nested", PARTS)

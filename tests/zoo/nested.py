@@ -26,7 +26,7 @@ FORMS = {
     "resnet": "nested-12-25-50-100-ordered",
 }
 """Network of `tests.zoo.pruned` -> how it is nested: MatFormer's way, and ordered features."""
-BUDGETS = (50, 70)
+BUDGETS = (60, 80)
 """Percent of multiplications that levels are mixed within."""
 
 
