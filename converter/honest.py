@@ -114,7 +114,7 @@ def compare_forms(
             proof = proofs[place.name]
             found.append(
                 Compared(
-                    form=variant.form if variant.entry is None else f"{variant.form}-{variant.entry}",
+                    form=variant.called,
                     runtime=variant.runtime,
                     interpreter=place.name,
                     size_bytes=len(pair[1]),

@@ -62,7 +62,7 @@ def measure(
                 artifact = Path(folder) / Path(variant.payload).name
                 artifact.write_bytes(package.read(variant.payload))
                 for interpreter in usable_interpreters(variant):
-                    progress(f"{path.name}: {variant.form} on {interpreter}")
+                    progress(f"{path.name}: {variant.called} on {interpreter}")
                     with IsolatedSession(
                         artifact, variant.runtime, interpreter=interpreter, entry=variant.entry
                     ) as session:
@@ -70,7 +70,7 @@ def measure(
                     points.append(
                         Point(
                             package=package.manifest.name,
-                            form=variant.form,
+                            form=variant.called,
                             interpreter=interpreter,
                             accuracy=right / rows,
                             size_bytes=artifact.stat().st_size,

@@ -100,6 +100,11 @@ class Variant(Record):
     share: float | None = None
     """Of such variants: multiplications of this one over those of the largest."""
 
+    @property
+    def called(self) -> str:
+        """The form, with which of several models it is of."""
+        return self.form if self.entry is None else f"{self.form}-{self.entry}"
+
 
 class GoldenVector(Record):
     """One input set and what eager answered to it; a payload of its own, in MessagePack."""
