@@ -84,7 +84,7 @@ def measure(task: Task) -> Measurement:
         package_name=task.package_name,
         package_sha256=task.package_sha256,
         variant=variant.name,
-        form=variant.form,
+        form=variant.called,
         runtime=variant.runtime,
         interpreter=session.interpreter,
         interpreter_version=session.version,

@@ -1,4 +1,4 @@
-"""Folded, merged, low-rank and nested networks: bytes, memory, starts, speed: `python -m tests.benchmarks.folded [--json]`."""
+"""Folded, merged, low-rank and nested networks: bytes, memory, starts, speed: `-m tests.benchmarks.folded [--json]`."""
 
 from __future__ import annotations
 
