@@ -72,7 +72,8 @@ def check_golden(directory: Path, manifest: Manifest) -> tuple[GoldenResult, ...
         RuntimeFault: an interpreter refuses a variant.
         RuntimeCrash: an interpreter died.
         DeviceError: the device can run none of the variants.
-        PackageError: a golden vector is malformed, is not what the signature says, or proves nothing.
+        PackageError: a golden vector is malformed, is not what the signature says, or proves nothing; or a payload has
+            not the entry that a variant names.
     """
     vectors = [_read_vector(directory, path, manifest) for path in manifest.golden]
     expected = [tensor.to_array() for vector in vectors for tensor in vector.outputs]
@@ -116,8 +117,7 @@ def _check_one(
     directory: Path, manifest: Manifest, variant: Variant, interpreter: str, vectors: list[GoldenVector]
 ) -> GoldenResult:
     lowest_db = float("inf")
-    artifact = directory / variant.payload
-    with IsolatedSession(artifact, variant.runtime, interpreter=interpreter, entry=variant.entry) as session:
+    with _open(directory / variant.payload, variant, interpreter) as session:
         for vector in vectors:
             outputs = session.run([tensor.to_array() for tensor in vector.inputs])
             try:
@@ -138,6 +138,13 @@ def _check_one(
             sqnr_db=lowest_db,
             latency_ns=latency_ns,
         )
+
+
+def _open(artifact: Path, variant: Variant, interpreter: str) -> IsolatedSession:
+    try:
+        return IsolatedSession(artifact, variant.runtime, interpreter=interpreter, entry=variant.entry)
+    except CallerError as error:  # it is the package that names the entry
+        raise PackageError(f"variant {variant.name}: {error}") from error
 
 
 def _time(inputs: list[Array], session: IsolatedSession) -> int:
