@@ -140,7 +140,7 @@ def test_variants_may_share_a_payload_and_each_is_proven_by_its_own_entry(tmp_pa
 
 def test_an_entry_that_the_payload_has_not(tmp_path):
     manifest = package(tmp_path / "p.ferry", [variant("tflite", "medium")])
-    with pytest.raises(PackageError, match="variant medium-tflite: .*no entry `medium`; there are: small, large"):
+    with pytest.raises(PackageError, match=r"variant medium-tflite: .*no entry `medium`; there are: small, large"):
         check_golden(tmp_path, manifest)
 
 
