@@ -75,7 +75,8 @@ def check_golden(directory: Path, manifest: Manifest) -> tuple[GoldenResult, ...
         RuntimeFault: an interpreter refuses a variant.
         RuntimeCrash: an interpreter died.
         DeviceError: the device can run none of the variants.
-        PackageError: a golden vector is malformed, is not what the signature says, or proves nothing.
+        PackageError: a golden vector is malformed, is not what the signature says, or proves nothing; or a payload has
+            not the entry that a variant names.
     """
     vectors = {
         paths: _read_vectors(directory, paths, manifest)
@@ -127,8 +128,7 @@ def _check_one(
     directory: Path, manifest: Manifest, variant: Variant, interpreter: str, vectors: list[GoldenVector]
 ) -> GoldenResult:
     lowest_db = float("inf")
-    artifact = directory / variant.payload
-    with IsolatedSession(artifact, variant.runtime, interpreter=interpreter, entry=variant.entry) as session:
+    with _open(directory / variant.payload, variant, interpreter) as session:
         for vector in vectors:
             outputs = session.run([tensor.to_array() for tensor in vector.inputs])
             try:
@@ -150,6 +150,13 @@ def _check_one(
             latency_ns=latency_ns,
             memory_bytes=held.uss_bytes if isinstance(held := session.memory_after, Memory) else None,
         )
+
+
+def _open(artifact: Path, variant: Variant, interpreter: str) -> IsolatedSession:
+    try:
+        return IsolatedSession(artifact, variant.runtime, interpreter=interpreter, entry=variant.entry)
+    except CallerError as error:  # it is the package that names the entry
+        raise PackageError(f"variant {variant.name}: {error}") from error
 
 
 def _time(inputs: list[Array], session: IsolatedSession) -> int:

@@ -14,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from msgspec.structs import replace
+
 from ferryman.runtime.closing import Closing
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, RuntimeCrash, RuntimeFault, from_wire
 from ferryman.runtime.contracts.manifest import RuntimeName
@@ -24,6 +26,7 @@ from ferryman.runtime.session import as_array, interpreters_of
 from ferryman.runtime.worker import LENGTH_BYTES, Answer, Failed, Open, Opened, Question, Ran, Run
 
 A = TypeVar("A", Opened, Ran)
+CLOSED = "the session is closed; open it again"
 _STDERR_TAIL_BYTES = 2000
 _CHUNK_BYTES = 1 << 20
 _POLL_MAX_S = 3600.0
@@ -85,7 +88,7 @@ class IsolatedSession(Closing):
             raise DeviceError(f"{python or sys.executable} cannot be started: {error.strerror}") from error
         try:
             os.set_blocking(self._pipe("stdin"), False)  # a worker that hangs reads nothing
-            question = Open(
+            self._question = Open(
                 artifact=str(artifact.absolute()),
                 runtime=runtime,
                 interpreter=interpreter,
@@ -94,23 +97,41 @@ class IsolatedSession(Closing):
                 cache=None if cache is None else str(Path(cache).absolute()),
                 sha256=sha256,
             )
-            opened = self._ask(question, Opened)
+            self._open(self._question)
         except BaseException:
             self.close()
             raise
+        self.memory_after: Memory | Unavailable = Unavailable(reason="not run yet")
+        self.last_run_ns = 0
+
+    @property
+    def entry(self) -> str | None:
+        """What is run, as it was asked for."""
+        return self._question.entry
+
+    def switch(self, entry: str | None) -> None:
+        """Run another entry of the same artifact from now on, in the same process.
+
+        Raises: as opening it did; the session is then of no use any more.
+        """
+        if self._closed:
+            raise CallerError(CLOSED)
+        self._question = replace(self._question, entry=entry)
+        self._open(self._question)
+
+    def _open(self, question: Open) -> None:
+        opened = self._ask(question, Opened)
         self.interpreter = opened.interpreter
         self.version = opened.version
         self.cache = opened.cache
         self.signature = opened.signature
         self.load_ns = opened.load_ns
         self.memory_before = opened.memory_before
-        self.memory_after: Memory | Unavailable = Unavailable(reason="not run yet")
-        self.last_run_ns = 0
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """See `Session.run`; also RuntimeCrash when the worker dies."""
         if self._closed:
-            raise CallerError("the session is closed; open it again")
+            raise CallerError(CLOSED)
         specs = self.signature.inputs
         if len(inputs) == len(specs):  # else the worker says so
             inputs = [as_array(one, spec) for one, spec in zip(inputs, specs, strict=True)]

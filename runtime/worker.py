@@ -27,7 +27,7 @@ _PARENT_POLL_S = 1.0
 
 
 class Open(Record, tag="open"):
-    """Load an artifact; the first message."""
+    """Load an artifact, in the place of the one that was loaded; the first message."""
 
     artifact: str
     runtime: RuntimeName
@@ -91,6 +91,8 @@ def write_frame(file: BinaryIO, record: Record) -> None:
 
 def _answer(question: Open | Run, session: Session | None) -> tuple[Opened | Ran, Session | None]:
     if isinstance(question, Open):
+        if session is not None:
+            session.close()
         before = read_memory()
         start = time.perf_counter_ns()
         session = open_session(

@@ -68,7 +68,7 @@ class Serving:
         except CallerError:
             raise
         except BaseException:
-            self._sessions.pop((variant.name, interpreter)).close()
+            self._forget(variant, interpreter)
             raise
         specs = installed.manifest.signature.outputs
         return InferReply(
@@ -96,7 +96,8 @@ class Serving:
         self._slot = self._installed = None
 
     def _session(self, installed: Installed, variant: Variant, interpreter: str, timeout_s: float) -> IsolatedSession:
-        session = self._sessions.get((variant.name, interpreter))
+        """Variants that share a payload share a process too, and their weights in it."""
+        session = self._sessions.get((variant.payload, interpreter))
         if session is None:
             artifact = self._store.verify_payload(installed, variant.payload)
             hashes = {payload.path: payload.sha256 for payload in installed.manifest.payloads}
@@ -109,8 +110,18 @@ class Serving:
                 sha256=hashes[variant.payload],
                 timeout_s=timeout_s,
             )
-            self._sessions[variant.name, interpreter] = session
+            self._sessions[variant.payload, interpreter] = session
+        elif session.entry != variant.entry:
+            session.timeout_s = timeout_s
+            try:
+                session.switch(variant.entry)
+            except BaseException:
+                self._forget(variant, interpreter)
+                raise
         return session
+
+    def _forget(self, variant: Variant, interpreter: str) -> None:
+        self._sessions.pop((variant.payload, interpreter)).close()
 
 
 def picked(variants: tuple[Variant, ...], slot: Slot) -> tuple[Variant, str]:

@@ -145,7 +145,9 @@ std::string choose_entry(const std::vector<std::string>& names, const char* aske
   }
   const std::string entry = asked ? asked : "forward";
   if (std::find(names.begin(), names.end(), entry) == names.end()) {
-    throw Failure{FERRYMAN_ET_NO_ENTRY, (asked ? "no entry `" + entry + "`" : "several entries, and none is `forward`: name one") + "; there are: " + joined(names, ", ")};
+    const std::string what =
+        asked ? "no entry `" + entry + "`" : "several entries, and none is `forward`: name one";
+    throw Failure{FERRYMAN_ET_NO_ENTRY, what + "; there are: " + joined(names, ", ")};
   }
   return entry;
 }
@@ -206,7 +208,8 @@ void ferryman_et_session::load(const char* path, const char* asked, const char* 
     use_cache(cache);
   }
   method = std::make_unique<et::Method>(
-      take(program->load_method(entry.c_str(), memory.get(), tracer.get(), nullptr, &options), "load method `" + entry + "`"));
+      take(program->load_method(entry.c_str(), memory.get(), tracer.get(), nullptr, &options),
+           "load method `" + entry + "`"));
   read_inputs(method->method_meta());
   read_outputs(method->method_meta());
 }
@@ -314,7 +317,12 @@ const char* ferryman_et_error(void) {
 }
 
 int ferryman_et_open(
-    const char* path, const char* entry, const char* cache, int32_t threads, int32_t etdump, ferryman_et_session** out) {
+    const char* path,
+    const char* entry,
+    const char* cache,
+    int32_t threads,
+    int32_t etdump,
+    ferryman_et_session** out) {
   ferryman::init_platform();
   return guarded([&] {
     auto session = std::make_unique<ferryman_et_session>();

@@ -44,8 +44,8 @@ FERRYMAN_ET_API int ferryman_et_log_take(char* line, size_t size);
 
 // Maps the file and loads a method.
 // entry: its name; NULL for the only one, and of several for `forward`.
-// cache: a file of packed weights, which is filled when it is empty and else read (packed weights that it lacks are then
-// kept in memory); shorter than 256 bytes. NULL: every use of a weight is packed for itself.
+// cache: a file of packed weights, filled when it is empty and else read (what it lacks is then kept in memory); its
+// path is shorter than 256 bytes. NULL: every use of a weight is packed for itself.
 // With one thread everything runs in the caller's; with more the process's one pool is used, and has to have the same
 // size in all open sessions that use it.
 FERRYMAN_ET_API int ferryman_et_open(

@@ -1,4 +1,5 @@
-// Eight words at once, each into a lane of its own by a step that undoes: a word that changes changes its lane for good.
+// Eight words at once, each into a lane of its own by steps that could be undone: a word that changes changes its
+// lane for good.
 #include <cstring>
 
 #include "weights.h"

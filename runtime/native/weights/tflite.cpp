@@ -104,7 +104,8 @@ void read_model(const Bytes& file, Uses& uses) {
     const Vector operators = subgraphs[i].vector(subgraph::kOperators);
     for (size_t j = 0; j < operators.size(); ++j) {
       const Table named = codes[operators[j].number<uint32_t>(op::kCode, 0)];
-      const int32_t code = std::max<int32_t>(named.number<int8_t>(code::kOld, 0), named.number<int32_t>(code::kCode, 0));
+      const int32_t code = // the newer field holds it too, where both are there
+          std::max<int32_t>(named.number<int8_t>(code::kOld, 0), named.number<int32_t>(code::kCode, 0));
       if (packs(code)) {
         read_operator(code, operators[j], tensors, buffers, uses);
       }

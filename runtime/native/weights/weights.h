@@ -1,9 +1,9 @@
 // C ABI: what may be done with the weights that XNNPACK packs of an artifact. No dependency beyond the C++ library.
 //
 // Both runtimes can keep packed weights in a file and pack each weight once, but know them by the weight's bytes or
-// place alone, and what is packed holds more: scales, and of statically quantized layers the activations' scales and zero
-// points too. Two layers that share a weight and differ in those would take each other's (ExecuTorch 1.5.1, LiteRT 2.3:
-// silently wrong outputs). So an artifact is looked through first.
+// place alone, and what is packed holds more: scales, and of statically quantized layers the activations' scales and
+// zero points too. Two layers that share a weight and differ in those take each other's (ExecuTorch 1.5.1 and LiteRT
+// 2.3: wrong outputs, and no error). So an artifact is looked through first.
 #pragma once
 
 #include <stddef.h>

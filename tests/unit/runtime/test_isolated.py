@@ -13,6 +13,7 @@ import pytest
 
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, RuntimeCrash, RuntimeFault
 from ferryman.runtime.isolated import IsolatedSession
+from tests.support.golden import SHARED
 from tests.support.packages import add_model
 
 X = np.ones((1, 4), np.float32)
@@ -177,3 +178,18 @@ def script(folder, text):
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
     return path
+
+
+def test_another_entry_in_the_same_process():
+    held = np.load(SHARED / "two.npz")
+    with IsolatedSession(SHARED / "two.pte", "executorch", entry="small") as session:
+        before = worker(session).pid
+        for entry in ("large", "small"):
+            session.switch(entry)
+            np.testing.assert_allclose(session.run([held["x"]])[0], held[entry], atol=1e-5)
+            assert session.entry == entry
+        assert worker(session).pid == before
+        with pytest.raises(CallerError, match="no entry `nope`"):
+            session.switch("nope")
+    with pytest.raises(CallerError, match="closed"):
+        session.switch("small")

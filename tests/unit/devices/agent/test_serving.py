@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import msgspec
 import numpy as np
 import pytest
@@ -17,8 +15,10 @@ from ferryman.runtime.install import install
 from ferryman.runtime.package import open_package, write_package
 from ferryman.runtime.sessions import executorch
 from ferryman.runtime.slots import SlotStore
+from tests.support import golden
 
-PTE = Path(__file__).parents[3] / "golden" / "pte" / "dynamic.pte"
+PTE = golden.PTE / "dynamic.pte"
+SHARED = golden.SHARED
 BATCH = DynamicDim(symbol="batch", min=1, max=8)
 SIGNATURE = Signature(
     inputs=(
@@ -99,6 +99,61 @@ def test_a_golden_vector_with_a_wrong_static_dimension_is_the_packages_fault(tmp
     with pytest.raises(PackageError, match=r"golden vector golden/0\.msgpack does not fit the model's signature"):
         install(path, tmp_path / "root")
     assert SlotStore(tmp_path / "root").read_state().active is None
+
+
+def test_packed_weights_are_kept_in_the_store_for_the_next_start(serving, tmp_path):
+    for use in ("built", "warm"):
+        infer(serving, inputs(1))
+        (session,) = serving._sessions.values()
+        assert session.cache == use
+        serving.release()
+    assert [path.suffix for path in (tmp_path / "root" / "cache").iterdir()] == [".packed"]
+
+
+def test_variants_of_one_payload_are_switched_in_one_process(tmp_path):
+    held = np.load(SHARED / "two.npz")
+    signature = Signature(
+        inputs=(TensorSpec(name="x", dtype="float32", shape=(2, 32)),),
+        outputs=(TensorSpec(name="y", dtype="float32", shape=(2, 4)),),
+    )
+    variants = [
+        Variant(
+            name=entry,
+            form="fp32",
+            runtime="executorch",
+            payload="two.pte",
+            entry=entry,
+            signature=signature,
+            requires=Requirements(interpreters={"executorch": "1.5"}, memory_estimate_bytes=1 << 20),
+            lowering=Lowering(delegated={}, fallback={}, delegates=0),
+            verified=(),
+            sqnr_min_db=None if entry == "large" else 5.0,  # of another model
+        )
+        for entry in ("large", "small")
+    ]
+    write_package(
+        tmp_path / "two.ferry",
+        name="two",
+        signature=signature,
+        variants=variants,
+        artifacts={"two.pte": (SHARED / "two.pte").read_bytes()},
+        golden=[GoldenVector(inputs=to_tensors([held["x"]]), outputs=to_tensors([held["large"]]))],
+        golden_sqnr_min_db=60.0,
+        created_with={},
+    )
+    install(tmp_path / "two.ferry", tmp_path / "root", golden=lambda *_: ())
+    serving = Serving(SlotStore(tmp_path / "root"))
+    try:
+        processes = set()
+        for entry in ("large", "small", "small", "large"):
+            (tensor,) = infer(serving, [held["x"]], variant=entry).outputs
+            np.testing.assert_allclose(tensor.to_array(), held[entry], atol=1e-5)
+            (session,) = serving._sessions.values()
+            processes.add(session._process.pid)
+        assert len(processes) == 1
+        assert session.cache == "warm"
+    finally:
+        serving.close()
 
 
 def test_a_session_is_kept_and_closed_with_its_slot(serving, tmp_path):
