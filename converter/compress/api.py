@@ -14,7 +14,8 @@ from ferryman.converter.compress.binary_policy import Decision, Example
 from ferryman.converter.compress.quantized import fine_tune_quantized
 from ferryman.converter.compress.training import Batch, Loss, Progress, first_batch, first_inputs
 from ferryman.converter.fold.fold import fold
-from ferryman.converter.fold.recipe import FOLDED_GRAMMAR, Folding, is_folded, parse_folding
+from ferryman.converter.fold.merge import merge
+from ferryman.converter.fold.recipe import FOLDED_GRAMMAR, MERGED, Folding, is_folded, parse_folding
 from ferryman.converter.prune.latency import Latency
 from ferryman.converter.prune.recipe import PRUNED_GRAMMAR, Pruning, is_pruned, parse_pruning
 from ferryman.converter.prune.structured import prune
@@ -83,6 +84,9 @@ def compress(
     Folded forms (`folded-3`, `folded-2-drop25` and their options): of a transformer's blocks those that matter least
     go, and groups of those that stay share their weights (see `fold`), which every form keeps shared.
 
+    `merged`: layers between which nothing happens become one, and the outputs stay what they were (see `merge`); it
+    takes an example and no data.
+
     Args:
         model: dense and trained.
         form: `binary`, the name of a quantized, sparse, pruned or folded form, or the recipe of one.
@@ -110,6 +114,11 @@ def compress(
         ModelError: a quantized form is asked for, and the model cannot be captured or has nothing to quantize; or as
             `prune` and `fold`.
     """
+    if form == MERGED:
+        if keep is not None or rank or estimator != _ESTIMATOR or blocks is not None or latency is not None:
+            raise CallerError("form merged takes the model and an example alone")
+        merged = merge(model, _example(MERGED, example, loader))
+        return Compressed(model=merged.model, form="fp32", decisions=merged.decisions, losses=())
     recipe = _recipe(form)
     if form != "binary" and (keep is not None or rank or estimator != _ESTIMATOR):
         raise CallerError("keep, rank and estimator are for form binary; a recipe's `layers` keeps layers as they are")
