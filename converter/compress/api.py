@@ -15,7 +15,8 @@ from ferryman.converter.compress.binary_policy import Decision, Example
 from ferryman.converter.compress.quantized import fine_tune_quantized
 from ferryman.converter.compress.training import Batch, Loss, Progress, first_batch, first_inputs
 from ferryman.converter.fold.fold import fold
-from ferryman.converter.fold.recipe import FOLDED_GRAMMAR, Folding, is_folded, parse_folding
+from ferryman.converter.fold.merge import merge
+from ferryman.converter.fold.recipe import FOLDED_GRAMMAR, MERGED, Folding, Merging, is_folded, parse_folding
 from ferryman.converter.low_rank.factorize import factorize
 from ferryman.converter.low_rank.recipe import LOW_RANK_GRAMMAR, LowRank, is_low_rank, parse_low_rank
 from ferryman.converter.nested.network import nest
@@ -31,7 +32,7 @@ from ferryman.runtime.contracts.errors import CallerError
 
 _ESTIMATOR = "reste"
 _BINARY_LR = 1e-2
-Asked = Recipe | Sparsity | Pruning | Folding | LowRank | Nesting
+Asked = Recipe | Sparsity | Pruning | Folding | Merging | LowRank | Nesting
 """What a form's name says, as data."""
 
 
@@ -126,6 +127,9 @@ def compress(
     Folded forms (`folded-3`, `folded-2-drop25` and their options): of a transformer's blocks those that matter least
     go, and groups of those that stay share their weights (see `fold`), which every form keeps shared.
 
+    `merged`: layers between which nothing happens become one, and the outputs stay what they were (see `merge`); it
+    takes an example and no data.
+
     Low-rank forms (`lowrank-50flops`, `lowrank-95energy`, `lowrank-30db` and their options): linear layers and
     convolutions become chains of thinner ones where that is measured to be faster (see `factorize`).
 
@@ -154,7 +158,7 @@ def compress(
 
     Raises:
         CallerError: unknown form or estimator, no loader, an argument out of range or of another form, or as
-            `binarize`, `fine_tune`, `fine_tune_quantized`, `sparsify`, `prune`, `fold`, `factorize` and `nest`.
+            `binarize`, `fine_tune`, `fine_tune_quantized`, `sparsify`, `prune`, `fold`, `merge`, `factorize` and `nest`.
         ModelError: the model cannot be captured, or has nothing of what the form is about; or as those.
     """
     if form != "binary" and (keep is not None or rank or estimator != _ESTIMATOR):
@@ -247,6 +251,11 @@ def _folded(job: _Job, recipe: Folding) -> Compressed:
     return Compressed(model=made.model, form="fp32", decisions=made.decisions, losses=made.losses)
 
 
+def _merged(job: _Job, _: Merging) -> Compressed:
+    made = merge(job.model, _example(MERGED, job))
+    return Compressed(model=made.model, form="fp32", decisions=made.decisions, losses=())
+
+
 def _low_rank(job: _Job, recipe: LowRank) -> Compressed:
     example = _example(recipe.name, job)
     made = factorize(job.model, recipe, example=example, **job.training(), latency=job.latency, progress=job.stage)
@@ -298,6 +307,7 @@ _WAYS: dict[type, _Way] = {
     Sparsity: _Way("sparse", is_sparse, parse_sparsity, SPARSE_GRAMMAR, _sparse, 2e-3, _LOSS),
     Pruning: _Way("pruned", is_pruned, parse_pruning, PRUNED_GRAMMAR, _pruned, 1e-3, _LOSS | {"latency"}),
     Folding: _Way("folded", is_folded, parse_folding, FOLDED_GRAMMAR, _folded, 1e-3, _LOSS | {"blocks"}),
+    Merging: _Way("merged", MERGED.__eq__, lambda _: Merging(), MERGED, _merged, 0.0),
     LowRank: _Way("low-rank", is_low_rank, parse_low_rank, LOW_RANK_GRAMMAR, _low_rank, 1e-3, _LOSS | {"latency"}),
     Nesting: _Way("nested", is_nested, parse_nesting, NESTED_GRAMMAR, _nested, 1e-3, _LOSS),
 }

@@ -24,7 +24,7 @@ from ferryman.runtime.contracts.record import Record
 ImportanceName = Literal["gates", "similar"]
 IMPORTANCES: tuple[str, ...] = get_args(ImportanceName)
 MERGED = "merged"
-FOLDED_GRAMMAR = "folded-GROUP with options, such as folded-3-drop25; merged"
+FOLDED_GRAMMAR = "folded-GROUP with options, such as folded-3-drop25"
 _PREFIX = "folded"
 _GROUP = re.compile(r"[1-9]\d?", re.ASCII)
 _DROP = re.compile(r"drop([1-9]\d?)", re.ASCII)
@@ -54,6 +54,10 @@ class Folding(Record, kw_only=True):
             "plain" * self.plain,
         ]
         return "-".join([_PREFIX, str(self.group), *filter(None, options)])
+
+
+class Merging(Record):
+    """What `merge` does: there is nothing to choose."""
 
 
 def is_folded(form: str) -> bool:
