@@ -10,6 +10,7 @@ Stride, padding and dilation go with the tap they are of, so that the chain read
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -159,6 +160,7 @@ def rank_grid(layer: Layer, way: Way, count: int, least: Callable[[Ranks], bool]
         least: whether ranks cost less than the layer.
     """
     step = step_of(layer)
-    most = max((rank for rank in range(step, rank_max(layer, way)[-1] + 1, step) if least((rank,))), default=0)
+    all_ranks = range(step, rank_max(layer, way)[-1] + 1, step)
+    most = step * bisect.bisect_left(all_ranks, True, key=lambda rank: not least((rank,)))  # costs grow with ranks
     stride = step * max(1, math.ceil(most / step / count))
     yield from range(most % stride or stride, most + 1, stride)

@@ -119,8 +119,8 @@ class Solver:
         return option.price.nbytes if self.recipe.unit == "bytes" else option.price.macs
 
     def _beyond(self, least: float, several: Sequence[Choices], left: Sequence[Sequence[Option]]) -> str:
-        slow = sum(len(row) == 1 < len(each.options) for row, each in zip(left, several, strict=True))
-        why = f"; {slow} layers have no form that is measured faster" if slow else ""
+        slow = sum(len(each.options) - len(row) for row, each in zip(left, several, strict=True))
+        why = f"; {slow} forms of layers are out, as they are not measured faster" if slow else ""
         return (
             f"{self.recipe.name}'s budget cannot be reached: the least is {math.ceil(least * 1000) / 10:g} % of the "
             f"dense model's {self.recipe.unit}, with every layer of the lowest rank{why}; ask for a larger budget"
