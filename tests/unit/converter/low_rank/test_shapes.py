@@ -35,13 +35,14 @@ def test_there_are_as_many_ways_as_dimensions_have_taps():
 
 def test_ranks_to_try_are_multiples_and_worth_it():
     layer, _ = layer_of(nn.Linear(96, 128), 1, 96)
-    assert step_of(layer) == 8
+    assert step_of(layer) == 16
     assert rank_max(layer, "svd") == (96,)
     dense = price(layer)
     ranks = list(rank_grid(layer, "svd", 4, lambda one: price(layer, "svd", one, bias=True).macs < dense.macs))
     assert ranks == [16, 32, 48]  # 54.9 would cost as much
-    assert list(rank_grid(layer, "svd", 99, lambda one: one[0] < 20)) == [8, 16]
+    assert list(rank_grid(layer, "svd", 99, lambda one: one[0] < 40)) == [16, 32]
     assert list(rank_grid(layer, "svd", 4, lambda _: False)) == []
+    assert step_of(layer_of(nn.Linear(40, 64), 1, 40)[0]) == 8
     assert step_of(layer_of(nn.Linear(16, 64), 1, 16)[0]) == 4
     assert step_of(layer_of(nn.Linear(6, 64), 1, 6)[0]) == 1
 
