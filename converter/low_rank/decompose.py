@@ -21,7 +21,7 @@ from ferryman.converter.low_rank.moments import Moments, bias_shift
 from ferryman.converter.low_rank.shapes import Ranks, Way, chain
 
 _CP_ROUNDS, _TUCKER_ROUNDS = 20, 10
-_CP_WORK = 3e8
+_CP_WORK = 2e8
 """Multiplications of one round of CP that are still waited for."""
 
 

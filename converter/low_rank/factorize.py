@@ -207,10 +207,10 @@ def _why_whole(work: Work, each: Choices) -> str:
     best = max(known, key=lambda key: known[key])
     chosen = next(one for one in each.options if one.way is not None and one.key == best)
     ideal = each.options[0].price.macs / chosen.price.macs
-    return (
-        f"the best that was timed, {said_ranks(chosen)}, is {known[best]:.2f} times as fast, of {ideal:.2f} by its "
-        "multiplications"
-    )
+    said = f"{said_ranks(chosen)}, is {known[best]:.2f} times as fast, of {ideal:.2f} by its multiplications"
+    if known[best] > 1:
+        return f"the budget does not ask for it; the best that was timed, {said}"
+    return f"nothing is faster: the best that was timed, {said}"
 
 
 def said_ranks(option: Option) -> str:

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from ferryman.converter.low_rank.layers import Layer, with_batch
-from ferryman.converter.prune.graph import run
+from ferryman.runtime.contracts.errors import CallerError
 
 _WINDOWS = 8192
 """Of all calls, that are looked at."""
@@ -98,7 +98,11 @@ def gather(
     hooks = [one.module.register_forward_pre_hook(sums[one.module].see) for one in layers]
     try:
         for batch in batches:
-            run(model, batch)
+            model(*batch)
+    except Exception as error:
+        raise CallerError(
+            f"the model fails with a batch of the loader: {type(error).__name__}: {error}; inputs must suit the model"
+        ) from error
     finally:
         for hook in hooks:
             hook.remove()

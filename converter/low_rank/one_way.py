@@ -110,7 +110,8 @@ def _chain(part: Any, ways: int) -> nn.Sequential:  # noqa: ANN401  # a convolut
         made.append(conv(inputs, outputs, **_taps(part, dims), groups=groups, bias=last and part.bias is not None))
     chain = nn.Sequential(*made).to(part.weight.device, part.weight.dtype)
     with torch.no_grad():  # each but the last keeps the variance, as a chain of usual weights would not
-        for one in list(chain)[:-1]:
+        parts: list[Any] = list(chain)
+        for one in parts[:-1]:
             one.weight.normal_(0, 1 / math.sqrt(one.weight[0].numel()))
     return chain.train(part.training)
 

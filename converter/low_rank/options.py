@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -18,8 +18,9 @@ from ferryman.converter.low_rank.shapes import Price, Ranks, Way, price, rank_gr
 from ferryman.converter.prune.graph import run
 
 _RANKS = 12
-_SLOW_RANKS = 5
+_SLOW_RANKS = {"tucker": 5, "cp": 3}
 """Of decompositions that are found anew for each rank."""
+T = TypeVar("T")
 _PROBE = 0.02
 """The loss of a layer's output at which it is measured what the model's outputs make of it."""
 
@@ -129,15 +130,16 @@ def _ranks(work: Decomposer, way: Way, cheaper: Callable[[Way, Ranks], bool]) ->
         most = rank_max(layer, way)[1]
         several = [work.tucker_ranks(outputs, step) for outputs in range(step, most + 1, step)]
         several = [one for one in several if cheaper(way, one)]
-        return _thinned(several, _SLOW_RANKS)
-    count = _SLOW_RANKS if way == "cp" else _RANKS
+        return thinned(several, _SLOW_RANKS[way])
+    count = _SLOW_RANKS.get(way, _RANKS)
     found = [(rank,) for rank in rank_grid(layer, way, count, lambda ranks: cheaper(way, ranks))]
     return [one for one in found if way != "cp" or work.can_cp(one[0])]
 
 
-def _thinned(several: list[Ranks], count: int) -> list[Ranks]:
+def thinned(several: Sequence[T], count: int) -> list[T]:
+    """So many of several at most, evenly spread, the last among them."""
     if len(several) <= count:
-        return several
+        return list(several)
     return [several[(at + 1) * len(several) // count - 1] for at in range(count)]
 
 
@@ -187,9 +189,9 @@ def _shifted(each: Choices, probe: Option) -> torch.Tensor | None:
 
 
 def model_outputs(model: nn.Module, batch: tuple[Any, ...]) -> torch.Tensor:
-    """float64[n]: all that a model gives in one call.
+    """float64[n]: all that a model gives in one call, zeros where that is no number.
 
     Raises:
         CallerError: it fails with the batch.
     """
-    return torch.cat([one.flatten().double() for one in run(model, batch) if one.is_floating_point()])
+    return torch.cat([one.flatten().double().nan_to_num() for one in run(model, batch)])

@@ -10,6 +10,7 @@ Stride, padding and dilation go with the tap they are of, so that the chain read
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,8 +24,9 @@ from ferryman.converter.low_rank.layers import Factorable, Layer
 Way = Literal["svd", "spatial", "tucker", "cp"]
 Ranks = tuple[int, ...]
 """One number, but of tucker: r and s."""
-_STEPS = ((32, 8), (16, 4))
-"""Layers at least so wide have ranks that are multiples of so much."""
+_STEPS = ((64, 16), (32, 8), (16, 4))
+"""Layers at least so wide have ranks that are multiples of so much. Stock kernels work on 16 channels at a time (8 on
+aarch64): a rank of 17 takes nearly as long as one of 32, as `tests.benchmarks.folded_low_rank` measures."""
 _PLANE = 2
 
 
@@ -49,7 +51,7 @@ def ways(layer: Layer) -> tuple[Way, ...]:
 
 
 def step_of(layer: Layer) -> int:
-    """What ranks are multiples of: what stock kernels work on at a time."""
+    """What ranks are multiples of."""
     narrow = min(layer.inputs, layer.outputs)
     return next((step for width, step in _STEPS if narrow >= width), 1)
 
@@ -159,6 +161,7 @@ def rank_grid(layer: Layer, way: Way, count: int, least: Callable[[Ranks], bool]
         least: whether ranks cost less than the layer.
     """
     step = step_of(layer)
-    most = max((rank for rank in range(step, rank_max(layer, way)[-1] + 1, step) if least((rank,))), default=0)
+    all_ranks = range(step, rank_max(layer, way)[-1] + 1, step)
+    most = step * bisect.bisect_left(all_ranks, True, key=lambda rank: not least((rank,)))  # costs grow with ranks
     stride = step * max(1, math.ceil(most / step / count))
     yield from range(most % stride or stride, most + 1, stride)

@@ -11,7 +11,7 @@ import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ferryman.converter.low_rank.options import Choices, Option
+from ferryman.converter.low_rank.options import Choices, Option, thinned
 from ferryman.converter.low_rank.recipe import LowRank
 from ferryman.converter.low_rank.shapes import Ranks, Way
 from ferryman.converter.low_rank.timing import Stopwatch
@@ -24,6 +24,10 @@ _SHOWN = 0.7
 """Of what a chain saves in multiplications, that must show in time; where no choice is within the budget then, it is
 enough for a chain to be faster at all."""
 _HALVINGS = 6
+_TIMED = 3
+"""Ranks of each kind of chain that are timed for a budget in latency, where all must be before any is picked."""
+_LEAST = 0.01
+"""Of the model's multiplications: layers of less stay as they are then."""
 Times = tuple[float, float]
 """Seconds of a layer as it is, and of a chain in its place."""
 Picks = list[Option]
@@ -119,8 +123,8 @@ class Solver:
         return option.price.nbytes if self.recipe.unit == "bytes" else option.price.macs
 
     def _beyond(self, least: float, several: Sequence[Choices], left: Sequence[Sequence[Option]]) -> str:
-        slow = sum(len(row) == 1 < len(each.options) for row, each in zip(left, several, strict=True))
-        why = f"; {slow} layers have no form that is measured faster" if slow else ""
+        slow = sum(len(each.options) - len(row) for row, each in zip(left, several, strict=True))
+        why = f"; {slow} forms of layers are out, as they are not measured faster" if slow else ""
         return (
             f"{self.recipe.name}'s budget cannot be reached: the least is {math.ceil(least * 1000) / 10:g} % of the "
             f"dense model's {self.recipe.unit}, with every layer of the lowest rank{why}; ask for a larger budget"
@@ -133,9 +137,12 @@ class Solver:
             BudgetError: it does not even with the fastest of all.
         """
         for number, each in enumerate(several):
+            if each.options[0].price.macs < _LEAST * self.whole.macs:
+                continue
             self.progress(f"time layer {number + 1} of {len(several)}: {each.layer.path}")
-            self.time(each, each.options)
-        left = [[one for one in each.options if self._may(each, one, 0.0)] for each in several]
+            for way in dict.fromkeys(one.way for one in each.options[1:]):
+                self.time(each, thinned([one for one in each.options if one.way == way], _TIMED))
+        left = [[one for one in each.options if self._timed_faster(each, one)] for each in several]
         costs = [[Item(self._ns(each, one), one.loss) for one in row] for each, row in zip(several, left, strict=True)]
         low = sum(min(one.size for one in row) for row in costs)
         high = sum(self._ns(each, each.options[0]) for each in several)
@@ -153,6 +160,10 @@ class Solver:
             else:
                 high = middle
         return best
+
+    def _timed_faster(self, each: Choices, option: Option) -> bool:
+        key = self._key(each, option)
+        return key is None or (key in self.times and self._may(each, option, 0.0))
 
     def _ns(self, each: Choices, option: Option) -> int:
         """Of the layer, as it was measured beside the fastest chain; of a chain, in proportion to that."""

@@ -30,6 +30,7 @@ FORM = "lowrank-50flops"
 _SHOWN = 0.7
 _ROUNDS = 40
 _TOGETHER = 8
+_STEPS = (12, 16, 17, 24, 32)
 Factory = Callable[[], tuple[nn.Module, tuple[torch.Tensor, ...]]]
 NETWORKS: dict[str, Factory] = {
     "VGG-like": low_rank_nets.vgg,
@@ -159,10 +160,32 @@ def _measure_layers(
                  worst[1] / worst[2] / worst[3])  # fmt: skip
 
 
-PARTS = tuple(
-    Part(
-        tuple(goal for goals in (WHOLE, LAYERS) for (one, _), goal in goals.items() if one == network),
-        partial(measure, network),
-    )
-    for network in NETWORKS
+def measure_steps() -> Iterator[Figure]:
+    """What a rank takes that is no multiple of what kernels work on, over the next that is one."""
+    x = torch.randn(1, 64, 16, 16)
+    for name in PLACES:
+        progress(f"ranks of a convolution of 64 channels on {name}")
+        try:
+            place_of(name)
+        except CannotRun as error:
+            progress(str(error))
+            continue
+        chains = [nn.Sequential(nn.Conv2d(64, rank, 3, 1, 1), nn.Conv2d(rank, 64, 1)) for rank in _STEPS]
+        artifacts = [_lower(one, (x,), PLACES[name]) for one in chains]
+        times = dict(zip(_STEPS, _beside(artifacts, [x] * len(chains), name, bare=True), strict=True))
+        for rank, over in ((12, 16), (17, 16), (17, 32), (24, 32)):
+            yield figure(
+                f"  svd of 64 channels on {name}: time of rank {rank} over {over}'s", times[rank] / times[over]
+            )
+
+
+PARTS = (
+    *(
+        Part(
+            tuple(goal for goals in (WHOLE, LAYERS) for (one, _), goal in goals.items() if one == network),
+            partial(measure, network),
+        )
+        for network in NETWORKS
+    ),
+    Part((), measure_steps),
 )
