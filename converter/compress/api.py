@@ -158,7 +158,8 @@ def compress(
 
     Raises:
         CallerError: unknown form or estimator, no loader, an argument out of range or of another form, or as
-            `binarize`, `fine_tune`, `fine_tune_quantized`, `sparsify`, `prune`, `fold`, `merge`, `factorize` and `nest`.
+            `binarize`, `fine_tune`, `fine_tune_quantized`, `sparsify`, `prune`, `fold`, `merge`, `factorize`,
+            and `nest`.
         ModelError: the model cannot be captured, or has nothing of what the form is about; or as those.
     """
     if form != "binary" and (keep is not None or rank or estimator != _ESTIMATOR):
@@ -195,9 +196,8 @@ def _check_given(given: Mapping[str, bool], takes: frozenset[str]) -> None:
     for argument, is_given in given.items():
         if is_given and argument not in takes:
             names = [way.called for way in _WAYS.values() if argument in way.takes]
-            raise CallerError(
-                f"{argument} is for {' and '.join(filter(None, (', '.join(names[:-1]), names[-1])))} forms"
-            )
+            said = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+            raise CallerError(f"{argument} is for {said} forms")
 
 
 def _recipe(form: str | Asked) -> Asked:
