@@ -93,8 +93,9 @@ def nest(
     """Put hidden units in order, the ones that carry most first, and train so that the first alone do; a copy is made.
 
     Every step trains one level of all axes, drawn at random (MatFormer), or with `ordered` any share of them (nested
-    dropout, Rippel et al. 2014); levels between axes can then be mixed without training. Without a loader the order
-    alone is made: the whole network answers as before, and small ones lose more.
+    dropout, Rippel et al. 2014); levels between axes can then be mixed without training. Batch norms keep the
+    statistics that they have: levels would want different ones, and the weights that they are folded into are shared.
+    Without a loader the order alone is made: the whole network answers as before, and small ones lose more.
 
     Args:
         model: trained, or to be trained here from where it stands.
@@ -122,10 +123,11 @@ def nest(
     _order(copy, axes.values(), args)
     losses: tuple[float, ...] = ()
     if loader is not None:
-        with _drawn(copy, bounds, nesting):
+        with _drawn(copy, bounds, nesting), _fixed_statistics(copy) as fix:
             losses = train(
                 copy, loader,
                 epochs=epochs, lr=lr, loss=loss, progress=progress, teacher=copy_model(model) if distil else None,
+                before_epoch=fix,
             ).losses  # fmt: skip
     captured = capture(make_source(copy, args))
     return Nested(copy, nesting, bounds, tuple(_decisions(copy, found, bounds)), losses, captured)
@@ -268,6 +270,28 @@ def _drawn(model: nn.Module, bounds: Mapping[str, tuple[int, ...]], nesting: Nes
             yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def _fixed_statistics(model: nn.Module) -> Iterator[Callable[[int, int], None]]:
+    """Batch norms keep their statistics while the model trains; gives what to call when it is put in training mode."""
+    norms = [
+        part
+        for part in model.modules()
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.track_running_stats  # noqa: SLF001
+    ]
+
+    def fix(*_: int) -> None:
+        for norm in norms:
+            norm.eval()
+
+    try:
+        for norm in norms:
+            norm.track_running_stats = False  # nothing gathers them anew
+        yield fix
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 def _decisions(

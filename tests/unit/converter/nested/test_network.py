@@ -137,6 +137,10 @@ def test_training_makes_small_ones_answer(net):
     assert not trained.model.training
     assert not trained.model.get_submodule("rows.0.down")._forward_pre_hooks
     plain = nest(net, "nested-25-100", example=IMAGES)
+    norm = trained.model.get_submodule("images.0.third")
+    assert torch.equal(norm.running_mean, net.get_submodule("images.0.third").running_mean)
+    assert norm.track_running_stats
+    assert not torch.equal(norm.weight, net.get_submodule("images.0.third").weight)
     for found in (trained, plain):
         with masked(found.model, {name: ends[1] for name, ends in found.bounds.items()}), torch.no_grad():
             found_loss = functional.cross_entropy(found.model(images), labels)

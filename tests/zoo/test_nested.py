@@ -1,0 +1,29 @@
+"""Networks of the zoo, nested: little training, every sub-network proven."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ferryman.converter.api import convert
+from ferryman.converter.prune.budget import count
+from tests.zoo.nested import FORMS, nested
+from tests.zoo.test_pruned import small
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FORMS)
+def test_a_network_nests_trains_and_converts(name, tmp_path):
+    network = small(name)
+    torch.manual_seed(0)
+    found = nested(network, network.make().eval(), FORMS[name], epochs=1)
+    variants = found.variants()
+    macs = [count(module, network.example).macs for module in variants.values()]
+    assert macs == sorted(set(macs))
+    made = convert(variants, network.example, output=tmp_path, name=name)
+    sizes = {one.path: one.size_bytes for one in made.manifest.payloads}
+    alone = convert(found.model, network.example, output=tmp_path, name="alone").manifest
+    for payload in alone.payloads:
+        if payload.path.startswith("artifacts/"):
+            assert sizes[payload.path] < 1.7 * payload.size_bytes  # so small that their graphs count
+    assert all(proof.sqnr_db > 60 for variant in made.manifest.variants for proof in variant.verified)
