@@ -43,8 +43,11 @@ _FILES_MAX = 16
 _BYTES_MAX = 2 << 30
 _RACY_NS = 2_000_000_000
 """Two changes so close to each other may bear the same time."""
-_ROOM = 3
-"""Packed weights take about what the artifact does, and there must be some left."""
+_ROOM = 4
+"""Times the artifact that must be free on disk, and in memory: packed weights take about as much as it, and while they
+are tried out there are two of them."""
+_MEMINFO = Path("/proc/meminfo")
+_AVAILABLE = re.compile(r"^MemAvailable:\s+(\d+) kB$", re.MULTILINE)
 _LOCK_S = 2.0
 _LOCK_POLL_S = 0.002
 
@@ -169,9 +172,8 @@ def _build(cache: Cache, artifact: Path, identity: str, key: str, fill: Fill) ->
     """Pack into memory, and write that: a disk that fills up is then an error, and not the end of the process."""
     folder = cache.folder
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    room = os.statvfs(folder)
-    if room.f_bavail * room.f_frsize < _ROOM * artifact.stat().st_size:
-        log.warning("packed weights of %s are not kept: the disk of %s is nearly full", artifact, folder)
+    if scarce := _scarce(folder, _ROOM * artifact.stat().st_size):
+        log.warning("packed weights of %s are not kept: there is little %s left", artifact, scarce)
         return None
     with _part(folder, key) as (part, descriptor), contextlib.ExitStack() as stack:
         packed = memory()
@@ -191,6 +193,15 @@ def _build(cache: Cache, artifact: Path, identity: str, key: str, fill: Fill) ->
             log.warning("packed weights of %s cannot be written to %s: %s", artifact, folder, error)
             stack.pop_all()
             return packed
+
+
+def _scarce(folder: Path, needed_bytes: int) -> str:
+    """What there is too little of; empty: nothing."""
+    disk = os.statvfs(folder)
+    if disk.f_bavail * disk.f_frsize < needed_bytes:
+        return f"room in {folder}"
+    available = _AVAILABLE.search(_MEMINFO.read_text())
+    return "memory" if available and int(available[1]) * 1024 < needed_bytes else ""
 
 
 def _give_back() -> None:

@@ -2,6 +2,7 @@
 
 The 4-bit form is run by ferryman's kernels, which read weights where they lie in the mapped artifact: nothing is
 packed, so nothing is kept, and the bar is over the memory of weights. Activations, as many in both, are the rest.
+A start is what opening and the first run take beyond a later run; the first with a cache packs, tries out, and writes.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ KEEPING = ("executorch", "ai-edge-litert")
 """Interpreters that can pack shared weights once, and keep them."""
 _ROUNDS = 5
 _MEMORY_ROUNDS = 3
+_LEAST_S = 1e-5
 _SETTLED_S = 2.5
 """A file changed less than two seconds ago is not trusted to stay as it is."""
 
@@ -50,11 +52,7 @@ BYTES = {
     for runtime in RUNTIMES
 }
 WIRE = {
-    (form, runtime): Goal(
-        f"one block six times, {form}, compressed bytes over those of one block used once on {NAMES[runtime]}",
-        "<=",
-        1.05,
-    )
+    (form, runtime): Goal(f"one block six times, {form}, compressed over one block's on {NAMES[runtime]}", "<=", 1.1)
     for form in FORMS
     for runtime in RUNTIMES
 }
@@ -64,7 +62,7 @@ MEMORY = {
     for place in KEEPING
 }
 STARTS = {
-    (name, place): Goal(f"{name}, fp32, second start with a cache, times as fast as the first on {place}", ">=", 4.0)
+    (name, place): Goal(f"{name}, fp32, second start, times as fast as the first on {place}", ">=", 4.0)
     for name in ("six blocks", "one block six times")
     for place in KEEPING
 }
@@ -195,15 +193,14 @@ def _starts(made: Decoders, name: str, place: str) -> Iterator[Bar | Figure]:
     seconds = {kind: np.array([one["open_s"] + one["first_s"] for one in all_]) for kind, all_ in kinds.items()}
     opened = {kind: np.array([one["open_s"] for one in all_]) for kind, all_ in kinds.items()}
     later = np.array([one["later_s"] for one in kinds["second"]])
-    yield STARTS[name, place].measured(seconds["first"] / seconds["second"])
+    more = {kind: np.maximum(seconds[kind] - later, _LEAST_S) for kind in kinds}
+    yield STARTS[name, place].measured(more["first"] / more["second"])
     where = f"{name}, fp32 on {place}"
     for kind in kinds:
         yield figure(f"  {where}: {kind}: open and first run", seconds[kind] * 1e3, "ms")
         yield figure(f"  {where}: {kind}: open alone", opened[kind] * 1e3, "ms")
     yield figure(f"  {where}: a later run", later * 1e3, "ms")
-    yield figure(f"  {where}: second start, times as fast as without a cache", seconds["no cache"] / seconds["second"])
-    more = {kind: np.maximum(seconds[kind] - later, 1e-5) for kind in kinds}
-    yield figure(f"  {where}: the same, less a later run each", more["no cache"] / more["second"])
+    yield figure(f"  {where}: second start, times as fast as without a cache", more["no cache"] / more["second"])
     private = {kind: np.array([one["private"] for one in all_]) / 1e6 for kind, all_ in kinds.items()}
     yield figure(f"  {where}: second start: private", private["second"], "MB")
 

@@ -36,6 +36,7 @@ def check(found: Measurement, spec: ProfileSpec) -> None:
     """What holds of every measurement, whatever the interpreter."""
     assert len(found.samples_ns) == spec.runs
     assert len(found.warmup_ns) == spec.warmup_runs
+    assert found.cache in ("off", "memory")  # a first start
     assert min(*found.samples_ns, *found.warmup_ns, found.first_run_ns, found.load_ns, found.import_ns) > 0
     phases = [getattr(found.memory, name) for name in ("start", "loaded", "first_run", "steady")]
     assert all(isinstance(phase, Memory) for phase in phases), phases

@@ -43,7 +43,7 @@ enum { kName = 2 };
 enum Datatype : int16_t { kFp32 = 1, kFp16 = 2, kDynamicInt8 = 9, kPackedInt8 = 11, kBf16 = 14 };
 enum ValueKind : uint8_t { kQuantizedTensor = 2 };
 enum ParametersKind : uint8_t { kPerChannel = 1, kPerTensor = 2, kPerGroup = 4 };
-enum NodeKind : uint8_t { kLinear = 2, kConv = 7, kDepthwise = 13, kTransposed = 39 };
+enum NodeKind : uint8_t { kLinear = 2, kConv = 7, kDepthwise = 13, kPrelu = 31, kMatmul = 37, kTransposed = 39 };
 
 constexpr const char kProgramMagic[] = "ET12";
 constexpr const char kHeaderMagic[] = "eh00";
@@ -110,16 +110,17 @@ void read_graph(const Table& graph, Uses& uses) {
   for (size_t i = 0; i < nodes.size(); ++i) {
     const auto kind = nodes[i].number<uint8_t>(in_union::kType, 0);
     const Table node = nodes[i].table(in_union::kTable);
-    const bool linear = kind == kLinear;
-    if (!linear && kind != kConv && kind != kDepthwise && kind != kTransposed) {
+    const bool conv = kind == kConv || kind == kDepthwise || kind == kTransposed;
+    if (!conv && kind != kLinear && kind != kMatmul && kind != kPrelu) {
       continue;
     }
-    const int input = linear ? 0 : 15; // the weight is the next, and the flags the last
+    const int input = conv ? 15 : 0; // the weight is the next, and flags come last
     const auto weight = values.find(node.number<uint32_t>(input + 1, 0));
     if (weight == values.end() || weight->second.weight.empty()) {
       continue;
     }
-    std::string how = raw(kind) + raw(node.number<uint32_t>(input + 4, 0)) + weight->second.how;
+    const int flags = kind == kMatmul || kind == kPrelu ? 3 : input + 4;
+    std::string how = raw(kind) + raw(node.number<uint32_t>(flags, 0)) + weight->second.how;
     for (int slot = 0; slot < input; ++slot) { // a convolution's numbers
       how += raw(node.number<uint32_t>(slot, 0));
     }

@@ -31,13 +31,14 @@ enum { kData = 0, kOffset = 1, kSize = 2 };
 }
 
 enum Type : int8_t { kFloat32 = 0, kFloat16 = 1, kBfloat16 = 18 };
-enum Operator : int32_t { kConv = 3, kDepthwise = 4, kLinear = 9, kTransposed = 67, kMatmul = 126 };
+enum Operator : int32_t { kConv = 3, kDepthwise = 4, kLinear = 9, kPrelu = 54, kTransposed = 67, kMatmul = 126 };
 
 constexpr const char kMagic[] = "TFL3";
 constexpr int kStrideSlots[] = {1, 2}; // of every convolution's options
 
 bool packs(int32_t code) {
-  return code == kConv || code == kDepthwise || code == kLinear || code == kTransposed || code == kMatmul;
+  return code == kConv || code == kDepthwise || code == kLinear || code == kTransposed || code == kMatmul ||
+      code == kPrelu;
 }
 
 bool is_constant(const Vector& buffers, uint32_t index) {
@@ -79,7 +80,7 @@ void read_operator(int32_t code, const Table& op, const Vector& tensors, const V
   }
   const auto type = tensors[static_cast<size_t>(input_at)].number<int8_t>(tensor::kType, 0);
   std::string how = raw(code) + raw(type) + describe(weight);
-  if (code != kLinear && code != kMatmul && op.has(op::kOptions)) {
+  if ((code == kConv || code == kDepthwise || code == kTransposed) && op.has(op::kOptions)) {
     const Table options = op.table(op::kOptions);
     for (const int slot : kStrideSlots) {
       how += raw(options.number<int32_t>(slot, 0));

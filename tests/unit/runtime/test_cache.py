@@ -236,7 +236,18 @@ def test_a_full_disk(tmp_path, artifact, caplog):
         (disk / "filler").write_bytes(bytes((1 << 20) - 8192))
         artifact.write_bytes(bytes(1 << 16))
         assert use(disk / "cache", artifact, large) == ("off", None)
-        assert "nearly full" in caplog.text
+        assert "little room" in caplog.text
+
+
+def test_a_device_with_little_memory(folder, artifact, runtime, monkeypatch, tmp_path, caplog):
+    """Packing must not bring on the kernel's killer, which would come at the next start again."""
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:  1000 kB\nMemAvailable:     64 kB\n")
+    monkeypatch.setattr(caches, "_MEMINFO", meminfo)
+    assert use(folder, artifact, runtime)[0] == "built"
+    artifact.write_bytes(bytes(17 << 10))
+    assert use(folder, artifact, runtime) == ("off", None)
+    assert "little memory" in caplog.text
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, artifact, runtime, caplog):
