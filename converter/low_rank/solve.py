@@ -18,7 +18,6 @@ from ferryman.converter.low_rank.timing import Stopwatch
 from ferryman.converter.prune.budget import BudgetError, Cost
 from ferryman.converter.quantize.allocate import Cost as Item
 from ferryman.converter.quantize.allocate import choose
-from ferryman.runtime.contracts.errors import CallerError
 
 _SHOWN = 0.7
 """Of what a chain saves in multiplications, that must show in time; where no choice is within the budget then, it is
@@ -175,13 +174,3 @@ class Solver:
 
 def _of(left: Sequence[Sequence[Option]], picks: Sequence[int]) -> Picks:
     return [row[pick] for row, pick in zip(left, picks, strict=True)]
-
-
-def require_some(several: Sequence[Choices], why: str) -> None:
-    """See that there is something to choose from.
-
-    Raises:
-        CallerError: there is not.
-    """
-    if not any(len(each.options) > 1 for each in several):
-        raise CallerError(f"nothing of the model can be low-rank: {why}")

@@ -43,7 +43,9 @@ WHOLE = {
     for name in PLACES
 }
 LAYERS = {
-    (network, name): Goal(f"{network}, {FORM}, changed layers, speed-up over the ideal one on {name}", ">=", _SHOWN)
+    (network, name): Goal(
+        f"{network}, {FORM}, the least of its layers, speed-up over the ideal one on {name}", ">=", _SHOWN
+    )
     for network in NETWORKS
     for name in PLACES
 }
@@ -154,10 +156,10 @@ def _measure_layers(
         ranks = " and ".join(map(str, row.ranks))
         what = f"  {network} on {name}: {row.path}, {row.way} {ranks}, times as fast, ideal {ideal:.2f}"
         yield figure(what, dense / thin)
-    yield LAYERS[network, name].measured([np.median(dense / thin) / ideal for _, dense, thin, ideal in shown])
-    worst = min(shown, key=lambda one: float(np.median(one[1] / one[2])) / one[3])
-    yield figure(f"  {network} on {name}: the least of them, {worst[0].path}, speed-up over the ideal one",
-                 worst[1] / worst[2] / worst[3])  # fmt: skip
+    # Layers take microseconds: of the fastest rounds, which other work on the machine disturbs least.
+    each = {row.path: float(dense.min() / thin.min()) / ideal for row, dense, thin, ideal in shown}
+    yield LAYERS[network, name].measured([min(each.values())])
+    yield figure(f"  {network} on {name}: changed layers, speed-up over the ideal one", list(each.values()))
 
 
 def measure_steps() -> Iterator[Figure]:
