@@ -66,9 +66,7 @@ def allocate(name: str, tried: Measured, budget: Budget) -> dict[str, Tried]:
                 f"{-10 * np.log10(error):.1f} are left; ask for less, or have layers that lose most stay in float"
             )
         picks = choose(costs, error_max=error_max)
-    return {
-        path: options[pick] for paths, options, pick in zip(by_paths, there, picks, strict=True) for path in paths
-    }
+    return {path: options[pick] for paths, options, pick in zip(by_paths, there, picks, strict=True) for path in paths}
 
 
 def allocate_uniform(tried: Measured, bits: Mapping[str, int], budget: Budget) -> dict[str, Tried] | None:
