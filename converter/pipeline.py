@@ -27,6 +27,7 @@ from ferryman.converter.quantize.bit_operations import bit_operations
 from ferryman.converter.quantize.calibration import read_calibration
 from ferryman.converter.quantize.recipe import Recipe
 from ferryman.converter.quiet import alone, quiet
+from ferryman.converter.shared import SharedWeight, shared_weights
 from ferryman.converter.source import Source, load_source, make_source
 from ferryman.converter.sparse.measure import LayerTime
 from ferryman.converter.verify import Interpreter, References, interpreters, make_references, verify, with_program
@@ -55,6 +56,8 @@ class Conversion:
     """Each compressed form's artifacts beside the fp32 ones, on each interpreter of this machine."""
     layer_times: tuple[LayerTime, ...] = ()
     """Of form `sparse`: each layer with zeros alone, on one interpreter of each runtime."""
+    shared: tuple[SharedWeight, ...] = ()
+    """Weights that several layers read; every artifact holds them once."""
 
 
 class _Clock:
@@ -177,6 +180,7 @@ def convert(
         seconds=clock.seconds,
         compared=tuple(compared for one in made for compared in one.compared),
         layer_times=tuple(time for one in made for time in one.layer_times),
+        shared=shared_weights(captured),
     )
 
 

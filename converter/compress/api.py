@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -114,24 +115,13 @@ def compress(
         ModelError: a quantized form is asked for, and the model cannot be captured or has nothing to quantize; or as
             `prune` and `fold`.
     """
-    if form == MERGED:
-        if keep is not None or rank or estimator != _ESTIMATOR or blocks is not None or latency is not None:
-            raise CallerError("form merged takes the model and an example alone")
-        merged = merge(model, _example(MERGED, example, loader))
-        return Compressed(model=merged.model, form="fp32", decisions=merged.decisions, losses=())
     recipe = _recipe(form)
     if form != "binary" and (keep is not None or rank or estimator != _ESTIMATOR):
         raise CallerError("keep, rank and estimator are for form binary; a recipe's `layers` keeps layers as they are")
-    if not isinstance(recipe, _OWN_LOSS) and loss is not functional.cross_entropy:
-        raise CallerError("loss is for sparse, pruned and folded forms")
-    if latency is not None and not isinstance(recipe, Pruning):
-        raise CallerError("latency is for pruned forms")
-    if blocks is not None and not isinstance(recipe, Folding):
-        raise CallerError("blocks is for folded forms")
-    if loader is not None and not isinstance(loader, Iterable):
-        raise CallerError(f"loader gives batches when it is iterated over, found {type(loader).__name__}")
-    if isinstance(recipe, _OWN_LOSS) and loader is not None and loss is functional.cross_entropy:
-        _check_classes(loader)
+    _check(recipe, loader, loss, latency, blocks)
+    if recipe == MERGED:
+        merged = merge(model, _example(MERGED, example, loader))
+        return Compressed(model=merged.model, form="fp32", decisions=merged.decisions, losses=())
     if isinstance(recipe, Sparsity):
         lr = _LR["sparse"] if lr is None else lr
         distil = distil and loader is not None and loss is functional.cross_entropy
@@ -168,7 +158,33 @@ def compress(
     return Compressed(model=tuned.model, form="binary", decisions=decisions, losses=tuned.losses)
 
 
-def _recipe(form: str | Recipe | Sparsity | Pruning | Folding) -> Recipe | Sparsity | Pruning | Folding | None:
+def _check(
+    recipe: Recipe | Sparsity | Pruning | Folding | str | None,
+    loader: Iterable[Batch] | None,
+    loss: Loss,
+    latency: Latency | None,
+    blocks: str | None,
+) -> None:
+    """See that the arguments are the form's.
+
+    Raises:
+        CallerError: one is not.
+    """
+    if not isinstance(recipe, _OWN_LOSS) and loss is not functional.cross_entropy:
+        raise CallerError("loss is for sparse, pruned and folded forms")
+    if latency is not None and not isinstance(recipe, Pruning):
+        raise CallerError("latency is for pruned forms")
+    if blocks is not None and not isinstance(recipe, Folding):
+        raise CallerError("blocks is for folded forms")
+    if loader is not None and not isinstance(loader, Iterable):
+        raise CallerError(f"loader gives batches when it is iterated over, found {type(loader).__name__}")
+    if isinstance(recipe, _OWN_LOSS) and loader is not None and loss is functional.cross_entropy:
+        _check_classes(loader)
+
+
+def _recipe(
+    form: str | Recipe | Sparsity | Pruning | Folding,
+) -> Recipe | Sparsity | Pruning | Folding | Literal["merged"] | None:
     """None: binary.
 
     Raises:
@@ -178,6 +194,8 @@ def _recipe(form: str | Recipe | Sparsity | Pruning | Folding) -> Recipe | Spars
         return form
     if form == "binary":
         return None
+    if form == MERGED:
+        return MERGED
     for is_one, parse in (
         (is_quantized, parse_recipe),
         (is_sparse, parse_sparsity),

@@ -23,7 +23,7 @@ from ferryman.runtime.contracts.record import Record
 
 ImportanceName = Literal["gates", "similar"]
 IMPORTANCES: tuple[str, ...] = get_args(ImportanceName)
-MERGED = "merged"
+MERGED: Literal["merged"] = "merged"
 FOLDED_GRAMMAR = "folded-GROUP with options, such as folded-3-drop25; merged"
 _PREFIX = "folded"
 _GROUP = re.compile(r"[1-9]\d?", re.ASCII)

@@ -208,8 +208,10 @@ def test_other_forms_follow():
 
 def test_what_cannot_be_is_refused():
     model = settled(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
-    with pytest.raises(CallerError, match="takes the model and an example alone"):
+    with pytest.raises(CallerError, match="keep, rank and estimator are for form binary"):
         compress(model, "merged", example=IMAGE, keep=["0"])
+    with pytest.raises(CallerError, match="blocks is for folded forms"):
+        compress(model, "merged", example=IMAGE, blocks="0")
     with pytest.raises(CallerError, match="needs an example"):
         compress(model, "merged")
     with pytest.raises(CallerError, match="the model fails with the example"):
