@@ -67,8 +67,11 @@ def _layer(
         layer = nn.Linear(weight.shape[1], weight.shape[0], **options)
     else:
         rest: list[Any] = list(node.args[3:])
-        stride, padding, dilation, groups = [*rest, *(1, 0, 1, 1)[len(rest) :]]
-        step, around, spread = (tuple(one) if isinstance(one, list) else one for one in (stride, padding, dilation))
+        defaults: list[Any] = [1, 0, 1, 1]
+        stride, padding, dilation, groups = [*rest, *defaults[len(rest) :]]
+        step, around, spread = (
+            tuple(one) if isinstance(one, list | tuple) else one for one in (stride, padding, dilation)
+        )
         channels, kernel = weight.shape[1] * groups, tuple(weight.shape[2:])
         layer = _CONVS[node.target](channels, len(weight), kernel, step, around, spread, groups, **options)
     values = tuple(None if one is None else _parameter(one, held) for one in (weight, bias))

@@ -189,7 +189,8 @@ def _describe(
 def _hessians(module: GraphModule, batches: Batches, layers: Sequence[Layer]) -> dict[Layer, torch.Tensor]:
     """The sum of x x^T of what each layer computes from; not of grouped convolutions and embeddings.
 
-    Layers that share their weights have one sum: these are rounded once, for all of them.
+    Layers that share their weights have one sum, an embedding tied to a linear layer too: they are rounded once, for
+    all of them.
     """
     wanted: dict[Node, list[Layer]] = {}
     for layer in layers:
@@ -204,7 +205,7 @@ def _hessians(module: GraphModule, batches: Batches, layers: Sequence[Layer]) ->
             sums[layer.held] = rows.T @ rows + sums.get(layer.held, 0)
 
     watch(module, batches, wanted, add)
-    return {layer: sums[layer.held] for several in wanted.values() for layer in several if layer.held in sums}
+    return {layer: sums[layer.held] for layer in layers if layer.held in sums}
 
 
 def _rows(x: torch.Tensor, layer: Layer) -> torch.Tensor:
