@@ -94,8 +94,6 @@ SLOW_FORMS = {
     "4bit-blocks": 0.5,
     "int8-equalize": 1.0,
     "4bit-gptq": 0.5,
-},
-    **{"4bit-channel": 0.5, "4bit-blocks": 0.5, "int8-equalize": 1.0, "4bit-gptq": 0.5},
 }
 
 
