@@ -21,6 +21,7 @@ from ferryman.converter.honest import Compared
 from ferryman.converter.quantize.calibration import read_calibration
 from ferryman.converter.quantize.recipe import Recipe
 from ferryman.converter.quiet import alone, quiet
+from ferryman.converter.shared import SharedWeight, shared_weights
 from ferryman.converter.source import Source, load_sources, make_sources
 from ferryman.converter.sparse.measure import LayerTime
 from ferryman.converter.variants import Clock, Entry, Member, Work, check_alike, lower_together
@@ -47,6 +48,8 @@ class Conversion:
     """Each compressed form's artifacts beside the fp32 ones, on each interpreter of this machine."""
     layer_times: tuple[LayerTime, ...] = ()
     """Of form `sparse`: each layer with zeros alone, on one interpreter of each runtime."""
+    shared: tuple[SharedWeight, ...] = ()
+    """Weights that several layers read; every artifact holds them once."""
 
 
 @alone()
@@ -159,6 +162,7 @@ def convert(
         seconds=clock.seconds,
         compared=tuple(compared for one in made for compared in one.compared),
         layer_times=tuple(time for one in made for time in one.layer_times),
+        shared=shared_weights(whole.captured),
     )
 
 

@@ -46,7 +46,9 @@ def share_constants(data: bytes) -> bytes:
         wanted = contents[index]
         if len(wanted) >= _LEAST:
             fits = (begin for begin, end in rooms if end - begin >= len(wanted))
-            inside |= {index: begin for begin in fits if contents[holder].startswith(wanted, begin)}
+            found = next((begin for begin in fits if contents[holder].startswith(wanted, begin)), None)
+            if found is not None:
+                inside[index] = found
     if not inside:
         return data
     body = bytearray()

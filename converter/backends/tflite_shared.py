@@ -15,13 +15,10 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ferryman.converter.recognise import attribute
+from ferryman.converter.shared import readers_of
 
 aten = torch.ops.aten
 _LINEAR = (aten.linear.default, aten.matmul.default)
-_VIEWS = (
-    *(aten.view.default, aten.reshape.default, aten.permute.default, aten.transpose.int, aten.t.default),
-    *(aten.numpy_T.default, aten.alias.default, aten.detach.default, aten.unsqueeze.default, aten.expand.default),
-)
 _SAME = (aten.to.dtype, aten.type_as.default, aten.dropout.default)
 """What may stand between a norm and a layer, and does nothing to it."""
 
@@ -43,21 +40,12 @@ def _read_differently(module: GraphModule) -> Iterator[set[Node]]:
         if node.op == "get_attr":
             value = attribute(module, str(node.target))
             if isinstance(value, torch.Tensor) and value.dim() > 1:
-                readers.setdefault(value.data_ptr(), {}).update(dict.fromkeys(_readers(node)))
+                readers.setdefault(value.data_ptr(), {}).update(dict.fromkeys(readers_of(node)))
     for several in readers.values():
         norms = {reader: _norm_before(reader) for reader in several if reader.target in _LINEAR}
         scales = {reader: None if norm is None else _scale(module, norm) for reader, norm in norms.items()}
         if len(several) > len(norms) or len(set(scales.values())) > 1:
             yield {norm for norm in norms.values() if norm is not None}
-
-
-def _readers(node: Node) -> Iterator[Node]:
-    """Nodes that use a tensor, or a view of it."""
-    for user in node.users:
-        if user.target in _VIEWS:
-            yield from _readers(user)
-        else:
-            yield user
 
 
 def _norm_before(reader: Node) -> Node | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -33,7 +34,9 @@ def copy_model(model: nn.Module) -> nn.Module:
         CallerError: it cannot be copied.
     """
     try:
-        return copy.deepcopy(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's, of its own, where the model is a graph
+            return copy.deepcopy(model)
     except Exception as error:
         raise CallerError(
             f"the model cannot be copied: {type(error).__name__}: {error}; weights that are computed anew in each call "

@@ -27,7 +27,9 @@ _LEAST = 1e-6
 class _Pupil(nn.Module):
     """A folded network, and what the network it was says of the same inputs."""
 
-    def __init__(self, model: nn.Module, blocks: Blocks, teacher: nn.Module, old: Blocks, tail: Mapping[int, int]):
+    def __init__(
+        self, model: nn.Module, blocks: Blocks, teacher: nn.Module, old: Blocks, tail: Mapping[int, int]
+    ) -> None:
         super().__init__()
         self.model = model
         self._taught = (teacher, old, blocks)  # in a tuple: the teacher is not trained
@@ -65,9 +67,9 @@ class _Pupil(nn.Module):
             return _relative(found, wanted)
         # As cross-entropy has the classes, or last, as language models do.
         axis = 1 if found.shape[2:] == targets.shape[1:] and found.shape[0] == targets.shape[0] else -1
-        both = [functional.log_softmax(one / _TEMPERATURE, axis) for one in (found, wanted)]
+        here, there = (functional.log_softmax(one / _TEMPERATURE, axis) for one in (found, wanted))
         rows = found.numel() // found.shape[axis]
-        return functional.kl_div(*both, reduction="sum", log_target=True) * _TEMPERATURE**2 / rows
+        return functional.kl_div(here, there, reduction="sum", log_target=True) * _TEMPERATURE**2 / rows
 
 
 def cure(

@@ -163,9 +163,9 @@ def _loss(asked: Asked, inputs: torch.Tensor, targets: torch.Tensor, number: int
 def _frozen(model: nn.Module) -> Iterator[None]:
     trained = [one for one in model.parameters() if one.requires_grad]
     for one in trained:
-        one.requires_grad_(requires_grad=False)
+        one.requires_grad = False
     try:
         yield
     finally:
         for one in trained:
-            one.requires_grad_(requires_grad=True)
+            one.requires_grad = True

@@ -15,7 +15,6 @@ from ferryman.converter.layer_calls import path_of
 from ferryman.converter.recognise import Constants
 
 aten = torch.ops.aten
-_DIMS = {aten.conv1d: 1, aten.conv2d: 2, aten.conv3d: 3}
 _TRANSPOSED = (None, functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)
 _CALLS = (aten.linear, aten.conv1d, aten.conv2d, aten.conv3d)
 Sizes = tuple[int, ...]
@@ -79,22 +78,25 @@ def read_map(node: Node, constants: Constants) -> Map | None:
     kind = getattr(node.target, "overloadpacket", None)
     if node.op != "call_function" or not is_float(node):
         return None
-    args: list[Any] = list(node.args)
     if node.target == aten.matmul.default:
         return _read_product(node, constants)
-    if kind not in _CALLS or not _all_constant(args[1:3], constants):
-        return None
+    return _read_layer(node, constants) if kind in _CALLS and _all_constant(node.args[1:3], constants) else None
+
+
+def _read_layer(node: Node, constants: Constants) -> Map | None:
+    args: list[Any] = list(node.args)
     x, weight, bias, *rest = [*args, None][: max(3, len(args))]
     weights = constants[weight]
     offset = torch.zeros(len(weights)) if bias is None else constants[bias]
     if weights.dtype != torch.float32 or not is_float(x):
         return None
-    if kind == aten.linear:
+    if node.target == aten.linear.default:
         return Map(node, x, weights, offset)
-    dims = _DIMS[kind]
+    dims = weights.dim() - 2
     if x.meta["val"].dim() != dims + 2:
         return None
-    stride, padding, dilation, groups = [*rest, *([1], [0], [1], 1)[len(rest) :]]
+    defaults: list[Any] = [[1], [0], [1], 1]
+    stride, padding, dilation, groups = [*rest, *defaults[len(rest) :]]
     spread = _each(dilation, dims)
     around = _around(padding, weights.shape[2:], spread)
     return None if around is None else Map(node, x, weights, offset, _each(stride, dims), around, spread, groups)

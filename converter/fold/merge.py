@@ -119,7 +119,7 @@ def _decisions(model: nn.Module, merged: dict[str, str]) -> tuple[Decision, ...]
     """In the order of registration."""
     found = []
     for path, part in model.named_modules():
-        if path in merged:
+        if path in merged and not list(part.children()):
             found.append(Decision(path, type(part).__name__, "merged", merged[path]))
         elif isinstance(part, _LAYERS):
             taken = [one for one, what in merged.items() if path in what.removeprefix(PART_OF).split(", ")]

@@ -106,7 +106,7 @@ def compute_constants(graph: Graph) -> bool:
             continue  # what is computed from it is
         value = graph.constants[node]
         held = sum(graph.constants[one].nbytes for one in node.all_input_nodes)
-        if value.nbytes > max(held, _LARGEST_BYTES) or not node.all_input_nodes and value.nbytes > _LARGEST_BYTES:
+        if value.nbytes > max(held, _LARGEST_BYTES):
             continue
         name = f"computed_{sum(1 for _ in graph.module.buffers())}"
         graph.module.register_buffer(name, value.detach().contiguous().clone())
@@ -137,25 +137,33 @@ def drop_identities(graph: Graph) -> bool:
 
 
 def _unchanged(graph: Graph, node: Node) -> Node | None:
-    if node.op != "call_function" or not node.args or not isinstance(node.args[0], Node):
+    """The operand that a node gives as it is; None where it gives something else."""
+    if node.op != "call_function" or not node.args or not isinstance(node.args[0], Node) or node in graph.constants:
         return None
-    args: list[Any] = list(node.args)
-    if node.target in _NOTHING and (node.target != aten.dropout.default or not args[2]):
-        return None if node in graph.constants or node.kwargs else args[0]
-    if node.target == aten.leaky_relu.default and len(args) > 1 and args[1] == 1:
-        return args[0]
-    if node.target == aten.prelu.default and args[1] in graph.constants:
-        return args[0] if bool((graph.constants[args[1]] == 1).all()) else None
+    if _does_nothing(graph, node):
+        return node.args[0]
     if node.target == aten.add.Tensor and not node.kwargs:
-        for at, one in enumerate(args[:2]):
-            if isinstance(one, Node) and isinstance(args[1 - at], Node) and _is_zero(graph, one):
-                return args[1 - at] if sizes(args[1 - at]) == sizes(node) else None
-    for x in dict.fromkeys(one for one in args if isinstance(one, Node) and one not in graph.constants):
+        first, second = node.args[:2]
+        for zero, kept in ((first, second), (second, first)):
+            if isinstance(zero, Node) and isinstance(kept, Node) and _is_zero(graph, zero):
+                return kept if sizes(kept) == sizes(node) else None
+    for x in dict.fromkeys(one for one in node.all_input_nodes if one not in graph.constants):
         if is_float(x) and len(sizes(x)) > 1:
             found = graph.affine(node, x, sizes(x)[1], 1)
             if found is not None and bool((found[0] == 1).all()) and not bool(found[1].any()):
                 return x
     return None
+
+
+def _does_nothing(graph: Graph, node: Node) -> bool:
+    """Whether it is an operator that gives its first operand."""
+    args: list[Any] = list(node.args)
+    if node.target in _NOTHING:
+        return not node.kwargs and (node.target != aten.dropout.default or not args[2])
+    if node.target == aten.leaky_relu.default:
+        return len(args) > 1 and args[1] == 1
+    known = node.target == aten.prelu.default and args[1] in graph.constants
+    return known and bool((graph.constants[args[1]] == 1).all())
 
 
 def _is_zero(graph: Graph, node: Node) -> bool:
@@ -238,7 +246,7 @@ def join_branches(graph: Graph) -> bool:
             continue
         leaves = list(_leaves(end))
         for x in dict.fromkeys(several[leaf].x for leaf in leaves if leaf in several):
-            found = _joined(graph, end, leaves, x, several)
+            found = _joined(graph, leaves, x, several)
             if found is not None:
                 _put_sum(graph, end, leaves, *found)
                 return True
@@ -265,9 +273,7 @@ def _leaves(end: Node) -> Iterator[Node]:
             yield one
 
 
-def _joined(
-    graph: Graph, end: Node, leaves: list[Node], x: Node, several: dict[Node, Map]
-) -> tuple[Map, list[Node]] | None:
+def _joined(graph: Graph, leaves: list[Node], x: Node, several: dict[Node, Map]) -> tuple[Map, list[Node]] | None:
     """One map for as many of a sum's leaves as gain by it, and these."""
     layers = [several[one] for one in leaves if one in several and several[one].x is x and len(one.users) == 1]
     layers.sort(key=lambda one: -one.weight.numel())

@@ -54,8 +54,8 @@ def _read(module: GraphModule, node: Node) -> tuple[torch.Tensor, torch.Tensor |
     given = [*node.args[1:3], None][:2]
     if any(isinstance(one, Node) and one.op != "get_attr" for one in given):
         return None
-    weight, bias = (attribute(module, str(one.target)) if isinstance(one, Node) else None for one in given)
-    return weight, bias
+    found: list[Any] = [attribute(module, str(one.target)) if isinstance(one, Node) else None for one in given]
+    return found[0], found[1]
 
 
 def _layer(
@@ -66,10 +66,14 @@ def _layer(
     if node.target == aten.linear.default:
         layer = nn.Linear(weight.shape[1], weight.shape[0], **options)
     else:
-        stride, padding, dilation, groups = [*node.args[3:], *(1, 0, 1, 1)[max(0, len(node.args) - 3) :]]
-        sizes = (tuple(one) if isinstance(one, list | tuple) else one for one in (stride, padding, dilation))
-        channels = weight.shape[1] * int(groups)  # type: ignore[arg-type]  # a number
-        layer = _CONVS[node.target](channels, weight.shape[0], tuple(weight.shape[2:]), *sizes, groups, **options)
+        rest: list[Any] = list(node.args[3:])
+        defaults: list[Any] = [1, 0, 1, 1]
+        stride, padding, dilation, groups = [*rest, *defaults[len(rest) :]]
+        step, around, spread = (
+            tuple(one) if isinstance(one, list | tuple) else one for one in (stride, padding, dilation)
+        )
+        channels, kernel = weight.shape[1] * groups, tuple(weight.shape[2:])
+        layer = _CONVS[node.target](channels, len(weight), kernel, step, around, spread, groups, **options)
     values = tuple(None if one is None else _parameter(one, held) for one in (weight, bias))
     layer._parameters.update(weight=values[0], bias=values[1])  # noqa: SLF001  # shared ones stay shared
     return layer, values

@@ -70,7 +70,8 @@ def lower_quantized(captured: Captured, recipe: Recipe, batches: Batches) -> tup
     layers = [one for one in found.values() if isinstance(one, Layer)]
     hessians = _hessians(module, batches, layers) if recipe.gptq else {}
     chosen: dict[str, Tried] = {}
-    if recipe.budget:
+    budget = recipe.budget
+    if budget:
         check_paths(layers, recipe.layers)
         recipe = structs.replace(recipe, layers=for_all_uses(layers, recipe.layers))
         watched = observe(module, batches, _wanted(layers))
@@ -78,8 +79,8 @@ def lower_quantized(captured: Captured, recipe: Recipe, batches: Batches) -> tup
         means = {node: one.mean for node, one in watched.items() if one.rows >= _ROWS_LEAST}
         options = {layer: candidates(layer, recipe) for layer in layers}
         found_by = Sensitivity(module, batches, options, recipe, means, hessians)
-        chosen = allocate(captured.source.name, found_by.tried, recipe.budget)
-        if recipe.budget.unit == "b":
+        chosen = allocate(captured.source.name, found_by.tried, budget)
+        if budget.unit == "b":
             chosen = _best(found_by, chosen, layers, recipe)
         _give_bits(layers, recipe, {path: one.bits for path, one in chosen.items()})
     left = {layer.node: "as the recipe says" for layer in layers if layer.bits == FLOAT_BITS}
@@ -188,7 +189,8 @@ def _describe(
 def _hessians(module: GraphModule, batches: Batches, layers: Sequence[Layer]) -> dict[Layer, torch.Tensor]:
     """The sum of x x^T of what each layer computes from; not of grouped convolutions and embeddings.
 
-    Layers that share their weights have one sum: these are rounded once, for all of them.
+    Layers that share their weights have one sum, an embedding tied to a linear layer too: they are rounded once, for
+    all of them.
     """
     wanted: dict[Node, list[Layer]] = {}
     for layer in layers:
@@ -203,7 +205,7 @@ def _hessians(module: GraphModule, batches: Batches, layers: Sequence[Layer]) ->
             sums[layer.held] = rows.T @ rows + sums.get(layer.held, 0)
 
     watch(module, batches, wanted, add)
-    return {layer: sums[layer.held] for several in wanted.values() for layer in several if layer.held in sums}
+    return {layer: sums[layer.held] for layer in layers if layer.held in sums}
 
 
 def _rows(x: torch.Tensor, layer: Layer) -> torch.Tensor:

@@ -231,6 +231,11 @@ def convert(
 
         click.echo("\nlayers with zeros, each alone, on this machine, one thread, in turn (fastest rounds):")
         click.echo(layer_table(made.layer_times))
+    if made.shared:
+        from ferryman.converter.shared import shared_table
+
+        click.echo("\nshared weights, held once:")
+        click.echo(shared_table(made.shared))
     click.echo(f"\n{made.path}  {made.path.stat().st_size:,} bytes")
     slowest = sorted(made.seconds.items(), key=lambda item: -item[1])
     click.echo("time: " + ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in slowest if seconds > 0.05))  # noqa: PLR2004
