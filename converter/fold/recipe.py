@@ -17,7 +17,7 @@ from typing import Literal, get_args
 
 import msgspec
 
-from ferryman.converter.names import require_own_name
+from ferryman.converter.names import check_types, require_own_name
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.record import Record
 
@@ -101,10 +101,7 @@ def check_folding(folding: Folding) -> Folding:
     Raises:
         CallerError: it does not.
     """
-    try:
-        msgspec.convert(msgspec.to_builtins(folding), Folding)
-    except (msgspec.ValidationError, TypeError) as error:
-        raise CallerError(f"this folding cannot be: {error}") from error
+    check_types(folding, "folding")
     if isinstance(folding.group, bool) or not 1 <= folding.group <= _GROUP_MAX:
         raise CallerError(f"a folding's group is 1 to {_GROUP_MAX} blocks, found {folding.group}")
     if isinstance(folding.drop, bool) or not 0 <= folding.drop <= _DROP_MAX:

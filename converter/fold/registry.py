@@ -2,27 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from ferryman.converter.fold.importance import Gates, Importance, Similarity
+from ferryman.converter.names import by_name
 from ferryman.runtime.contracts.errors import CallerError
 
-
-def register(several: Sequence[Importance]) -> dict[str, Importance]:
-    """Ways by name.
-
-    Raises:
-        ValueError: two have one name.
-    """
-    found: dict[str, Importance] = {}
-    for one in several:
-        if one.name in found:
-            raise ValueError(f"there are two ways named {one.name!r}")
-        found[one.name] = one
-    return found
-
-
-IMPORTANCES = register((Gates(), Similarity()))
+IMPORTANCES: dict[str, Importance] = by_name((Gates(), Similarity()), "ways")
 
 
 def find_importance(name: str) -> Importance:

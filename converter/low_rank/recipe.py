@@ -18,7 +18,7 @@ from typing import Literal, get_args
 
 import msgspec
 
-from ferryman.converter.names import require_own_name
+from ferryman.converter.names import check_types, require_own_name
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.record import Record
 
@@ -92,10 +92,7 @@ def check_low_rank(recipe: LowRank) -> LowRank:
     Raises:
         CallerError: it is not.
     """
-    try:
-        msgspec.convert(msgspec.to_builtins(recipe), LowRank)
-    except (msgspec.ValidationError, TypeError) as error:
-        raise CallerError(f"this low-rank recipe cannot be: {error}") from error
+    check_types(recipe, "low-rank recipe")
     if isinstance(recipe.amount, bool) or not 1 <= recipe.amount <= _MOST:
         raise CallerError(f"a low-rank recipe's number is 1 to 99, found {recipe.amount}")
     return recipe

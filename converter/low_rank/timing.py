@@ -14,13 +14,10 @@ from torch import nn
 from ferryman.converter.capture import capture
 from ferryman.converter.low_rank.layers import Layer
 from ferryman.converter.low_rank.shapes import Ranks, Way, chain
+from ferryman.converter.prune.latency import find_interpreter
 from ferryman.converter.quiet import quiet
 from ferryman.converter.source import make_source
-from ferryman.converter.verify import interpreters
 from ferryman.runtime.beside import time_beside
-from ferryman.runtime.contracts.errors import CallerError
-from ferryman.runtime.contracts.manifest import RuntimeName
-from ferryman.runtime.session import INTERPRETERS
 
 Timer = Callable[[Sequence[nn.Module], torch.Tensor], Sequence[float]]
 """Seconds of one call of each module in eval mode with the same input, in turn."""
@@ -43,14 +40,7 @@ def interpreter_timer(interpreter: str = INTERPRETER) -> Timer:
     Raises:
         CallerError: no interpreter is named so, or it is not installed here.
     """
-    runtimes: dict[str, RuntimeName] = {name: runtime for runtime, names in INTERPRETERS.items() for name in names}
-    if interpreter not in runtimes:
-        raise CallerError(f"interpreter {interpreter!r} is not known; there are: {', '.join(runtimes)}")
-    with quiet():
-        from ferryman.converter.backends import BACKENDS  # the toolchains, which are slow to load
-
-    (place,) = interpreters(runtimes[interpreter], (interpreter,))
-    backend = BACKENDS[runtimes[interpreter]]
+    place, backend = find_interpreter(interpreter)
 
     lowered: dict[tuple[str, torch.Size], bytes] = {}
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from ferryman.converter.names import require_own_name
+from ferryman.converter.names import check_types, require_own_name
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.record import Record
 
@@ -76,10 +76,7 @@ def check_nesting(nesting: Nesting) -> Nesting:
     Raises:
         CallerError: it does not.
     """
-    try:
-        msgspec.convert(msgspec.to_builtins(nesting), Nesting)
-    except (msgspec.ValidationError, TypeError) as error:
-        raise CallerError(f"this nesting cannot be: {error}") from error
+    check_types(nesting, "nesting")
     levels = nesting.levels
     rising = all(0 < low < high for low, high in zip((0.5, *levels), levels, strict=False))
     if not _LEVELS_LEAST <= len(levels) <= _LEVELS_MOST or not rising or levels[-1] != _ALL:

@@ -10,18 +10,21 @@ import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from ferryman.converter.capture import capture
 from ferryman.converter.quiet import quiet
 from ferryman.converter.source import make_source
-from ferryman.converter.verify import interpreters
+from ferryman.converter.verify import Interpreter, interpreters
 from ferryman.runtime.beside import time_beside
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.manifest import RuntimeName
 from ferryman.runtime.session import INTERPRETERS
+
+if TYPE_CHECKING:  # the toolchains are slow to load
+    from ferryman.converter.backends.base import Backend
 
 Latency = Callable[[nn.Module], float]
 """Seconds of one call of a module in eval mode."""
@@ -39,14 +42,7 @@ def measured_latency(example: tuple[Any, ...], interpreter: str, *, rounds: int 
     Raises:
         CallerError: no interpreter is named so, or it is not installed here.
     """
-    runtimes: dict[str, RuntimeName] = {name: runtime for runtime, names in INTERPRETERS.items() for name in names}
-    if interpreter not in runtimes:
-        raise CallerError(f"interpreter {interpreter!r} is not known; there are: {', '.join(runtimes)}")
-    with quiet():
-        from ferryman.converter.backends import BACKENDS  # the toolchains, which are slow to load
-
-    (place,) = interpreters(runtimes[interpreter], (interpreter,))
-    backend = BACKENDS[runtimes[interpreter]]
+    place, backend = find_interpreter(interpreter)
 
     def measure(model: nn.Module) -> float:
         with quiet():
@@ -59,6 +55,22 @@ def measured_latency(example: tuple[Any, ...], interpreter: str, *, rounds: int 
         return min(seconds)
 
     return measure
+
+
+def find_interpreter(name: str) -> tuple[Interpreter, Backend]:
+    """Where an interpreter is, and what lowers to it.
+
+    Raises:
+        CallerError: none is named so, or it is not installed here.
+    """
+    runtimes: dict[str, RuntimeName] = {name: runtime for runtime, names in INTERPRETERS.items() for name in names}
+    if name not in runtimes:
+        raise CallerError(f"interpreter {name!r} is not known; there are: {', '.join(runtimes)}")
+    with quiet():
+        from ferryman.converter.backends import BACKENDS  # the toolchains, which are slow to load
+
+    (place,) = interpreters(runtimes[name], (name,))
+    return place, BACKENDS[runtimes[name]]
 
 
 def checked(latency: Latency) -> Latency:

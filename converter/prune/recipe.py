@@ -20,7 +20,7 @@ from typing import Literal, get_args
 
 import msgspec
 
-from ferryman.converter.names import require_own_name
+from ferryman.converter.names import check_types, require_own_name
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.record import Record
 
@@ -111,10 +111,7 @@ def check_pruning(pruning: Pruning) -> Pruning:
     Raises:
         CallerError: it does not.
     """
-    try:
-        msgspec.convert(msgspec.to_builtins(pruning), Pruning)
-    except (msgspec.ValidationError, TypeError) as error:
-        raise CallerError(f"this pruning cannot be: {error}") from error
+    check_types(pruning, "pruning")
     if isinstance(pruning.percent, bool) or not 1 <= pruning.percent <= 99:  # noqa: PLR2004  # percent
         raise CallerError(f"a pruning keeps 1 to 99 percent, found {pruning.percent}")
     if pruning.oto and pruning.plain:

@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+from ferryman.converter.names import by_name
 from ferryman.converter.prune.criteria import Criterion, Lasso, Magnitude, Taylor
 from ferryman.converter.prune.mfac import Mfac
 from ferryman.converter.prune.relevance import Relevance
 from ferryman.converter.prune.trajectory import Trajectory
 from ferryman.runtime.contracts.errors import CallerError
 
-
-def register(criteria: Sequence[Criterion]) -> dict[str, Criterion]:
-    """Criteria by name.
-
-    Raises:
-        ValueError: two have one name.
-    """
-    found: dict[str, Criterion] = {}
-    for one in criteria:
-        if one.name in found:
-            raise ValueError(f"there are two criteria named {one.name!r}")
-        found[one.name] = one
-    return found
-
-
-CRITERIA = register((Magnitude(), Taylor(), Lasso(), Relevance(), Mfac(), Trajectory()))
+CRITERIA: dict[str, Criterion] = by_name(
+    (Magnitude(), Taylor(), Lasso(), Relevance(), Mfac(), Trajectory()), "criteria"
+)
 
 
 def find_criterion(name: str) -> Criterion:

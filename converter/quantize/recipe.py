@@ -26,7 +26,7 @@ from typing import Literal, get_args
 
 import msgspec
 
-from ferryman.converter.names import require_own_name
+from ferryman.converter.names import check_types, require_own_name
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.record import Record
 
@@ -165,10 +165,7 @@ def check_recipe(recipe: Recipe) -> Recipe:
     Raises:
         CallerError: it does not.
     """
-    try:
-        msgspec.convert(msgspec.to_builtins(recipe), Recipe)
-    except (msgspec.ValidationError, TypeError) as error:
-        raise CallerError(f"this recipe cannot be: {error}") from error
+    check_types(recipe, "recipe")
     if isinstance(recipe.group, bool) or recipe.group not in (0, *_GROUPS):
         raise CallerError(f"a recipe's group is 0, {', '.join(map(str, _GROUPS))}; found {recipe.group}")
     if recipe.budget:

@@ -16,7 +16,7 @@ import re
 
 import msgspec
 
-from ferryman.converter.names import require_own_name
+from ferryman.converter.names import check_types, require_own_name
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.record import Record
 
@@ -109,10 +109,7 @@ def check_sparsity(sparsity: Sparsity) -> Sparsity:
     Raises:
         CallerError: it does not.
     """
-    try:
-        msgspec.convert(msgspec.to_builtins(sparsity), Sparsity)
-    except (msgspec.ValidationError, TypeError) as error:
-        raise CallerError(f"this sparsity cannot be: {error}") from error
+    check_types(sparsity, "sparsity")
     if (sparsity.percent is None) == (sparsity.pattern is None):
         raise CallerError("a sparsity has either percent or pattern, found both or neither")
     if sparsity.percent is not None and not (
