@@ -5,7 +5,6 @@ python -m tests.zoo.nested [NETWORK ...]     prints scores: in order alone, trai
 
 from __future__ import annotations
 
-import functools
 import sys
 import time
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from torch import nn
 from ferryman.converter.nested.mix import mix
 from ferryman.converter.nested.network import Nested, nest
 from ferryman.converter.prune.budget import count
-from tests.zoo.pruned import NETWORKS, Network, Run
+from tests.zoo.pruned import NETWORKS, Network, Run, trained
 
 FORMS = {
     "decoder": "nested-12-25-50-75-100",
@@ -40,12 +39,6 @@ def as_run(module: nn.Module) -> Run:
     return run  # type: ignore[return-value]  # sequences
 
 
-@functools.cache
-def dense(name: str) -> nn.Module:
-    """A network of `tests.zoo.pruned`, trained."""
-    return NETWORKS[name].train()
-
-
 def nested(network: Network, model: nn.Module, form: str, epochs: int | None = None) -> Nested:
     """Nest a trained network and train it on."""
     torch.manual_seed(1)
@@ -58,7 +51,7 @@ def nested(network: Network, model: nn.Module, form: str, epochs: int | None = N
 def rows(name: str, epochs: int | None = None) -> Iterator[tuple[str, str, float, float, float]]:
     """(network, what, share of multiplications, share of bytes, score) of a network."""
     network = NETWORKS[name]
-    model = dense(name)
+    model = trained(name)
     example = network.example
     whole = count(model, example)
     yield name, "dense", 1.0, 1.0, network.score(model)
