@@ -63,12 +63,12 @@ def rows(name: str, epochs: int | None = None) -> Iterator[tuple[str, str, float
     untrained = nest(model, FORMS[name], example=example)
     for level, module in untrained.variants().items():
         yield row(f"{level} % in order, not trained", module)
-    trained = nested(network, model, FORMS[name], epochs)
-    for level, module in trained.variants().items():
+    made = nested(network, model, FORMS[name], epochs)
+    for level, module in made.variants().items():
         yield row(f"{level} %", module)
     for percent in BUDGETS:
-        found = mix(trained, percent, example=example, loader=network.batches(), loss=network.loss)
-        yield row(f"mixed to {percent} % of flops", trained.variant(found.levels))
+        found = mix(made, percent, example=example, loader=network.batches(), loss=network.loss)
+        yield row(f"mixed to {percent} % of flops", made.variant(found.levels))
 
 
 if __name__ == "__main__":
