@@ -69,7 +69,7 @@ def test_a_latency_budget_asks_what_is_given():
         ("pruned-1flops", {"loader": batches()}, "cannot be reached: the least is"),
         ("pruned-60latency", {"loader": batches()}, "latency"),
         ("sparse-90", {"loader": batches(), "rank": 4}, "for form binary"),
-        ("4bit", {"loader": batches(), "loss": functional.mse_loss}, "for sparse and pruned forms"),
+        ("4bit", {"loader": batches(), "loss": functional.mse_loss}, "for sparse, pruned and folded forms"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_said(form, options, said):
