@@ -146,7 +146,7 @@ def _find(folder: Path, key: str) -> Kept | None:
         if parts is None or parts["key"] != key:
             continue
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:  # swept meanwhile, or none of ours
             continue
         if _is_sound(descriptor, int(parts["size"], 16), int(parts["checksum"], 16)):

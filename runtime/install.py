@@ -276,6 +276,10 @@ def pick_variant(slot: Slot, manifest: Manifest, results: Sequence[GoldenResult]
     def latency(result: GoldenResult) -> float:
         return result.latency_ns or math.inf
 
+    def share(result: GoldenResult) -> float:
+        found = manifest.variant(result.variant).share
+        return 1.0 if found is None else found
+
     candidates = [result for result in results if _within(result, how)]
     if not candidates:
         said = "; ".join(map(describe_golden, results))
@@ -283,7 +287,7 @@ def pick_variant(slot: Slot, manifest: Manifest, results: Sequence[GoldenResult]
     if how.kind == "largest":
         best = max(
             candidates,
-            key=lambda result: (manifest.variant(result.variant).share or 1.0, result.sqnr_db, -latency(result)),
+            key=lambda result: (share(result), result.sqnr_db, -latency(result)),
         )
         return replace(slot, pick=pick, variant=best.variant, interpreter=best.interpreter)
     if how.kind == "fastest":

@@ -416,6 +416,8 @@ def _check_manifest(manifest: Manifest) -> None:
     for variant in manifest.variants:
         _check_signature(variant.signature)
         _check_requirements(variant.name, variant.requires)
+        if variant.share is not None and not 0 < variant.share <= 1:
+            raise PackageError(f"share of variant {variant.name!r} must be in (0, 1], found {variant.share}")
 
 
 def _check_requirements(variant: str, requires: Requirements) -> None:

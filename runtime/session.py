@@ -165,6 +165,8 @@ def open_session(
     """
     if threads < 1:
         raise CallerError(f"threads must be at least 1, found {threads}")
+    if entry is not None and (not isinstance(entry, str) or "\0" in entry):
+        raise CallerError(f"an entry is named with text, found {entry!r}")
     artifact = Path(artifact)
     if not artifact.is_file():
         raise CallerError(f"there is no file {artifact}")

@@ -8,7 +8,10 @@ only where that is exact up to the border, and takes no more multiplications and
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,9 +27,13 @@ from ferryman.converter.fold.merge_passes import PART_OF, PASSES, Graph
 from ferryman.converter.fold.rebuild import rebuild
 from ferryman.converter.functional import functional_module
 from ferryman.converter.source import make_source
-from ferryman.runtime.contracts.errors import ModelError
+from ferryman.runtime.contracts.errors import CallerError, ModelError
 
 _SAME = 1e-4
+_OTHER = 3
+"""Times the example's batch, to try another size with."""
+_FEW, _MANY = 2, 1 << 31
+"""A program is for any batch size where it takes sizes down to the one and up to the other."""
 _LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm)  # noqa: SLF001  # the bases of all
 
 
@@ -35,7 +42,7 @@ class Merged:
     """A network of fewer layers."""
 
     model: nn.Module
-    """In eval mode. It takes what the example was like, and other batch sizes where the network did."""
+    """In eval mode. It takes what the example was like, and other batch sizes where that changes nothing."""
     decisions: tuple[Decision, ...]
     """Of each convolution, linear layer and batch norm, and of whatever else was merged."""
     layers: tuple[int, int]
@@ -55,15 +62,17 @@ def merge(model: nn.Module, example: Example) -> Merged:
     """
     args = (example,) if isinstance(example, torch.Tensor) else tuple(example)
     source = copy_model(model).eval()
-    expected = run(source, args)
+    expected = run(source, copy.deepcopy(args))
     made: GraphModule | nn.Module | None = None
-    for program in _programs(source, args):
+    for program, other in _programs(source, args):
         graph = Graph.of(functional_module(program))
         before = _count(graph)
         _simplify(graph)
         after = _count(graph)
         made = rebuild(graph.module).eval()
-        if _same(expected, made, args):
+        if _same(expected, made, args) and (other is None or _same(run(source, copy.deepcopy(other)), made, other)):
+            if other is None:
+                made.register_forward_pre_hook(partial(_require_shapes, [_shape(one) for one in args]))
             break
         made = None
     if made is None:
@@ -76,18 +85,39 @@ def merge(model: nn.Module, example: Example) -> Merged:
     return Merged(made, _decisions(model, graph.merged), (before, after))
 
 
-def _programs(model: nn.Module, args: tuple[Any, ...]) -> Any:  # noqa: ANN401  # an iterator of torch's programs
-    """The program for any batch size, where there is one; then for the example's."""
+def _programs(model: nn.Module, args: tuple[Any, ...]) -> Iterator[tuple[Any, tuple[Any, ...] | None]]:
+    """The program for any batch size, where there is one, with an example of another; then for the example's."""
     auto = torch.export.Dim.AUTO
     twice = tuple(
         torch.cat([one, one]) if isinstance(one, torch.Tensor) and one.dim() and len(one) == 1 else one for one in args
     )
     try:
         shapes = tuple({0: auto} if isinstance(one, torch.Tensor) and one.dim() else None for one in twice)
-        yield torch.export.export(model, twice, dynamic_shapes=shapes, strict=False)
+        program = torch.export.export(model, twice, dynamic_shapes=shapes, strict=False)
+        other = tuple(torch.cat([one] * _OTHER) if isinstance(one, torch.Tensor) and one.dim() else one for one in args)
+        run(model, copy.deepcopy(other))
+        if all(each.lower <= _FEW and each.upper > _MANY for each in program.range_constraints.values()):
+            yield program, other
     except Exception:  # noqa: BLE001, S110  # torch raises many kinds; the example's size is next
         pass
-    yield capture(make_source(model, args)).program
+    yield capture(make_source(model, args)).program, None
+
+
+def _shape(value: object) -> tuple[int, ...] | None:
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else None
+
+
+def _require_shapes(shapes: list[tuple[int, ...] | None], _: nn.Module, given: tuple[Any, ...]) -> None:
+    """See that a network which may compute something else with other shapes is given the example's.
+
+    Raises:
+        CallerError: it is given others.
+    """
+    if (found := [_shape(one) for one in given]) != shapes:
+        raise CallerError(
+            f"this merged network is for inputs of shapes {shapes}, found {found}: what it was made of computes "
+            "something else with another batch size; merge it with an example of that one"
+        )
 
 
 def _simplify(graph: Graph) -> None:
@@ -96,6 +126,9 @@ def _simplify(graph: Graph) -> None:
             graph.module.graph.erase_node(node)
     while any(one(graph) for one in PASSES):
         pass
+    for node in graph.module.graph.nodes:
+        if node.target == torch.ops.aten.view.default:  # copies that it needed may be gone
+            node.target = torch.ops.aten.reshape.default
     graph.module.recompile()
 
 
@@ -105,13 +138,15 @@ def _count(graph: Graph) -> int:
 
 def _same(expected: list[torch.Tensor], made: nn.Module, args: tuple[Any, ...]) -> bool:
     try:
-        found = run(made, args)
+        found = run(made, copy.deepcopy(args))
     except Exception:  # noqa: BLE001  # a program of another batch size
         return False
     return len(found) == len(expected) and all(
-        a.shape == b.shape and bool(((a.double() - b.double()).abs() <= _SAME * b.abs().max().clamp(min=1)).all())
+        a.shape == b.shape
+        and a.dtype == b.dtype
+        and bool(((a.double() - b.double()).abs() <= _SAME * b.abs().max().clamp(min=1)).all())
         for a, b in zip(found, expected, strict=True)
-        if b.numel()
+        if b.numel() or a.dtype != b.dtype or a.shape != b.shape
     )
 
 

@@ -127,7 +127,7 @@ def drop_identities(graph: Graph) -> bool:
     """What gives its input as it is goes, and what is multiplied by 0 and then added."""
     for node in graph.module.graph.nodes:
         kept = _unchanged(graph, node)
-        if kept is not None:
+        if kept is not None and kept.meta["val"].dtype == node.meta["val"].dtype:
             node.replace_all_uses_with(kept)
             graph.tell(node, "does nothing")
             graph.module.graph.erase_node(node)  # a dropout would stay otherwise

@@ -37,7 +37,7 @@ def rebuild(module: GraphModule) -> nn.Module:
             _put(root, path, layer)
         made[path] = key
         with module.graph.inserting_before(node):
-            call = module.graph.call_module(path, (node.args[0],))
+            call = module.graph.create_node("call_module", path, (node.args[0],))  # `call_module` looks for it here
         call.meta = dict(node.meta)
         node.replace_all_uses_with(call)
     module.graph.eliminate_dead_code()

@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from ferryman.converter.compress.binary_policy import has_hooks, in_eval_mode
 from ferryman.converter.prune.graph import run
 from ferryman.runtime.contracts.errors import CallerError
 
+_LOOKED_INTO = "the model looks into it without calling it, or calls what it holds elsewhere: others do not fit"
 Factorable = nn.Linear | nn.Conv1d | nn.Conv2d
 _KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 _WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding, nn.Bilinear, nn.RNNBase, nn.MultiheadAttention)  # noqa: SLF001  # the base of all convolutions
@@ -148,8 +150,24 @@ def _tried(model: nn.Module, example: tuple[Any, ...], found: Found, stand_in: C
         if _runs(model, example, [one], stand_in):
             good.layers.append(one)
         else:
-            good.whole |= dict.fromkeys(one.paths, "the model looks into it without calling it: others do not fit")
+            good.whole |= dict.fromkeys(one.paths, _LOOKED_INTO)
     return good
+
+
+def _wrapped_alike(model: nn.Module, example: tuple[Any, ...], layers: Sequence[Layer]) -> bool:
+    """Whether the model calls what stands in layers' places, and gives the same where that computes the same."""
+    calls: Counter[int] = Counter()
+    own = copy.deepcopy(model)
+    wrapped = {one: nn.Sequential(own.get_submodule(one.path)) for one in layers}
+    for number, wrapper in enumerate(wrapped.values()):
+        wrapper.register_forward_hook(lambda *_, number=number: calls.update([number]))
+    expected = tree_leaves(run(own, copy.deepcopy(example)))
+    found = tree_leaves(run(put(own, dict(wrapped)), copy.deepcopy(example)))
+    return all(calls[number] == len(one.calls) for number, one in enumerate(layers)) and all(
+        torch.equal(a, b) or torch.allclose(a, b, equal_nan=True)
+        for a, b in zip(expected, found, strict=True)
+        if isinstance(a, torch.Tensor)
+    )
 
 
 def _runs(
@@ -158,10 +176,10 @@ def _runs(
     try:
         made = put(copy.deepcopy(model), {one: stand_in(one) for one in layers})
         with in_eval_mode(made), torch.no_grad():
-            made(*example)
+            made(*copy.deepcopy(example))
+        return _wrapped_alike(model, example, layers)
     except Exception:  # noqa: BLE001  # someone else's code
         return False
-    return True
 
 
 def put(model: nn.Module, instead: dict[Layer, nn.Module]) -> nn.Module:

@@ -8,13 +8,15 @@ et al. 2024), and weights of a part are the same tensors in every sub-network.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch.fx import GraphModule, Node
 
-from ferryman.converter.layer_calls import LayerCall, is_layer, read_call
+from ferryman.converter.layer_calls import is_layer, read_call
+from ferryman.converter.recognise import attribute
 
 aten = torch.ops.aten
 _UNARY = {
@@ -23,7 +25,7 @@ _UNARY = {
     *(aten.clamp_max, aten.abs, aten.neg, aten.exp, aten.square, aten.pow, aten.dropout, aten.clone, aten.contiguous),
     *(aten.alias, aten.to, aten.detach),
 }
-"""Of one tensor, unit by unit."""
+"""Of one tensor, unit by unit; what else they are given is numbers."""
 _SPATIAL = {
     *(aten.max_pool2d, aten.avg_pool2d, aten.adaptive_avg_pool2d, aten.constant_pad_nd, aten.pad, aten.mean),
     *(aten.upsample_nearest2d, aten.upsample_bilinear2d),
@@ -68,10 +70,11 @@ def find_axes(module: GraphModule) -> dict[str, Axis | str]:
     """
     found: dict[str, Axis | str] = {}
     taken: set[Node] = set()
+    held = _Held(module)
     for node in module.graph.nodes:
         if not is_layer(node):
             continue
-        axis = _find(node)
+        axis = _find(node, held)
         if isinstance(axis, Axis):
             if taken & set(axis.layers):
                 axis = "a layer before it belongs to another axis already"
@@ -88,17 +91,42 @@ def name_of(node: Node) -> str:
     return name.removesuffix(".weight")
 
 
-def _find(reader: Node) -> Axis | str:
+class _Held:
+    """Parameters and buffers, by how often they are read, under whatever name."""
+
+    def __init__(self, module: GraphModule) -> None:
+        self._of = {
+            node: attribute(module, str(node.target)).data_ptr()
+            for node in module.graph.nodes
+            if node.op == "get_attr" and isinstance(attribute(module, str(node.target)), torch.Tensor)
+        }
+        self._readers: Counter[int] = Counter()
+        for node, place in self._of.items():
+            self._readers[place] += len(node.users)
+
+    def problem(self, *several: object) -> str:
+        """Why these cannot be cut; empty where they can. None: not given."""
+        for one in several:
+            if one is None:
+                continue
+            if not isinstance(one, Node) or one not in self._of:
+                return "its weights are computed"
+            if self._readers[self._of[one]] > 1:
+                return "its weights are read elsewhere as well"
+        return ""
+
+
+def _find(reader: Node, held: _Held) -> Axis | str:
     call = read_call(reader)
     if call is None:
         return "neither a linear layer nor a 2-D convolution"
     if call.window is not None and call.window[5] != 1:
         return "grouped"
-    if reason := _held(call):
+    if reason := held.problem(call.weight, call.bias):
         return reason
     width = int(call.weight.meta["val"].shape[1])
     dim = _CHANNEL if call.window is not None else -1
-    walk = _Walk(width, dim)
+    walk = _Walk(width, dim, held)
     try:
         walk.back(call.x)
     except _Mixed as mixed:
@@ -124,9 +152,10 @@ class _Mixed(Exception):  # says why, and goes no further than `_find`
 class _Walk:
     """From a layer's input back to the layers that write it."""
 
-    def __init__(self, width: int, dim: int) -> None:
+    def __init__(self, width: int, dim: int, held: _Held) -> None:
         self._width = width
         self._dim = dim
+        self._held = held
         self.writers: set[Node] = set()
         self.between: set[Node] = set()
 
@@ -143,11 +172,12 @@ class _Walk:
             return
         packet = getattr(node.target, "overloadpacket", None)
         image = len(shape) == _IMAGE_RANK and self._dim == _CHANNEL
-        if packet in _UNARY or (packet in _SPATIAL and image and _keeps_channels(node)):
+        alone = len(node.all_input_nodes) == 1
+        if alone and (packet in _UNARY or (packet in _SPATIAL and image and _keeps_channels(node))):
             parents = [node.args[0]]
         elif packet is aten.batch_norm and image:
-            if not all(_own(one) for one in node.args[1:5] if one is not None):
-                raise _Mixed(f"{node.name} has statistics that are computed")
+            if reason := self._held.problem(*node.args[1:5]):
+                raise _Mixed(f"{node.name}: {reason}")
             parents = [node.args[0]]
         elif packet in _BINARY:
             parents = list(self._operands(node))
@@ -161,8 +191,8 @@ class _Walk:
         call = read_call(node)
         if call is None or (call.window is None) != (self._dim == -1):
             raise _Mixed(f"{node.name} is neither a linear layer nor a 2-D convolution")
-        if reason := _held(call):
-            raise _Mixed(reason)
+        if reason := self._held.problem(call.weight, call.bias):
+            raise _Mixed(f"{node.name}: {reason}")
         if call.window is None or call.window[5] == 1:
             self.writers.add(node)
         elif call.window[5] == self._width == call.weight.meta["val"].shape[0]:
@@ -181,7 +211,7 @@ class _Walk:
             at = self._dim % rank - (rank - len(shape))
             if at < 0 or shape[at] == 1:
                 continue
-            if _own(one) and shape[at] == self._width:
+            if one.op == "get_attr" and shape[at] == self._width:
                 raise _Mixed(f"{node.name} has a parameter of each unit")
             yield one
 
@@ -196,19 +226,6 @@ def _keeps_channels(node: Node) -> bool:
         pads = node.args[1]
         return isinstance(pads, list | tuple) and len(pads) <= _IMAGE_RANK
     return True
-
-
-def _held(call: LayerCall) -> str:
-    """Why its weights cannot be cut; empty where they can."""
-    if not _own(call.weight) or not (call.bias is None or _own(call.bias)):
-        return "its weights are computed"
-    if len(call.weight.users) > 1:
-        return "its weights are another layer's as well"
-    return ""
-
-
-def _own(node: object) -> bool:
-    return isinstance(node, Node) and node.op == "get_attr"
 
 
 def parameters(axis: Axis) -> Mapping[Node, tuple[tuple[Node, int], ...]]:

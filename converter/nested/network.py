@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,9 +12,10 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.nn import functional
+from torch.utils._pytree import tree_leaves
 
 from ferryman.converter.capture import Captured, capture
-from ferryman.converter.compress.binary_policy import Decision, Example
+from ferryman.converter.compress.binary_policy import Decision, Example, in_eval_mode
 from ferryman.converter.compress.training import Batch, Loss, Progress, copy_model, train
 from ferryman.converter.functional import functional_module
 from ferryman.converter.nested.axes import Axis, find_axes, name_of, parameters
@@ -23,6 +25,8 @@ from ferryman.converter.source import make_source
 from ferryman.runtime.contracts.errors import CallerError, ModelError
 
 _ALIGN = 8
+_SAME = 1e-3
+"""Of the largest output: sums in another order differ by less."""
 Levels = int | Mapping[str, int]
 """Percent of every axis' units, or of each by its name."""
 
@@ -113,24 +117,44 @@ def nest(
         ModelError: the model cannot be captured, has no hidden axis, or one whose layer training cannot reach.
     """
     nesting = check_nesting(parse_nesting(nesting) if isinstance(nesting, str) else nesting)
-    copy = copy_model(model).eval()
+    own = copy_model(model).eval()
     args = (example,) if isinstance(example, torch.Tensor) else tuple(example)
-    found = _axes(copy, args)
+    found = _axes(own, args)
     axes = {axis.name: axis for axis in found.values() if isinstance(axis, Axis)}
     bounds = {name: _bounds(axis.width, nesting) for name, axis in axes.items()}
     if not any(len(_distinct(one)) > 2 for one in bounds.values()):  # noqa: PLR2004  # from 0 to all
         raise ModelError(f"{type(model).__name__} has no hidden units to nest: {_reasons(found)}")
-    _order(copy, axes.values(), args)
+    _order(own, axes.values(), args)
+    _check_same(model, own, args, "in order")
     losses: tuple[float, ...] = ()
     if loader is not None:
-        with _drawn(copy, bounds, nesting), _fixed_statistics(copy) as fix:
+        with _drawn(own, bounds, nesting), _fixed_statistics(own) as fix:
             losses = train(
-                copy, loader,
+                own, loader,
                 epochs=epochs, lr=lr, loss=loss, progress=progress, teacher=copy_model(model) if distil else None,
                 before_epoch=fix,
             ).losses  # fmt: skip
-    captured = capture(make_source(copy, args))
-    return Nested(copy, nesting, bounds, tuple(_decisions(copy, found, bounds)), losses, captured)
+    captured = capture(make_source(own, args))
+    made = Nested(own, nesting, bounds, tuple(_decisions(own, found, bounds)), losses, captured)
+    _check_same(own, made.variant(nesting.levels[-1]), args, "in parts")
+    return made
+
+
+def _check_same(model: nn.Module, made: nn.Module, args: tuple[Any, ...], what: str) -> None:
+    """See that a network still answers what it did.
+
+    Raises:
+        ModelError: it does not, so what was found of it is wrong.
+    """
+    with torch.no_grad(), in_eval_mode(model):
+        expected, found = (tree_leaves(one(*copy.deepcopy(args))) for one in (model, made))
+    for one, other in zip(expected, found, strict=True):
+        scale = float(one.double().abs().max()) if one.numel() else 0.0
+        if not torch.allclose(one, other, rtol=0.0, atol=_SAME * max(scale, 1e-6), equal_nan=True):
+            raise ModelError(
+                f"{type(model).__name__} with its hidden units {what} answers something else than before: some of them "
+                "are used in a way that was not seen, or the model keeps state; leave it whole"
+            )
 
 
 def _axes(model: nn.Module, args: tuple[Any, ...]) -> dict[str, Axis | str]:
@@ -181,7 +205,10 @@ def _order(model: nn.Module, axes: Iterable[Axis], args: tuple[Any, ...]) -> Non
     assert module is not None  # noqa: S101  # a captured program's
     watch = _Watch(module, [_input(axis) for axis in several])
     watch.run(*args, enable_io_processing=True)
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    tensors = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
     for axis in several:
         given = watch.seen[_input(axis)]
         image = axis.reader.args[1].meta["val"].dim() > 2  # type: ignore[union-attr]  # noqa: PLR2004

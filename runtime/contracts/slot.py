@@ -35,7 +35,7 @@ def parse_pick(name: str) -> Pick:
     Raises:
         CallerError: it is something else.
     """
-    read = _PICK.fullmatch(name)
+    read = _PICK.fullmatch(name) if isinstance(name, str) else None
     if read is None or (read[1] == "first" and name != "first"):
         raise CallerError(
             f"pick {name!r} is not known; there are: {', '.join(PICKS)}, the last four with a budget of latency, "

@@ -9,6 +9,7 @@ import pytest
 from ferryman.runtime import golden as golden_module
 from ferryman.runtime.contracts.errors import PackageError, ParityError
 from ferryman.runtime.contracts.manifest import GoldenVector
+from ferryman.runtime.contracts.record import Unavailable
 from ferryman.runtime.contracts.tensor import Signature, TensorSpec, pack, to_tensors
 from ferryman.runtime.golden import _at_least, check_golden
 from ferryman.runtime.package import open_package
@@ -92,6 +93,7 @@ class _Counts:
 
     version = "1"
     last_run_ns = 7
+    memory_after = Unavailable(reason="not a process")
 
     def __init__(self, *_, **__): ...
 

@@ -255,7 +255,7 @@ def test_loaders_that_do_not_suit_are_refused(loader, said):
 def test_arguments_of_other_forms_are_refused():
     with pytest.raises(CallerError, match="blocks is for folded forms"):
         compress(Decoder(), "pruned-50flops", example=IDS, blocks="blocks")
-    with pytest.raises(CallerError, match="latency is for pruned forms"):
+    with pytest.raises(CallerError, match="latency is for pruned"):
         compress(Decoder(), "folded-2", example=IDS, latency=lambda _: 1.0)
     with pytest.raises(CallerError, match="needs an example"):
         compress(Decoder(), "folded-2")
