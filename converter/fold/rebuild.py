@@ -24,10 +24,11 @@ def rebuild(module: GraphModule) -> nn.Module:
     root = nn.Module()
     held: dict[int, nn.Parameter | torch.Tensor] = {}
     made: dict[str, tuple[Any, ...]] = {}
+    were = {name for name, _ in module.named_modules() if name}
     for node in list(module.graph.nodes):
         read = _read(module, node)
         path = path_of(node) if read is not None and node.meta.get("nn_module_stack") else ""
-        if read is None or not path:
+        if read is None or path not in were:
             continue
         layer, values = _layer(node, *read, held)
         key = (type(layer), *map(id, values), str(node.args[3:]))
@@ -37,7 +38,7 @@ def rebuild(module: GraphModule) -> nn.Module:
             _put(root, path, layer)
         made[path] = key
         with module.graph.inserting_before(node):
-            call = module.graph.create_node("call_module", path, (node.args[0],))  # `call_module` looks for it here
+            call = module.graph.call_module(path, (node.args[0],))
         call.meta = dict(node.meta)
         node.replace_all_uses_with(call)
     module.graph.eliminate_dead_code()

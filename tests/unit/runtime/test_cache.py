@@ -197,6 +197,14 @@ def test_a_folder_in_the_place_of_a_file(folder, artifact, runtime):
     assert use(folder, artifact, runtime)[0] in ("memory", "off")
 
 
+def test_a_pipe_in_the_place_of_a_file(folder, artifact, runtime):
+    use(folder, artifact, runtime)
+    (path,) = files(folder)
+    path.unlink()
+    os.mkfifo(path)  # opening it would wait for a writer
+    assert use(folder, artifact, runtime)[0] == "built"
+
+
 def test_answers_that_differ_are_remembered(folder, artifact, runtime):
     def differs(path):
         runtime(path)

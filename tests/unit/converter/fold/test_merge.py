@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import pytest
@@ -216,3 +217,82 @@ def test_what_cannot_be_is_refused():
         compress(model, "merged")
     with pytest.raises(CallerError, match="the model fails with the example"):
         merge(model, torch.randn(1, 5, 4, 4))
+
+
+class Calls(nn.Module):
+    """Two linear layers, and something done with them."""
+
+    def __init__(self, then):
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.then = then
+
+    def forward(self, x):
+        return self.then(self, x, self.two(self.one(x)))
+
+
+ROWS = torch.randn(2, 8)
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        lambda _, x, y: y / x.shape[0],
+        lambda _, x, y: y + torch.ones(x.shape[0], 8).cumsum(0),
+        lambda net, x, y: net.one(net.two(x)) if x.shape[0] > 4 else y,
+    ],
+)
+def test_another_batch_size_computes_the_same_or_is_refused(then):
+    model = Calls(then).eval()
+    made = compress(model, "merged", example=ROWS).model
+    assert torch.allclose(made(ROWS), model(ROWS), atol=1e-5)
+    five = torch.randn(5, 8)
+    with contextlib.suppress(CallerError):
+        assert torch.allclose(made(five), model(five), atol=1e-5)
+
+
+def test_a_network_for_one_batch_size_says_so():
+    made = compress(Calls(lambda _, x, y: y / x.shape[0]).eval(), "merged", example=ROWS).model
+    with pytest.raises(CallerError, match=r"is for inputs of shapes \[\(2, 8\)\], found \[\(5, 8\)\]"):
+        made(torch.randn(5, 8))
+
+
+def test_copies_before_views_may_go():
+    model = Calls(lambda _, x, y: y.reshape(-1, 2, 4).permute(0, 2, 1).contiguous().view(len(x), 8)).eval()
+    made = compress(model, "merged", example=ROWS).model
+    assert torch.allclose(made(ROWS), model(ROWS), atol=1e-5)
+    encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), encoder).eval()
+    made = compress(model, "merged", example=torch.randn(2, 5, 8)).model
+    words = torch.randn(4, 5, 8)
+    assert torch.allclose(made(words), model(words), atol=1e-5)
+
+
+def test_dtypes_stay():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x, numbers):
+            return self.two(self.one(x)), numbers + x * 0
+
+    model = Two().eval()
+    made = compress(model, "merged", example=(ROWS, torch.ones(2, 8, dtype=torch.int64))).model
+    assert made(ROWS, torch.ones(2, 8, dtype=torch.int64))[1].dtype == torch.float32
+
+
+def test_products_written_out_are_layers_too():
+    class Written(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
+
+        def forward(self, x):
+            return (self.one(x) @ self.two.weight) * 2.0
+
+    model = Written().eval()
+    made = merge(model, ROWS)
+    assert made.layers == (2, 1)
+    assert torch.allclose(made.model(ROWS), model(ROWS), atol=1e-5)

@@ -70,11 +70,18 @@ def test_other_layers_stay_with_a_reason(make, said):
     assert said in found.whole["0"]
 
 
+class Spare(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.grouped, self.own, self.spare = nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 8, 3), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.own(self.grouped(x))
+
+
 def test_groups_and_layers_that_are_not_called_stay():
-    net = nn.Sequential(nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 8, 3))
-    net.spare = nn.Linear(8, 8)
-    net.forward = lambda x: net[1](net[0](x))
-    assert found_in(net, 1, 8, 9, 9).whole == {"0": "in 2 groups", "spare": "never called with the example"}
+    found = found_in(Spare(), 1, 8, 9, 9)
+    assert found.whole == {"grouped": "in 2 groups", "spare": "never called with the example"}
 
 
 def test_a_model_that_is_one_layer_is_one_too():
@@ -94,3 +101,24 @@ def test_numbers_must_be_finite():
     net.body.weight.data[0, 0, 0, 0] = float("nan")
     with pytest.raises(CallerError, match=r"body.weight of the model holds numbers that are not finite"):
         require_finite(net)
+
+
+class Listed(nn.Module):
+    """Calls layers through a plain list, and one only if it is what it was."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.own = (nn.Linear(32, 32) for _ in range(4))
+        self.several = [self.a, self.b]
+
+    def forward(self, x):
+        for one in self.several:
+            x = one(x)
+        x = self.c(x) if isinstance(self.c, nn.Linear) else 2 * self.c(x)
+        return self.own(x)
+
+
+def test_layers_that_are_called_elsewhere_or_told_by_their_class_stay():
+    found = found_in(Listed(), 3, 32)
+    assert [one.path for one in found.layers] == ["own"]
+    assert set(found.whole) == {"a", "b", "c"}

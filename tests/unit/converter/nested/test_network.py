@@ -11,6 +11,7 @@ from torch.nn import functional
 
 import ferryman.converter.api  # noqa: F401  # the toolchains, without their chatter
 from ferryman.converter.compress.api import compress
+from ferryman.converter.nested import network
 from ferryman.converter.nested.mix import mix
 from ferryman.converter.nested.network import masked, nest
 from ferryman.converter.prune.budget import BudgetError, count
@@ -237,6 +238,62 @@ MIXERS = {
 def test_units_that_do_more_stay_whole(kind):
     with pytest.raises(ModelError, match="Odd has no hidden units to nest"):
         nest(Odd(kind).eval(), "nested-50-100", example=torch.randn(3, 8))
+
+
+class Elsewhere(nn.Module):
+    """Parameters of hidden units that are read elsewhere too, or numbers that are not the same for all of them."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+        self.a, self.b = nn.Linear(8, 32), nn.Linear(32, 4)
+        self.c, self.d = nn.Linear(8, 32), nn.Linear(32, 4)
+        self.register_buffer("low", -torch.rand(32))
+        if kind == "tied biases":
+            self.c.bias = self.a.bias
+
+    def forward(self, x):
+        y = self.a(x)
+        if self.kind == "bias":
+            return self.b(torch.relu(y)), self.a.bias.cumsum(0)
+        if self.kind == "tied biases":
+            return self.b(torch.relu(y)) + self.d(torch.relu(self.c(x)))
+        return self.b(BOUNDS[self.kind](self, x, y))
+
+
+BOUNDS = {
+    "clamp": lambda net, _, y: torch.clamp(y, net.low, -net.low),
+    "clamp_min": lambda net, _, y: torch.clamp_min(y, net.low),
+    "pow": lambda net, _, y: y.abs().pow(-net.low),
+    "bound of another": lambda net, x, y: y.clamp(max=net.c(x)),
+}
+
+
+@pytest.mark.parametrize("kind", ["bias", "tied biases", *BOUNDS])
+def test_what_is_read_elsewhere_stays_whole(kind):
+    with pytest.raises(ModelError, match="Elsewhere has no hidden units to nest"):
+        nest(Elsewhere(kind).eval(), "nested-50-100", example=torch.randn(3, 8))
+
+
+def test_a_norm_of_two_axes_keeps_both_whole():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(16)
+            self.a, self.b, self.c, self.d = (nn.Conv2d(*io, 1) for io in ((3, 16), (16, 8), (8, 16), (16, 4)))
+
+        def forward(self, x):
+            x = self.b(torch.relu(self.norm(self.a(x))))
+            return self.d(torch.relu(self.norm(self.c(torch.relu(x)))))
+
+    with pytest.raises(ModelError, match="its weights are read elsewhere as well"):
+        nest(Twice().eval(), "nested-50-100-a16", example=torch.randn(1, 3, 4, 4))
+
+
+def test_what_was_not_seen_is_found_out(monkeypatch, net):
+    monkeypatch.setattr(network, "parameters", lambda axis: {axis.reader: ((axis.reader.args[1], 1),)})
+    with pytest.raises(ModelError, match="Net with its hidden units in order answers something else than before"):
+        nest(net, "nested-25-100", example=IMAGES)
 
 
 def test_chains_take_every_other_layer():
