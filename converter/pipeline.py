@@ -134,7 +134,7 @@ def convert(
     complaints = [complaint for one in made for compared in one.compared for complaint in compared.complaints]
     if strict and complaints:
         raise ParityError(f"{name}: {'; '.join(complaints)}; no package is written, as --strict asks")
-    whole = list(members.values())[-1]
+    whole = next(iter(members.values()))
     with clock.stage("package"):
         path = Path(output) / f"{name}{PACKAGE_SUFFIX}"
         path.parent.mkdir(parents=True, exist_ok=True)

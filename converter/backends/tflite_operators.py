@@ -63,6 +63,9 @@ def put_channels_last(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
                 back = module.graph.call_function(torch.ops.aten.permute.default, (node, list(_TO_FIRST)))
             node.replace_all_uses_with(back, delete_user_cb=lambda user, keep=back: user is not keep)
     _turn_sparse(module)
+    for node in module.graph.nodes:
+        if node.target == torch.ops.aten.view.default:  # of what lies in another order now
+            node.target = torch.ops.aten.reshape.default
     module.recompile()
     return module
 

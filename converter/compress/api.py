@@ -49,7 +49,7 @@ class Compressed:
     losses: tuple[float, ...]
     """Mean loss of each epoch of fine-tuning."""
     variants: Mapping[str, nn.Module] = field(default_factory=dict)
-    """Of a nested form: the sub-networks by name, smallest first, which `convert` takes as it takes a model."""
+    """Of a nested form: the sub-networks by name, the whole first, which `convert` takes as it takes a model."""
 
 
 @dataclass(frozen=True)

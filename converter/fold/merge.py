@@ -23,7 +23,7 @@ from ferryman.converter.compress.binary_policy import Decision, Example
 from ferryman.converter.compress.training import copy_model
 from ferryman.converter.fold.blocks import run
 from ferryman.converter.fold.linear_ops import read_map
-from ferryman.converter.fold.merge_passes import PART_OF, PASSES, Graph
+from ferryman.converter.fold.merge_passes import PART_OF, PASSES, Graph, scale_after
 from ferryman.converter.fold.rebuild import rebuild
 from ferryman.converter.functional import functional_module
 from ferryman.converter.source import make_source
@@ -83,6 +83,15 @@ def merge(model: nn.Module, example: Example) -> Merged:
     if not graph.merged:
         raise ModelError(f"nothing of the model can be merged: {before} convolutions and linear layers, none to join")
     return Merged(made, _decisions(model, graph.merged), (before, after))
+
+
+def fold_norms(program: torch.export.ExportedProgram) -> nn.Module:
+    """A program's module with batch norms, scales and offsets within the layers before them; in eval mode."""
+    graph = Graph.of(functional_module(program))
+    while scale_after(graph):
+        pass
+    graph.module.recompile()
+    return rebuild(graph.module).eval()
 
 
 def _programs(model: nn.Module, args: tuple[Any, ...]) -> Iterator[tuple[Any, tuple[Any, ...] | None]]:

@@ -39,7 +39,7 @@ class Mixed:
     kept: float
     """Of the whole network's flops, bytes or latency."""
     error: float
-    """How much the loss rises, by the sum over axes; without a loader squared error over signal, of the example."""
+    """How much the loss rises; without a loader squared error over signal, of the example."""
 
 
 def mix(
@@ -82,7 +82,8 @@ def mix(
     whole = cost(nested.variant(levels[-1]))
     saved = _savings(nested, axes, cost, whole)
     progress("loss of each level")
-    errors = _errors(nested, axes, args, loader, loss)
+    worth = _worth(nested, args, loader, loss)
+    errors = _errors(nested, axes, worth)
     options = [
         [Cost(round(_PARTS * (1 - saved[name, level] / whole)), errors[name, level]) for level in levels]
         for name in nested.bounds
@@ -99,7 +100,7 @@ def mix(
         progress("the choice")
         kept = cost(nested.variant(found)) / whole
         if kept <= percent / 100:
-            return Mixed(found, kept, sum(row[pick].error for row, pick in zip(options, picks, strict=True)))
+            return _better(nested, Mixed(found, kept, worth(found) - worth({})), percent / 100, cost, worth)
         aim -= kept - percent / 100
     least = cost(nested.variant(levels[0])) / whole
     raise BudgetError(
@@ -130,24 +131,51 @@ def _savings(
     return found
 
 
+def _better(
+    nested: Nested,
+    mixed: Mixed,
+    budget: float,
+    cost: Callable[[nn.Module], float],
+    worth: Callable[[Mapping[str, int]], float],
+) -> Mixed:
+    """What was chosen, or one level of all axes where that loses less within the budget: errors add up only nearly."""
+    best, base = mixed, worth({})
+    whole = cost(nested.variant(nested.nesting.levels[-1]))
+    for level in nested.nesting.levels:
+        alike = dict.fromkeys(nested.bounds, level)
+        error = worth(alike) - base
+        if error < best.error and (share := cost(nested.variant(level)) / whole) <= budget:
+            best = Mixed(alike, share, error)
+    return best
+
+
 @torch.no_grad()
-def _errors(
-    nested: Nested, axes: Iterable[Axis], args: tuple[Any, ...], loader: Iterable[Batch] | None, loss: Loss
-) -> dict[tuple[str, int], float]:
+def _worth(
+    nested: Nested, args: tuple[Any, ...], loader: Iterable[Batch] | None, loss: Loss
+) -> Callable[[Mapping[str, int]], float]:
+    """How bad a sub-network is, by its levels."""
     batches = [pair_of(batch, number) for number, batch in enumerate(itertools.islice(loader or (), _BATCHES), 1)]
     if loader is not None and not batches:
         raise CallerError("the loader gives no batches")
     whole = nested.model(*args)
     signal = float(whole.double().square().sum()) or 1.0
 
-    def worth() -> float:
-        if batches:
-            return sum(float(loss(nested.model(inputs), targets)) for inputs, targets in batches) / len(batches)
-        return float((nested.model(*args) - whole).double().square().sum()) / signal
+    @torch.no_grad()
+    def worth(levels: Mapping[str, int]) -> float:
+        ends = {name: nested.bounds[name][1 + nested.nesting.levels.index(level)] for name, level in levels.items()}
+        with masked(nested.model, ends):
+            if batches:
+                return sum(float(loss(nested.model(inputs), targets)) for inputs, targets in batches) / len(batches)
+            return float((nested.model(*args) - whole).double().square().sum()) / signal
 
-    base = worth()
-    found = {}
-    for axis, (at, level) in itertools.product(axes, enumerate(nested.nesting.levels)):
-        with masked(nested.model, {axis.name: nested.bounds[axis.name][at + 1]}):
-            found[axis.name, level] = max(0.0, worth() - base)
-    return found
+    return worth
+
+
+def _errors(
+    nested: Nested, axes: Iterable[Axis], worth: Callable[[Mapping[str, int]], float]
+) -> dict[tuple[str, int], float]:
+    base = worth({})
+    return {
+        (axis.name, level): max(0.0, worth({axis.name: level}) - base)
+        for axis, level in itertools.product(axes, nested.nesting.levels)
+    }

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from ferryman.converter.capture import Captured, capture
 from ferryman.converter.compress.binary_policy import Decision, Example, in_eval_mode
 from ferryman.converter.compress.training import Batch, Loss, Progress, copy_model, train
+from ferryman.converter.fold.merge import fold_norms
 from ferryman.converter.functional import functional_module
 from ferryman.converter.nested.axes import Axis, find_axes, name_of, parameters
 from ferryman.converter.nested.parts import Held, take_parts
@@ -78,8 +79,8 @@ class Nested:
         return [axis for axis in found if isinstance(axis, Axis) and axis.name in self.bounds]
 
     def variants(self) -> dict[str, nn.Module]:
-        """The sub-network of each level, by its percent; smallest first."""
-        return {str(level): self.variant(level) for level in self.nesting.levels}
+        """The sub-network of each level, by its percent; the whole first, which a device takes unless it is told."""
+        return {str(level): self.variant(level) for level in reversed(self.nesting.levels)}
 
 
 def nest(
@@ -134,10 +135,22 @@ def nest(
                 epochs=epochs, lr=lr, loss=loss, progress=progress, teacher=copy_model(model) if distil else None,
                 before_epoch=fix,
             ).losses  # fmt: skip
-    captured = capture(make_source(own, args))
+    captured = _without_norms(own, args, set(bounds))
     made = Nested(own, nesting, bounds, tuple(_decisions(own, found, bounds)), losses, captured)
     _check_same(own, made.variant(nesting.levels[-1]), args, "in parts")
     return made
+
+
+def _without_norms(model: nn.Module, args: tuple[Any, ...], names: set[str]) -> Captured:
+    """The program with batch norms within the layers before them: a sum of parts stands between the two later.
+
+    Where an axis would be lost by that, the program as it is.
+    """
+    captured = capture(make_source(model, args))
+    plain = fold_norms(captured.program)
+    found = find_axes(functional_module(capture(make_source(plain, args)).program))
+    kept = {one.name for one in found.values() if isinstance(one, Axis)}
+    return capture(make_source(plain, args)) if names <= kept else captured
 
 
 def _check_same(model: nn.Module, made: nn.Module, args: tuple[Any, ...], what: str) -> None:

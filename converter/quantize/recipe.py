@@ -40,7 +40,7 @@ _MIXED = "mixed"
 _MIXED_BITS = 2
 _BUDGET = re.compile(r"(\d{1,3}(?:\.\d{1,6})?)(b|db)", re.ASCII)
 _BUDGET_ENDS = {"b": (2, 8), "db": (1, 100)}
-_COMPRESSED = ("sparse-", "pruned-", "folded-", "merged")
+_COMPRESSED = ("sparse-", "pruned-", "folded-", "merged", "lowrank-", "nested-")
 PLAIN = ("fp32", "binary", "sparse")
 """Forms without a recipe."""
 GRAMMAR = "int8, 4bit, 2bit or mixed-BUDGET with options, such as 4bit-g64-asym-gptq or mixed-3.5b-gptq"
@@ -123,7 +123,7 @@ def check_form(name: str) -> None:
     if name.startswith(_COMPRESSED):
         raise CallerError(
             f"form {name!r} is made before: ferryman.compress(model, {name!r}, ...) in Python; what it gives is "
-            "converted as sparse, 4bit-sparse and the like if there are zeros among its weights, or as any other form"
+            "converted as fp32 or any other form, as sparse or 4bit-sparse and the like if its weights hold zeros"
         )
     if not is_quantized(name):
         raise CallerError(f"form {name!r} is not known; there are: {', '.join(PLAIN)}, and {GRAMMAR}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ferryman.devices.fleet.inventory import Device, LocalDevice
 from ferryman.devices.fleet.profile import profile
 from ferryman.devices.fleet.push import push
+from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.measurement import ProfileSpec
 
 if TYPE_CHECKING:
@@ -45,7 +46,12 @@ def latency_on(
 
     Returns:
         The function; it raises what `convert`, `push` and `profile` raise.
+
+    Raises:
+        CallerError: the device is a name.
     """
+    if isinstance(device, str):
+        raise CallerError(f"the device {device!r} is named: give find_device({device!r}), which finds it")
     spec = ProfileSpec(runs=runs, interpreters=() if interpreter is None else (interpreter,))
 
     def measure(model: nn.Module) -> float:

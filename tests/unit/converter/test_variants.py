@@ -40,7 +40,7 @@ def test_weights_are_stored_once(made, tmp_path):
         if payload.path.startswith("artifacts/"):
             assert sizes[payload.path] < payload.size_bytes + 12_000  # of 134,000: graphs of three, and no weights
     assert [one.name for one in made.manifest.variants] == [
-        f"{runtime}-fp32-{level}" for runtime in ("executorch", "tflite") for level in (25, 50, 100)
+        f"{runtime}-fp32-{level}" for runtime in ("executorch", "tflite") for level in (100, 50, 25)
     ]
 
 
@@ -77,9 +77,9 @@ def test_a_device_takes_the_largest_that_it_has_time_for(made, tmp_path, nested)
 def test_quantized_ones_are_compared_each_with_itself(nested, tmp_path):
     found = convert(nested.variants(), ROWS, output=tmp_path, name="nested", form="4bit", to=("tflite",))
     assert [one.form for one in found.compared[:: len(found.manifest.variants[0].verified)]] == [
-        "4bit-25",
-        "4bit-50",
         "4bit-100",
+        "4bit-50",
+        "4bit-25",
     ]
     assert {one.payload for one in found.manifest.variants} == {"artifacts/4bit.tflite"}
 
