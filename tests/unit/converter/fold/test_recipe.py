@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from ferryman.converter.fold.recipe import IMPORTANCES, Folding, check_folding, is_folded, parse_folding
 from ferryman.converter.fold.registry import IMPORTANCES as THERE
-from ferryman.converter.fold.registry import find_importance, register
+from ferryman.converter.fold.registry import find_importance
+from ferryman.converter.names import by_name
 from ferryman.runtime.contracts.errors import CallerError
 
 FOLDINGS = st.builds(
@@ -66,4 +67,4 @@ def test_all_importances_are_there():
     with pytest.raises(CallerError, match="there are: gates, similar"):
         find_importance("size")
     with pytest.raises(ValueError, match="two ways"):
-        register([find_importance("gates"), find_importance("gates")])
+        by_name([find_importance("gates"), find_importance("gates")], "ways")

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from ferryman.converter.names import by_name
 from ferryman.converter.prune.criteria import Context, Magnitude, Taylor, gate_gradients, norms_behind
 from ferryman.converter.prune.graph import find_groups
 from ferryman.converter.prune.recipe import CRITERIA as NAMES
 from ferryman.converter.prune.recipe import DATA_FREE
-from ferryman.converter.prune.registry import CRITERIA, find_criterion, register
+from ferryman.converter.prune.registry import CRITERIA, find_criterion
 from ferryman.converter.prune.units import silence
 from ferryman.runtime.contracts.errors import CallerError
 from tests.unit.converter.prune.nets import ResNet, digits, image, norm, trained
@@ -57,7 +58,7 @@ def test_the_recipe_names_what_there_is():
     with pytest.raises(CallerError, match="criterion 'loud' is not known; there are: magnitude, taylor, lasso"):
         find_criterion("loud")
     with pytest.raises(ValueError, match="two criteria named 'magnitude'"):
-        register((Magnitude(), Magnitude()))
+        by_name((Magnitude(), Magnitude()), "criteria")
 
 
 def test_a_gates_gradient_is_what_the_loss_changes_by():
