@@ -87,7 +87,6 @@ FORMS = {"fp32": 4.0, "4bit": 0.5}
 """And bytes that a weight takes at least."""
 SLOW_FORMS = {
     "int8": 1.0,
-    "2bit": 0.25,
     "4bit-asym": 0.5,
     "int8-blocks": 1.0,
     "4bit-channel": 0.5,
