@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -116,8 +117,12 @@ class Work:
     def _share(self, entry: Entry) -> float | None:
         if entry is None:
             return None
-        counts = {name: bit_operations(member.captured) for name, member in self.members.items()}
-        return counts[entry] / max(1, *counts.values())
+        return self._counts[entry] / max(1, *self._counts.values())
+
+    @cached_property
+    def _counts(self) -> dict[Entry, int]:
+        """What each of the models computes, which takes a run of it."""
+        return {entry: bit_operations(member.captured) for entry, member in self.members.items()}
 
     def _prove(
         self, form: Form, runtime: RuntimeName, entry: Entry, lowered: Lowered, references: References | None = None

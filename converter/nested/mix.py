@@ -25,6 +25,7 @@ from ferryman.converter.quantize.allocate import Cost, choose
 from ferryman.runtime.contracts.errors import CallerError
 
 Unit = Literal["flops", "bytes", "latency"]
+OfLevels = Callable[[Mapping[str, int]], float]
 _BATCHES = 4
 _TRIES = 4
 _PARTS = 10**6
@@ -89,6 +90,7 @@ def mix(
         for name in nested.bounds
     ]
     fixed = _PARTS * (len(options) - 1)
+    base = worth({})
     aim = percent / 100
     kept = math.inf
     for _ in range(_TRIES):
@@ -100,7 +102,14 @@ def mix(
         progress("the choice")
         kept = cost(nested.variant(found)) / whole
         if kept <= percent / 100:
-            return _better(nested, Mixed(found, kept, worth(found) - worth({})), percent / 100, cost, worth)
+            mixed = Mixed(found, kept, worth(found) - base)
+            return _better(
+                nested,
+                mixed,
+                percent / 100,
+                lambda levels: cost(nested.variant(levels)) / whole,
+                lambda levels: worth(levels) - base,
+            )
         aim -= kept - percent / 100
     least = cost(nested.variant(levels[0])) / whole
     raise BudgetError(
@@ -131,28 +140,18 @@ def _savings(
     return found
 
 
-def _better(
-    nested: Nested,
-    mixed: Mixed,
-    budget: float,
-    cost: Callable[[nn.Module], float],
-    worth: Callable[[Mapping[str, int]], float],
-) -> Mixed:
+def _better(nested: Nested, mixed: Mixed, budget: float, share: OfLevels, loses: OfLevels) -> Mixed:
     """What was chosen, or one level of all axes where that loses less within the budget: errors add up only nearly."""
-    best, base = mixed, worth({})
-    whole = cost(nested.variant(nested.nesting.levels[-1]))
     for level in nested.nesting.levels:
         alike = dict.fromkeys(nested.bounds, level)
-        error = worth(alike) - base
-        if error < best.error and (share := cost(nested.variant(level)) / whole) <= budget:
-            best = Mixed(alike, share, error)
-    return best
+        error = loses(alike)
+        if error < mixed.error and (kept := share(alike)) <= budget:
+            mixed = Mixed(alike, kept, error)
+    return mixed
 
 
 @torch.no_grad()
-def _worth(
-    nested: Nested, args: tuple[Any, ...], loader: Iterable[Batch] | None, loss: Loss
-) -> Callable[[Mapping[str, int]], float]:
+def _worth(nested: Nested, args: tuple[Any, ...], loader: Iterable[Batch] | None, loss: Loss) -> OfLevels:
     """How bad a sub-network is, by its levels."""
     batches = [pair_of(batch, number) for number, batch in enumerate(itertools.islice(loader or (), _BATCHES), 1)]
     if loader is not None and not batches:
@@ -171,9 +170,7 @@ def _worth(
     return worth
 
 
-def _errors(
-    nested: Nested, axes: Iterable[Axis], worth: Callable[[Mapping[str, int]], float]
-) -> dict[tuple[str, int], float]:
+def _errors(nested: Nested, axes: Iterable[Axis], worth: OfLevels) -> dict[tuple[str, int], float]:
     base = worth({})
     return {
         (axis.name, level): max(0.0, worth({axis.name: level}) - base)

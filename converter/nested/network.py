@@ -147,10 +147,9 @@ def _without_norms(model: nn.Module, args: tuple[Any, ...], names: set[str]) -> 
     Where an axis would be lost by that, the program as it is.
     """
     captured = capture(make_source(model, args))
-    plain = fold_norms(captured.program)
-    found = find_axes(functional_module(capture(make_source(plain, args)).program))
-    kept = {one.name for one in found.values() if isinstance(one, Axis)}
-    return capture(make_source(plain, args)) if names <= kept else captured
+    plain = capture(make_source(fold_norms(captured.program), args))
+    found = find_axes(functional_module(plain.program)).values()
+    return plain if names <= {one.name for one in found if isinstance(one, Axis)} else captured
 
 
 def _check_same(model: nn.Module, made: nn.Module, args: tuple[Any, ...], what: str) -> None:
