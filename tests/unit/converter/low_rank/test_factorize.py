@@ -118,13 +118,13 @@ def test_data_and_a_short_training_win_accuracy_back():
     net = trained(ResNet(32), epochs=4)
     dense = accuracy(net)
     batches = digits()[0]
-    blind = factorize(net, "lowrank-35flops", example=image(1), timer=clock)
-    aware = factorize(net, "lowrank-35flops", example=image(1), loader=batches, epochs=0, timer=clock)
+    blind = factorize(net, "lowrank-20flops", example=image(1), timer=clock)
+    aware = factorize(net, "lowrank-20flops", example=image(1), loader=batches, epochs=0, timer=clock)
     said = []
     tuned = factorize(
-        net, "lowrank-35flops", example=image(1), loader=batches, epochs=2, timer=clock, progress=said.append
+        net, "lowrank-20flops", example=image(1), loader=batches, epochs=2, timer=clock, progress=said.append
     )
-    assert accuracy(blind.model) + 0.02 < accuracy(aware.model)
+    assert accuracy(blind.model) + 0.01 < accuracy(aware.model)
     assert accuracy(aware.model) - 0.02 < accuracy(tuned.model)
     assert accuracy(tuned.model) > dense - 0.03
     assert len(tuned.losses) == 2
