@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import statistics
+from collections.abc import Sequence
+from typing import Annotated
 
 import msgspec
 
+from ferryman.runtime.contracts.energy import Energy
 from ferryman.runtime.contracts.errors import CallerError
+from ferryman.runtime.contracts.layers import LayerStatistics
+from ferryman.runtime.contracts.operators import Operators
 from ferryman.runtime.contracts.record import Record, Unavailable
+from ferryman.runtime.contracts.samples import Samples
 
-SCHEMA = 1
+SCHEMA = 2
 INT64_MAX = (1 << 63) - 1
 Int64 = Annotated[int, msgspec.Meta(ge=-INT64_MAX - 1, le=INT64_MAX)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX)]
@@ -24,11 +30,30 @@ class ProfileSpec(Record):
     interpreters: tuple[str, ...] = ()
     """Empty: every one on the device that can run the variant."""
     threads: Int64 = 1
-    warmup_runs: Int64 = 10
-    """Not in the statistics, kept in the record; the first run after loading comes before them."""
-    runs: Int64 = 200
+    starts: Int64 = 3
+    """Fresh processes for each (variant, interpreter); in each: start, import, load, first run, warm-up, timed runs."""
+    warmup_runs: Int64 | None = None
+    """In each process, not in the statistics, kept in the record. None: until runs have settled."""
+    runs: Int64 | None = None
+    """In all processes together. None: until the median is known within `error`."""
+    error: float = 0.01
+    """Half of the 95 % confidence interval of the median over the median, where `runs` does not say how many."""
+    single_stream: bool = False
+    """MLPerf's rule for its single-stream scenario: at least 1,024 runs and 60 s."""
+    rate_hz: float | None = None
+    """Also ask at a fixed rate, whether or not the last answer is there, and take latency from the time of asking."""
+    sustained_s: float = 0.0
+    """Also run without a pause for so long, and tell how it goes in intervals; 0: no."""
+    start_below_c: float | None = None
+    """Begin each process only once the hottest zone is below it."""
+    energy: bool = True
+    """Where the device has a source: ten seconds idle, then ten seconds of runs."""
+    operators: bool = False
+    """Also time each operator, in a process apart."""
+    layers: bool = False
+    """Also take statistics of each layer's activations, in a process apart."""
     timeout_s: float = 600.0
-    """For each (variant, interpreter), from the start of its process to its record."""
+    """For each process, from its start to its record."""
 
     def __post_init__(self) -> None:
         """Raise CallerError where one name stands for a tuple of names: it would be read letter by letter."""
@@ -38,22 +63,36 @@ class ProfileSpec(Record):
 
 
 class Memory(Record, tag="memory"):
-    """One process, from the kernel (/proc/PID/smaps_rollup, VmHWM), in bytes."""
+    """One process, from the kernel (/proc/PID/smaps_rollup and status), in bytes."""
 
     rss_bytes: Count
     pss_bytes: Count
     uss_bytes: Count
     peak_rss_bytes: Count
+    """The most `rss_bytes` has been in the phase that ends here; since the process began where the kernel does not let
+    the mark be reset."""
+    anonymous_bytes: Count = 0
+    """Of `pss_bytes`: what no file backs, such as the heap."""
+    file_bytes: Count = 0
+    """Of `pss_bytes`: pages of mapped files, which the kernel can drop and read again."""
 
 
 class MemoryPhases(Record):
-    """The measuring process at four moments, each cumulative: differences are what a phase added."""
+    """The measuring process at the end of each phase, each cumulative: differences are what a phase added."""
 
+    process: Memory | Unavailable
+    """Python, ferryman and the inputs are in memory."""
     start: Memory | Unavailable
-    """Interpreter and inputs are in memory, the artifact is not."""
+    """So is the interpreter; the artifact is not."""
     loaded: Memory | Unavailable
     first_run: Memory | Unavailable
     steady: Memory | Unavailable
+    closed: Memory | Unavailable
+    """The session is closed: over `start`, it is what was retained."""
+    peak_rss_bytes: Count | Unavailable
+    """The largest over all phases."""
+    arena_bytes: Count | Unavailable
+    """What the interpreter planned for activations; see docs/measurement.md for each interpreter."""
 
 
 class Reading(Record, tag="reading"):
@@ -63,22 +102,73 @@ class Reading(Record, tag="reading"):
     source: str
 
 
-class Energy(Record, tag="energy"):
-    """Joules over the steady window: gross, so what the idle device takes is in it."""
+class Gate(Record):
+    """The wait for the device to cool down before a process began."""
 
-    energy_j: float
-    window_s: float
-    """From the first reading to the last; the timed runs lie within."""
-    runs: Count
-    """Inferences within the window."""
-    source: str
-    rails: tuple[str, ...]
-    """What the source covers, under its own names."""
-    unit: Literal["W", "J"]
-    """Of `values`: power, integrated by the trapezoid rule, or a counter of joules, first taken from last."""
-    times_ns: tuple[Count, ...]
-    """When each reading was taken, from the first one on."""
-    values: tuple[float, ...]
+    below_c: float
+    waited_s: float
+    temperature_c: Reading | Unavailable
+    """The hottest zone when it began."""
+    opened: bool
+    """False: it began all the same, after the longest wait."""
+
+
+class Start(Record):
+    """One fresh process: what each step of a cold start took, then the runs."""
+
+    process_ns: Count
+    """From asking the kernel for it until the inputs were in memory: Python, ferryman, numpy."""
+    import_ns: Count
+    """The interpreter's own libraries, before any artifact."""
+    load_ns: Count
+    """open_session until it can run; some interpreters defer work to the first run."""
+    first_run_ns: Count
+    warmup: Samples
+    settled: bool
+    """Whether the last warm-up runs were as fast as those before them."""
+    samples: Samples
+    """Every timed run."""
+    gate: Gate | None = None
+    busy: float | Unavailable = Unavailable(reason="not taken")
+    """Share of the device's processors that others took during the timed runs, 0 to 1."""
+
+
+class Pipeline(Record):
+    """Some runs with a clock around the runtime's own call as well: what the copies and checks around it cost."""
+
+    whole: Samples
+    model: Samples
+    """The runtime's call within each."""
+
+
+class Arrival(Record):
+    """Open loop: asked at a fixed rate, one server; a late answer delays those behind it, and that is counted."""
+
+    rate_hz: float
+    latency: Samples
+    """From the scheduled time to the answer: waiting in line is in it (no coordinated omission)."""
+    service: Samples
+    """From the true start to the answer."""
+    behind: bool
+    """Whether the line was still growing at the end: the device cannot keep this rate."""
+
+
+class Interval(Record):
+    """A stretch of a sustained run."""
+
+    start_s: float
+    """Since the run began."""
+    seconds: float
+    samples: Samples
+    clocks_mhz: tuple[float, ...] | Unavailable
+    temperatures_c: tuple[Reading, ...] | Unavailable
+    throttled: tuple[str, ...] | Unavailable
+    """Reasons that hold now, in the words of docs/measurement.md; empty: none."""
+    busy: float | Unavailable
+    """Share of the device's processors that others took, 0 to 1."""
+    load_1m: float | Unavailable
+    memory_available_bytes: Count | Unavailable
+    rss_bytes: Count | Unavailable
 
 
 class Conditions(Record):
@@ -86,6 +176,8 @@ class Conditions(Record):
 
     device_model: str | Unavailable
     cpu_model: str | Unavailable
+    soc: str | Unavailable = Unavailable(reason="not taken")
+    """The chip, from the device tree's `compatible` or soc bus."""
     cpu_count: Count
     isa: tuple[str, ...]
     """Those of the instruction sets that kernels choose by; the kernel's names."""
@@ -95,6 +187,10 @@ class Conditions(Record):
     """Core by core."""
     temperatures_c: tuple[Reading, ...] | Unavailable
     """Every thermal zone that can be read."""
+    throttled: tuple[str, ...] | Unavailable = Unavailable(reason="not taken")
+    """Reasons why the clock is held down now, or was since boot (`... before`); empty: none."""
+    power_source: str | Unavailable = Unavailable(reason="not taken")
+    """`mains`, `battery`, as power_supply tells."""
     load_1m: float | Unavailable
     memory_total_bytes: Count | Unavailable
     memory_available_bytes: Count | Unavailable
@@ -123,18 +219,44 @@ class Measurement(Record, kw_only=True):
     spec: ProfileSpec
     started_at_ns: Count
     """Device wall clock, Unix epoch."""
-    import_ns: Count
-    """The interpreter's own libraries, before any artifact."""
-    load_ns: Count
-    """open_session until it can run; some interpreters defer work to the first run."""
-    first_run_ns: Count
-    warmup_ns: tuple[Count, ...]
-    samples_ns: tuple[Count, ...]
-    """Every timed run, in order; nothing is left out."""
+    starts: tuple[Start, ...]
+    """In the order of the processes; at least one."""
     memory: MemoryPhases
-    energy: Energy | Unavailable
+    """Of the first process."""
+    pipeline: Pipeline | Unavailable
+    arrival: Arrival | None = None
+    """None: not asked for; so of those that follow."""
+    sustained: tuple[Interval, ...] | None = None
+    energy: Energy | Unavailable | None = None
+    operators: Operators | Unavailable | None = None
+    layers: LayerStatistics | Unavailable | None = None
     before: Conditions
     after: Conditions
     cache: str | None = None
     """What became of packed weights at loading, see `ferryman.runtime.cache.CacheUse`: only `warm` found them on disk,
-    and a profile looks for none. None: of an older ferryman."""
+    and a profile looks for none."""
+
+    @property
+    def samples_ns(self) -> Sequence[int]:
+        """The timed runs of all processes, in order; where a `Samples` kept not all, those it kept."""
+        return [value for start in self.starts for value in start.samples]
+
+    @property
+    def import_ns(self) -> float:
+        """The median over the processes; so of those below."""
+        return statistics.median(start.import_ns for start in self.starts)
+
+    @property
+    def load_ns(self) -> float:
+        """See `Start.load_ns`."""
+        return statistics.median(start.load_ns for start in self.starts)
+
+    @property
+    def first_run_ns(self) -> float:
+        """See `Start.first_run_ns`."""
+        return statistics.median(start.first_run_ns for start in self.starts)
+
+    @property
+    def process_ns(self) -> float:
+        """See `Start.process_ns`."""
+        return statistics.median(start.process_ns for start in self.starts)

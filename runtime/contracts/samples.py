@@ -60,7 +60,7 @@ class Samples(Record, tag="samples"):
 
     def values_ns(self) -> Int64s:
         """Those that were kept, in order."""
-        return _unpack(self.packed, -(-self.count // self.every))
+        return _unpack(self.packed, len(self))
 
     def weighted(self) -> tuple[Int64s, Int64s]:
         """Ascending values, and how often each was taken: the whole distribution."""
@@ -73,7 +73,7 @@ class Samples(Record, tag="samples"):
         return both[: len(both) // 2], both[len(both) // 2 :]
 
     def __len__(self) -> int:
-        return -(-self.count // self.every)
+        return (self.count + self.every - 1) // self.every
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.values_ns().tolist())
