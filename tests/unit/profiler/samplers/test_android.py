@@ -122,7 +122,9 @@ def test_a_phone_that_tells_nothing_is_unavailable_with_every_reason(phone, tmp_
     assert any(part in found.reason for part in reason.split("|")), found.reason
 
 
-@given(st.text() | st.lists(st.sampled_from([*DUMPSYS.splitlines(), "status:", "voltage: x", "status: \0"])).map("\n".join))
+@given(
+    st.text() | st.lists(st.sampled_from([*DUMPSYS.splitlines(), "status:", "voltage: x", "status: \0"])).map("\n".join)
+)
 def test_garbage_is_properties_or_a_sensor_error(text):
     try:
         found = parse_dumpsys(text)

@@ -95,9 +95,11 @@ def test_a_current_the_other_way_is_negative(name):
     assert watts == pytest.approx(-2.5, rel=0.001)
 
 
-@pytest.mark.parametrize(("name", "amperes"), [("ina219", 3.2), ("ina226", 0.8191751), ("ina3221", 1.638), ("ina219", -3.2)])
+@pytest.mark.parametrize(
+    ("name", "amperes"), [("ina219", 3.2), ("ina226", 0.8191751), ("ina3221", 1.638), ("ina219", -3.2)]
+)
 def test_more_than_the_shunt_is_good_for_is_an_error(name, amperes):
-    with pytest.raises(SensorError, match="more current than the shunt of 0.1 Ohm"):
+    with pytest.raises(SensorError, match=r"more current than the shunt of 0\.1 Ohm"):
         open_chip(FakeBus(name, 5.0, amperes, 0.1), 0x40, name, 0.1, 0.01)
 
 

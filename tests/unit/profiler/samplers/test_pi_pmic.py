@@ -86,13 +86,15 @@ def test_the_mailbox_is_asked_first_for_it_starts_no_program(tmp_path):
     assert isinstance(sampler, PmicSampler), sampler
     assert sampler.source.name == "Raspberry Pi PMIC (mailbox)"
     assert watts(sampler) == pytest.approx(7.141522, abs=5e-7)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     sampler.close()
-    assert len(os.listdir("/proc/self/fd")) == before - 1
+    assert len(list(Path("/proc/self/fd").iterdir())) == before - 1
 
 
 def test_nul_separators_are_line_ends(tmp_path):
-    sampler = pi_pmic.open_source(with_device(tmp_path), Firmware("VDD_CORE_A current(7)=2A\0VDD_CORE_V volt(15)=0.5V\0"))
+    sampler = pi_pmic.open_source(
+        with_device(tmp_path), Firmware("VDD_CORE_A current(7)=2A\0VDD_CORE_V volt(15)=0.5V\0")
+    )
     assert isinstance(sampler, PmicSampler), sampler
     assert watts(sampler) == pytest.approx(1.0)
 

@@ -95,7 +95,9 @@ def test_the_unit_is_checked_against_the_charge_that_left(reported, unit, counte
     assert f"unit {unit}, checked: the counter fell by 4,000 uAh" in sampler.source.note
 
 
-@pytest.mark.parametrize(("reported", "true_ua"), [(-900_000, 900), (900, 900), (-20_000, 20_000_000), (-900_000, -900_000)])
+@pytest.mark.parametrize(
+    ("reported", "true_ua"), [(-900_000, 900), (900, 900), (-20_000, 20_000_000), (-900_000, -900_000)]
+)
 def test_a_current_that_contradicts_the_counter_is_an_error(reported, true_ua):
     gauge = Gauge(reported, true_ua, step_uah=1 if abs(true_ua) < 1000 else 1000)
     with pytest.raises(SensorError, match="unit uncertain: current_now adds up to"):
