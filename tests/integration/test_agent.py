@@ -409,13 +409,13 @@ def test_the_log_tells_of_installs_requests_and_profiles(tmp_path, broker, put, 
     assert added(client) == 1
     with pytest.raises(CallerError):
         client.infer([])
-    client.profile(sha256_of(tmp_path / "1.ferry"), ProfileSpec(runs=3, interpreters=("tflite-runtime",)))
+    client.profile(sha256_of(tmp_path / "1.ferry"), ProfileSpec(runs=3, starts=1, interpreters=("tflite-runtime",)))
     until(lambda: "request profile" in agent.log.read_text())
     log = agent.log.read_text()
     assert re.search(r"slot a serves add-1 [0-9a-f]{12}\n", log)
     assert re.search(r"request infer [0-9a-f]{32}: done in [0-9.]+ s\n", log)
     assert re.search(r"request infer [0-9a-f]{32}: caller: expected 1 inputs.* in [0-9.]+ s\n", log)
-    assert "profile 1/1: fp32-tflite on tflite-runtime, 3 runs\n" in log
+    assert "profile round 1/1: fp32-tflite on tflite-runtime\n" in log
     put(2.0)
     until(lambda: "slot b serves add-2" in agent.log.read_text())
 
