@@ -23,6 +23,7 @@ from ferryman.profiler.operators.tflite_graph import (
     SUBGRAPHS,
     TENSORS,
     Graph,
+    Operator,
 )
 from ferryman.runtime.contracts.errors import RuntimeFault
 from ferryman.runtime.flatbuffer import BrokenError, Data, Table
@@ -159,8 +160,11 @@ def _slice(head: _Head, whole: Table, graph: Graph, index: int) -> Any:  # noqa:
     operator, old = graph.operators[index], whole.tables(OPERATORS)[index]
     held = whole.tables(TENSORS)
     more = old.integers(_INTERMEDIATES)
-    used = list(dict.fromkeys(i for i in (*operator.inputs, *operator.outputs, *more) if 0 <= i < len(held)))
-    number = {tensor: at for at, tensor in enumerate(used)} | {-1: -1}
+    number = numbers_in(operator)
+    for tensor in more:
+        number.setdefault(tensor, len(number))
+    used = list(number)
+    number[-1] = -1
 
     def renumbered(tensors: Sequence[int]) -> Any:  # noqa: ANN401
         return lambda: head.integers([number[i] for i in tensors])
@@ -190,6 +194,12 @@ def _slice(head: _Head, whole: Table, graph: Graph, index: int) -> Any:  # noqa:
         )
 
     return write
+
+
+def numbers_in(operator: Operator) -> dict[int, int]:
+    """Tensor -> its number in the operator's own graph."""
+    used = dict.fromkeys(tensor for tensor in (*operator.inputs, *operator.outputs) if tensor >= 0)
+    return {tensor: at for at, tensor in enumerate(used)}
 
 
 def given(graph: Graph, index: int) -> list[int]:

@@ -45,6 +45,8 @@ class Graph:
     """An entry."""
 
     subgraph: int
+    subgraphs: int
+    """How many the file has."""
     operators: tuple[Operator, ...]
     inputs: tuple[int, ...]
     """In the order of the call."""
@@ -86,6 +88,7 @@ def read_tflite(data: Data, entry: str | None, origins: Mapping[str, str]) -> Gr
         constant = frozenset(i for i, one in enumerate(held) if buffers[one.integer(_BUFFER, "I")])
         return Graph(
             subgraph=at,
+            subgraphs=len(root.tables(SUBGRAPHS)),
             operators=tuple(operators),
             inputs=graph.integers(INPUTS) if inputs is None else inputs,
             constant=constant,
