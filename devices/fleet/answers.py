@@ -37,6 +37,7 @@ class Question(Record):
     interpreter: str
     interpreter_version: str
     spec: ProfileSpec
+    """With no `timeout_s`, which moves no number."""
     standing: dict[str, str]
     """See `ferryman.profiler.standing`."""
     layout: int = _LAYOUT

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
+from ferryman.profiler.stats import median_error, summarize
 from ferryman.runtime.contracts.energy import Energy
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.measurement import Measurement
@@ -17,7 +17,13 @@ _NOT_ASKED = Unavailable(reason="energy was not asked for")
 
 
 def _percentile(percent: float) -> Callable[[Measurement], Value]:
-    return lambda found: float(np.percentile(found.samples_ns, percent)) / 1e6
+    return lambda found: summarize([start.samples for start in found.starts]).percentile_ns(percent) / 1e6
+
+
+def _latency_error(found: Measurement) -> Value:
+    """Half of the 95 % confidence interval of the median, over it."""
+    error = median_error(found.starts)
+    return error if math.isfinite(error) else Unavailable(reason="too few runs to tell how far they spread")
 
 
 def _cold_start_ms(found: Measurement) -> Value:
@@ -64,6 +70,7 @@ def _busy(found: Measurement) -> Value:
 
 METRICS: dict[str, Callable[[Measurement], Value]] = {
     "latency_ms": _percentile(50),
+    "latency_error": _latency_error,
     "latency_p90_ms": _percentile(90),
     "latency_p99_ms": _percentile(99),
     "load_ms": lambda found: found.load_ns / 1e6,

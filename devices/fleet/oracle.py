@@ -214,7 +214,7 @@ class _Visit:
                 variant=variant,
                 interpreter=interpreter,
                 interpreter_version=state.interpreters[interpreter],
-                spec=replace(self.spec, variants=(variant,), interpreters=(interpreter,)),
+                spec=replace(self.spec, variants=(variant,), interpreters=(interpreter,), timeout_s=0.0),
                 standing=state.standing,
             )
             for variant, interpreter in pairs
@@ -239,8 +239,9 @@ class _Visit:
         for key, question in asked.items():
             what = f"{candidate.name}, {question.variant} on {question.interpreter}"
             self.tell(f"{self.device.name}: {what}")
+            spec = replace(question.spec, timeout_s=self.spec.timeout_s)
             try:
-                (answer,) = self.hands.profile(candidate.package, self.device, question.spec, progress=lambda _: None)
+                (answer,) = self.hands.profile(candidate.package, self.device, spec, progress=lambda _: None)
             except Exception as error:  # noqa: BLE001  # see `_of`
                 found[key] = to_wire(error)
                 continue
