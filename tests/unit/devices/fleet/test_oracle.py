@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import subprocess
 import sys
 import threading
@@ -282,7 +283,7 @@ def test_one_device_is_measured_by_one_process_at_a_time(tmp_path):
     assert [process.wait(60) for process in processes] == [0, 0, 0]
     spans = sorted(tuple(map(float, line.split())) for line in (tmp_path / "log").read_text().splitlines())
     assert len(spans) == 27
-    assert all(end <= begin for (_, end), (begin, _) in zip(spans, spans[1:], strict=False))
+    assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(spans))
 
 
 def test_progress_says_what_is_measured_where(tmp_path, oracle):

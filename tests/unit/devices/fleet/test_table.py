@@ -74,7 +74,7 @@ def test_csv_has_an_empty_cell_for_what_could_not_be_had_and_says_why():
     lines = list(csv.DictReader(io.StringIO(TABLE.to_csv())))
     assert [line["latency_ms"] for line in lines] == ["3.0", "1.25", ""]
     assert [line["energy_mj"] for line in lines] == ["", "", ""]
-    assert [line["error"] for line in lines][0] == "energy_mj: no sensor"
+    assert lines[0]["error"] == "energy_mj: no sensor"
     assert lines[2]["error"].startswith("runtime-crash: killed by")
 
 
