@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ferryman.runtime.contracts.comparison import Differing
-from ferryman.runtime.contracts.measurement import Conditions, Measurement, Reading
+from ferryman.runtime.contracts.measurement import Conditions, Measurement
 from ferryman.runtime.contracts.record import Unavailable
 
 CLOCK_SHARE = 0.03

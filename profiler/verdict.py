@@ -53,7 +53,9 @@ class Interval:
     p_value: float | None
 
 
-def ratios(baseline: Measurement, other: Measurement, *, interleaved: bool, margin: float = MARGIN) -> tuple[Ratio, ...]:
+def ratios(
+    baseline: Measurement, other: Measurement, *, interleaved: bool, margin: float = MARGIN
+) -> tuple[Ratio, ...]:
     """Hold one measurement against another, quantity by quantity; those that are not in both are left out.
 
     Args:

@@ -11,8 +11,9 @@ SCHEMA = 1
 Verdict = Literal["faster", "slower", "less", "more", "same", "unclear"]
 """`less` and `more` are for bytes and joules. All but `unclear` hold of the whole interval."""
 CauseName = Literal[
-    "throttled", "clock", "governor", "heat", "busy", "memory", "version", "warm-up", "drift", "artifact", "unknown"
-]
+    "throttled", "clock", "governor", "heat", "busy", "memory",
+    "version", "setting", "warm-up", "drift", "artifact", "unknown",
+]  # fmt: skip
 
 
 class Ratio(Record):
@@ -53,7 +54,7 @@ class Cause(Record):
     words: str
 
 
-class Comparison(Record):
+class Comparison(Record, kw_only=True):
     """A measurement beside a baseline, both whole."""
 
     schema: int = SCHEMA
