@@ -17,7 +17,7 @@ from ferryman.profiler.differences import (
     scarce,
     throttled_now,
 )
-from ferryman.profiler.verdict import percentile_ns
+from ferryman.profiler.stats import summarize
 from ferryman.runtime.contracts.comparison import Cause
 from ferryman.runtime.contracts.measurement import Interval, Measurement
 from ferryman.runtime.contracts.record import Unavailable
@@ -99,7 +99,7 @@ def _unsettled(one: Measurement) -> Iterator[Cause]:
 
 def _slow_processes(one: Measurement) -> Iterator[Cause]:
     """Processes beside which others were at work, and those that were slow for no reason on record."""
-    medians = {number: percentile_ns(s.samples, 50) for number, s in enumerate(one.starts) if s.samples.count}
+    medians = {number: summarize(s.samples).p50_ns for number, s in enumerate(one.starts) if s.samples.count}
     middle = statistics.median(medians.values()) if medians else 0.0
     for number, median in medians.items():
         busy = one.starts[number].busy
@@ -116,7 +116,7 @@ def _drift(intervals: tuple[Interval, ...]) -> Iterator[Cause]:
     if not timed:
         return
     first, last = timed[0], timed[-1]
-    times = percentile_ns(last.samples, 50) / max(percentile_ns(first.samples, 50), 1)
+    times = summarize(last.samples).p50_ns / max(summarize(first.samples).p50_ns, 1)
     if times <= SLOWER:
         return
     told = []

@@ -24,22 +24,20 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ferryman.profiler.stats import student_t, summarize
 from ferryman.runtime.contracts.comparison import Ratio, Verdict
 from ferryman.runtime.contracts.energy import Energy
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.measurement import Measurement, Memory
-from ferryman.runtime.contracts.samples import Samples
 
 MARGIN = 0.02
 ROUNDS = 15
 """Find 5 % in nine of ten, where a process's median scatters by 1 % and every twentieth was disturbed by 10 %."""
 ROUNDS_LEAST = 6
 """Of fewer, the signed ranks have no 95 % interval."""
-ROUNDS_MOST = 200
+ROUNDS_MOST = 100
 """What would take more is not settled by measuring longer."""
 _TAIL = 0.025
-_STUDENT = (math.nan, 12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
-"""The 97.5th percentile of Student's t, by degrees of freedom."""
 Values = NDArray[np.float64]
 
 
@@ -89,18 +87,13 @@ def ratios(
     return tuple(found)
 
 
-def percentile_ns(samples: Samples, percent: float) -> float:
-    """Below which `percent` of all that were taken lie; the nearest sample."""
-    values, counts = samples.weighted()
-    return float(values[np.searchsorted(np.cumsum(counts), percent / 100 * samples.count)])
-
-
 def _timed(one: Measurement) -> Iterator[tuple[str, Values]]:
     """A value for each process."""
     starts = one.starts
     if all(start.samples.count for start in starts):
-        yield from _positive("p50", [percentile_ns(start.samples, 50) for start in starts])
-        yield from _positive("p90", [percentile_ns(start.samples, 90) for start in starts])
+        distributions = [summarize(start.samples) for start in starts]
+        yield from _positive("p50", [one.p50_ns for one in distributions])
+        yield from _positive("p90", [one.p90_ns for one in distributions])
     yield from _positive("load", [start.load_ns for start in starts])
     yield from _positive("first run", [start.first_run_ns for start in starts])
 
@@ -139,7 +132,8 @@ def _ratio(
     margin: float,
     rounds: int | None = None,
 ) -> Ratio:
-    verdict = judge(interval, margin, ("faster", "slower") if unit == "ns" else ("less", "more"))
+    known = rounds is not None or interval.low is not None
+    verdict = judge(interval, margin, ("faster", "slower") if unit == "ns" else ("less", "more")) if known else None
     low, high = interval.low, interval.high
     return Ratio(
         metric=metric,
@@ -250,4 +244,4 @@ def _student_half(one: Values, two: Values, *, paired: bool) -> float | None:
         error = float(parts.sum())
         weights = parts**2 / (np.array([len(one), len(two)]) - 1)
         freedom = error**2 / float(weights.sum()) if error else float(len(one) + len(two) - 2)
-    return _STUDENT[min(max(int(freedom), 1), len(_STUDENT) - 1)] * math.sqrt(error)
+    return student_t(max(int(freedom), 1)) * math.sqrt(error)

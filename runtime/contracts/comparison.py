@@ -32,7 +32,8 @@ class Ratio(Record):
     high: float | None
     p_value: float | None
     """Of a rank test that nothing differs; None where ranks cannot tell."""
-    verdict: Verdict
+    verdict: Verdict | None
+    """None: one value each, of which no scatter is known."""
     rounds: int | None = None
     """Where `verdict` is `unclear`: how many rounds would settle it if they scatter as these; None: no number would."""
 
@@ -74,4 +75,4 @@ class Comparison(Record, kw_only=True):
     @property
     def verdict(self) -> Verdict:
         """That of `p50`."""
-        return self.ratios[0].verdict
+        return self.ratios[0].verdict or "unclear"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ferryman import __version__
+from ferryman.compare_cli import compare_command
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, FerrymanError
 from ferryman.runtime.install import (
     DEFAULT_ROOT,
@@ -38,6 +39,7 @@ _INSTALL = {
     "push": "'ferryman[push]'",
     "rollback": "'ferryman[push]'",
     "profile": "'ferryman[collector]'",
+    "compare": "'ferryman[push,collector]'",
     "report": "'ferryman[collector]'",
     "pareto": "torch==2.13.0, then 'ferryman[convert,collector]'",
 }
@@ -82,6 +84,7 @@ def main(verbose: int) -> None:
       convert   PyTorch model -> package, proven on every interpreter
       push      package -> device, over SSH; the old one serves until it is proven
       profile   latency, memory and energy on the device
+      compare   packages -> which is slower, by how much, for sure
       collect   telemetry -> database;  report: database -> table and page
       pareto    packages -> accuracy against bytes and latency
     """  # noqa: D301  # click wants the very character, where it shall not wrap
@@ -501,6 +504,9 @@ def profile(
         for measurement in found:
             click.echo(encode(measurement))
     _show([(device, measurement) for measurement in found], html, quiet=as_json)
+
+
+main.add_command(compare_command)
 
 
 @main.command()
