@@ -114,23 +114,24 @@ def compare_measurements(
     return _compared(stored, lambda one, two: set_beside(one, two, margin=margin, anyway=anyway))
 
 
+Key = tuple[str, str]
+"""Variant and interpreter."""
+
+
+def _pairs(keys: Sequence[Sequence[Key]]) -> list[tuple[int, int, int]]:
+    """What is held against what: place in the first, which other, place in it; of one alone, against its own first."""
+    if len(keys) > 1:
+        return [(mine, part, its) for part, other in enumerate(keys[1:], 1) for mine, its in pair_up(keys[0], other)]
+    if len(keys[0]) < 2:  # noqa: PLR2004  # a comparison takes two
+        raise CallerError("there is one variant on one interpreter and nothing to compare it with; name another file")
+    return [(0, 0, its) for its in range(1, len(keys[0]))]
+
+
 def _compared(
     measured: Sequence[Sequence[Measurement]], beside: Callable[[Measurement, Measurement], Comparison]
 ) -> tuple[Comparison, ...]:
-    """Each against the first; of one alone, those in it against its first."""
-    first, *others = measured
-    if not others:
-        if len(first) < 2:  # noqa: PLR2004  # a comparison takes two
-            raise CallerError(
-                "there is one variant on one interpreter and nothing to compare it with; name another file"
-            )
-        return tuple(beside(first[0], one) for one in first[1:])
     keys = [[(one.variant, one.interpreter) for one in part] for part in measured]
-    return tuple(
-        beside(first[place], other[its])
-        for other, of_other in zip(others, keys[1:], strict=True)
-        for place, its in pair_up(keys[0], of_other)
-    )
+    return tuple(beside(measured[0][mine], measured[part][its]) for mine, part, its in _pairs(keys))
 
 
 def _here(paths: Sequence[Path], spec: ProfileSpec, margin: float, progress: Progress) -> tuple[Comparison, ...]:
@@ -140,14 +141,14 @@ def _here(paths: Sequence[Path], spec: ProfileSpec, margin: float, progress: Pro
             package = stack.enter_context(open_package(path))
             folder = stack.enter_context(extracted(package))
             parts.append(cases_of(folder, package.manifest, package.sha256, spec))
-        keys = [[(case.variant.name, case.interpreter) for case in part] for part in parts]
-        if len(parts) > 1:  # only what goes together
-            pairs = [pair_up(keys[0], of_other) for of_other in keys[1:]]
-            kept = [sorted({place for pair in pairs for place, _ in pair}), *(sorted(i for _, i in p) for p in pairs)]
-            parts = [[part[place] for place in places] for part, places in zip(parts, kept, strict=True)]
-        measured = iter(profile_cases([case for part in parts for case in part], spec, progress))
-        found = [[next(measured) for _ in part] for part in parts]
-    return _compared(found, lambda one, two: set_beside(one, two, interleaved=True, margin=margin))
+        pairs = _pairs([[(case.variant.name, case.interpreter) for case in part] for part in parts])
+        # Each once, and what is compared next to each other.
+        order = list(dict.fromkeys(place for mine, part, its in sorted(pairs) for place in ((0, mine), (part, its))))
+        found = profile_cases([parts[part][place] for part, place in order], spec, progress)
+    measured = dict(zip(order, found, strict=True))
+    return tuple(
+        set_beside(measured[0, mine], measured[part, its], interleaved=True, margin=margin) for mine, part, its in pairs
+    )
 
 
 def _there(
