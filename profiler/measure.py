@@ -28,6 +28,7 @@ from ferryman.runtime.contracts.errors import WireError, to_wire
 from ferryman.runtime.contracts.layers import LayerStatistics
 from ferryman.runtime.contracts.manifest import Variant
 from ferryman.runtime.contracts.measurement import (
+    KEPT_MAX,
     Arrival,
     Conditions,
     Count,
@@ -48,15 +49,13 @@ from ferryman.runtime.package import read_golden
 from ferryman.runtime.session import Session, import_interpreter, installed, open_session
 
 _PR_SET_PDEATHSIG = 1
-KEPT_MAX = 40_000
-"""Durations that one measurement keeps exact, of each kind; of the rest it keeps the distribution."""
 _OPERATOR_RUNS = 50
 
 
 Part = Literal["first", "start", "operators", "layers"]
 
 
-class Task(Record):
+class Task(Record, kw_only=True):
     """What to measure."""
 
     part: Part

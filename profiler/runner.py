@@ -313,10 +313,10 @@ def check_spec(spec: ProfileSpec) -> None:
         raise CallerError("runs and single_stream both say when to stop; give one of them")
 
 
-def _allowed_s(spec: ProfileSpec) -> float:
-    """For one process: what was given, and what the spec itself asks it to spend."""
-    asked = spec.sustained_s + (SINGLE_STREAM_S if spec.single_stream else 0.0)
-    return spec.timeout_s + asked + (0.0 if spec.start_below_c is None else WAIT_MAX_S)
+def asked_s(spec: ProfileSpec) -> float:
+    """What the spec itself asks one case to spend, beside what runs take of themselves."""
+    each = (SINGLE_STREAM_S if spec.single_stream else 0.0) + (0.0 if spec.start_below_c is None else WAIT_MAX_S)
+    return spec.starts * each + spec.sustained_s
 
 
 def _measure_apart(
@@ -333,7 +333,7 @@ def _measure_apart(
         asked_ns=time.monotonic_ns(),
         parent_pid=os.getpid(),
     )
-    allowed_s = min(_allowed_s(spec), max(deadline - time.monotonic(), 0.001))
+    allowed_s = min(spec.timeout_s + asked_s(spec), max(deadline - time.monotonic(), 0.001))
     done = _run_apart(task, str(case), allowed_s, cancelled)
     if done.returncode:
         raise RuntimeCrash(_describe_death(str(case), done))

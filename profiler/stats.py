@@ -92,12 +92,11 @@ def summarize(samples: Samples | Sequence[int] | Iterable[Samples]) -> Summary:
     Raises:
         CallerError: there are none.
     """
-    parts = list(samples) if not isinstance(samples, Samples) else [samples]
-    packed = [part if isinstance(part, Samples) else None for part in parts]
-    if packed and None not in packed:
-        pairs = [part.weighted() for part in packed if part is not None]
-    else:
-        pairs = [Samples.of(parts).weighted()]
+    parts = [samples] if isinstance(samples, Samples) else list(samples)
+    together = [part for part in parts if isinstance(part, Samples)]
+    if len(together) < len(parts):
+        together = [Samples.of(np.asarray(parts, np.int64))]
+    pairs = [part.weighted() for part in together]
     values = np.concatenate([values for values, _ in pairs]) if pairs else np.empty(0, np.int64)
     if len(values) == 0:
         raise CallerError("statistics need at least one sample, found none")
@@ -116,7 +115,7 @@ def block_error(samples_ns: Sequence[int] | NDArray[np.int64]) -> float:
     if size == 0 or not (middle := float(np.median(values))) > 0:
         return float("inf")
     medians = np.median(values[: size * BLOCKS].reshape(BLOCKS, size), axis=1)
-    return student_t(BLOCKS - 1) * float(np.std(medians, ddof=1)) / BLOCKS**0.5 / middle
+    return student_t(BLOCKS - 1) * float(np.std(medians, ddof=1)) / math.sqrt(BLOCKS) / middle
 
 
 def median_error(starts: Sequence[Start]) -> float:
@@ -129,7 +128,9 @@ def median_error(starts: Sequence[Start]) -> float:
     if len(starts) == 1:
         return block_error(starts[0].samples.values_ns())
     medians = np.array([summarize(start.samples).p50_ns for start in starts])
-    return student_t(len(starts) - 1) * float(np.std(medians, ddof=1)) / len(starts) ** 0.5 / float(np.mean(medians))
+    return (
+        student_t(len(starts) - 1) * float(np.std(medians, ddof=1)) / math.sqrt(len(starts)) / float(np.mean(medians))
+    )
 
 
 def student_t(freedom: int) -> float:

@@ -16,6 +16,8 @@ from ferryman.runtime.contracts.record import Record, Unavailable
 from ferryman.runtime.contracts.samples import Samples
 
 SCHEMA = 2
+KEPT_MAX = 40_000
+"""Durations that one measurement keeps exact, of each kind; of the rest it keeps the distribution."""
 INT64_MAX = (1 << 63) - 1
 Int64 = Annotated[int, msgspec.Meta(ge=-INT64_MAX - 1, le=INT64_MAX)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX)]

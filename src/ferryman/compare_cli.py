@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-_PATH = click.Path(path_type=Path)
+from ferryman.options import PATH, devices_option, find
 
 
 class _Share(click.ParamType[float]):
@@ -27,30 +27,33 @@ class _Share(click.ParamType[float]):
         return share
 
 
-@click.command("compare")
-@click.argument("baseline", type=_PATH)
-@click.argument("others", type=_PATH, nargs=-1)
+@click.command()
+@click.argument("baseline", type=PATH)
+@click.argument("others", type=PATH, nargs=-1)
 @click.option("--device", default="local", show_default=True, help="Where to measure packages.")
-@click.option(
-    "--devices",
-    "devices_file",
-    type=_PATH,
-    help="Devices file (TOML) [default: $FERRYMAN_DEVICES or ~/.config/ferryman/devices.toml].",
-)
+@devices_option
 @click.option(
     "--rounds", type=click.IntRange(6, 100), default=15, show_default=True, help="Fresh processes of each package."
 )
 @click.option("--margin", type=_Share(), default="2%", show_default=True, help="What counts as the same.")
-@click.option("--runs", type=click.IntRange(min=1), help="Timed runs in each process [default: until they are enough].")
+@click.option(
+    "--runs",
+    type=click.IntRange(min=1),
+    help="Timed runs in each process [default: until the median is known to 1 %, for at most 5 s].",
+)
 @click.option(
     "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads an interpreter may use."
 )
 @click.option("--variant", multiple=True, help="Only this variant; may be given twice [default: all].")
 @click.option("--interpreter", multiple=True, help="Only this interpreter; may be given twice [default: all].")
+@click.option(
+    "--start-below", type=float, metavar="CELSIUS", help="Begin each process only once the device is cooler than this."
+)
+@click.option("--no-energy", is_flag=True, help="Leave the idle and the active window of ten seconds each out.")
 @click.option("--anyway", is_flag=True, help="Compare stored measurements of different devices or threads, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparisons, measurements included, as JSON lines.")
 @click.pass_context
-def compare_command(
+def compare(
     ctx: click.Context,
     baseline: Path,
     others: tuple[Path, ...],
@@ -62,6 +65,8 @@ def compare_command(
     threads: int,
     variant: tuple[str, ...],
     interpreter: tuple[str, ...],
+    start_below: float | None,
+    no_energy: bool,
     anyway: bool,
     as_json: bool,
 ) -> None:
@@ -77,7 +82,8 @@ def compare_command(
       4  unclear: the interval reaches beyond the margin
       1, 2  it could not be measured, or was called wrongly
     """  # noqa: D301  # click wants the very character, where it shall not wrap
-    from ferryman.devices.fleet.compare import compare, compare_measurements, read_measurements
+    from ferryman.devices.fleet.compare import compare as measure
+    from ferryman.devices.fleet.compare import compare_measurements, read_measurements
     from ferryman.profiler.comparing import describe, exit_code
     from ferryman.runtime.contracts.measurement import ProfileSpec
     from ferryman.runtime.contracts.record import encode
@@ -89,12 +95,21 @@ def compare_command(
     elif any(stored):
         raise click.UsageError("give packages, or files of stored measurements, and not both")
     else:
-        from ferryman.devices.fleet.inventory import find_device, read_devices
-
-        where = find_device(read_devices(devices_file), device, devices_file)
-        spec = ProfileSpec(variants=variant, interpreters=interpreter, threads=threads, runs=runs)
-        found = compare(
-            files, where, spec, rounds=rounds, margin=margin, progress=lambda step: click.echo(f"  {step}", err=True)
+        spec = ProfileSpec(
+            variants=variant,
+            interpreters=interpreter,
+            threads=threads,
+            runs=runs,
+            start_below_c=start_below,
+            energy=not no_energy,
+        )
+        found = measure(
+            files,
+            find(device, devices_file),
+            spec,
+            rounds=rounds,
+            margin=margin,
+            progress=lambda step: click.echo(f"  {step}", err=True),
         )
     for one in found:
         click.echo(encode(one) if as_json else f"{describe(one)}\n")
