@@ -104,7 +104,7 @@ def describe(one: Comparison) -> str:
     lines.append(f"verdict: {verdict_in_words(one)}")
     lines += [f"because: {cause.words}" for cause in one.causes]
     lines += [f"differs: {d.name}: {d.baseline} against {d.other}" for d in one.differences]
-    return "".join(character if character.isprintable() or character == "\n" else "?" for character in "\n".join(lines))
+    return "\n".join(_printable(line) for line in lines)
 
 
 def verdict_in_words(one: Comparison) -> str:
@@ -144,6 +144,10 @@ def _row(ratio: Ratio) -> tuple[str, str, str, str, str, str]:
         interval,
         ratio.verdict or "",
     )
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _named(one: Measurement) -> str:

@@ -43,12 +43,12 @@ def told(value: Any, words: Callable[[Any], str] = str) -> str:  # noqa: ANN401 
 
 
 def clock_mhz(one: Measurement) -> float | Unavailable:
-    """The mean over the cores that the process might use, when its runs had just ended."""
+    """Of the fastest core that the process might use, when its runs had just ended: others may have been idle."""
     clocks = one.after.clocks_mhz
     if isinstance(clocks, Unavailable):
         return clocks
     used = [clocks[core] for core in one.after.affinity if core < len(clocks)] or clocks
-    return statistics.fmean(used) if used else Unavailable(reason="no clocks")
+    return max(used) if used else Unavailable(reason="no clocks")
 
 
 def hottest_c(one: Measurement) -> float | Unavailable:
