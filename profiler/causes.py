@@ -6,11 +6,14 @@ import statistics
 from collections.abc import Iterator
 from typing import TypeVar
 
+import numpy as np
+
 from ferryman.profiler.differences import (
     BUSY_SHARE,
     CLOCK_SHARE,
     HEAT_C,
     busy_share,
+    busy_shares,
     clock_mhz,
     differing,
     hottest_c,
@@ -18,6 +21,7 @@ from ferryman.profiler.differences import (
     throttled_now,
 )
 from ferryman.profiler.stats import summarize
+from ferryman.profiler.verdict import shift
 from ferryman.runtime.contracts.comparison import Cause
 from ferryman.runtime.contracts.measurement import Interval, Measurement
 from ferryman.runtime.contracts.record import Unavailable
@@ -69,8 +73,10 @@ def _held_down(fast: Measurement, slow: Measurement) -> Iterator[Cause]:
 
 def _crowded(fast: Measurement, slow: Measurement) -> Iterator[Cause]:
     if (shares := _both(busy_share(fast), busy_share(slow))) and shares[1] > shares[0] + BUSY_SHARE:
-        words = f"other processes took {shares[1]:.0%} of the processors, not {shares[0]:.0%}"
-        yield Cause(name="busy", words=words)
+        more = shift(*(np.array(busy_shares(one)) for one in (fast, slow)), paired=False)
+        if more.low is None or more.low > 0:  # it wavers from process to process
+            words = f"other processes took {shares[1]:.0%} of the processors, not {shares[0]:.0%}"
+            yield Cause(name="busy", words=words)
     if scarce(slow) is True and scarce(fast) is not True:
         yield _SCARCE
 

@@ -61,10 +61,14 @@ def hottest_c(one: Measurement) -> float | Unavailable:
 
 def busy_share(one: Measurement) -> float | Unavailable:
     """The median over the processes of what others took."""
-    shares = [start.busy for start in one.starts if not isinstance(start.busy, Unavailable)]
-    if shares:
+    if shares := busy_shares(one):
         return statistics.median(shares)
     return one.starts[0].busy if one.starts else Unavailable(reason="no processes")
+
+
+def busy_shares(one: Measurement) -> list[float]:
+    """What others took beside each process, where that is known."""
+    return [start.busy for start in one.starts if not isinstance(start.busy, Unavailable)]
 
 
 def throttled_now(conditions: Conditions) -> tuple[str, ...] | Unavailable:

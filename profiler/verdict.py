@@ -43,7 +43,7 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Interval:
-    """Of the logarithm of a ratio; low and high are None where too few values were given for one."""
+    """Of a difference, or of the logarithm of a ratio; low and high are None where there were too few values for one."""
 
     middle: float
     low: float | None
@@ -173,14 +173,18 @@ def rounds_to_settle(interval: Interval, margin: float, rounds: int) -> int | No
 
 
 def log_ratio(baseline: Values, other: Values, *, paired: bool) -> Interval:
-    """The logarithm of other over baseline, with its 95 % interval.
+    """The logarithm of other over baseline, with its 95 % interval; see `shift`, of positive values."""
+    return shift(np.log(baseline), np.log(other), paired=paired)
+
+
+def shift(one: Values, two: Values, *, paired: bool) -> Interval:
+    """How far the second lies above the first, with its 95 % interval.
 
     Args:
-        baseline: one positive value a process.
-        other: likewise; of the same length if paired.
+        one: a value a process.
+        two: likewise; of the same length if paired.
         paired: whether values at the same place belong together.
     """
-    one, two = np.log(baseline), np.log(other)
     if paired:
         differences, null = _walsh(two - one), _signed_rank(len(one))
     else:
