@@ -13,7 +13,7 @@ import numpy as np
 from ferryman.profiler.samplers import hwmon_ina, pi_pmic, power_supply, rapl
 from ferryman.profiler.samplers.base import Sampler
 from ferryman.profiler.sysfs import SensorError
-from ferryman.runtime.contracts.measurement import Energy
+from ferryman.runtime.contracts.energy import Energy
 from ferryman.runtime.contracts.record import Unavailable
 
 # The wider its view of the device, the earlier; a battery comes last, for its numbers are the coarsest.
@@ -112,3 +112,8 @@ class Meter:
             return
         # A reading may take tens of milliseconds; its middle is the best guess at when it was true.
         self._readings.append(((before_ns + time.perf_counter_ns()) // 2, value))
+
+
+def measure_energy(source: Sampler | Unavailable, run: Callable[[], object]) -> Energy | Unavailable:
+    """Energy of runs."""
+    return source if isinstance(source, Unavailable) else Unavailable(reason=f"{source.source}: not measured")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -27,6 +27,7 @@ from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.mqtt import Delivery, Link, Message
 from ferryman.profiler.drift import PERIOD_S, DriftMonitor
 from ferryman.runtime.contracts.drift import Drift
+from ferryman.runtime.contracts.energy import EnergyWindow
 from ferryman.runtime.contracts.errors import (
     CallerError,
     DeviceError,
@@ -36,7 +37,7 @@ from ferryman.runtime.contracts.errors import (
     to_wire,
 )
 from ferryman.runtime.contracts.manifest import RuntimeName
-from ferryman.runtime.contracts.measurement import Energy, Measurement
+from ferryman.runtime.contracts.measurement import KEPT_MAX, Measurement
 from ferryman.runtime.contracts.messages import (
     CancelRequest,
     Failure,
@@ -50,6 +51,7 @@ from ferryman.runtime.contracts.messages import (
     StatusRequest,
 )
 from ferryman.runtime.contracts.record import Record, encode
+from ferryman.runtime.contracts.samples import Samples
 from ferryman.runtime.contracts.slot import Slot, SlotState
 from ferryman.runtime.contracts.tensor import pack, unpack
 from ferryman.runtime.session import INTERPRETERS, installed
@@ -62,7 +64,7 @@ POLL_S = 1.0
 """How late a newly activated slot may be noticed."""
 STOP_GRACE_S = 5.0
 """How long a request under way may take to end once the agent is told to stop."""
-TIMEOUT_MAX_S = 3600.0
+TIMEOUT_MAX_S = 86_400.0
 """The most a request is given, whatever it asks for."""
 QUEUE_MAX = 16
 """Requests waiting; one more is told that the device is busy. Together they hold `topics.REQUEST_MAX_BYTES`."""
@@ -354,14 +356,8 @@ class Agent:
         return self._status(self._store.read_state().active)
 
     def _profile(self, request: ProfileRequest, left_s: float, cancelled: threading.Event | None) -> ProfileReply:
-        from ferryman.profiler.runner import RECORD_RUNS_MAX, run_profile
+        from ferryman.profiler.runner import run_profile
 
-        runs = request.spec.runs + request.spec.warmup_runs
-        if runs > RECORD_RUNS_MAX:
-            raise CallerError(
-                f"runs and warmup_runs together are at most {RECORD_RUNS_MAX:,} on a device, for a telemetry record "
-                f"holds no more; found {runs:,}; ask for fewer, or profile there with `local`"
-            )
         active = self._serving.current()
         if active.slot.package_sha256 != request.package_sha256:
             raise DeviceError(
@@ -392,17 +388,38 @@ class Agent:
 
 
 def as_record(measurement: Measurement) -> Measurement:
-    """What of a measurement fits a telemetry record: all of it, or all but the readings that its joules come from."""
-    energy = measurement.energy
-    if not isinstance(energy, Energy) or len(encode(measurement)) <= BODY_MAX_BYTES:
-        return measurement
-    log.warning(
-        "the %s energy readings of %s on %s are more than a telemetry record holds; only the one who asked gets them",
-        f"{len(energy.values):,}",
-        measurement.variant,
-        measurement.interpreter,
-    )
-    return msgspec.structs.replace(measurement, energy=msgspec.structs.replace(energy, times_ns=(), values=()))
+    """What of a measurement fits a telemetry record: all of it, or fewer durations and no readings of joules."""
+    kept, record = KEPT_MAX, measurement
+    while len(encode(record)) > BODY_MAX_BYTES and kept:
+        kept //= 4
+        record = _thinned(measurement, kept)
+    if record is not measurement:
+        log.warning(
+            "the measurement of %s on %s is more than a telemetry record holds: %s durations of a kind are kept there, "
+            "their distributions, and no energy readings; the one who asked gets all",
+            measurement.variant,
+            measurement.interpreter,
+            f"{kept:,}",
+        )
+    return record
+
+
+def _thinned(measurement: Measurement, kept: int) -> Measurement:
+    replace = msgspec.structs.replace
+
+    def thin(value: Any) -> Any:  # noqa: ANN401  # whatever a record holds
+        if isinstance(value, Samples):
+            return value.thinned(kept)
+        if isinstance(value, EnergyWindow):
+            return replace(value, times_ns=(), values=())
+        if isinstance(value, tuple):
+            return tuple(thin(one) for one in value)
+        if isinstance(value, Record):
+            return replace(value, **{name: thin(getattr(value, name)) for name in value.__struct_fields__})
+        return value
+
+    thinner: Measurement = thin(measurement)
+    return thinner
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ class EnergySource(Record):
     """What a reader must know: what is not covered, how sign and unit were told."""
 
 
-class EnergyWindow(Record):
+class EnergyWindow(Record, tag="window"):
     """Readings from the first to the last, and their joules."""
 
     energy_j: float

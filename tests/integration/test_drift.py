@@ -120,8 +120,8 @@ def test_a_hostile_sketch_is_quarantined_and_the_collector_goes_on(tmp_path):
         link.wait_ready(10)
         for number in range(1, 41):
             data = bytearray(sketch.sketch)
-            for position in random.integers(8, 40, 3):  # count and levels, which the library's reader dies of
-                data[position] ^= 1 + number
+            for position in random.choice([*range(8, 16), 18], 3, replace=False):  # count, levels: the library dies of them
+                data[position] ^= number
             built["tensors"][0]["sketch"] = bytes(data)
             envelope = Envelope(device="pi", boot="b", sequence=number, time_ns=1, kind="drift", body=msgspec.Raw(msgspec.json.encode(built)))
             link.publish(Message(topic=topics.telemetry("pi"), payload=encode(envelope)))

