@@ -346,12 +346,20 @@ def rollback(
     show_default=True,
     help="Whose word frees a telemetry record: the collector's receipt, or the broker's acknowledgement.",
 )
-def agent(device: str, broker: str, root: Path, confirm: Any) -> None:  # noqa: ANN401  # click has checked it
+@click.option(
+    "--drift",
+    type=float,
+    default=600.0,
+    show_default=True,
+    help="Every so many seconds, sketches of what was served become a telemetry record; 0: never.",
+)
+def agent(device: str, broker: str, root: Path, confirm: Any, drift: float) -> None:  # noqa: ANN401  # click has checked it
     """Run on the device: serve the active slot over MQTT and send telemetry."""
     from ferryman.devices.agent.agent import Agent, AgentConfig
     from ferryman.devices.broker import parse_broker
 
-    Agent(AgentConfig(device=device, root=root, broker=parse_broker(broker), confirm=confirm)).run(_stop_event())
+    config = AgentConfig(device=device, root=root, broker=parse_broker(broker), confirm=confirm, drift_s=drift)
+    Agent(config).run(_stop_event())
 
 
 @main.command()
