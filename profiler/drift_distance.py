@@ -124,7 +124,9 @@ def distances(reference: Sequence[Drift], found: Sequence[Drift]) -> list[Distan
             )
         )
     if not apart:
-        raise CallerError("these drift records have no tensor in common that holds values; compare those of one package")
+        raise CallerError(
+            "these drift records have no tensor in common that holds values; compare those of one package"
+        )
     return apart
 
 
