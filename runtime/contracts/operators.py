@@ -36,7 +36,7 @@ class Operator(Record):
     flags: tuple[Flag, ...] = ()
 
 
-class Peak(Record):
+class Peak(Record, tag="peak"):
     """What this device can do at most, from a short measurement: the roof over the operators."""
 
     gmacs_per_s: float
