@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 from ferryman.profiler.arrival import RATE_MAX_HZ
 from ferryman.profiler.gate import WAIT_MAX_S
 from ferryman.profiler.measure import Outcome, Part, Rest, Task
+from ferryman.profiler.meter import check_meter
 from ferryman.profiler.steady import RUNS_MAX, SINGLE_STREAM_S
 from ferryman.profiler.sustained import SUSTAINED_MAX_S
 from ferryman.runtime.contracts.errors import (
@@ -309,6 +310,8 @@ def check_spec(spec: ProfileSpec) -> None:
         raise CallerError(f"sustained_s must be 0 to {SUSTAINED_MAX_S:,g}, found {spec.sustained_s:g}")
     if spec.start_below_c is not None and not math.isfinite(spec.start_below_c):
         raise CallerError(f"start_below_c must be a temperature in degrees, found {spec.start_below_c:g}")
+    if spec.meter is not None:
+        check_meter(spec.meter)
     if spec.runs is not None and spec.single_stream:
         raise CallerError("runs and single_stream both say when to stop; give one of them")
 

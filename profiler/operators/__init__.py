@@ -53,9 +53,7 @@ def time_operators(
     )
 
 
-def _time(
-    artifact: Path, variant: Variant, interpreter: str, inputs: list[Array], *, threads: int, runs: int
-) -> Timed:
+def _time(artifact: Path, variant: Variant, interpreter: str, inputs: list[Array], *, threads: int, runs: int) -> Timed:
     if variant.runtime == "executorch":
         from ferryman.profiler.operators.executorch import time_executorch
 

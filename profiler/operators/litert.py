@@ -143,9 +143,7 @@ class _Model:
         library("SetOptionsHardwareAccelerators", options, _CPU)
         self._option(options, b"xnnpack", f"num_threads = {threads}\n")
         self._option(options, b"runtime_options_string", "enable_profiling = true\n")
-        self._compiled = library.make(
-            stack, "CompiledModel", "CreateCompiledModel", self._environment, model, options
-        )
+        self._compiled = library.make(stack, "CompiledModel", "CreateCompiledModel", self._environment, model, options)
         self._signature, signature = self._choose(model, entry)
         self._inputs = self._buffers("Input", signature)
         self._outputs = self._buffers("Output", signature)
@@ -203,7 +201,13 @@ class _Model:
 
     def run(self) -> None:
         """One inference."""
-        self._library("RunCompiledModel", self._compiled, self._signature, *self._several(self._inputs), *self._several(self._outputs))
+        self._library(
+            "RunCompiledModel",
+            self._compiled,
+            self._signature,
+            *self._several(self._inputs),
+            *self._several(self._outputs),
+        )
 
     def _several(self, buffers: list[tuple[str, ctypes.c_void_p]]) -> tuple[ctypes.c_size_t, Any]:
         handles = (ctypes.c_void_p * len(buffers))(*(buffer for _, buffer in buffers))

@@ -113,7 +113,11 @@ class _Slices:
         """
         places = [list(numbers_in(operator).items()) for operator in self._graph.operators]
         near = [
-            [partial(self._wrapper.GetTensor, place, self._first + at) for tensor, place in there if self._moves(tensor)]
+            [
+                partial(self._wrapper.GetTensor, place, self._first + at)
+                for tensor, place in there
+                if self._moves(tensor)
+            ]
             for at, there in enumerate(places)
         ]
         calls = [partial(self._wrapper.Invoke, at) for at in (0, *range(self._first, self._first + len(near)))]

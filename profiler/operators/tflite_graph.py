@@ -83,7 +83,8 @@ def read_tflite(data: Data, entry: str | None, origins: Mapping[str, str]) -> Gr
             raise BrokenError("too many tensors or operators")
         tensors = [_tensor(one, buffers) for one in held]
         operators = [
-            _operator(operator, names, tensors, origins.get(str(i))) for i, operator in enumerate(graph.tables(OPERATORS))
+            _operator(operator, names, tensors, origins.get(str(i)))
+            for i, operator in enumerate(graph.tables(OPERATORS))
         ]
         constant = frozenset(i for i, one in enumerate(held) if buffers[one.integer(_BUFFER, "I")])
         return Graph(
@@ -106,7 +107,9 @@ def _find(root: Table, entry: str | None) -> tuple[int, tuple[int, ...] | None]:
     found = next(iter(signatures.values())) if entry is None else signatures.get(entry)
     if found is None:
         raise RuntimeFault(f"the .tflite file has no entry `{entry}`; there are: {', '.join(signatures)}")
-    named = sorted(((one.text(0) or "", one.integer(1, "I")) for one in found.tables(0)), key=lambda one: natural(one[0]))
+    named = sorted(
+        ((one.text(0) or "", one.integer(1, "I")) for one in found.tables(0)), key=lambda one: natural(one[0])
+    )
     return found.integer(_SUBGRAPH, "I"), tuple(tensor for _, tensor in named)
 
 

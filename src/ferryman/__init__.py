@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ferryman.converter.api import BinaryConv2d, BinaryLinear, compress, convert
     from ferryman.devices.broker import parse_broker
     from ferryman.devices.fleet.client import AgentClient
+    from ferryman.devices.fleet.compare import compare
     from ferryman.devices.fleet.inventory import find_device, read_devices
     from ferryman.devices.fleet.profile import profile
     from ferryman.devices.fleet.push import push
@@ -34,6 +35,7 @@ _HOMES = {
     "Fleet": "ferryman.fleet",
     "Measurement": "ferryman.runtime.contracts.measurement",
     "ProfileSpec": "ferryman.runtime.contracts.measurement",
+    "compare": "ferryman.devices.fleet.compare",
     "compress": "ferryman.converter.api",
     "convert": "ferryman.converter.api",
     "find_device": "ferryman.devices.fleet.inventory",
@@ -55,6 +57,7 @@ __all__ = [
     "Measurement",
     "ProfileSpec",
     "__version__",
+    "compare",
     "compress",
     "convert",
     "find_device",

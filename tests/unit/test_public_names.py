@@ -17,6 +17,7 @@ NAMES = [
     "Measurement",
     "ProfileSpec",
     "__version__",
+    "compare",
     "compress",
     "convert",
     "find_device",
