@@ -20,9 +20,9 @@ from ferryman.converter.reason import reason
 from ferryman.runtime.contracts.errors import ModelError
 from ferryman.runtime.contracts.manifest import Lowering, RuntimeName
 from ferryman.runtime.contracts.tensor import DynamicDim
+from ferryman.runtime.delegated import DELEGATE, delegated_nodes
 from ferryman.runtime.sessions.tflite import TfliteSession
 
-_DELEGATE = "DELEGATE"
 _OWN = "ferryman."
 _SAID_CHARS = 200
 _SIGNATURE = "serving_default"
@@ -152,33 +152,17 @@ def _describe(data: bytes) -> Lowering:
         path.write_bytes(data)
         with TfliteSession(path, "ai-edge-litert", threads=1) as session:
             nodes: Sequence[dict[str, Any]] = session._tflite._get_ops_details()  # noqa: SLF001  # no public way
-    calls = [node for node in nodes if node["op_name"] == _DELEGATE]
-    taken = {index for call in calls for index in _covered(call, nodes)}
+    calls = [node for node in nodes if node["op_name"] == DELEGATE]
+    taken = delegated_nodes(nodes)
     # A node of our own stands there twice: as it was, and as the delegate's kernel with the same outputs.
     own = {tuple(node["outputs"]): node for node in nodes if node["op_name"].startswith(_OWN)}
-    stock = [node for node in nodes if node["op_name"] != _DELEGATE and not node["op_name"].startswith(_OWN)]
+    stock = [node for node in nodes if node["op_name"] != DELEGATE and not node["op_name"].startswith(_OWN)]
     return Lowering(
         delegated=_count(node for node in stock if node["index"] in taken),
         fallback=_count(node for node in stock if node["index"] not in taken),
         delegates=len(calls),
         kernels=_count(own.values()),
     )
-
-
-def _covered(call: dict[str, Any], nodes: Sequence[dict[str, Any]]) -> set[int]:
-    """The nodes a delegate call replaces: those between its outputs and its inputs."""
-    producer = {out: node for node in nodes if node["op_name"] != _DELEGATE for out in node["outputs"]}
-    stop = {int(tensor) for tensor in call["inputs"]}
-    found: set[int] = set()
-    open_tensors = [int(tensor) for tensor in call["outputs"]]
-    while open_tensors:
-        tensor = open_tensors.pop()
-        node = producer.get(tensor)
-        if tensor in stop or node is None or node["index"] in found:
-            continue
-        found.add(node["index"])
-        open_tensors += [int(source) for source in node["inputs"]]
-    return found
 
 
 def _count(nodes: Any) -> dict[str, int]:  # noqa: ANN401  # rows of an untyped table

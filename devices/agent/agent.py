@@ -25,7 +25,9 @@ from ferryman.devices.agent.publisher import Publisher
 from ferryman.devices.agent.serving import Serving
 from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.mqtt import Delivery, Link, Message
+from ferryman.profiler.conditions import read_conditions
 from ferryman.profiler.drift import PERIOD_S, DriftMonitor
+from ferryman.profiler.standing import standing
 from ferryman.runtime.contracts.drift import Drift
 from ferryman.runtime.contracts.energy import EnergyWindow
 from ferryman.runtime.contracts.errors import (
@@ -260,6 +262,7 @@ class Agent:
             package_name=slot.package_name if slot else None,
             answers=slot.answers if slot else None,
             interpreters={name: version for r in runtimes for name, version in installed(r).items()},
+            standing=standing(read_conditions({})),
             outbox_pending=counts.records + len(self._unrecorded),
             outbox_dropped=counts.dropped + self._lost,
         )

@@ -24,13 +24,13 @@ _IS_OUTPUT = 2
 _DTYPES = {1: 6, 2: 5, 3: 1, 4: 0}
 """XNNPACK's number of a datatype -> ExecuTorch's: floats, halves, quantized signed and unsigned bytes."""
 _ENDS = {3: (-128, 127), 4: (0, 255)}
-_KINDS = (
+_KINDS = (  # noqa: SIM905  # a list would take a page
     "add:2 linear:3 softmax:1 sigmoid:1 transpose:3 clamp:1 conv2d:18 div:2 resize:3 pad:4 avg_pool:11 minimum:2 "
     "depthwise_conv2d:18 max_pool:11 mul:2 sub:2 floor:1 convert:1 global_avg_pool:1 reshape:3 argmax_pool: sqrt:1 "
     "ceil:1 hardswish:1 leaky_relu:2 maximum:2 neg:1 square:1 elu:2 abs:1 prelu:2 concatenation:5 concatenation:5 "
     "concatenation:5 slice:4 attention:5 matmul:2 concatenation:5 conv_transpose:18 rsqrt:1 log:1 gelu:1 tanh:1 exp:1 "
     "sin:1 copy:1 cos:1"
-).split()  # noqa: SIM905  # a list would take a page
+).split()
 """Of XNodeUnion, in its order: kind, and the field that holds the output's id."""
 _CHANNELS_LAST = frozenset(("linear", "conv2d", "depthwise_conv2d", "conv_transpose"))
 

@@ -7,8 +7,7 @@ import functools
 import importlib
 import mmap
 import re
-import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -21,8 +20,9 @@ from ferryman.runtime.cache import Cache, CacheUse
 from ferryman.runtime.closing import Closing
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, RuntimeFault
 from ferryman.runtime.contracts.tensor import Array, DynamicDim, Signature, TensorSpec
+from ferryman.runtime.flatbuffer import BrokenError, Table
 from ferryman.runtime.native_library import native_library
-from ferryman.runtime.session import Session, fit
+from ferryman.runtime.session import Session, exactly, fit
 
 _MODULES = {
     "ai-edge-litert": "ai_edge_litert.interpreter",
@@ -32,6 +32,10 @@ _DYNAMIC_MAX = 2**31 - 1
 _FILE_IDENTIFIER = b"TFL3"
 _DELEGATE = "libferryman_tflite.so"
 _OWN_OPERATORS = b"ferryman."
+_CODES, _CUSTOM_CODE = 1, 1
+"""Fields `Model.operator_codes` and `OperatorCode.custom_code` of TFLite's schema.fbs."""
+_NONE = (-1,)
+"""A shape that no array has."""
 _OPERATOR_CODES_MAX = 4096
 """More than any artifact has; a hostile count must not keep us."""
 
@@ -58,17 +62,17 @@ class TfliteSession(Closing):
                 model_path=str(artifact), num_threads=threads, experimental_delegates=delegates
             )
             entry = choose_entry(self._tflite.get_signature_list(), entry, artifact)
-            self._inputs, self._outputs = _in_call_order(self._tflite, entry)
-            self._shapes = [tuple(int(d) for d in detail["shape"]) for detail in self._inputs]
+            inputs, outputs = _in_call_order(self._tflite, entry)
+            self._places = [detail["index"] for detail in inputs]
+            self._answers = [detail["index"] for detail in outputs]
+            self._wanted = [(np.dtype(detail["dtype"]), tuple(int(d) for d in detail["shape"])) for detail in inputs]
             self._tflite.allocate_tensors()  # of the first subgraph, and lets the delegates take their parts of all
             self._wrapper: Any = self._tflite._interpreter  # noqa: SLF001
             self._subgraph: int = self._wrapper.GetSubgraphIndexFromSignature(entry) if entry else 0
             self._allocate()
         except (ValueError, RuntimeError) as error:
             raise RuntimeFault(f"{interpreter} {self.version}: {error}") from error
-        self.signature = Signature(
-            inputs=tuple(_spec(d) for d in self._inputs), outputs=tuple(_spec(d) for d in self._outputs)
-        )
+        self.signature = Signature(inputs=tuple(_spec(d) for d in inputs), outputs=tuple(_spec(d) for d in outputs))
 
     def _allocate(self) -> None:
         self._wrapper.AllocateTensors(self._subgraph)
@@ -78,24 +82,26 @@ class TfliteSession(Closing):
         """See `Session.run`."""
         if self._tflite is None:
             raise CallerError("the session is closed; open it again")
-        arrays = fit(inputs, self.signature)
+        wrapper, subgraph = self._wrapper, self._subgraph
+        arrays = inputs if exactly(inputs, self._wanted) else fit(inputs, self.signature)
         try:
-            if [a.shape for a in arrays] != self._shapes:
+            if arrays is not inputs and [a.shape for a in arrays] != [shape for _, shape in self._wanted]:
                 self._resize(arrays)
-            for detail, array in zip(self._inputs, arrays, strict=True):
-                self._wrapper.SetTensor(detail["index"], array, self._subgraph)
+            for place, array in zip(self._places, arrays):  # noqa: B905  # counted above; strict costs time
+                wrapper.SetTensor(place, array, subgraph)
             self._call()
-            return [self._wrapper.GetTensor(detail["index"], self._subgraph) for detail in self._outputs]
+            return [wrapper.GetTensor(place, subgraph) for place in self._answers]
         except (ValueError, RuntimeError) as error:
             raise RuntimeFault(f"{self.interpreter} {self.version}: {error}") from error
 
     def _resize(self, arrays: Sequence[Array]) -> None:
-        self._shapes = []  # when it fails on the way, the next run must not trust the old ones
-        for detail, array in zip(self._inputs, arrays, strict=True):
+        dtypes = [dtype for dtype, _ in self._wanted]
+        self._wanted = [(dtype, _NONE) for dtype in dtypes]  # if it fails on the way, the next run must not trust it
+        for place, array in zip(self._places, arrays, strict=True):
             shape = np.array(array.shape, dtype=np.int32)
-            self._wrapper.ResizeInputTensor(detail["index"], shape, True, self._subgraph)  # True: strict
+            self._wrapper.ResizeInputTensor(place, shape, True, self._subgraph)  # True: strict
         self._allocate()
-        self._shapes = [a.shape for a in arrays]
+        self._wanted = [(dtype, array.shape) for dtype, array in zip(dtypes, arrays, strict=True)]
 
     def close(self) -> None:
         """See `Session.close`."""
@@ -154,35 +160,13 @@ def has_own_operators(data: mmap.mmap | bytes) -> bool:
     Reads the names and no more: the file may be large, and pages that are touched count as memory.
     """
     try:
-        return any(name == _OWN_OPERATORS for name in _custom_operators(data, len(_OWN_OPERATORS)))
-    except struct.error:  # beyond the end
+        codes = Table.root(data).tables(_CODES)
+        return any(
+            codes[i].bytes_of(_CUSTOM_CODE, len(_OWN_OPERATORS)) == _OWN_OPERATORS
+            for i in range(min(len(codes), _OPERATOR_CODES_MAX))
+        )
+    except BrokenError:
         return False
-
-
-def _custom_operators(data: mmap.mmap | bytes, length: int) -> Iterator[bytes]:
-    """The first `length` bytes of every `Model.operator_codes[].custom_code` (TFLite's schema.fbs)."""
-    codes = _flatbuffer_field(data, _number(data, "<I", 0), 1)
-    if codes is None:
-        return
-    for i in range(min(_number(data, "<I", codes), _OPERATOR_CODES_MAX)):
-        at = codes + 4 * (i + 1)
-        name = _flatbuffer_field(data, at + _number(data, "<I", at), 1)
-        if name is not None:
-            yield data[name + 4 : name + 4 + length]
-
-
-def _flatbuffer_field(data: mmap.mmap | bytes, table: int, field: int) -> int | None:
-    """Where the string or vector in a table's field is; None: the table has no such field."""
-    vtable = table - _number(data, "<i", table)
-    slot = 4 + 2 * field
-    offset = _number(data, "<H", vtable + slot) if slot < _number(data, "<H", vtable) else 0
-    return table + offset + _number(data, "<I", table + offset) if offset else None
-
-
-def _number(data: mmap.mmap | bytes, form: str, at: int) -> int:
-    if at < 0:  # would count from the end
-        raise struct.error
-    return int(struct.unpack_from(form, data, at)[0])
 
 
 def _load_delegate(module: ModuleType, threads: int) -> object:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ferryman import __version__
+from ferryman.compare_cli import compare
 from ferryman.options import PATH, Seconds, devices_option, find
 from ferryman.profile_cli import profile
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, FerrymanError
@@ -37,6 +38,7 @@ _INSTALL = {
     "push": "'ferryman[push]'",
     "rollback": "'ferryman[push]'",
     "profile": "'ferryman[collector]'",
+    "compare": "'ferryman[push,collector]'",
     "report": "'ferryman[collector]'",
     "pareto": "torch==2.13.0, then 'ferryman[convert,collector]'",
 }
@@ -81,6 +83,7 @@ def main(verbose: int) -> None:
       convert   PyTorch model -> package, proven on every interpreter
       push      package -> device, over SSH; the old one serves until it is proven
       profile   latency, memory and energy on the device
+      compare   packages -> which is slower, by how much, for sure
       collect   telemetry -> database;  report: database -> table and page
       pareto    packages -> accuracy against bytes and latency
     """  # noqa: D301  # click wants the very character, where it shall not wrap
@@ -431,6 +434,7 @@ def status(device: str, devices_file: Path | None, as_json: bool, timeout: float
 
 
 main.add_command(profile)
+main.add_command(compare)
 
 
 @main.command()

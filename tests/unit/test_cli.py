@@ -71,7 +71,7 @@ def tiny(tmp_path):
 def test_every_verb_is_there():
     assert {path[0] for path, _ in COMMANDS if path} == {
         "convert", "inspect", "push", "install", "rollback", "prepare", "agent", "run", "status", "profile", "collect",
-        "report", "pareto", "repick",
+        "report", "pareto", "repick", "compare",
     }  # fmt: skip
 
 
