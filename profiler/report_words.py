@@ -110,7 +110,7 @@ def words(field: str, value: Any) -> str:  # noqa: ANN401  # whatever the record
     if isinstance(value, tuple):
         return ", ".join(words(field, one) for one in value) or "none"
     if isinstance(value, dict):
-        return ", ".join(printable(f"{name} {version}") for name, version in sorted(value.items()))
+        return ", ".join(printable(f"{name} {version}") for name, version in sorted(value.items())) or "none"
     if field.endswith("_bytes"):
         return number(value / 1e6)
     return number(value) if isinstance(value, float) else printable(str(value))
