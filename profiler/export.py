@@ -23,7 +23,7 @@ import msgspec
 from ferryman.profiler.report_tables import Found
 from ferryman.profiler.report_words import missing
 from ferryman.profiler.stats import median_error, summarize
-from ferryman.runtime.contracts.energy import Energy
+from ferryman.runtime.contracts.energy import Energy, EnergyEstimate
 from ferryman.runtime.contracts.measurement import Measurement, Memory, Pipeline
 from ferryman.runtime.contracts.record import Record, Unavailable
 from ferryman.runtime.contracts.samples import Samples
@@ -171,6 +171,10 @@ def _energy(value: Callable[[Energy], Cell]) -> Callable[[Measurement], Cell]:
     return lambda m: value(m.energy) if isinstance(m.energy, Energy) and m.energy.active.runs else None
 
 
+def _estimate(value: Callable[[EnergyEstimate], Cell]) -> Callable[[Measurement], Cell]:
+    return lambda m: value(m.energy_estimate) if m.energy_estimate is not None and m.energy_estimate.runs else None
+
+
 def _hottest(m: Measurement) -> Cell:
     found = m.after.temperatures_c
     return None if isinstance(found, Unavailable) else max((reading.value for reading in found), default=None)
@@ -215,7 +219,11 @@ SUMMARY: dict[str, Callable[[Measurement], Cell]] = {
     "energy_gross_j": _energy(lambda energy: energy.gross_j),
     "energy_net_j": _energy(lambda energy: energy.net_j),
     "energy_error_j": _energy(lambda energy: energy.error_j),
+    "energy_net_error_j": _energy(lambda energy: energy.net_error_j),
     "energy_source": _energy(lambda energy: energy.source.name),
+    "estimate_gross_j": _estimate(lambda estimate: estimate.gross_j),
+    "estimate_net_j": _estimate(lambda estimate: estimate.net_j),
+    "estimate_source": _estimate(lambda estimate: estimate.model.source),
     "artifact_bytes": lambda m: m.artifact_bytes,
     "sustained_first_p50_ns": _sustained(0),
     "sustained_last_p50_ns": _sustained(-1),

@@ -187,6 +187,7 @@ def _facts(m: Measurement) -> list[tuple[str, str]]:
         ("processes", ", ".join(f"{s.samples.count} runs after {s.warmup.count} of warm-up" for s in m.starts)),
         ("spread", spread or "no timed runs"),
         ("energy", energy_words(m.energy)),
+        *([] if m.energy_estimate is None else [("energy by a model", f"from {m.energy_estimate.model.source}")]),
         ("arena, MB", words("arena_bytes", m.memory.arena_bytes)),
         ("input shapes", " ".join(str(list(shape)) for shape in m.input_shapes)),
         ("form, runtime", f"{m.form}, {m.runtime}"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +37,7 @@ _VARIABLES = {
 }  # fmt: skip
 """Colour of a plot -> the page's own name for it: a page knows whether it is dark."""
 WIDTH_IN = 10.6
+_ID, _ID_USE = re.compile(r'\bid="([a-z][0-9a-f]{10})"'), re.compile(r"(?<=[\"#])[a-z][0-9a-f]{10}(?=[\")])")
 _ROW_IN, _FOOT_IN = 0.72, 0.62
 _PAPER = {"facecolor": PAPER, "edgecolor": "none", "pad": 1}
 _DOTS_MAX = 600
@@ -56,8 +59,15 @@ def page_svg(figure: Figure, told: str) -> str:
     """An <svg> for inside a page, in the page's colours; `told` says in words what it shows."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = file.getvalue()
+    svg = _own_ids(file.getvalue())
     return f'<svg role="img" aria-label="{escape(told)}"' + themed(svg[svg.index("<svg") + 4 :])
+
+
+def _own_ids(svg: str) -> str:
+    """With ids by their order and by what is drawn: some of matplotlib's differ from one drawing to the next."""
+    places = {name: index for index, name in enumerate(dict.fromkeys(_ID.findall(svg)))}
+    drawn = hashlib.sha256(_ID_USE.sub(lambda use: str(places.get(use[0], use[0])), svg).encode()).hexdigest()[:8]
+    return _ID_USE.sub(lambda use: f"id-{places[use[0]]}-{drawn}" if use[0] in places else use[0], svg)
 
 
 def themed(svg: str) -> str:

@@ -93,7 +93,7 @@ def operators_svg(operators: Operators) -> str:
         axes.set_yticks(range(len(bars)), [name for name, *_ in bars])
         axes.set_ylim(len(bars) - 0.4, -0.6)
         axes.set_xlim(0, longest * 1.16)
-        axes.set_xlabel("median of one run, ms", color=INK)
+        axes.set_xlabel("one run, ms", color=INK)
         frame(axes, grid="x")
         _legend(axes, figure)
         return page_svg(

@@ -72,7 +72,7 @@ def energy_svg(energy: Energy) -> str:
     windows: list[tuple[str, EnergyWindow, str]] = []
     if not isinstance(energy.idle, Unavailable):
         windows.append(("idle", energy.idle, COLOURS[2]))
-    windows.append((f"{energy.active.runs} runs", energy.active, COLOURS[0]))
+    windows.append((f"{energy.active.runs:.0f} runs", energy.active, COLOURS[0]))
     windows = [one for one in windows if one[1].window_s > 0]
     if not windows:
         return ""

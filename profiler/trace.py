@@ -231,7 +231,7 @@ def power_points(window: EnergyWindow, unit: str) -> list[tuple[int, float]]:
 
 def _operators_track(operators: Operators, room: int) -> _Track:
     shown = "" if len(operators.rows) <= room else f", the first {room} of {len(operators.rows)}"
-    track = _Track(f"operators of one run, medians{shown}")
+    track = _Track(f"operators of one run{shown}")
     at_ns = 0
     inner = []
     for row in operators.rows[:room]:

@@ -88,7 +88,7 @@ def test_the_documented_schema_is_that_of_the_record():
 def test_the_schema_tells_what_each_field_is():
     found = json.loads(schema())
     energy = found["$defs"]["Energy"]["properties"]["error_j"]["description"]
-    assert energy.startswith("Half of the 95 % confidence interval")
+    assert energy.startswith("The true `gross_j` is within so much, at 95 %")
     assert "log-linear buckets" not in json.dumps(found["$defs"]["Start"])
     assert found["$defs"]["Start"]["properties"]["load_ns"]["description"].startswith("open_session until it can run")
 
