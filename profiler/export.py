@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from ferryman.profiler.report_tables import Found
-from ferryman.profiler.report_words import missing
+from ferryman.profiler.report_words import missing, sound
 from ferryman.profiler.stats import median_error, summarize
 from ferryman.runtime.contracts.energy import Energy, EnergyEstimate
 from ferryman.runtime.contracts.measurement import Measurement, Memory, Pipeline
@@ -168,11 +168,11 @@ def _known(value: Any) -> Cell:  # noqa: ANN401  # a number or what stands for n
 
 
 def _energy(value: Callable[[Energy], Cell]) -> Callable[[Measurement], Cell]:
-    return lambda m: value(m.energy) if isinstance(m.energy, Energy) and m.energy.active.runs else None
+    return lambda m: None if (known := sound(m.energy)) is None else value(known)
 
 
 def _estimate(value: Callable[[EnergyEstimate], Cell]) -> Callable[[Measurement], Cell]:
-    return lambda m: value(m.energy_estimate) if m.energy_estimate is not None and m.energy_estimate.runs else None
+    return lambda m: value(m.energy_estimate) if m.energy_estimate is not None and m.energy_estimate.runs > 0 else None
 
 
 def _hottest(m: Measurement) -> Cell:

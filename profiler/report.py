@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -30,9 +30,8 @@ from ferryman.profiler.report_tables import (
     small_grids,
 )
 from ferryman.profiler.report_text import show_grid, show_lines
-from ferryman.profiler.report_words import items, label, mb, missing, ms, named, printable, when, words
+from ferryman.profiler.report_words import items, label, mb, missing, ms, named, printable, sound, when, words
 from ferryman.profiler.stats import summarize
-from ferryman.runtime.contracts.energy import Energy
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.layers import LayerStatistics
 from ferryman.runtime.contracts.measurement import Conditions, Measurement, Memory
@@ -156,25 +155,32 @@ def _details(m: Measurement, *, plots: bool) -> dict[str, Any]:
 
 def _plots(m: Measurement) -> Iterator[tuple[str, Markup]]:
     """Heading and drawing of each that there is something for."""
-    from markupsafe import Markup
+    from markupsafe import Markup, escape
 
     from ferryman.profiler.report_plot import themed
     from ferryman.profiler.report_plot_parts import layers_svg, memory_svg, operators_svg
     from ferryman.profiler.report_plot_time import energy_svg, sustained_svg
 
-    drawn = [
-        ("Without a pause", sustained_svg(m.sustained) if m.sustained else ""),
-        ("Memory", memory_svg(m.memory)),
-        ("Energy", energy_svg(m.energy) if isinstance(m.energy, Energy) else ""),
+    plots: list[tuple[str, Callable[[], str]]] = [
+        ("Without a pause", lambda: sustained_svg(m.sustained or ())),
+        ("Memory", lambda: memory_svg(m.memory)),
     ]
-    if isinstance(m.operators, Operators):
-        drawn.append(("Time by operator", operators_svg(m.operators)))
+    if (energy := sound(m.energy)) is not None:
+        plots.append(("Energy", lambda: energy_svg(energy)))
+    if isinstance(operators := m.operators, Operators):
+        plots.append(("Time by operator", lambda: operators_svg(operators)))
         if importlib.util.find_spec("ferryman.profiler.operators_plot"):
-            roof = importlib.import_module("ferryman.profiler.operators_plot").roofline_svg(m.operators)
-            drawn.append(("Operators under the device's roof", themed(roof)))
-    if isinstance(m.layers, LayerStatistics):
-        drawn.append(("Activations by layer", layers_svg(m.layers)))
-    return ((title, Markup(svg)) for title, svg in drawn if svg)  # noqa: S704  # matplotlib escapes
+            roofline_svg = importlib.import_module("ferryman.profiler.operators_plot").roofline_svg
+            plots.append(("Operators under the device's roof", lambda: themed(roofline_svg(operators))))
+    if isinstance(layers := m.layers, LayerStatistics):
+        plots.append(("Activations by layer", lambda: layers_svg(layers)))
+    for title, draw in plots:
+        try:
+            svg = draw()
+        except Exception as error:  # noqa: BLE001  # whatever the numbers of a damaged record make matplotlib raise
+            svg = f'<p class="missing">cannot be drawn: {escape(printable(str(error)))}</p>'
+        if svg:
+            yield title, Markup(svg)  # noqa: S704  # matplotlib escapes
 
 
 def _facts(m: Measurement) -> list[tuple[str, str]]:

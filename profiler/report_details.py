@@ -147,6 +147,8 @@ def of_roof(operator: Operator, peak: Peak | Unavailable) -> float:
     seconds = operator_seconds(operator)
     if isinstance(peak, Unavailable) or not seconds > 0 or (not operator.macs and not operator.bytes_moved):
         return math.nan
+    if not min(peak.gmacs_per_s, peak.gbytes_per_s) > 0:
+        return math.nan
     least = max((operator.macs or 0) / peak.gmacs_per_s, (operator.bytes_moved or 0) / peak.gbytes_per_s) / 1e9
     return least / seconds
 

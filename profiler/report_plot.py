@@ -52,6 +52,8 @@ def plotting() -> Iterator[None]:
     """Matplotlib in the style of the pages."""
     with rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the browser has more fonts
+        warnings.filterwarnings("ignore", category=RuntimeWarning)  # numbers of a damaged record; so below
+        warnings.filterwarnings("ignore", message="constrained_layout not applied")
         yield
 
 

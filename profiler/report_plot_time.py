@@ -30,10 +30,20 @@ _REASONS_SHOWN = 2
 
 
 def sustained_svg(intervals: Sequence[Interval]) -> str:
-    """Latency over time and, below it on the same axis, what could be measured of the device; throttling shaded."""
+    """See `sustained_figure`; an empty string where nothing ran."""
     known = [one for one in intervals if one.samples.count]
     if not known:
         return ""
+    first, last = (summarize(known[at].samples).p50_ns / 1e6 for at in (0, -1))
+    end_s = max(one.start_s + one.seconds for one in intervals)
+    told = f"latency over {number(end_s)} s: the median goes from {number(first)} to {number(last)} ms"
+    with plotting():
+        return page_svg(sustained_figure(intervals), told)
+
+
+def sustained_figure(intervals: Sequence[Interval]) -> Figure:
+    """Latency over time and, below it on the same axis, what could be measured of the device; throttling shaded."""
+    known = [one for one in intervals if one.samples.count]
     end_s = max(one.start_s + one.seconds for one in intervals)
     unit, name = (60.0, "min") if end_s >= _MINUTES_FROM_S else (1.0, "s")
     states = [(one, interval_state(one)) for one in intervals]
@@ -61,9 +71,7 @@ def sustained_svg(intervals: Sequence[Interval]) -> str:
         _throttling(axes, intervals, unit)
         axes[-1].set_xlabel(f"time since the run began, {name}", color=INK, fontsize=9)
         figure.align_ylabels(axes)
-        first, last = (summarize(known[at].samples).p50_ns / 1e6 for at in (0, -1))
-        told = f"latency over {number(end_s)} s: the median goes from {number(first)} to {number(last)} ms"
-        return page_svg(figure, told)
+    return figure
 
 
 def energy_svg(energy: Energy) -> str:

@@ -18,6 +18,7 @@ from ferryman.profiler.report_words import (
     percent,
     printable,
     short,
+    sound,
     threads,
     when,
 )
@@ -133,6 +134,8 @@ def energy_words(energy: Energy | Unavailable | None) -> str:
         return "not asked for"
     if isinstance(energy, Unavailable):
         return f"unavailable: {printable(energy.reason)}"
+    if sound(energy) is None:
+        return "the record is damaged"
     source, off = energy.source, energy.source.uncertainty
     steps = [
         f"{number(step)} {unit} {what}"
@@ -153,9 +156,10 @@ def joules(energy: Energy | Unavailable | None) -> tuple[str, str]:
     """Millijoules an inference, gross and net, each with its error."""
     if energy is None:
         return NOT_ASKED, NOT_ASKED
-    if isinstance(energy, Unavailable) or energy.active.runs <= 0:
+    known = sound(energy)
+    if known is None:
         return MISSING, MISSING
-    return _millijoules(energy.gross_j, energy.error_j), _millijoules(energy.net_j, energy.net_error_j)
+    return _millijoules(known.gross_j, known.error_j), _millijoules(known.net_j, known.net_error_j)
 
 
 def _millijoules(value_j: float | None, error_j: float | None) -> str:

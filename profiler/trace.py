@@ -17,7 +17,7 @@ from typing import Any
 
 from ferryman.profiler.report_details import interval_state, operator_seconds
 from ferryman.profiler.report_tables import Found
-from ferryman.profiler.report_words import label, printable
+from ferryman.profiler.report_words import label, printable, sound
 from ferryman.runtime.contracts.energy import Energy, EnergyWindow
 from ferryman.runtime.contracts.measurement import Arrival, Conditions, Interval, Measurement, Memory, Start
 from ferryman.runtime.contracts.operators import Operators
@@ -116,8 +116,8 @@ def _tracks(m: Measurement, room: int) -> Iterable[_Track]:
         yield _arrival_track(m.arrival, room)
     if m.sustained:
         yield _sustained_track(m.sustained, room)
-    if isinstance(m.energy, Energy):
-        yield _energy_track(m.energy, room)
+    if (energy := sound(m.energy)) is not None:
+        yield _energy_track(energy, room)
     if isinstance(m.operators, Operators) and m.operators.rows:
         yield _operators_track(m.operators, room)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -23,7 +25,7 @@ from ferryman.runtime.contracts.measurement import (
     Start,
 )
 from ferryman.runtime.contracts.operators import Operator, Operators, Peak
-from ferryman.runtime.contracts.record import Unavailable
+from ferryman.runtime.contracts.record import Unavailable, decode, encode
 from ferryman.runtime.contracts.samples import Samples
 
 NO = Unavailable(reason="not in this test")
@@ -301,3 +303,25 @@ def _conditions() -> Conditions:
         affinity=(0, 1, 2, 3),
         versions={"ferryman": "0.1.0", "python": "3.11.2", "numpy": "2.4.6", "ai-edge-litert": "2.3.0"},
     )
+
+
+def damaged(whole: Measurement, changes: list[tuple[int, float]]) -> Measurement | None:
+    """The record with some of its numbers replaced: the n-th number, by a value; None where the contract refuses it."""
+    tree = json.loads(encode(whole))
+    places: list[tuple[Any, Any]] = []
+    _numbers(tree, places)
+    for at, value in changes:
+        holder, key = places[at % len(places)]
+        holder[key] = int(value) if isinstance(holder[key], int) else value
+    try:
+        return decode(json.dumps(tree).encode(), Measurement)
+    except ValueError:
+        return None
+
+
+def _numbers(tree: Any, places: list[tuple[Any, Any]]) -> None:
+    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in pairs:
+        if type(value) in {int, float}:
+            places.append((tree, key))
+        _numbers(value, places)

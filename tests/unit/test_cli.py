@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import signal
+import signal
 import sqlite3
 import subprocess
 import sys

@@ -22,7 +22,7 @@ from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.measurement import Measurement
 from ferryman.runtime.contracts.record import Unavailable
 from ferryman.runtime.contracts.samples import Samples
-from tests.support.measurements import NO, bare_measurement, full_measurement, measurement, start
+from tests.support.measurements import NO, bare_measurement, damaged, full_measurement, measurement, start
 
 FULL = full_measurement()
 HOSTILE = "\x1b[2J[red]x[/red] :smile: \u202e</text><script>alert(1)</script>$\\frac{"
@@ -332,6 +332,18 @@ def test_any_record_makes_a_page(name, samples, when, tmp_path_factory):
     odd = made(package_name=name, variant=name, starts=(start(samples),), started_at_ns=when)
     assert table([(name, odd)])
     assert page_of([(name, odd)], tmp_path_factory.mktemp("page")).endswith("</html>\n")
+
+
+EXTREMES = st.sampled_from([0.0, -1.0, 1e-300, 1e300, -1e300, 2.0**62, 1e-9])
+
+
+@settings(max_examples=15, deadline=None)
+@given(changes=st.lists(st.tuples(st.integers(0, 2000), EXTREMES), min_size=1, max_size=30))
+def test_a_damaged_record_spoils_no_page(changes, tmp_path_factory):
+    odd = damaged(FULL, changes)
+    if odd is not None:
+        assert "digits" in table([("pi", odd)])
+        assert page_of([("pi", odd)], tmp_path_factory.mktemp("page")).endswith("</html>\n")
 
 
 def test_runs_beyond_the_axis_are_counted_in_words():

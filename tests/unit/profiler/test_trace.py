@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ferryman.profiler.export import to_csv
 from ferryman.profiler.trace import power_points, trace, write_trace
 from ferryman.runtime.contracts.energy import EnergyWindow
-from tests.support.measurements import bare_measurement, full_measurement, measurement, start
+from tests.support.measurements import bare_measurement, damaged, full_measurement, measurement, start
 from tests.support.trace_check import check_trace
 
 FULL = full_measurement()
@@ -112,6 +113,19 @@ def test_a_counter_of_joules_becomes_power():
 def test_a_file_is_written(tmp_path):
     write_trace([("pi", FULL)], tmp_path / "trace.json")
     assert check_trace((tmp_path / "trace.json").read_text("utf-8"))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    changes=st.lists(
+        st.tuples(st.integers(0, 2000), st.sampled_from([0.0, -1.0, 1e300, -1e300, 2.0**62])), min_size=1, max_size=60
+    )
+)
+def test_a_damaged_record_makes_a_trace_all_the_same(changes):
+    odd = damaged(FULL, changes)
+    if odd is not None:
+        events_of([("pi", odd)], 500)
+        assert to_csv([("pi", odd)]).count("\n") == 2
 
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
