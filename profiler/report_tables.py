@@ -141,7 +141,7 @@ def energy_words(energy: Energy | Unavailable | None) -> str:
         if not isinstance(step, Unavailable)
     ]
     active = energy.active
-    window = f"{number(active.window_s)} s, {active.runs} inferences, {number(active.rate_hz)} readings a second"
+    window = f"{number(active.window_s)} s, {active.runs:,.0f} inferences, {number(active.rate_hz)} readings a second"
     note = f"; {source.note}" if source.note else ""
     return printable(f"{source.name}, rails {', '.join(source.rails)}; {'; '.join([window, *steps])}{note}")
 
