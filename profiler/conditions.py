@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -63,8 +63,36 @@ _ARM_CORES = {
     0xD81: "Cortex-A720",
     0xD82: "Cortex-X4",
 }
+_THROTTLE_BITS = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "soft temperature limit"}
+"""Of `get_throttled` (Raspberry Pi documentation, vcgencmd); 16 bits further up: since boot."""
 _PLAUSIBLE_C = (-60.0, 200.0)
 """Drivers report sentinels such as -274 degrees for a sensor that is asleep."""
+
+
+class State(NamedTuple):
+    """What changes from one moment to the next."""
+
+    clocks_mhz: tuple[float, ...] | Unavailable
+    temperatures_c: tuple[Reading, ...] | Unavailable
+    throttled: tuple[str, ...] | Unavailable
+    load_1m: float | Unavailable
+    memory_available_bytes: int | Unavailable
+
+
+def read_state(root: Path = Path("/")) -> State:
+    """The device now."""
+    return State(
+        clocks_mhz=_try(lambda: clocks_mhz(root, _cpuinfo(root))),
+        temperatures_c=_try(lambda: temperatures_c(root)),
+        throttled=_try(lambda: throttled(root)),
+        load_1m=_try(lambda: load_1m(root)),
+        memory_available_bytes=_try(lambda: meminfo_bytes(root, "MemAvailable")),
+    )
+
+
+def _cpuinfo(root: Path) -> str:
+    found = _try(lambda: read_text(root / "proc/cpuinfo"))
+    return "" if isinstance(found, Unavailable) else found
 
 
 def read_conditions(versions: dict[str, str], root: Path = Path("/")) -> Conditions:
@@ -74,20 +102,18 @@ def read_conditions(versions: dict[str, str], root: Path = Path("/")) -> Conditi
         versions: of what took part beside ferryman, Python and numpy.
         root: of the file system to read.
     """
-    cpuinfo = _try(lambda: read_text(root / "proc/cpuinfo"))
-    text = "" if isinstance(cpuinfo, Unavailable) else cpuinfo
+    text = _cpuinfo(root)
     found = instruction_sets(text)
+    now = read_state(root)
     return Conditions(
         device_model=_try(lambda: device_model(root)),
+        soc=_try(lambda: soc(root)),
         cpu_model=_try(lambda: cpu_model(text)),
         cpu_count=os.cpu_count() or 1,
         isa=tuple(name for name in ISA_OF_INTEREST if name in found),
         governor=_try(lambda: governor(root)),
-        clocks_mhz=_try(lambda: clocks_mhz(root, text)),
-        temperatures_c=_try(lambda: temperatures_c(root)),
-        load_1m=_try(lambda: load_1m(root)),
+        power_source=_try(lambda: power_source(root)),
         memory_total_bytes=_try(lambda: meminfo_bytes(root, "MemTotal")),
-        memory_available_bytes=_try(lambda: meminfo_bytes(root, "MemAvailable")),
         kernel=platform.release(),
         machine=platform.machine(),
         affinity=tuple(sorted(os.sched_getaffinity(0))),
@@ -97,6 +123,7 @@ def read_conditions(versions: dict[str, str], root: Path = Path("/")) -> Conditi
             "numpy": np.__version__,
         }
         | versions,
+        **now._asdict(),
     )
 
 
@@ -113,6 +140,80 @@ def device_model(root: Path) -> str:
             return read_text(root / "sys/class/dmi/id/product_name")
         except SensorError as second:
             raise SensorError(f"{error}; {second}") from None
+
+
+def soc(root: Path) -> str:
+    """The chip: what the kernel's soc bus calls it, else the last name the device tree is compatible with.
+
+    Raises:
+        SensorError: neither is there (on a PC, for one).
+    """
+    folder = root / "sys/devices/soc0"
+    try:
+        return " ".join(dict.fromkeys([read_text(folder / "family"), read_text(folder / "soc_id")]))
+    except SensorError as error:
+        try:
+            return read_text(root / "proc/device-tree/compatible").split("\0")[-1]
+        except SensorError as second:
+            raise SensorError(f"{error}; {second}") from None
+
+
+def power_source(root: Path) -> str:
+    """`battery` where one is discharging, else `mains` where something supplies power.
+
+    Raises:
+        SensorError: the kernel knows of no power supply; boards that are always plugged in have none.
+    """
+    supplies = paths(root / "sys/class/power_supply", "*")
+    states = [_text(folder / "status") for folder in supplies if _text(folder / "type") in {"Battery", "UPS"}]
+    if "Discharging" in states:
+        return "battery"
+    online = [_text(folder / "online") for folder in supplies if _text(folder / "type") not in {"Battery", "UPS", ""}]
+    if "1" in online or {"Charging", "Full", "Not charging"} & set(states):
+        return "mains"
+    raise SensorError(f"no power supply in {root / 'sys/class/power_supply'} tells")
+
+
+def throttled(root: Path) -> tuple[str, ...]:
+    """Why the clock is held down: the Raspberry Pi firmware's flags, and cooling devices that are at work.
+
+    Flags that hold no longer but did since boot end in ` before`.
+
+    Raises:
+        SensorError: the kernel shows neither.
+    """
+    reasons: list[str] = []
+    known = False
+    platforms = root / "sys/devices/platform"
+    for file in paths(platforms, "*firmware/get_throttled") + paths(platforms, "*/*firmware/get_throttled"):
+        bits, known = _hex_of(file), True
+        for bit, name in _THROTTLE_BITS.items():
+            now, ever = bits >> bit & 1, bits >> (bit + 16) & 1
+            reasons += [name] if now else [f"{name} before"] if ever else []
+    for folder in paths(root / "sys/class/thermal", "cooling_device*"):
+        kind = _text(folder / "type")
+        if kind == "Processor" or "cpu" in kind.lower():
+            known = True
+            if read_int(folder / "cur_state") > 0:
+                reasons.append("thermal")
+    if not known:
+        raise SensorError("no firmware flags and no cooling devices of processors")
+    return tuple(dict.fromkeys(reasons))
+
+
+def _hex_of(file: Path) -> int:
+    text = read_text(file)
+    try:
+        return int(text.removeprefix("throttled="), 16)
+    except ValueError:
+        raise SensorError(f"{file}: expected flags in hexadecimal, found {text[:40]!r}") from None
+
+
+def _text(file: Path) -> str:
+    try:
+        return read_text(file)
+    except SensorError:
+        return ""
 
 
 def cpu_model(cpuinfo: str) -> str:

@@ -1,4 +1,4 @@
-"""Measurements for people: a plain table, and a page that stands alone (host side; the page takes ferryman[collector]).
+"""Measurements for people: tables for a terminal, and a page that stands alone (host side; ferryman[collector]).
 
 Names in a measurement come from devices and packages: they are escaped, and characters that could steer a terminal
 or break the page's encoding are replaced.
@@ -6,33 +6,72 @@ or break the page's encoding are replaced.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
+from dataclasses import replace
 from importlib import resources
-from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ferryman.profiler.stats import Summary, summarize
+from ferryman.profiler.report_details import detail_grids
+from ferryman.profiler.report_tables import (
+    Found,
+    Grid,
+    Group,
+    about,
+    by_device,
+    by_package,
+    energy_words,
+    main_grid,
+    missing_notes,
+    small_grids,
+)
+from ferryman.profiler.report_text import show_grid, show_lines
+from ferryman.profiler.report_words import items, label, mb, missing, ms, named, printable, sound, when, words
+from ferryman.profiler.stats import summarize
 from ferryman.runtime.contracts.errors import CallerError
-from ferryman.runtime.contracts.measurement import Conditions, Energy, Measurement, Memory, Reading
-from ferryman.runtime.contracts.record import Record, Unavailable
+from ferryman.runtime.contracts.layers import LayerStatistics
+from ferryman.runtime.contracts.measurement import Conditions, Measurement, Memory
+from ferryman.runtime.contracts.operators import Operators
 
-Found = Sequence[tuple[str, Measurement]]
-"""Device name and what was measured there."""
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
-UNAVAILABLE = "unavailable"
+WIDTH = 160
+"""Of tables that go to a file or a pipe."""
+_ROWS_MAX = 16
+_PAGE_ROWS_MAX = 200
+PLOTTED_MAX = 60
+"""Measurements of a page with plots of their own; the others have tables alone."""
+_OPEN_MAX = 3
 _TEMPLATE = "report.html"
 
 
-def table(measurements: Found) -> str:
-    """A plain-text table for each device; every number's unit is in its column's head."""
-    return "\n\n".join(
-        f"{_printable(device)}\n{_table([[cell(m) for _, cell in COLUMNS] for m in of_device])}"
-        for device, of_device in _by_device(measurements)
-    )
+def table(measurements: Found, *, width: int = WIDTH, colour: bool = False, details: bool = True) -> str:
+    """Tables for each device and package; every number's unit is in its column's head.
+
+    Args:
+        measurements: of any devices.
+        width: columns there are; wider tables are folded.
+        colour: with escape sequences for a terminal that has colours.
+        details: also operators, layers and sustained runs.
+    """
+    blocks = []
+    for device, of_device in by_device(measurements):
+        for package, group in by_package(of_device):
+            title = f"{package} on {printable(device)}"
+            blocks.append(show_lines(title, [about(group)], width, colour=colour, strong=True))
+            blocks += [show_grid(grid, width, colour=colour) for grid in (main_grid(group), *small_grids(group))]
+            for m in group if details else ():
+                grids = detail_grids(m, _ROWS_MAX)
+                named = [replace(grid, title=f"{label(m)}: {grid.title}") for grid in grids]
+                blocks += [show_grid(grid, width, colour=colour) for grid in named]
+            if notes := missing_notes(group):
+                blocks.append(show_lines("could not be measured", notes, width, colour=colour))
+    return "\n\n".join(blocks)
 
 
 def write_html(measurements: Found, path: Path, *, left_out: Sequence[str] = ()) -> None:
@@ -46,9 +85,7 @@ def write_html(measurements: Found, path: Path, *, left_out: Sequence[str] = ())
     """
     try:
         import jinja2
-        import markupsafe
-
-        from ferryman.profiler.report_plot import latency_svg
+        import matplotlib as mpl  # noqa: F401  # so that it is missed here, where the message says what to install
     except ImportError as error:
         raise CallerError(f"{error}; install what pages need: pip install 'ferryman[collector]'") from error
 
@@ -61,224 +98,123 @@ def write_html(measurements: Found, path: Path, *, left_out: Sequence[str] = ())
         keep_trailing_newline=True,
     )
     template = environment.from_string(resources.files("ferryman.profiler").joinpath(_TEMPLATE).read_text("utf-8"))
+    said = list(left_out)
+    if len(measurements) > PLOTTED_MAX:
+        said.append(f"plots of all but the newest {PLOTTED_MAX} measurements; their tables are here")
+    newest = sorted(range(len(measurements)), key=lambda at: -measurements[at][1].started_at_ns)[:PLOTTED_MAX]
+    plotted = {id(measurements[at][1]) for at in newest}
     devices = [
         {
             "name": device,
-            "conditions": _headline(of_device[0].after),
-            "rows": [[cell(m) for _, cell in COLUMNS] for m in of_device],
-            "plots": [
-                (package, markupsafe.Markup(latency_svg(_plotted(group))))  # noqa: S704  # matplotlib escapes
-                for package, group in _by_package(of_device)
-            ],
-            "missing": _missing(of_device),
-            "details": [_details(m) for m in of_device],
+            "packages": [_package(title, group, plotted) for title, group in by_package(of_device)],
+            "missing": missing(of_device),
         }
-        for device, of_device in _by_device(measurements)
+        for device, of_device in by_device(measurements)
     ]
-    heads = [head for head, _ in COLUMNS]
-    page = template.render(heads=heads, devices=devices, count=len(measurements), left_out=left_out)
+    opened = len(measurements) <= _OPEN_MAX
+    page = template.render(devices=devices, count=len(measurements), left_out=said, opened=opened)
     path.write_text(page, "utf-8")
 
 
-def number(value: float) -> str:
-    """Three significant digits, without an exponent."""
-    if value == 0 or not abs(value) >= 1e-9:  # noqa: PLR2004  # what is smaller is no measurement
-        return "0"
-    digits = 0
-    while abs(value) * 10**digits < 100:  # noqa: PLR2004  # three digits before the point
-        digits += 1
-    return f"{value:.{digits}f}"
-
-
-def _by_device(measurements: Found) -> list[tuple[str, list[Measurement]]]:
-    ordered = sorted(measurements, key=lambda one: (one[0], *_order(one[1])))
-    return [(device, [m for _, m in group]) for device, group in groupby(ordered, key=lambda one: one[0])]
-
-
-def _by_package(measurements: list[Measurement]) -> list[tuple[str, list[Measurement]]]:
-    return [
-        (f"{key[0]} ({key[1][:12]})", list(group))
-        for key, group in groupby(measurements, key=lambda m: (m.package_name, m.package_sha256))
-    ]
-
-
-def _order(one: Measurement) -> tuple[str, str, str, str, int]:
-    return one.package_name, one.package_sha256, one.variant, one.interpreter, one.started_at_ns
-
-
-def _table(rows: list[list[str]]) -> str:
-    lines = [[head for head, _ in COLUMNS], *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column < _TEXT_COLUMNS else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
-
-
-def _percentile(percent: float) -> Callable[[Measurement], str]:
-    return lambda m: _ms(summarize(m.samples_ns).percentile_ns(percent)) if m.samples_ns else UNAVAILABLE
-
-
-def _ms(value_ns: float) -> str:
-    return number(value_ns / 1e6)
-
-
-def _mb(value: Memory | Unavailable, field: str) -> str:
-    return UNAVAILABLE if isinstance(value, Unavailable) else number(getattr(value, field) / 1e6)
-
-
-def _energy_mj(m: Measurement) -> str:
-    if isinstance(m.energy, Unavailable) or m.energy.runs < 1:
-        return UNAVAILABLE
-    return number(m.energy.energy_j / m.energy.runs * 1e3)
-
-
-def _when(m: Measurement) -> str:
-    try:
-        return datetime.fromtimestamp(m.started_at_ns // 10**9, UTC).strftime("%Y-%m-%d %H:%M:%S")
-    except (ValueError, OverflowError, OSError):
-        return "unknown"
-
-
-COLUMNS: tuple[tuple[str, Callable[[Measurement], str]], ...] = (
-    ("package", lambda m: _printable(m.package_name)),
-    ("SHA-256", lambda m: _printable(m.package_sha256[:12])),
-    ("variant", lambda m: _printable(m.variant)),
-    ("interpreter", lambda m: _printable(f"{m.interpreter} {m.interpreter_version}")),
-    ("threads", lambda m: str(m.spec.threads)),
-    ("runs", lambda m: str(len(m.samples_ns))),
-    ("p50 ms", _percentile(50)),
-    ("p90 ms", _percentile(90)),
-    ("p99 ms", _percentile(99)),
-    ("load ms", lambda m: _ms(m.load_ns)),
-    ("first run ms", lambda m: _ms(m.first_run_ns)),
-    ("PSS steady MB", lambda m: _mb(m.memory.steady, "pss_bytes")),
-    ("peak RSS MB", lambda m: _mb(m.memory.steady, "peak_rss_bytes")),
-    ("energy mJ/inference", _energy_mj),
-    ("artifact kB", lambda m: number(m.artifact_bytes / 1e3)),
-    ("measured UTC", _when),
-)
-_TEXT_COLUMNS = 4
-
-
-def _label(m: Measurement) -> str:
-    threads = "1 thread" if m.spec.threads == 1 else f"{m.spec.threads} threads"
-    return _printable(f"{m.variant} on {m.interpreter} {m.interpreter_version}, {threads}")
-
-
-def _plotted(measurements: list[Measurement]) -> list[tuple[str, tuple[int, ...]]]:
-    """Label and samples of each; the time of day goes in front only where it tells two apart."""
-    labels = [_label(m) for m in measurements]
-    return [
-        (label if labels.count(label) == 1 else f"{_when(m)} {label}", m.samples_ns)
-        for label, m in zip(labels, measurements, strict=True)
-        if m.samples_ns
-    ]
-
-
-def _headline(conditions: Conditions) -> str:
-    parts = (conditions.device_model, conditions.cpu_model, conditions.machine, f"kernel {conditions.kernel}")
-    return ", ".join(part for part in parts if not isinstance(part, Unavailable))
-
-
-def _details(m: Measurement) -> dict[str, Any]:
-    names = [field.name for field in msgspec.structs.fields(Conditions)]
+def _package(title: str, group: list[Measurement], plotted: set[int]) -> dict[str, Any]:
     return {
-        "title": f"{m.package_name}: {_label(m)}, {_when(m)} UTC",
-        "facts": [
-            *(_latency_facts(summarize(m.samples_ns)) if m.samples_ns else [("timed runs", "none")]),
-            ("warm-up runs, not counted", f"{len(m.warmup_ns)}"),
-            ("interpreter import", f"{_ms(m.import_ns)} ms"),
-            ("load", f"{_ms(m.load_ns)} ms"),
-            ("first run", f"{_ms(m.first_run_ns)} ms"),
-            ("energy", _energy_words(m.energy)),
-            ("input shapes", " ".join(str(list(shape)) for shape in m.input_shapes)),
-            ("form, runtime", f"{m.form}, {m.runtime}"),
-            ("package SHA-256", m.package_sha256),
-        ],
-        "memory": [(name.replace("_", " "), _memory_cells(phase)) for name, phase in _items(m.memory)],
+        "title": title,
+        "about": about(group),
+        "grids": [main_grid(group), *small_grids(group)],
+        "latency": _latency(group),
+        "details": [_details(m, plots=id(m) in plotted) for m in group],
+    }
+
+
+def _latency(group: list[Measurement]) -> Markup:
+    """The plot; the time of day goes in front of a label only where it tells two apart."""
+    from markupsafe import Markup
+
+    from ferryman.profiler.report_plot import latency_svg
+
+    labels = [label(m) for m in group]
+    rows = [
+        (text if labels.count(text) == 1 else f"{when(m)} {text}", [s.samples for s in m.starts if s.samples.count])
+        for text, m in zip(labels, group, strict=True)
+    ]
+    return Markup(latency_svg([row for row in rows if row[1]]))  # noqa: S704  # matplotlib escapes
+
+
+def _details(m: Measurement, *, plots: bool) -> dict[str, Any]:
+    return {
+        "title": f"{label(m)}, {when(m)} UTC",
+        "facts": _facts(m),
+        "plots": list(_plots(m)) if plots else [],
+        "grids": [grid for grid in (_memory_grid(m), *detail_grids(m, _PAGE_ROWS_MAX)) if grid.keys.rows],
         "conditions": [
-            (_named(name), _words(name, getattr(m.before, name)), _words(name, getattr(m.after, name)))
-            for name in names
+            (named(name), words(name, getattr(m.before, name)), words(name, getattr(m.after, name)))
+            for name in (field.name for field in msgspec.structs.fields(Conditions))
         ],
     }
 
 
-def _latency_facts(summary: Summary) -> list[tuple[str, str]]:
-    spread = f"min {_ms(summary.min_ns)} ms, max {_ms(summary.max_ns)} ms"
+def _plots(m: Measurement) -> Iterator[tuple[str, Markup]]:
+    """Heading and drawing of each that there is something for."""
+    from markupsafe import Markup, escape
+
+    from ferryman.profiler.report_plot import themed
+    from ferryman.profiler.report_plot_parts import layers_svg, memory_svg, operators_svg
+    from ferryman.profiler.report_plot_time import energy_svg, sustained_svg
+
+    plots: list[tuple[str, Callable[[], str]]] = [
+        ("Without a pause", lambda: sustained_svg(m.sustained or ())),
+        ("Memory", lambda: memory_svg(m.memory)),
+    ]
+    if (energy := sound(m.energy)) is not None:
+        plots.append(("Energy", lambda: energy_svg(energy)))
+    if isinstance(operators := m.operators, Operators):
+        plots.append(("Time by operator", lambda: operators_svg(operators)))
+        if importlib.util.find_spec("ferryman.profiler.operators_plot"):
+            roofline_svg = importlib.import_module("ferryman.profiler.operators_plot").roofline_svg
+            plots.append(("Operators under the device's roof", lambda: themed(roofline_svg(operators))))
+    if isinstance(layers := m.layers, LayerStatistics):
+        plots.append(("Activations by layer", lambda: layers_svg(layers)))
+    for title, draw in plots:
+        try:
+            svg = draw()
+        except Exception as error:  # noqa: BLE001  # whatever the numbers of a damaged record make matplotlib raise
+            svg = f'<p class="missing">cannot be drawn: {escape(printable(str(error)))}</p>'
+        if svg:
+            yield title, Markup(svg)  # noqa: S704  # matplotlib escapes
+
+
+def _facts(m: Measurement) -> list[tuple[str, str]]:
+    summary = summarize([s.samples for s in m.starts]) if any(s.samples.count for s in m.starts) else None
+    spread = summary and (
+        f"mean {ms(summary.mean_ns)} ms, min {ms(summary.min_ns)} ms, max {ms(summary.max_ns)} ms, "
+        f"median absolute deviation {ms(summary.mad_ns)} ms"
+    )
     return [
-        ("timed runs", f"{len(summary.samples_ns)}"),
-        ("latency", f"p50 {_ms(summary.p50_ns)} ms, p90 {_ms(summary.p90_ns)} ms, p99 {_ms(summary.p99_ns)} ms"),
-        ("spread", f"mean {_ms(summary.mean_ns)} ms, {spread}, median absolute deviation {_ms(summary.mad_ns)} ms"),
+        ("processes", ", ".join(f"{s.samples.count} runs after {s.warmup.count} of warm-up" for s in m.starts)),
+        ("spread", spread or "no timed runs"),
+        ("energy", energy_words(m.energy)),
+        *([] if m.energy_estimate is None else [("energy by a model", f"from {m.energy_estimate.model.source}")]),
+        ("arena, MB", words("arena_bytes", m.memory.arena_bytes)),
+        ("input shapes", " ".join(str(list(shape)) for shape in m.input_shapes)),
+        ("form, runtime", f"{m.form}, {m.runtime}"),
+        ("package SHA-256", m.package_sha256),
     ]
 
 
-def _energy_words(energy: Energy | Unavailable) -> str:
-    if isinstance(energy, Unavailable):
-        return f"{UNAVAILABLE}: {energy.reason}"
-    return (
-        f"{number(energy.energy_j)} J in {number(energy.window_s)} s over {energy.runs} inferences (gross), from "
-        f"{energy.source}, rails {', '.join(energy.rails)}, {len(energy.values)} readings in {energy.unit}"
+def _memory_grid(m: Measurement) -> Grid:
+    phases = [(named(name), phase) for name, phase in items(m.memory) if isinstance(phase, Memory)]
+    fields = ("anonymous_bytes", "file_bytes", "pss_bytes", "uss_bytes", "rss_bytes", "peak_rss_bytes")
+    return Grid(
+        "memory by phase",
+        Group(("at the end of\n",), tuple((name,) for name, _ in phases), text=True),
+        (
+            Group(
+                ("private\nMB", "mapped\nMB", "PSS\nMB", "USS\nMB", "RSS\nMB", "peak RSS\nMB"),
+                tuple(tuple(mb(getattr(phase, field)) for field in fields) for _, phase in phases),
+            ),
+        ),
     )
 
 
-def _memory_cells(phase: Memory | Unavailable) -> list[str]:
-    if isinstance(phase, Unavailable):
-        return [f"{UNAVAILABLE}: {phase.reason}"]
-    return [number(size / 1e6) for size in (phase.pss_bytes, phase.uss_bytes, phase.rss_bytes, phase.peak_rss_bytes)]
-
-
-_UNITS = {"bytes": "MB", "mhz": "MHz", "c": "°C"}
-
-
-def _named(field: str) -> str:
-    stem, _, unit = field.rpartition("_")
-    return f"{stem.replace('_', ' ')}, {_UNITS[unit]}" if unit in _UNITS else field.replace("_", " ")
-
-
-def _words(field: str, value: Any) -> str:  # noqa: ANN401  # whatever the record holds
-    if isinstance(value, Unavailable):
-        return f"{UNAVAILABLE}: {value.reason}"
-    if isinstance(value, Reading):
-        return f"{number(value.value)} ({value.source})"
-    if isinstance(value, tuple):
-        return ", ".join(_words(field, one) for one in value) or "none"
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {version}" for name, version in sorted(value.items()))
-    if field.endswith("_bytes"):
-        return number(value / 1e6)
-    return number(value) if isinstance(value, float) else str(value)
-
-
-def _missing(measurements: list[Measurement]) -> list[tuple[str, str]]:
-    """What could not be measured, and the reason, each once."""
-    found = [
-        (path.removeprefix("before ").removeprefix("after "), reason)
-        for m in measurements
-        for path, reason in _unavailable(m, "")
-    ]
-    return list(dict.fromkeys(found))
-
-
-def _unavailable(record: Record, path: str) -> Iterator[tuple[str, str]]:
-    for name, value in _items(record):
-        where = f"{path} {_named(name)}".strip()
-        if isinstance(value, Unavailable):
-            yield where, value.reason
-        elif isinstance(value, Record):
-            yield from _unavailable(value, where)
-
-
-def _items(record: Record) -> list[tuple[str, Any]]:
-    return [(field.name, getattr(record, field.name)) for field in msgspec.structs.fields(record)]
-
-
-def _printable(text: str) -> str:
-    return "".join(character if character.isprintable() else "\ufffd" for character in text)
-
-
 def _clean(value: Any) -> Any:  # noqa: ANN401  # jinja's finalize takes whatever a template prints
-    return _printable(value) if type(value) is str else value
+    return printable(value) if type(value) is str else value

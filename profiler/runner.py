@@ -1,8 +1,13 @@
-"""Profile a package on this machine: each (variant, interpreter) in a fresh process of its own."""
+"""Profile packages on this machine: each (variant, interpreter) in several fresh processes, all cases in turn.
+
+Rounds go through the cases forward and back, a fresh process each: so what the device does over time meets all alike,
+and how processes differ from each other shows in the spread.
+"""
 
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import shutil
 import subprocess
@@ -10,13 +15,17 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
-import msgspec
-
-from ferryman.profiler.measure import Outcome, Task
+from ferryman.profiler.arrival import RATE_MAX_HZ
+from ferryman.profiler.gate import WAIT_MAX_S
+from ferryman.profiler.measure import Outcome, Part, Rest, Task
+from ferryman.profiler.meter import check_meter
+from ferryman.profiler.steady import RUNS_MAX, SINGLE_STREAM_S
+from ferryman.profiler.sustained import SUSTAINED_MAX_S
 from ferryman.runtime.contracts.errors import (
     CallerError,
     DeviceError,
@@ -26,17 +35,14 @@ from ferryman.runtime.contracts.errors import (
     from_wire,
 )
 from ferryman.runtime.contracts.manifest import Manifest, Variant
-from ferryman.runtime.contracts.measurement import Measurement, ProfileSpec
+from ferryman.runtime.contracts.measurement import Measurement, ProfileSpec, Start
 from ferryman.runtime.contracts.tensor import pack, unpack
 from ferryman.runtime.cpu import CPUINFO, instruction_sets
 from ferryman.runtime.golden import missing_operators, usable_interpreters
 from ferryman.runtime.isolated import describe_end
 from ferryman.runtime.package import Package, open_package
 
-RUNS_MAX = 1_000_000
-"""Every sample is kept."""
-RECORD_RUNS_MAX = 70_000
-"""Warm-up included: the samples that one telemetry record holds, be every run as slow as a request may last."""
+STARTS_MAX = 100
 THREADS_MAX = 1024
 TIMEOUT_MAX_S = 86_400
 _LAST_WORDS_CHARS = 2000
@@ -46,21 +52,44 @@ _STALE_S = 60.0
 _POLL_S = 0.5
 """How late a cancelled measurement may notice."""
 Progress = Callable[[str], None]
+T = TypeVar("T")
 
 
-def profile_package(path: Path | str, spec: ProfileSpec, progress: Progress | None = None) -> tuple[Measurement, ...]:
+class Case(NamedTuple):
+    """One thing to measure."""
+
+    directory: Path
+    """Holds the payloads under their manifest paths."""
+    manifest: Manifest
+    sha256: str
+    variant: Variant
+    interpreter: str
+
+    def __str__(self) -> str:
+        return f"{self.variant.name} on {self.interpreter}"
+
+
+def profile_package(
+    path: Path | str, spec: ProfileSpec, progress: Progress | None = None, *, inputs: Path | None = None
+) -> tuple[Measurement, ...]:
     """Profile a package file on this machine; it is verified and extracted to a temporary folder.
+
+    Args:
+        path: of the package.
+        spec: what to run and how long.
+        progress: told, in words, what begins.
+        inputs: further input sets for `spec.layers`, an .npz or .npy file; None: the golden vectors.
 
     Raises:
         PackageError: the file is not a sound package.
         FerrymanError: see `run_profile`.
     """
-    with open_package(path) as package, _extracted(package) as folder:
-        return run_profile(folder, package.manifest, package.sha256, spec, progress)
+    with open_package(path) as package, extracted(package) as folder:
+        return run_profile(folder, package.manifest, package.sha256, spec, progress, inputs=inputs)
 
 
 @contextmanager
-def _extracted(package: Package) -> Iterator[Path]:
+def extracted(package: Package) -> Iterator[Path]:
     """A temporary folder with the payloads; locked, so that the next profile can tell it from what a dead one left."""
     _sweep(Path(tempfile.gettempdir()))
     with tempfile.TemporaryDirectory(prefix=_EXTRACTED) as folder:
@@ -97,6 +126,7 @@ def run_profile(
     spec: ProfileSpec,
     progress: Progress | None = None,
     *,
+    inputs: Path | None = None,
     timeout_s: float = TIMEOUT_MAX_S,
     cancelled: threading.Event | None = None,
 ) -> tuple[Measurement, ...]:
@@ -108,37 +138,111 @@ def run_profile(
         package_sha256: its identity, for the record.
         spec: what to run and how long.
         progress: told, in words, what begins.
-        timeout_s: bounds all of it together; `spec.timeout_s` bounds each.
+        inputs: see `profile_package`.
+        timeout_s: bounds all of it together; `spec.timeout_s` bounds each process.
         cancelled: ends it when set, from another thread.
 
     Raises:
         CallerError: the spec names a variant or interpreter that is not there, or a number out of range.
         DeviceError: this device can run none of the package.
-        RuntimeFault: an interpreter refused the artifact, failed, or took longer than `spec.timeout_s`; or `cancelled`.
+        RuntimeFault: an interpreter refused the artifact, failed, or took longer than it may; or `cancelled`.
         RuntimeCrash: the measuring process died.
         PackageError: the package has no golden input to run on, or a malformed one.
     """
-    _check_spec(spec)
+    cases = cases_of(directory, manifest, package_sha256, spec)
+    return profile_cases(cases, spec, progress, inputs=inputs, timeout_s=timeout_s, cancelled=cancelled)
+
+
+def cases_of(directory: Path, manifest: Manifest, sha256: str, spec: ProfileSpec) -> list[Case]:
+    """What of a package the spec selects and this device can run.
+
+    Raises:
+        CallerError, DeviceError, PackageError: see `run_profile`.
+    """
+    check_spec(spec)
     if not manifest.golden:
         raise PackageError(f"package {manifest.name} has no golden vector, so there is no input to measure on")
-    measurements = []
-    deadline = time.monotonic() + timeout_s
     pairs = plan(manifest, spec, usable_interpreters, instruction_sets(CPUINFO.read_text()))
-    for number, (variant, interpreter) in enumerate(pairs, start=1):
-        if progress:
-            progress(f"{number}/{len(pairs)}: {variant.name} on {interpreter}, {spec.runs} runs")
-        task = Task(
-            package_name=manifest.name,
-            package_sha256=package_sha256,
-            directory=str(directory.absolute()),
-            variant=variant,
-            interpreter=interpreter,
-            golden=manifest.golden[0],
-            spec=msgspec.structs.replace(spec, timeout_s=min(spec.timeout_s, max(deadline - time.monotonic(), 0.001))),
-            parent_pid=os.getpid(),
-        )
-        measurements.append(_measure_apart(task, cancelled or threading.Event()))
-    return tuple(measurements)
+    return [Case(directory.absolute(), manifest, sha256, variant, interpreter) for variant, interpreter in pairs]
+
+
+def profile_cases(
+    cases: Sequence[Case],
+    spec: ProfileSpec,
+    progress: Progress | None = None,
+    *,
+    inputs: Path | None = None,
+    timeout_s: float = TIMEOUT_MAX_S,
+    cancelled: threading.Event | None = None,
+) -> tuple[Measurement, ...]:
+    """Measure cases of one package or several, in turn; `starts[i]` of all were measured in one round.
+
+    Args:
+        cases: see `cases_of`.
+        spec: what to run and how long; names in it are not looked at.
+        progress: see `run_profile`.
+        inputs: see `profile_package`.
+        timeout_s: see `run_profile`.
+        cancelled: see `run_profile`.
+
+    Raises:
+        FerrymanError: see `run_profile`.
+    """
+    check_spec(spec)
+    tell = progress or (lambda _: None)
+    deadline = time.monotonic() + timeout_s
+    stop = cancelled or threading.Event()
+    several = len({case.sha256 for case in cases}) > 1
+
+    def name(case: Case) -> str:
+        return f"{case.manifest.name} {case.sha256[:8]} {case}" if several else str(case)
+
+    def apart(case: Case, part: Part) -> Outcome:
+        return _measure_apart(case, part, spec, inputs, deadline, stop)
+
+    rounds: list[list[Outcome]] = [[] for _ in cases]
+    order = list(zip(cases, rounds, strict=True))
+    for turn in range(spec.starts):
+        for case, outcomes in order if turn % 2 == 0 else reversed(order):
+            tell(f"round {turn + 1}/{spec.starts}: {name(case)}")
+            outcomes.append(apart(case, "start" if turn else "first"))
+    found = []
+    for case, outcomes in order:
+        parts: dict[str, Any] = {}
+        for part in _asked(spec):
+            tell(f"{part}: {name(case)}")
+            parts[part] = _there(getattr(apart(case, part), part), case)
+        starts = [_there(outcome.start, case) for outcome in outcomes]
+        found.append(_measurement(case, spec, starts, _there(outcomes[0].rest, case), parts))
+    return tuple(found)
+
+
+def _asked(spec: ProfileSpec) -> Iterator[Part]:
+    if spec.operators:
+        yield "operators"
+    if spec.layers:
+        yield "layers"
+
+
+def _there(value: T | None, case: Case) -> T:
+    if value is None:
+        raise RuntimeCrash(f"the process that measured {case} answered nothing")
+    return value
+
+
+def _measurement(case: Case, spec: ProfileSpec, starts: list[Start], rest: Rest, parts: dict[str, Any]) -> Measurement:
+    return Measurement(
+        package_name=case.manifest.name,
+        package_sha256=case.sha256,
+        variant=case.variant.name,
+        form=case.variant.called,
+        runtime=case.variant.runtime,
+        interpreter=case.interpreter,
+        spec=spec,
+        starts=tuple(starts),
+        **{field: getattr(rest, field) for field in rest.__struct_fields__},
+        **parts,
+    )
 
 
 def plan(
@@ -189,38 +293,72 @@ def plan(
     return [pair for pair in possible if not spec.interpreters or pair[1] in spec.interpreters]
 
 
-def _check_spec(spec: ProfileSpec) -> None:
+def check_spec(spec: ProfileSpec) -> None:
+    """Raise CallerError where a number is out of range."""
     for name, value, least, most in (
         ("threads", spec.threads, 1, THREADS_MAX),
+        ("starts", spec.starts, 1, STARTS_MAX),
         ("warmup_runs", spec.warmup_runs, 0, RUNS_MAX),
         ("runs", spec.runs, 1, RUNS_MAX),
     ):
-        if not least <= value <= most:
+        if value is not None and not least <= value <= most:
             raise CallerError(f"{name} must be {least} to {most:,}, found {value:,}")
-    if not 0 < spec.timeout_s <= TIMEOUT_MAX_S:
-        raise CallerError(f"timeout_s must be more than 0 and at most {TIMEOUT_MAX_S:,}, found {spec.timeout_s:g}")
+    for name, number, most_of_it in (
+        ("error", spec.error, 1.0),
+        ("rate_hz", spec.rate_hz, RATE_MAX_HZ),
+        ("timeout_s", spec.timeout_s, TIMEOUT_MAX_S),
+    ):
+        if number is not None and not 0 < number <= most_of_it:
+            raise CallerError(f"{name} must be more than 0 and at most {most_of_it:,g}, found {number:g}")
+    if not 0 <= spec.sustained_s <= SUSTAINED_MAX_S:
+        raise CallerError(f"sustained_s must be 0 to {SUSTAINED_MAX_S:,g}, found {spec.sustained_s:g}")
+    if spec.start_below_c is not None and not math.isfinite(spec.start_below_c):
+        raise CallerError(f"start_below_c must be a temperature in degrees, found {spec.start_below_c:g}")
+    if spec.meter is not None:
+        check_meter(spec.meter)
+    if spec.runs is not None and spec.single_stream:
+        raise CallerError("runs and single_stream both say when to stop; give one of them")
 
 
-def _measure_apart(task: Task, cancelled: threading.Event) -> Measurement:
-    what = f"{task.variant.name} on {task.interpreter}"
-    done = _run_apart(task, what, cancelled)
+def asked_s(spec: ProfileSpec) -> float:
+    """What the spec itself asks one case to spend, beside what runs take of themselves."""
+    each = (SINGLE_STREAM_S if spec.single_stream else 0.0) + (0.0 if spec.start_below_c is None else WAIT_MAX_S)
+    return spec.starts * each + spec.sustained_s
+
+
+def _measure_apart(
+    case: Case, part: Part, spec: ProfileSpec, inputs: Path | None, deadline: float, cancelled: threading.Event
+) -> Outcome:
+    task = Task(
+        part=part,
+        directory=str(case.directory),
+        variant=case.variant,
+        interpreter=case.interpreter,
+        golden=case.variant.golden or case.manifest.golden,
+        inputs=None if inputs is None else str(inputs.absolute()),
+        spec=spec,
+        asked_ns=time.monotonic_ns(),
+        parent_pid=os.getpid(),
+    )
+    allowed_s = min(spec.timeout_s + asked_s(spec), max(deadline - time.monotonic(), 0.001))
+    done = _run_apart(task, str(case), allowed_s, cancelled)
     if done.returncode:
-        raise RuntimeCrash(_describe_death(what, done))
+        raise RuntimeCrash(_describe_death(str(case), done))
     try:
         outcome = unpack(done.stdout, Outcome)
     except ValueError as error:
-        raise RuntimeCrash(f"the process that measured {what} answered no record: {error}") from error
+        raise RuntimeCrash(f"the process that measured {case} answered no record: {error}") from error
     if outcome.error is not None:
         raise from_wire(outcome.error)
-    if outcome.measurement is None:
-        raise RuntimeCrash(f"the process that measured {what} answered nothing")
-    return outcome.measurement
+    return outcome
 
 
-def _run_apart(task: Task, what: str, cancelled: threading.Event) -> subprocess.CompletedProcess[bytes]:
+def _run_apart(
+    task: Task, what: str, allowed_s: float, cancelled: threading.Event
+) -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, "-P", "-m", "ferryman.profiler.measure"]
     pipe = subprocess.PIPE
-    deadline = time.monotonic() + task.spec.timeout_s
+    deadline = time.monotonic() + allowed_s
     given: bytes | None = pack(task)
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
         try:
@@ -235,7 +373,7 @@ def _run_apart(task: Task, what: str, cancelled: threading.Event) -> subprocess.
     if cancelled.is_set():
         raise RuntimeFault(f"measuring {what} was cancelled; ask again")
     raise RuntimeFault(
-        f"measuring {what} took longer than {task.spec.timeout_s:g} s and was ended; ask for fewer runs or more time"
+        f"measuring {what} took longer than {allowed_s:g} s and was ended; ask for fewer runs or more time"
     )
 
 

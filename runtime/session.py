@@ -84,6 +84,24 @@ def fit(inputs: Sequence[Array], signature: Signature) -> list[Array]:
     return [_fit_one(as_array(one, spec), spec, sizes) for one, spec in zip(inputs, signature.inputs, strict=True)]
 
 
+def exactly(inputs: Sequence[Array], wanted: Sequence[tuple[np.dtype[Any], tuple[int, ...]]]) -> bool:
+    """Whether all are C-contiguous arrays of these dtypes and shapes: what `fit` would give back as it is.
+
+    The common case, told in a fraction of the time that `fit` takes.
+    """
+    if len(inputs) != len(wanted):
+        return False
+    for array, (dtype, shape) in zip(inputs, wanted):  # noqa: B905  # counted above; strict costs time
+        if (
+            type(array) is not np.ndarray
+            or array.dtype is not dtype
+            or array.shape != shape
+            or not array.flags.c_contiguous
+        ):
+            return False
+    return True
+
+
 def as_array(given: Any, spec: TensorSpec) -> Array:  # noqa: ANN401  # whatever numpy can make an array of
     """An array as it is; anything else as numpy sees it, its numbers in the dtype of a floating `spec`.
 

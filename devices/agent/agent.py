@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -25,6 +25,11 @@ from ferryman.devices.agent.publisher import Publisher
 from ferryman.devices.agent.serving import Serving
 from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.mqtt import Delivery, Link, Message
+from ferryman.profiler.conditions import read_conditions
+from ferryman.profiler.drift import PERIOD_S, DriftMonitor
+from ferryman.profiler.standing import standing
+from ferryman.runtime.contracts.drift import Drift
+from ferryman.runtime.contracts.energy import EnergyWindow
 from ferryman.runtime.contracts.errors import (
     CallerError,
     DeviceError,
@@ -34,7 +39,7 @@ from ferryman.runtime.contracts.errors import (
     to_wire,
 )
 from ferryman.runtime.contracts.manifest import RuntimeName
-from ferryman.runtime.contracts.measurement import Energy, Measurement
+from ferryman.runtime.contracts.measurement import KEPT_MAX, Measurement
 from ferryman.runtime.contracts.messages import (
     CancelRequest,
     Failure,
@@ -48,6 +53,7 @@ from ferryman.runtime.contracts.messages import (
     StatusRequest,
 )
 from ferryman.runtime.contracts.record import Record, encode
+from ferryman.runtime.contracts.samples import Samples
 from ferryman.runtime.contracts.slot import Slot, SlotState
 from ferryman.runtime.contracts.tensor import pack, unpack
 from ferryman.runtime.session import INTERPRETERS, installed
@@ -60,7 +66,7 @@ POLL_S = 1.0
 """How late a newly activated slot may be noticed."""
 STOP_GRACE_S = 5.0
 """How long a request under way may take to end once the agent is told to stop."""
-TIMEOUT_MAX_S = 3600.0
+TIMEOUT_MAX_S = 86_400.0
 """The most a request is given, whatever it asks for."""
 QUEUE_MAX = 16
 """Requests waiting; one more is told that the device is busy. Together they hold `topics.REQUEST_MAX_BYTES`."""
@@ -82,6 +88,8 @@ class AgentConfig:
     root: Path
     broker: BrokerConfig
     confirm: Literal["collector", "broker"] = "collector"
+    drift_s: float = PERIOD_S
+    """Every so often, statistics of what was served become a telemetry record; 0: never."""
 
 
 class _Addressed(Record):
@@ -98,10 +106,11 @@ class Agent:
         """Open the outbox and describe the connection; nothing is connected yet.
 
         Raises:
-            CallerError: the device's name cannot stand in a topic.
+            CallerError: the device's name cannot stand in a topic, or `drift_s` is out of range.
             DeviceError: the root cannot be made, or the outbox not be opened.
         """
         self._config = config
+        self._drift = DriftMonitor(config.drift_s)
         self._will = Message(
             topic=topics.status(config.device),
             payload=encode(Status(device=config.device, online=False)),
@@ -159,7 +168,7 @@ class Agent:
                 for cancelled in list(self._cancelled.values()):
                     cancelled.set()
                 worker.join(STOP_GRACE_S)
-                self._record([])
+                self._record([("drift", one) for one in self._drift.flush()])
                 if self._unrecorded:
                     log.error("%d records never reached the disk and are lost", len(self._unrecorded))
                 self._publisher.stop()
@@ -177,6 +186,7 @@ class Agent:
                 log.error("%s", error)  # noqa: TRY400  # the message says it all
             self._trouble = str(error)
             return
+        self._tell_drift(self._drift.due(time.time_ns(), state.active.package_sha256 if state.active else None))
         if state == self._seen:
             self._record([])
             return
@@ -187,6 +197,21 @@ class Agent:
                 "slot %s serves %s %.12s", state.active.name, state.active.package_name, state.active.package_sha256
             )
         self._announce()
+
+    def _follow_drift(self) -> None:
+        """Put the inference that was just answered into the statistics; whatever goes wrong there ends there."""
+        served = self._serving.take_served()
+        if served is None:
+            return
+        try:
+            self._tell_drift(self._drift.observe(served, time.time_ns()))
+        except Exception:
+            log.exception("the inference is not in the drift statistics")
+
+    def _tell_drift(self, records: Sequence[Drift]) -> None:
+        if records:
+            self._record([("drift", one) for one in records])
+            self._publisher.wake()
 
     def _record(self, records: Sequence[tuple[str, Record]]) -> None:
         """Put records on disk; what a full one keeps out waits in memory and is tried again with every poll."""
@@ -237,6 +262,7 @@ class Agent:
             package_name=slot.package_name if slot else None,
             answers=slot.answers if slot else None,
             interpreters={name: version for r in runtimes for name, version in installed(r).items()},
+            standing=standing(read_conditions({})),
             outbox_pending=counts.records + len(self._unrecorded),
             outbox_dropped=counts.dropped + self._lost,
         )
@@ -304,6 +330,7 @@ class Agent:
                 self._waiting_bytes -= size_bytes
             self._answer_with(request, partial(self._do, request, deadline))
             self._cancelled.pop(request.id, None)
+            self._follow_drift()  # once nobody waits for it
             del request  # it may be large, and the next one long in coming
 
     def _answer_with(self, request: Request, work: Callable[[], Body]) -> None:
@@ -332,14 +359,8 @@ class Agent:
         return self._status(self._store.read_state().active)
 
     def _profile(self, request: ProfileRequest, left_s: float, cancelled: threading.Event | None) -> ProfileReply:
-        from ferryman.profiler.runner import RECORD_RUNS_MAX, run_profile
+        from ferryman.profiler.runner import run_profile
 
-        runs = request.spec.runs + request.spec.warmup_runs
-        if runs > RECORD_RUNS_MAX:
-            raise CallerError(
-                f"runs and warmup_runs together are at most {RECORD_RUNS_MAX:,} on a device, for a telemetry record "
-                f"holds no more; found {runs:,}; ask for fewer, or profile there with `local`"
-            )
         active = self._serving.current()
         if active.slot.package_sha256 != request.package_sha256:
             raise DeviceError(
@@ -370,17 +391,38 @@ class Agent:
 
 
 def as_record(measurement: Measurement) -> Measurement:
-    """What of a measurement fits a telemetry record: all of it, or all but the readings that its joules come from."""
-    energy = measurement.energy
-    if not isinstance(energy, Energy) or len(encode(measurement)) <= BODY_MAX_BYTES:
-        return measurement
-    log.warning(
-        "the %s energy readings of %s on %s are more than a telemetry record holds; only the one who asked gets them",
-        f"{len(energy.values):,}",
-        measurement.variant,
-        measurement.interpreter,
-    )
-    return msgspec.structs.replace(measurement, energy=msgspec.structs.replace(energy, times_ns=(), values=()))
+    """What of a measurement fits a telemetry record: all of it, or fewer durations and no readings of joules."""
+    kept, record = KEPT_MAX, measurement
+    while len(encode(record)) > BODY_MAX_BYTES and kept:
+        kept //= 4
+        record = _thinned(measurement, kept)
+    if record is not measurement:
+        log.warning(
+            "the measurement of %s on %s is more than a telemetry record holds: %s durations of a kind are kept there, "
+            "their distributions, and no energy readings; the one who asked gets all",
+            measurement.variant,
+            measurement.interpreter,
+            f"{kept:,}",
+        )
+    return record
+
+
+def _thinned(measurement: Measurement, kept: int) -> Measurement:
+    replace = msgspec.structs.replace
+
+    def thin(value: Any) -> Any:  # noqa: ANN401  # whatever a record holds
+        if isinstance(value, Samples):
+            return value.thinned(kept)
+        if isinstance(value, EnergyWindow):
+            return replace(value, times_ns=(), values=())
+        if isinstance(value, tuple):
+            return tuple(thin(one) for one in value)
+        if isinstance(value, Record):
+            return replace(value, **{name: thin(getattr(value, name)) for name in value.__struct_fields__})
+        return value
+
+    thinner: Measurement = thin(measurement)
+    return thinner
 
 
 @contextlib.contextmanager

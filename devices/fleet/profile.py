@@ -8,7 +8,7 @@ from pathlib import Path
 from ferryman.devices.broker import BrokerConfig, parse_broker
 from ferryman.devices.fleet.client import PROFILE_TIMEOUT_S, AgentClient
 from ferryman.devices.fleet.inventory import Device, LocalDevice
-from ferryman.profiler.runner import profile_package
+from ferryman.profiler.runner import asked_s, profile_package
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.measurement import Measurement, ProfileSpec
 from ferryman.runtime.package import open_package
@@ -19,13 +19,22 @@ def profile(
     device: Device,
     spec: ProfileSpec | None = None,
     *,
-    timeout_s: float = PROFILE_TIMEOUT_S,
+    inputs: Path | None = None,
+    timeout_s: float | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[Measurement, ...]:
     """Measure every variant on every interpreter the device has for it, or those `spec` names.
 
     A device other than `local` must serve the package (push it first) and run an agent; the measurements also reach
     the collector through its telemetry.
+
+    Args:
+        package: file of the package.
+        device: as `find_device` finds it.
+        spec: what to run and how long.
+        inputs: `local` only: further input sets for `spec.layers`, an .npz or .npy file.
+        timeout_s: of the device's answer; None: ten minutes and whatever the spec itself asks it to spend.
+        progress: told what begins.
 
     Raises:
         PackageError: the package is damaged.
@@ -36,12 +45,15 @@ def profile(
     """
     spec = spec or ProfileSpec()
     if isinstance(device, LocalDevice):
-        return profile_package(package, spec, progress=progress)
+        return profile_package(package, spec, progress=progress, inputs=inputs)
+    if inputs is not None:
+        raise CallerError(f"further inputs do not travel to {device.name!r}; leave them out, or profile on `local`")
     with open_package(package) as opened:
         sha256 = opened.sha256
+        pairs = sum(len(variant.requires.interpreters) for variant in opened.manifest.variants)
     with AgentClient(broker_of(device), device.name) as agent:
         progress(f"asking {device.name}")
-        return agent.profile(sha256, spec, timeout_s=timeout_s)
+        return agent.profile(sha256, spec, timeout_s=timeout_s or PROFILE_TIMEOUT_S + pairs * asked_s(spec))
 
 
 def broker_of(device: Device) -> BrokerConfig:

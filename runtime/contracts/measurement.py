@@ -8,7 +8,7 @@ from typing import Annotated
 
 import msgspec
 
-from ferryman.runtime.contracts.energy import Energy
+from ferryman.runtime.contracts.energy import Energy, EnergyEstimate, PowerModel
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.layers import LayerStatistics
 from ferryman.runtime.contracts.operators import Operators
@@ -16,6 +16,8 @@ from ferryman.runtime.contracts.record import Record, Unavailable
 from ferryman.runtime.contracts.samples import Samples
 
 SCHEMA = 2
+KEPT_MAX = 40_000
+"""Durations that one measurement keeps exact, of each kind; of the rest it keeps the distribution."""
 INT64_MAX = (1 << 63) - 1
 Int64 = Annotated[int, msgspec.Meta(ge=-INT64_MAX - 1, le=INT64_MAX)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX)]
@@ -30,16 +32,16 @@ class ProfileSpec(Record):
     interpreters: tuple[str, ...] = ()
     """Empty: every one on the device that can run the variant."""
     threads: Int64 = 1
-    starts: Int64 = 3
+    starts: Int64 = 5
     """Fresh processes for each (variant, interpreter); in each: start, import, load, first run, warm-up, timed runs."""
     warmup_runs: Int64 | None = None
     """In each process, not in the statistics, kept in the record. None: until runs have settled."""
     runs: Int64 | None = None
-    """In all processes together. None: until the median is known within `error`."""
+    """In each process. None: until the median is known within `error`, for at most 5 s."""
     error: float = 0.01
-    """Half of the 95 % confidence interval of the median over the median, where `runs` does not say how many."""
+    """Half of the 95 % confidence interval of the median over the median, of one process's runs."""
     single_stream: bool = False
-    """MLPerf's rule for its single-stream scenario: at least 1,024 runs and 60 s."""
+    """MLPerf's rule for its single-stream scenario instead: at least 1,024 runs and 60 s in each process."""
     rate_hz: float | None = None
     """Also ask at a fixed rate, whether or not the last answer is there, and take latency from the time of asking."""
     sustained_s: float = 0.0
@@ -48,6 +50,10 @@ class ProfileSpec(Record):
     """Begin each process only once the hottest zone is below it."""
     energy: bool = True
     """Where the device has a source: ten seconds idle, then ten seconds of runs."""
+    meter: str | None = None
+    """A meter beside the device, in place of its own sources, such as `mqtt://host/topic?kind=tasmota`; see docs."""
+    estimate: PowerModel | None = None
+    """Also estimate joules by this model, under their own name."""
     operators: bool = False
     """Also time each operator, in a process apart."""
     layers: bool = False
@@ -113,7 +119,7 @@ class Gate(Record):
     """False: it began all the same, after the longest wait."""
 
 
-class Start(Record):
+class Start(Record, kw_only=True):
     """One fresh process: what each step of a cold start took, then the runs."""
 
     process_ns: Count
@@ -133,7 +139,7 @@ class Start(Record):
     """Share of the device's processors that others took during the timed runs, 0 to 1."""
 
 
-class Pipeline(Record):
+class Pipeline(Record, tag="pipeline"):
     """Some runs with a clock around the runtime's own call as well: what the copies and checks around it cost."""
 
     whole: Samples
@@ -171,7 +177,7 @@ class Interval(Record):
     rss_bytes: Count | Unavailable
 
 
-class Conditions(Record):
+class Conditions(Record, kw_only=True):
     """Everything about the device that moves the numbers."""
 
     device_model: str | Unavailable
@@ -228,6 +234,10 @@ class Measurement(Record, kw_only=True):
     """None: not asked for; so of those that follow."""
     sustained: tuple[Interval, ...] | None = None
     energy: Energy | Unavailable | None = None
+    estimate: EnergyEstimate | None = None
+    """Of joules, by a model and no sensor, where the spec asked for one."""
+    energy_estimate: EnergyEstimate | None = None
+    """By a model, never measured."""
     operators: Operators | Unavailable | None = None
     layers: LayerStatistics | Unavailable | None = None
     before: Conditions

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Self, overload
+from typing import Annotated, overload
 
 import msgspec
 import numpy as np
@@ -48,15 +48,26 @@ class Samples(Record, tag="samples"):
             raise ValueError("a duration is negative")
 
     @classmethod
-    def of(cls, values_ns: ArrayLike, kept_max: int = _COUNT_MAX) -> Self:
+    def of(cls, values_ns: ArrayLike, kept_max: int = _COUNT_MAX) -> Samples:
         """Pack durations, and keep at most `kept_max` of them exact."""
         values = np.asarray(values_ns, np.int64).reshape(-1)
-        every = max(1, -(-len(values) // max(kept_max, 1)))
-        if every == 1:
-            return cls(count=len(values), packed=_pack(values))
-        rounded, counts = np.unique(_rounded(values), return_counts=True)
-        packed = _pack(values[::every])
-        return cls(count=len(values), every=every, packed=packed, buckets=_pack(np.concatenate([rounded, counts])))
+        return cls(count=len(values), packed=_pack(values)).thinned(kept_max)
+
+    def thinned(self, kept_max: int) -> Samples:
+        """The same distribution with at most `kept_max` kept exact."""
+        if len(self) <= kept_max:
+            return self
+        step = -(-len(self) // max(kept_max, 1))
+        values, counts = self.weighted()
+        if self.every == 1:
+            values, where = np.unique(_rounded(values), return_inverse=True)
+            counts = np.bincount(where, weights=counts).astype(np.int64)
+        return Samples(
+            count=self.count,
+            every=self.every * step,
+            packed=_pack(self.values_ns()[::step]),
+            buckets=_pack(np.concatenate([values, counts])),
+        )
 
     def values_ns(self) -> Int64s:
         """Those that were kept, in order."""
@@ -110,4 +121,6 @@ def _unpack(packed: bytes, count: int | None) -> Int64s:
         raise ValueError(f"packed samples are damaged: {error}") from error
     if not stream.eof or stream.unused_data or len(data) % 8 or (count is not None and len(data) != size):
         raise ValueError(f"packed samples are damaged: expected {count} of them, found {len(data) / 8:g}")
-    return np.frombuffer(data, np.uint8).reshape(8, -1).T.copy().view("<i8").reshape(-1).astype(np.int64, copy=False)
+    planes = np.frombuffer(data, np.uint8).reshape(8, -1)
+    values: Int64s = np.ascontiguousarray(planes.T).view("<i8").reshape(-1).astype(np.int64)
+    return values

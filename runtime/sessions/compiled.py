@@ -11,6 +11,7 @@ import ctypes
 import functools
 import importlib
 import logging
+import math
 import os
 import re
 import sys
@@ -28,7 +29,7 @@ from ferryman.runtime.cache import Cache, CacheUse
 from ferryman.runtime.closing import Closing
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, RuntimeFault
 from ferryman.runtime.contracts.tensor import Array, Signature, TensorSpec
-from ferryman.runtime.session import Session, fit
+from ferryman.runtime.session import Session, exactly, fit
 from ferryman.runtime.sessions.probe import same_answers
 from ferryman.runtime.sessions.tflite import TfliteSession, choose_entry, natural
 from ferryman.runtime.weights import look_through
@@ -75,30 +76,31 @@ class CompiledSession(Closing):
     def _bind(self, model: Any, entry: str, names: dict[str, list[str]]) -> None:  # noqa: ANN401  # it has no types
         index = model.get_signature_index(entry)
         inputs, outputs = model.create_input_buffers(index), model.create_output_buffers(index)
-        self._inputs = _in_order(model.get_input_tensor_details(entry), names["inputs"], inputs)
-        self._outputs = _in_order(model.get_output_tensor_details(entry), names["outputs"], outputs)
-        self.signature = Signature(
-            inputs=tuple(spec for spec, _ in self._inputs), outputs=tuple(spec for spec, _ in self._outputs)
-        )
+        given = _in_order(model.get_input_tensor_details(entry), names["inputs"], inputs)
+        answers = _in_order(model.get_output_tensor_details(entry), names["outputs"], outputs)
+        self.signature = Signature(inputs=tuple(spec for spec, _ in given), outputs=tuple(spec for spec, _ in answers))
+        self._wanted = [(np.dtype(spec.dtype), _sizes(spec)) for spec, _ in given]
+        self._write = [buffer.write for _, buffer in given]
+        self._read = [_reader(spec, buffer) for spec, buffer in answers]
         self._call: Any = functools.partial(model.run_by_index, index, inputs, outputs)
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """See `Session.run`."""
         if self._call is None:
             raise CallerError("the session is closed; open it again")
-        arrays = fit(inputs, self.signature)
+        arrays = inputs if exactly(inputs, self._wanted) else fit(inputs, self.signature)
         try:
-            for (_, buffer), array in zip(self._inputs, arrays, strict=True):
-                buffer.write(array)
+            for write, array in zip(self._write, arrays):  # noqa: B905  # counted above; strict costs time
+                write(array)
             self._call()
-            return [_read(buffer, spec) for spec, buffer in self._outputs]
+            return [read(count, dtype).reshape(shape) for read, count, dtype, shape in self._read]
         except (ValueError, RuntimeError) as error:
             raise RuntimeFault(f"{INTERPRETER} {self.version}: {error}") from error
 
     def close(self) -> None:
         """See `Session.close`."""
         self._call = None
-        self._inputs = self._outputs = []
+        self._write = self._read = []
 
 
 def open_session(artifact: Path, *, threads: int, entry: str | None, cache: Cache | None) -> Session | None:
@@ -198,10 +200,14 @@ def _in_order(
     return found
 
 
-def _read(buffer: Any, spec: TensorSpec) -> Array:  # noqa: ANN401
-    count = int(np.prod(spec.shape, dtype=np.int64))  # type: ignore[arg-type]  # no dimension varies
-    array: Array = buffer.read(count, np.dtype(spec.dtype)).reshape(spec.shape)
-    return array
+def _sizes(spec: TensorSpec) -> tuple[int, ...]:
+    return tuple(size for size in spec.shape if isinstance(size, int))  # no dimension varies
+
+
+def _reader(spec: TensorSpec, buffer: Any) -> tuple[Any, int, Any, tuple[int, ...]]:  # noqa: ANN401
+    """How to read a buffer, elements, their type, and the shape."""
+    shape = _sizes(spec)
+    return buffer.read, math.prod(shape), np.dtype(spec.dtype).type, shape
 
 
 @contextlib.contextmanager

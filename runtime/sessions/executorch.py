@@ -358,7 +358,7 @@ class ExecutorchSession(Closing):
         if len(inputs) != len(self._inputs):
             return False
         for port, array in zip(self._inputs, inputs):  # noqa: B905  # counted above; strict costs time
-            if array.dtype is not port.dtype or array.shape != port.bounds:
+            if type(array) is not np.ndarray or array.dtype is not port.dtype or array.shape != port.bounds:
                 return False
         return True
 

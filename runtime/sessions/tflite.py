@@ -22,7 +22,7 @@ from ferryman.runtime.contracts.errors import CallerError, DeviceError, RuntimeF
 from ferryman.runtime.contracts.tensor import Array, DynamicDim, Signature, TensorSpec
 from ferryman.runtime.flatbuffer import BrokenError, Table
 from ferryman.runtime.native_library import native_library
-from ferryman.runtime.session import Session, fit
+from ferryman.runtime.session import Session, exactly, fit
 
 _MODULES = {
     "ai-edge-litert": "ai_edge_litert.interpreter",
@@ -34,6 +34,8 @@ _DELEGATE = "libferryman_tflite.so"
 _OWN_OPERATORS = b"ferryman."
 _CODES, _CUSTOM_CODE = 1, 1
 """Fields `Model.operator_codes` and `OperatorCode.custom_code` of TFLite's schema.fbs."""
+_NONE = (-1,)
+"""A shape that no array has."""
 _OPERATOR_CODES_MAX = 4096
 """More than any artifact has; a hostile count must not keep us."""
 
@@ -60,17 +62,17 @@ class TfliteSession(Closing):
                 model_path=str(artifact), num_threads=threads, experimental_delegates=delegates
             )
             entry = choose_entry(self._tflite.get_signature_list(), entry, artifact)
-            self._inputs, self._outputs = _in_call_order(self._tflite, entry)
-            self._shapes = [tuple(int(d) for d in detail["shape"]) for detail in self._inputs]
+            inputs, outputs = _in_call_order(self._tflite, entry)
+            self._places = [detail["index"] for detail in inputs]
+            self._answers = [detail["index"] for detail in outputs]
+            self._wanted = [(np.dtype(detail["dtype"]), tuple(int(d) for d in detail["shape"])) for detail in inputs]
             self._tflite.allocate_tensors()  # of the first subgraph, and lets the delegates take their parts of all
             self._wrapper: Any = self._tflite._interpreter  # noqa: SLF001
             self._subgraph: int = self._wrapper.GetSubgraphIndexFromSignature(entry) if entry else 0
             self._allocate()
         except (ValueError, RuntimeError) as error:
             raise RuntimeFault(f"{interpreter} {self.version}: {error}") from error
-        self.signature = Signature(
-            inputs=tuple(_spec(d) for d in self._inputs), outputs=tuple(_spec(d) for d in self._outputs)
-        )
+        self.signature = Signature(inputs=tuple(_spec(d) for d in inputs), outputs=tuple(_spec(d) for d in outputs))
 
     def _allocate(self) -> None:
         self._wrapper.AllocateTensors(self._subgraph)
@@ -80,24 +82,26 @@ class TfliteSession(Closing):
         """See `Session.run`."""
         if self._tflite is None:
             raise CallerError("the session is closed; open it again")
-        arrays = fit(inputs, self.signature)
+        wrapper, subgraph = self._wrapper, self._subgraph
+        arrays = inputs if exactly(inputs, self._wanted) else fit(inputs, self.signature)
         try:
-            if [a.shape for a in arrays] != self._shapes:
+            if arrays is not inputs and [a.shape for a in arrays] != [shape for _, shape in self._wanted]:
                 self._resize(arrays)
-            for detail, array in zip(self._inputs, arrays, strict=True):
-                self._wrapper.SetTensor(detail["index"], array, self._subgraph)
+            for place, array in zip(self._places, arrays):  # noqa: B905  # counted above; strict costs time
+                wrapper.SetTensor(place, array, subgraph)
             self._call()
-            return [self._wrapper.GetTensor(detail["index"], self._subgraph) for detail in self._outputs]
+            return [wrapper.GetTensor(place, subgraph) for place in self._answers]
         except (ValueError, RuntimeError) as error:
             raise RuntimeFault(f"{self.interpreter} {self.version}: {error}") from error
 
     def _resize(self, arrays: Sequence[Array]) -> None:
-        self._shapes = []  # when it fails on the way, the next run must not trust the old ones
-        for detail, array in zip(self._inputs, arrays, strict=True):
+        dtypes = [dtype for dtype, _ in self._wanted]
+        self._wanted = [(dtype, _NONE) for dtype in dtypes]  # if it fails on the way, the next run must not trust it
+        for place, array in zip(self._places, arrays, strict=True):
             shape = np.array(array.shape, dtype=np.int32)
-            self._wrapper.ResizeInputTensor(detail["index"], shape, True, self._subgraph)  # True: strict
+            self._wrapper.ResizeInputTensor(place, shape, True, self._subgraph)  # True: strict
         self._allocate()
-        self._shapes = [a.shape for a in arrays]
+        self._wanted = [(dtype, array.shape) for dtype, array in zip(dtypes, arrays, strict=True)]
 
     def close(self) -> None:
         """See `Session.close`."""

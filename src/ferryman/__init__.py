@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from ferryman.converter.api import BinaryConv2d, BinaryLinear, compress, convert
     from ferryman.devices.broker import parse_broker
     from ferryman.devices.fleet.client import AgentClient
+    from ferryman.devices.fleet.compare import compare
     from ferryman.devices.fleet.inventory import find_device, read_devices
     from ferryman.devices.fleet.profile import profile
     from ferryman.devices.fleet.push import push
+    from ferryman.fleet import Fleet
     from ferryman.latency import latency_on
     from ferryman.runtime.contracts.errors import FerrymanError
     from ferryman.runtime.contracts.measurement import Measurement, ProfileSpec
@@ -30,8 +32,10 @@ _HOMES = {
     "BinaryConv2d": "ferryman.converter.api",
     "BinaryLinear": "ferryman.converter.api",
     "FerrymanError": "ferryman.runtime.contracts.errors",
+    "Fleet": "ferryman.fleet",
     "Measurement": "ferryman.runtime.contracts.measurement",
     "ProfileSpec": "ferryman.runtime.contracts.measurement",
+    "compare": "ferryman.devices.fleet.compare",
     "compress": "ferryman.converter.api",
     "convert": "ferryman.converter.api",
     "find_device": "ferryman.devices.fleet.inventory",
@@ -49,9 +53,11 @@ __all__ = [
     "BinaryConv2d",
     "BinaryLinear",
     "FerrymanError",
+    "Fleet",
     "Measurement",
     "ProfileSpec",
     "__version__",
+    "compare",
     "compress",
     "convert",
     "find_device",

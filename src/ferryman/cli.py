@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import signal
 import sys
 import threading
 import zipfile
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ferryman import __version__
+from ferryman.compare_cli import compare
+from ferryman.options import PATH, Seconds, devices_option, find
+from ferryman.profile_cli import profile
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, FerrymanError
 from ferryman.runtime.install import (
     DEFAULT_ROOT,
@@ -28,16 +29,14 @@ from ferryman.runtime.install import (
 )
 
 if TYPE_CHECKING:
-    from ferryman.devices.fleet.inventory import Device
-    from ferryman.runtime.contracts.measurement import Measurement
     from ferryman.runtime.contracts.tensor import Array
 
-_PATH = click.Path(path_type=Path)
 _INSTALL = {
     "convert": "torch==2.13.0, then 'ferryman[convert]'",  # torch alone first: pip would take its build for GPUs
     "push": "'ferryman[push]'",
     "rollback": "'ferryman[push]'",
     "profile": "'ferryman[collector]'",
+    "compare": "'ferryman[push,collector]'",
     "report": "'ferryman[collector]'",
     "pareto": "torch==2.13.0, then 'ferryman[convert,collector]'",
 }
@@ -82,40 +81,13 @@ def main(verbose: int) -> None:
       convert   PyTorch model -> package, proven on every interpreter
       push      package -> device, over SSH; the old one serves until it is proven
       profile   latency, memory and energy on the device
+      compare   packages -> which is slower, by how much, for sure
       collect   telemetry -> database;  report: database -> table and page
       pareto    packages -> accuracy against bytes and latency
     """  # noqa: D301  # click wants the very character, where it shall not wrap
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.basicConfig(level=logging.WARNING, format=_LOG_FORMAT)
     logging.getLogger("ferryman").setLevel(level)
-
-
-class _Seconds(click.FloatRange):
-    """How long to wait; not a number is none."""
-
-    def __init__(self) -> None:
-        super().__init__(min=0, max=86400, min_open=True)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401  # click's signature
-        seconds = float(super().convert(value, param, ctx))
-        if math.isnan(seconds):
-            self.fail("nan is not in the range 0<x<=86400.", param, ctx)
-        return seconds
-
-
-def _devices_option(command: Callable[..., None]) -> Callable[..., None]:
-    return click.option(
-        "--devices",
-        "devices_file",
-        type=_PATH,
-        help="Devices file (TOML) [default: $FERRYMAN_DEVICES or ~/.config/ferryman/devices.toml].",
-    )(command)
-
-
-def _device(name: str, devices_file: Path | None) -> Device:
-    from ferryman.devices.fleet.inventory import find_device, read_devices
-
-    return find_device(read_devices(devices_file), name, devices_file)
 
 
 class _Form(click.ParamType[str]):
@@ -162,7 +134,7 @@ class _Form(click.ParamType[str]):
 @click.option(
     "--strict", is_flag=True, help="Refuse a form that is not smaller than fp32, or slower, on any interpreter."
 )
-@click.option("-o", "--output", type=_PATH, default=Path(), help="Folder for the package [default: here].")
+@click.option("-o", "--output", type=PATH, default=Path(), help="Folder for the package [default: here].")
 @click.option("--name", help="Name of the package [default: that of the factory or file].")
 @click.option("--min-sqnr", type=float, help="Bar in dB that every output must hold, 5 to 200 [default: the form's].")
 @click.option(
@@ -251,7 +223,7 @@ def _make_folder(path: Path) -> None:
 
 
 @main.command()
-@click.argument("package", type=_PATH)
+@click.argument("package", type=PATH)
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def inspect(package: Path, as_json: bool) -> None:
     """Verify PACKAGE and print what it holds, needs, and how it was proven."""
@@ -267,10 +239,10 @@ def inspect(package: Path, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("package", type=_PATH)
+@click.argument("package", type=PATH)
 @click.argument("device", nargs=-1, required=True)
 @pick_option
-@_devices_option
+@devices_option
 def push(package: Path, device: tuple[str, ...], pick: str, devices_file: Path | None) -> None:
     """Upload PACKAGE to each DEVICE over SSH and install it there.
 
@@ -280,7 +252,7 @@ def push(package: Path, device: tuple[str, ...], pick: str, devices_file: Path |
     from ferryman.devices.fleet.push import push as run
     from ferryman.runtime.package import open_package
 
-    targets = [_device(name, devices_file) for name in device]
+    targets = [find(name, devices_file) for name in device]
     if len(targets) > 1:
         open_package(package).close()  # what is wrong with it is wrong for all of them
     failed = []
@@ -339,8 +311,8 @@ main.add_command(repick_command)
 
 @main.command()
 @click.argument("device", required=False)
-@_devices_option
-@click.option("--root", type=_PATH, help=f"Without DEVICE: directory of the slot store [default: {DEFAULT_ROOT}].")
+@devices_option
+@click.option("--root", type=PATH, help=f"Without DEVICE: directory of the slot store [default: {DEFAULT_ROOT}].")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object; without DEVICE, of errors too.")
 @click.pass_context
 def rollback(
@@ -355,7 +327,7 @@ def rollback(
     from ferryman.devices.fleet.push import rollback as run
     from ferryman.runtime.contracts.record import encode
 
-    active = run(_device(device, devices_file))
+    active = run(find(device, devices_file))
     click.echo(encode(active) if as_json else f"{device}: {active.package_name} is active again in slot {active.name}")
 
 
@@ -364,7 +336,7 @@ def rollback(
 @click.option(
     "--broker", required=True, help="mqtt://[user:password@]HOST[:PORT] or mqtts://...[?ca=FILE&cert=FILE&key=FILE]."
 )
-@click.option("--root", type=_PATH, default=DEFAULT_ROOT, show_default=True, help="Directory of the slot store.")
+@click.option("--root", type=PATH, default=DEFAULT_ROOT, show_default=True, help="Directory of the slot store.")
 @click.option(
     "--confirm",
     type=click.Choice(["collector", "broker"]),
@@ -372,22 +344,30 @@ def rollback(
     show_default=True,
     help="Whose word frees a telemetry record: the collector's receipt, or the broker's acknowledgement.",
 )
-def agent(device: str, broker: str, root: Path, confirm: Any) -> None:  # noqa: ANN401  # click has checked it
+@click.option(
+    "--drift",
+    type=float,
+    default=600.0,
+    show_default=True,
+    help="Every so many seconds, sketches of what was served become a telemetry record; 0: never.",
+)
+def agent(device: str, broker: str, root: Path, confirm: Any, drift: float) -> None:  # noqa: ANN401  # click has checked it
     """Run on the device: serve the active slot over MQTT and send telemetry."""
     from ferryman.devices.agent.agent import Agent, AgentConfig
     from ferryman.devices.broker import parse_broker
 
-    Agent(AgentConfig(device=device, root=root, broker=parse_broker(broker), confirm=confirm)).run(_stop_event())
+    config = AgentConfig(device=device, root=root, broker=parse_broker(broker), confirm=confirm, drift_s=drift)
+    Agent(config).run(_stop_event())
 
 
 @main.command()
 @click.argument("device")
-@click.argument("inputs", nargs=-1, type=_PATH)
-@_devices_option
+@click.argument("inputs", nargs=-1, type=PATH)
+@devices_option
 @click.option("--variant", help="Variant of the package [default: the first the device can run].")
 @click.option("--interpreter", help="Interpreter [default: the preferred one of the device].")
-@click.option("-o", "--output", type=_PATH, help="Write the outputs, under their names, to this .npz file.")
-@click.option("--timeout", type=_Seconds(), default=30.0, show_default=True, help="Seconds to wait for the answer.")
+@click.option("-o", "--output", type=PATH, help="Write the outputs, under their names, to this .npz file.")
+@click.option("--timeout", type=Seconds(), default=30.0, show_default=True, help="Seconds to wait for the answer.")
 def run(
     device: str,
     inputs: tuple[Path, ...],
@@ -402,7 +382,7 @@ def run(
     from ferryman.devices.fleet.client import AgentClient
     from ferryman.devices.fleet.profile import broker_of
 
-    target = _device(device, devices_file)
+    target = find(device, devices_file)
     arrays = [_read_npy(path) for path in inputs]
     with AgentClient(broker_of(target), target.name) as client:
         reply = client.infer(arrays, variant=variant, interpreter=interpreter, timeout_s=timeout)
@@ -435,9 +415,9 @@ def _write_npz(path: Path, arrays: dict[str, Array]) -> None:
 
 @main.command()
 @click.argument("device")
-@_devices_option
+@devices_option
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
-@click.option("--timeout", type=_Seconds(), default=10.0, show_default=True, help="Seconds to wait for the answer.")
+@click.option("--timeout", type=Seconds(), default=10.0, show_default=True, help="Seconds to wait for the answer.")
 def status(device: str, devices_file: Path | None, as_json: bool, timeout: float) -> None:
     """Ask DEVICE's agent what it serves, what could run there, and what it has yet to send."""
     from ferryman.describe import describe_status
@@ -445,67 +425,19 @@ def status(device: str, devices_file: Path | None, as_json: bool, timeout: float
     from ferryman.devices.fleet.profile import broker_of
     from ferryman.runtime.contracts.record import encode
 
-    target = _device(device, devices_file)
+    target = find(device, devices_file)
     with AgentClient(broker_of(target), target.name) as client:
         answer = client.status(timeout_s=timeout)
     click.echo(encode(answer) if as_json else describe_status(answer))
 
 
-@main.command()
-@click.argument("package", type=_PATH)
-@click.argument("device")
-@_devices_option
-@click.option(
-    "--runs",
-    type=click.IntRange(min=1),
-    default=200,
-    show_default=True,
-    help="Timed runs: at most 70,000 on a device, warm-up included; 1,000,000 on `local`.",
-)
-@click.option("--warmup", type=click.IntRange(min=0), default=10, show_default=True, help="Runs before them.")
-@click.option(
-    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads an interpreter may use."
-)
-@click.option("--variant", multiple=True, help="Only this variant; may be given twice [default: all].")
-@click.option("--interpreter", multiple=True, help="Only this interpreter; may be given twice [default: all].")
-@click.option("--json", "as_json", is_flag=True, help="Print the measurements, raw samples included, as JSON lines.")
-@click.option("--html", type=_PATH, help="Also write a self-contained page with plots.")
-def profile(
-    package: Path,
-    device: str,
-    devices_file: Path | None,
-    runs: int,
-    warmup: int,
-    threads: int,
-    variant: tuple[str, ...],
-    interpreter: tuple[str, ...],
-    as_json: bool,
-    html: Path | None,
-) -> None:
-    """Measure PACKAGE on DEVICE: latency, memory, energy, conditions.
-
-    DEVICE `local` is this machine; any other must serve the package (push it first) and run an agent.
-    """
-    from ferryman.devices.fleet.profile import profile as measure
-    from ferryman.runtime.contracts.measurement import ProfileSpec
-    from ferryman.runtime.contracts.record import encode
-
-    spec = ProfileSpec(variants=variant, interpreters=interpreter, threads=threads, warmup_runs=warmup, runs=runs)
-    found = measure(
-        package,
-        _device(device, devices_file),
-        spec,
-        progress=lambda step: click.echo(f"  {step}", err=True),
-    )
-    if as_json:
-        for measurement in found:
-            click.echo(encode(measurement))
-    _show([(device, measurement) for measurement in found], html, quiet=as_json)
+main.add_command(profile)
+main.add_command(compare)
 
 
 @main.command()
 @click.option("--broker", required=True, help="mqtt://[user:password@]HOST[:PORT] or mqtts://...")
-@click.option("--database", type=_PATH, default=Path("ferryman.sqlite"), show_default=True, help="SQLite file.")
+@click.option("--database", type=PATH, default=Path("ferryman.sqlite"), show_default=True, help="SQLite file.")
 def collect(broker: str, database: Path) -> None:
     """Store what devices send, until interrupted."""
     from ferryman.devices.broker import parse_broker
@@ -525,15 +457,21 @@ def collect(broker: str, database: Path) -> None:
 
 
 @main.command()
-@click.option("--database", type=_PATH, default=Path("ferryman.sqlite"), show_default=True, help="SQLite file.")
+@click.option("--database", type=PATH, default=Path("ferryman.sqlite"), show_default=True, help="SQLite file.")
 @click.option("--device", help="Only this device.")
 @click.option("--package", help="Only this package, by name or SHA-256.")
-@click.option("--html", type=_PATH, default=Path("report.html"), show_default=True, help="Page to write.")
-def report(database: Path, device: str | None, package: str | None, html: Path) -> None:
+@click.option("--html", type=PATH, default=Path("report.html"), show_default=True, help="Page to write.")
+@click.option("--csv", type=PATH, help="Also write a table, one measurement a row, and one of raw samples beside it.")
+@click.option("--trace", type=PATH, help="Also write a trace that ui.perfetto.dev opens.")
+def report(
+    database: Path, device: str | None, package: str | None, html: Path, csv: Path | None, trace: Path | None
+) -> None:
     """Print a table of the stored measurements and write a self-contained page with plots."""
     from ferryman.describe import printable
     from ferryman.devices.fleet.store import Store
+    from ferryman.show import check_targets, show
 
+    check_targets(html, csv, trace)
     left_out: list[str] = []
     store = Store(database, create=False)
     try:
@@ -548,11 +486,11 @@ def report(database: Path, device: str | None, package: str | None, html: Path) 
         click.echo(printable(f"left out: {one}"), err=True)
     if not found:
         raise CallerError(f"{database} holds no measurements that match; run `ferryman profile PACKAGE DEVICE` first")
-    _show([(one.device, one.measurement) for one in found], html, left_out=left_out)
+    show([(one.device, one.measurement) for one in found], csv=csv, html=html, trace=trace, left_out=left_out)
 
 
 @main.command()
-@click.argument("package", type=_PATH, nargs=-1, required=True)
+@click.argument("package", type=PATH, nargs=-1, required=True)
 @click.option(
     "--data",
     required=True,
@@ -560,7 +498,7 @@ def report(database: Path, device: str | None, package: str | None, html: Path) 
     help="Gives labelled inputs: an iterable of (inputs, class numbers).",
 )
 @click.option(
-    "-o", "--output", type=_PATH, default=Path("pareto.html"), show_default=True, help="Plot: .html, .png or .svg."
+    "-o", "--output", type=PATH, default=Path("pareto.html"), show_default=True, help="Plot: .html, .png or .svg."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the points as JSON, one a line.")
 def pareto(package: tuple[Path, ...], data: str, output: Path, as_json: bool) -> None:
@@ -576,18 +514,6 @@ def pareto(package: tuple[Path, ...], data: str, output: Path, as_json: bool) ->
     click.echo(to_json(points) if as_json else table(points))
     draw(points, output)
     click.echo(f"plot: {output}", err=True)
-
-
-def _show(
-    found: list[tuple[str, Measurement]], html: Path | None, *, quiet: bool = False, left_out: Sequence[str] = ()
-) -> None:
-    import ferryman.profiler.report as page
-
-    if not quiet:
-        click.echo(page.table(found))
-    if html:
-        page.write_html(found, html, left_out=left_out)
-        click.echo(f"page: {html}", err=quiet)
 
 
 def _stop_event() -> threading.Event:

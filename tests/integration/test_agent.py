@@ -22,7 +22,8 @@ from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.fleet.client import AgentClient
 from ferryman.devices.fleet.store import Store
 from ferryman.devices.mqtt import Link, Message
-from ferryman.profiler.runner import RECORD_RUNS_MAX
+from ferryman.profiler.stats import summarize
+from ferryman.runtime.contracts.energy import Energy, EnergySource, EnergyWindow
 from ferryman.runtime.contracts.errors import (
     CallerError,
     DeviceError,
@@ -30,9 +31,10 @@ from ferryman.runtime.contracts.errors import (
     RuntimeCrash,
     RuntimeFault,
 )
-from ferryman.runtime.contracts.measurement import Energy, ProfileSpec
+from ferryman.runtime.contracts.measurement import KEPT_MAX, ProfileSpec
 from ferryman.runtime.contracts.messages import InferRequest, Request, Response, StatusRequest
 from ferryman.runtime.contracts.record import encode
+from ferryman.runtime.contracts.samples import Samples
 from ferryman.runtime.contracts.tensor import Tensor, pack, to_tensors, unpack
 from ferryman.runtime.install import install
 from ferryman.runtime.package import open_package
@@ -314,12 +316,12 @@ def test_an_agent_with_a_damaged_store_is_online_and_says_what_is_wrong(broker, 
 
 def test_a_profile_is_answered_and_reaches_the_collector(broker, tmp_path, client):
     store = Store(tmp_path / "store.sqlite")
-    spec = ProfileSpec(runs=5, warmup_runs=1, interpreters=("tflite-runtime",))
+    spec = ProfileSpec(runs=5, starts=2, warmup_runs=1, interpreters=("tflite-runtime",))
     try:
         with collecting(broker, store):
             (measurement,) = client.profile(sha256_of(tmp_path / "1.ferry"), spec)
             assert (measurement.package_name, measurement.interpreter) == ("add-1", "tflite-runtime")
-            assert len(measurement.samples_ns) == 5
+            assert len(measurement.samples_ns) == 10
             until(lambda: bool(store.measurements(device="pi")))
             (stored,) = store.measurements(device="pi")
         assert stored.measurement == measurement
@@ -340,40 +342,34 @@ def test_a_profile_that_names_what_is_not_there_is_the_callers_fault(tmp_path, c
             client.profile(sha256, spec)
 
 
-def test_more_runs_than_a_record_holds_are_refused_before_any_is_made(tmp_path, agent, client):
-    sha256 = sha256_of(tmp_path / "1.ferry")
-    spec = ProfileSpec(runs=RECORD_RUNS_MAX, warmup_runs=1)
-    with pytest.raises(CallerError, match=r"at most 70,000 .*found 70,001; .*`local`"):
-        client.profile(sha256, spec)
-    assert "measure" not in agent.log.read_text()
-
-
-def test_what_the_record_cannot_hold_of_the_energy_is_left_out_of_it_and_said(caplog):
-    readings = 200_000
-    energy = Energy(
-        energy_j=6.0,
-        window_s=2.0,
-        runs=3,
-        source="a meter",
-        rails=("all",),
-        unit="W",
-        times_ns=tuple(range(10**9, 10**9 + readings)),
-        values=(3.0,) * readings,
+def test_what_a_record_cannot_hold_is_thinned_out_of_it_and_said(caplog):
+    readings = 50_000
+    window = EnergyWindow(
+        energy_j=6.0, window_s=2.0, runs=3, times_ns=tuple(range(10**9, 10**9 + readings)), values=(3.0,) * readings
     )
-    whole = msgspec.structs.replace(measurement(), energy=energy)
+    source = EnergySource(name="a meter", rails=("all",), unit="W", resolution=0.1, uncertainty=0.01)
+    whole = msgspec.structs.replace(
+        measurement(), energy=Energy(source=source, active=window, idle=window, error_j=0.1)
+    )
     kept = agent_module.as_record(whole)
-    assert len(encode(kept)) <= BODY_MAX_BYTES
-    assert msgspec.structs.replace(kept.energy, times_ns=energy.times_ns, values=energy.values) == energy
-    assert kept.energy.values == ()
-    assert "the 200,000 energy readings" in caplog.text
+    assert len(encode(kept)) <= BODY_MAX_BYTES < len(encode(whole))
+    assert (kept.energy.active.values, kept.energy.active.energy_j) == ((), 6.0)
+    assert kept.starts == whole.starts  # of three samples nothing can be left out
+    assert "no energy readings" in caplog.text
     assert agent_module.as_record(measurement()) == measurement()
 
 
-def test_the_most_runs_fit_a_record_however_slow_they_are():
-    slowest_ns = int(agent_module.TIMEOUT_MAX_S * 1e9)
-    whole = msgspec.structs.replace(measurement(), samples_ns=(slowest_ns,) * RECORD_RUNS_MAX)
-    room_for_the_rest = 64 << 10
-    assert len(encode(whole)) + room_for_the_rest <= BODY_MAX_BYTES
+def test_the_most_durations_fit_a_record_however_little_they_pack():
+    random = np.random.default_rng(0)
+    noise = [Samples.of(random.integers(0, 2**40, 10**5), KEPT_MAX // 5) for _ in range(10)]
+    (start,) = measurement().starts
+    starts = tuple(
+        msgspec.structs.replace(start, warmup=noise[n], samples=noise[n + 5]) for n in range(5)
+    )
+    whole = msgspec.structs.replace(measurement(), starts=starts)
+    kept = agent_module.as_record(whole)
+    assert len(encode(kept)) <= BODY_MAX_BYTES
+    assert summarize(kept.starts[0].samples).count == 10**5
 
 
 def suspended_measurement(agent):
@@ -413,13 +409,13 @@ def test_the_log_tells_of_installs_requests_and_profiles(tmp_path, broker, put, 
     assert added(client) == 1
     with pytest.raises(CallerError):
         client.infer([])
-    client.profile(sha256_of(tmp_path / "1.ferry"), ProfileSpec(runs=3, interpreters=("tflite-runtime",)))
+    client.profile(sha256_of(tmp_path / "1.ferry"), ProfileSpec(runs=3, starts=1, interpreters=("tflite-runtime",)))
     until(lambda: "request profile" in agent.log.read_text())
     log = agent.log.read_text()
     assert re.search(r"slot a serves add-1 [0-9a-f]{12}\n", log)
     assert re.search(r"request infer [0-9a-f]{32}: done in [0-9.]+ s\n", log)
     assert re.search(r"request infer [0-9a-f]{32}: caller: expected 1 inputs.* in [0-9.]+ s\n", log)
-    assert "profile 1/1: fp32-tflite on tflite-runtime, 3 runs\n" in log
+    assert "profile round 1/1: fp32-tflite on tflite-runtime\n" in log
     put(2.0)
     until(lambda: "slot b serves add-2" in agent.log.read_text())
 

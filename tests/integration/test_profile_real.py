@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 
+from ferryman.profiler import runner
 from ferryman.profiler.runner import profile_package, run_profile
 from ferryman.profiler.stats import summarize
 from ferryman.runtime.contracts.errors import RuntimeCrash, RuntimeFault
@@ -34,18 +36,28 @@ FOREVER = ProfileSpec(runs=1_000_000, warmup_runs=1_000_000, interpreters=("ai-e
 
 def check(found: Measurement, spec: ProfileSpec) -> None:
     """What holds of every measurement, whatever the interpreter."""
-    assert len(found.samples_ns) == spec.runs
-    assert len(found.warmup_ns) == spec.warmup_runs
+    assert len(found.starts) == spec.starts
+    for start in found.starts:
+        assert len(start.samples) == spec.runs
+        if spec.warmup_runs is not None:
+            assert len(start.warmup) == spec.warmup_runs
+        times = (start.process_ns, start.import_ns, start.load_ns, start.first_run_ns, *start.samples, *start.warmup)
+        assert min(times) > 0
+        assert start.process_ns < 30e9
+        assert isinstance(start.busy, Unavailable) or 0 <= start.busy <= 1
+    assert len(found.samples_ns) == spec.runs * spec.starts
     assert found.cache in ("off", "memory")  # a first start
-    assert min(*found.samples_ns, *found.warmup_ns, found.first_run_ns, found.load_ns, found.import_ns) > 0
-    phases = [getattr(found.memory, name) for name in ("start", "loaded", "first_run", "steady")]
+    phases = [getattr(found.memory, name) for name in ("process", "start", "loaded", "first_run", "steady", "closed")]
     assert all(isinstance(phase, Memory) for phase in phases), phases
-    peaks = [phase.peak_rss_bytes for phase in phases]
-    assert peaks == sorted(peaks)
+    assert found.memory.peak_rss_bytes == max(phase.peak_rss_bytes for phase in phases)
     for phase in phases:
         assert 0 < phase.uss_bytes <= phase.pss_bytes <= phase.rss_bytes <= 2 * phase.peak_rss_bytes
+        assert 0 < phase.file_bytes + phase.anonymous_bytes <= phase.pss_bytes
+    assert phases[1].pss_bytes > phases[0].pss_bytes  # an interpreter is not for nothing
     assert found.before.versions == found.after.versions
     assert found.before.versions[found.interpreter] == found.interpreter_version
+    assert found.pipeline.whole.count == found.pipeline.model.count > 10
+    assert all(inner < outer for inner, outer in zip(found.pipeline.model, found.pipeline.whole, strict=True))
     if isinstance(found.energy, Unavailable):
         assert found.energy.reason
     assert decode(encode(found), Measurement) == found
@@ -63,7 +75,38 @@ def test_a_package_is_measured_on_the_interpreter_here(tmp_path):
         assert found.artifact_bytes == len(package.read("artifacts/model.tflite"))
     assert found.interpreter == "ai-edge-litert"
     assert found.input_shapes == ((1, 4),)
-    assert told == ["1/1: fp32-tflite on ai-edge-litert, 50 runs"]
+    assert told == [f"round {turn}/5: fp32-tflite on ai-edge-litert" for turn in range(1, 6)]
+
+
+@needs_litert
+def test_what_is_asked_for_beside_is_measured_once(tmp_path):
+    path = write_tiny_package(tmp_path / "tiny.ferry")
+    spec = ProfileSpec(starts=2, rate_hz=50, sustained_s=2, interpreters=("ai-edge-litert",))
+    (found,) = profile_package(path, spec)
+    assert found.arrival.latency.count == 500
+    assert not found.arrival.behind
+    assert [round(interval.seconds) for interval in found.sustained] == [1, 1]
+    assert min(start.samples.count for start in found.starts) >= 60
+
+
+@needs_litert
+def test_cases_of_several_packages_are_measured_in_turn(tmp_path):
+    told: list[str] = []
+    spec = ProfileSpec(starts=3, runs=5, warmup_runs=0, interpreters=("ai-edge-litert",), energy=False)
+    with contextlib.ExitStack() as stack:
+        cases = []
+        for added in (1, 2):
+            path = write_tiny_package(tmp_path / f"{added}.ferry", added=added)
+            package = stack.enter_context(open_package(path))
+            folder = stack.enter_context(runner.extracted(package))
+            cases += runner.cases_of(folder, package.manifest, package.sha256, spec)
+        measured = runner.profile_cases(cases, spec, told.append)
+    assert [one.package_name for one in measured] == ["add-1", "add-2"]
+    names = [f"{case.manifest.name} {case.sha256[:8]} {case}" for case in cases]
+    rounds = [names, names[::-1], names]
+    assert told == [f"round {turn}/3: {name}" for turn, order in enumerate(rounds, 1) for name in order]
+    for one in measured:
+        check(one, spec)
 
 
 @pytest.mark.skipif(not DEVICE_PYTHON.exists(), reason="there is no .venv-device")
@@ -74,13 +117,13 @@ def test_both_tflite_interpreters_are_measured_in_the_device_environment(tmp_pat
         "from ferryman.profiler.runner import profile_package\n"
         "from ferryman.runtime.contracts.measurement import ProfileSpec\n"
         "from ferryman.runtime.contracts.record import encode\n"
-        "for found in profile_package(Path(sys.argv[1]), ProfileSpec(runs=30)): print(encode(found).decode())\n"
+        "for found in profile_package(Path(sys.argv[1]), ProfileSpec(runs=30, starts=2)): print(encode(found).decode())\n"
     )
     done = subprocess.run([DEVICE_PYTHON, "-c", code, path], capture_output=True, timeout=120, check=True)
     measured = [decode(line, Measurement) for line in done.stdout.splitlines()]
     assert [one.interpreter for one in measured] == ["ai-edge-litert", "tflite-runtime"]
     for one in measured:
-        check(one, ProfileSpec(runs=30))
+        check(one, ProfileSpec(runs=30, starts=2))
 
 
 @pytest.mark.skipif(not installed("executorch"), reason="the native ExecuTorch library is not installed")
@@ -110,8 +153,8 @@ def test_executorch_is_measured(tmp_path):
         golden_sqnr_min_db=60.0,
         created_with={},
     )
-    (found,) = profile_package(tmp_path / "linear.ferry", ProfileSpec(runs=30))
-    check(found, ProfileSpec(runs=30))
+    (found,) = profile_package(tmp_path / "linear.ferry", ProfileSpec(runs=30, starts=2))
+    check(found, ProfileSpec(runs=30, starts=2))
     assert found.interpreter == "executorch"
 
 

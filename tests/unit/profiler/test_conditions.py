@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ferryman.profiler.conditions import clocks_mhz, cpu_model, governor, read_conditions
+from ferryman.profiler.conditions import clocks_mhz, cpu_model, governor, power_source, read_conditions, soc, throttled
 from ferryman.profiler.energy import choose_source
 from ferryman.profiler.sysfs import SensorError
 from ferryman.runtime.contracts.measurement import Conditions, Reading
@@ -34,6 +34,74 @@ def test_a_raspberry_pi_5_is_described(tmp_path):
     assert found.memory_total_bytes == 8256624 * 1024
     assert found.versions["tflite-runtime"] == "2.14.0"
     assert {"ferryman", "python", "numpy"} <= set(found.versions)
+
+
+def test_the_chip_is_what_the_device_tree_is_compatible_with_last(tmp_path):
+    tree = {"proc/device-tree/compatible": "raspberrypi,5-model-b\0brcm,bcm2712\0"}
+    assert soc(write_tree(tmp_path, tree)) == "brcm,bcm2712"
+
+
+def test_the_soc_bus_comes_first(tmp_path):
+    bus = {"sys/devices/soc0/family": "Snapdragon\n", "sys/devices/soc0/soc_id": "SM8550\n"}
+    assert soc(write_tree(tmp_path, bus)) == "Snapdragon SM8550"
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "sys/devices/platform/soc/soc:firmware/get_throttled",
+        "sys/devices/platform/soc@107c000000/soc@107c000000:firmware/get_throttled",
+    ],
+)
+@pytest.mark.parametrize(
+    ("text", "reasons"),
+    [
+        ("0", ()),
+        ("50005\n", ("under-voltage", "throttled")),
+        ("0x50000", ("under-voltage before", "throttled before")),
+        ("e0002", ("frequency capped", "throttled before", "soft temperature limit before")),
+    ],
+)
+def test_the_firmwares_flags_say_what_holds_and_what_held(tmp_path, file, text, reasons):
+    assert throttled(write_tree(tmp_path, {file: text})) == reasons
+
+
+def test_cooling_devices_of_processors_throttle_and_fans_do_not(tmp_path):
+    tree = {
+        "cooling_device0/type": "pwm-fan",
+        "cooling_device0/cur_state": "4",
+        "cooling_device1/type": "cpufreq-cpu0",
+        "cooling_device1/cur_state": "0",
+    }
+    at = {f"sys/class/thermal/{name}": text for name, text in tree.items()}
+    assert throttled(write_tree(tmp_path, at)) == ()
+    at["sys/class/thermal/cooling_device1/cur_state"] = "2"
+    assert throttled(write_tree(tmp_path, at)) == ("thermal",)
+
+
+@pytest.mark.parametrize("text", ["", "garbage", "0x", "-"])
+def test_flags_that_are_none_are_no_answer(tmp_path, text):
+    root = write_tree(tmp_path, {"sys/devices/platform/soc/soc:firmware/get_throttled": text})
+    with pytest.raises(SensorError):
+        throttled(root)
+
+
+@pytest.mark.parametrize(
+    ("supplies", "source"),
+    [
+        ({"BAT0/type": "Battery", "BAT0/status": "Discharging", "AC/type": "Mains", "AC/online": "0"}, "battery"),
+        ({"BAT0/type": "Battery", "BAT0/status": "Charging"}, "mains"),
+        ({"usb/type": "USB", "usb/online": "1"}, "mains"),
+    ],
+)
+def test_the_power_source_is_the_battery_where_one_discharges(tmp_path, supplies, source):
+    tree = {f"sys/class/power_supply/{name}": f"{text}\n" for name, text in supplies.items()}
+    assert power_source(write_tree(tmp_path, tree)) == source
+
+
+def test_a_board_without_a_power_supply_class_has_no_power_source(tmp_path):
+    with pytest.raises(SensorError, match="no power supply"):
+        power_source(tmp_path)
 
 
 def test_an_x86_machine_names_its_processor_and_clocks():

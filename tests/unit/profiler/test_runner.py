@@ -81,6 +81,15 @@ def test_operators_this_ferryman_has_not_are_named(tmp_path):
         ProfileSpec(warmup_runs=-1),
         ProfileSpec(threads=0),
         ProfileSpec(threads=THREADS_MAX + 1),
+        ProfileSpec(starts=0),
+        ProfileSpec(starts=101),
+        ProfileSpec(error=0.0),
+        ProfileSpec(error=float("nan")),
+        ProfileSpec(rate_hz=0.0),
+        ProfileSpec(rate_hz=float("inf")),
+        ProfileSpec(sustained_s=-1.0),
+        ProfileSpec(sustained_s=float("nan")),
+        ProfileSpec(start_below_c=float("nan")),
         ProfileSpec(timeout_s=float("nan")),
         ProfileSpec(timeout_s=float("inf")),
     ],
@@ -88,6 +97,11 @@ def test_operators_this_ferryman_has_not_are_named(tmp_path):
 def test_numbers_out_of_range_are_refused_before_anything_runs(tmp_path, spec):
     with pytest.raises(CallerError, match="must be"):
         profile_package(write_tiny_package(tmp_path / "tiny.ferry"), spec)
+
+
+def test_two_rules_for_the_number_of_runs_are_refused(tmp_path):
+    with pytest.raises(CallerError, match="both say when to stop"):
+        profile_package(write_tiny_package(tmp_path / "tiny.ferry"), ProfileSpec(runs=5, single_stream=True))
 
 
 def test_a_package_without_golden_vectors_has_nothing_to_measure_on(tmp_path):
@@ -129,7 +143,7 @@ def test_a_measuring_process_that_dies_is_told_with_its_signal(tmp_path, monkeyp
 PROFILE = """
 import sys, time
 from ferryman.profiler import runner
-runner.run_profile = lambda *_: (print("extracted", flush=True), time.sleep(60))
+runner.run_profile = lambda *_, **__: (print("extracted", flush=True), time.sleep(60))
 runner.profile_package(sys.argv[1], runner.ProfileSpec())
 """
 

@@ -1,0 +1,235 @@
+"""What is told of one measurement at length, as tables: operators, layers, a sustained run."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ferryman.profiler.report_tables import Grid, Group
+from ferryman.profiler.report_words import MISSING, NOT_ASKED, ms, number, percent, printable, short
+from ferryman.profiler.stats import summarize
+from ferryman.runtime.contracts.layers import Layer, LayerStatistics
+from ferryman.runtime.contracts.measurement import Interval, Measurement
+from ferryman.runtime.contracts.operators import Operator, Operators, Peak
+from ferryman.runtime.contracts.record import Unavailable
+
+_NAME_MAX = 30
+
+
+def detail_grids(m: Measurement, rows_max: int) -> list[Grid]:
+    """Those of its parts that were measured, each cut to so many rows, with a note that says how many are left out."""
+    grids = []
+    if m.sustained:
+        grids.append(sustained_grid(m.sustained, rows_max))
+    if isinstance(m.operators, Operators):
+        grids.append(operators_grid(m.operators, rows_max))
+    if isinstance(m.layers, LayerStatistics):
+        grids.append(layers_grid(m.layers, rows_max))
+    return grids
+
+
+def sustained_grid(intervals: Sequence[Interval], rows_max: int) -> Grid:
+    """A row for each interval; of more than `rows_max`, several to a row."""
+    together = -(-len(intervals) // rows_max)
+    stretches = [intervals[at : at + together] for at in range(0, len(intervals), together)]
+    first = _p50_ns(stretches[0])
+    end = intervals[-1].start_s + intervals[-1].seconds
+    notes = [f"{together} intervals to a row; medians of all their runs"] if together > 1 else []
+    return Grid(
+        f"without a pause for {number(end)} s",
+        Group(("from\ns",), tuple((number(some[0].start_s),) for some in stretches)),
+        (
+            Group(
+                ("runs\n", "p50\nms", "over the\nfirst %", "p99\nms"),
+                tuple(_latency_cells(some, first) for some in stretches),
+            ),
+            Group(
+                _STATES,
+                tuple(_state_cells(some) for some in stretches),
+            ),
+            Group(("throttled\n",), tuple((_throttled(some),) for some in stretches), text=True),
+        ),
+        tuple(notes),
+    )
+
+
+def operators_grid(operators: Operators, rows_max: int) -> Grid:
+    """The heaviest first, by the place in which they run."""
+    ranked = sorted(enumerate(operators.rows, 1), key=lambda one: -one[1].share)
+    shown, rest = ranked[:rows_max], ranked[rows_max:]
+    notes = [printable(operators.source)]
+    if rest:
+        share = percent(sum(one.share for _, one in rest))
+        notes.append(f"{len(rest)} more operators, together {share} % of the time, are not shown")
+    if operators.whole.count:
+        total = sum(1e9 * operator_seconds(one) for one in operators.rows if one.samples.count)
+        whole = summarize(operators.whole).p50_ns
+        notes.append(f"all operators add up to {ms(total)} ms; whole runs beside them took {ms(whole)} ms (p50)")
+    notes += [
+        f"{len(one)} {what}: {percent(sum(o.share for o in one))} % of the time" for what, one in _flagged(operators)
+    ]
+    if isinstance(operators.peak, Peak):
+        notes.append(
+            f"roof: {number(operators.peak.gmacs_per_s)} GMAC/s in fp32 and {number(operators.peak.gbytes_per_s)} GB/s"
+            ", one thread, measured on this device; the share is the least time that allows over the time taken"
+        )
+    return Grid(
+        "time by operator",
+        Group(
+            ("#\n", "operator\n", "module\n"),
+            tuple((str(at), short(o.name, _NAME_MAX), short(o.module or NOT_ASKED, _NAME_MAX)) for at, o in shown),
+            text=True,
+        ),
+        (
+            Group(
+                ("time\n%", "\nms"),
+                tuple((percent(one.share), ms(1e9 * operator_seconds(one))) for _, one in shown),
+            ),
+            Group(
+                ("moved\nMB", "\nMMAC", "\nGMAC/s", "\nGB/s", "of fp32\nroof %"),
+                tuple(_rates(one, operators.peak) for _, one in shown),
+            ),
+            Group(
+                ("delegate\n", "flags\n"),
+                tuple((short(o.delegate or NOT_ASKED, _NAME_MAX), ", ".join(o.flags) or NOT_ASKED) for _, o in shown),
+                text=True,
+            ),
+        ),
+        tuple(notes),
+    )
+
+
+def layers_grid(layers: LayerStatistics, rows_max: int) -> Grid:
+    """In the order of the record."""
+    shown, rest = layers.rows[:rows_max], layers.rows[rows_max:]
+    notes = [printable(f"{layers.source}; over {layers.inputs} inputs")]
+    if rest:
+        notes.append(f"{len(rest)} more layers are not shown")
+    return Grid(
+        "activations by layer",
+        Group(
+            ("layer\n", "module\n"),
+            tuple((short(one.name, _NAME_MAX), short(one.module or NOT_ASKED, _NAME_MAX)) for one in shown),
+            text=True,
+        ),
+        (
+            Group(
+                ("dtype\n", "shape\n"),
+                tuple((printable(one.dtype), "x".join(map(str, one.shape)) or "scalar") for one in shown),
+                text=True,
+            ),
+            Group(
+                ("least\n", "most\n", "mean\n", "std\n"),
+                tuple(tuple(map(number, (o.least, o.most, o.mean, o.std))) for o in shown),
+            ),
+            Group(("zeros\n%", "saturated\n%", "tells of\ninput, bit"), tuple(_shares(one) for one in shown)),
+        ),
+        tuple(notes),
+    )
+
+
+def operator_seconds(operator: Operator) -> float:
+    """Mean of the middle half of its samples, as for `Operator.share`; not a number where it was never timed."""
+    count = operator.samples.count
+    if not count:
+        return math.nan
+    values, counts = operator.samples.weighted()
+    ends = np.cumsum(counts).clip(count // 4, count - count // 4)
+    weights = np.diff(ends, prepend=count // 4)
+    return float(values.astype(np.float64) @ weights) / int(weights.sum()) / 1e9
+
+
+def of_roof(operator: Operator, peak: Peak | Unavailable) -> float:
+    """The least time that the device's peaks allow, over the time taken; not a number where it cannot be told."""
+    seconds = operator_seconds(operator)
+    if isinstance(peak, Unavailable) or not seconds > 0 or (not operator.macs and not operator.bytes_moved):
+        return math.nan
+    if not min(peak.gmacs_per_s, peak.gbytes_per_s) > 0:
+        return math.nan
+    least = max((operator.macs or 0) / peak.gmacs_per_s, (operator.bytes_moved or 0) / peak.gbytes_per_s) / 1e9
+    return least / seconds
+
+
+def _rates(one: Operator, peak: Peak | Unavailable) -> tuple[str, ...]:
+    seconds = operator_seconds(one)
+
+    def rate(amount: int | None) -> str:
+        return MISSING if amount is None or not seconds > 0 else number(amount / seconds / 1e9)
+
+    return (
+        MISSING if one.bytes_moved is None else number(one.bytes_moved / 1e6),
+        MISSING if one.macs is None else number(one.macs / 1e6),
+        rate(one.macs),
+        rate(one.bytes_moved),
+        percent(of_roof(one, peak)),
+    )
+
+
+def _flagged(operators: Operators) -> list[tuple[str, list[Operator]]]:
+    words = {"undelegated": "undelegated (the interpreter's portable kernels)", "layout copy": "layout copies"}
+    found = [(words[flag], [one for one in operators.rows if flag in one.flags]) for flag in words]
+    return [(what, some) for what, some in found if some]
+
+
+def _shares(one: Layer) -> tuple[str, str, str]:
+    bits = one.information_bits
+    return percent(one.zeros), percent(one.saturated), MISSING if isinstance(bits, Unavailable) else number(bits)
+
+
+def _p50_ns(some: Sequence[Interval]) -> float:
+    return summarize([one.samples for one in some]).p50_ns if _runs(some) else math.nan
+
+
+def _runs(some: Sequence[Interval]) -> int:
+    return sum(one.samples.count for one in some)
+
+
+def _latency_cells(some: Sequence[Interval], first_ns: float) -> tuple[str, ...]:
+    if not _runs(some):
+        return "0", MISSING, MISSING, MISSING
+    summary = summarize([one.samples for one in some])
+    over = summary.p50_ns / first_ns - 1 if first_ns > 0 else math.nan
+    grown = f"{100 * over:+.1f}" if math.isfinite(over) else MISSING
+    return str(summary.count), ms(summary.p50_ns), grown, ms(summary.p99_ns)
+
+
+def interval_state(one: Interval) -> dict[str, float | None]:
+    """What the device was like, by the heads of the table; None: could not be measured."""
+    clocks = () if isinstance(one.clocks_mhz, Unavailable) else one.clocks_mhz
+    hottest = () if isinstance(one.temperatures_c, Unavailable) else [reading.value for reading in one.temperatures_c]
+    busy, load, free, rss = (
+        None if isinstance(value, Unavailable) else float(value)
+        for value in (one.busy, one.load_1m, one.memory_available_bytes, one.rss_bytes)
+    )
+    return {
+        "clock\nMHz": statistics.mean(clocks) if clocks else None,
+        "hottest\n°C": max(hottest, default=None),
+        "others\n%": None if busy is None else 100 * busy,
+        "load\n1 min": load,
+        "free\nMB": None if free is None else free / 1e6,
+        "own RSS\nMB": None if rss is None else rss / 1e6,
+    }
+
+
+_WORST: dict[str, Callable[[Sequence[float]], float]] = {"clock\nMHz": min, "free\nMB": min}
+"""Of several intervals the lowest; of all other states the highest."""
+_STATES = ("clock\nMHz", "hottest\n°C", "others\n%", "load\n1 min", "free\nMB", "own RSS\nMB")
+
+
+def _state_cells(some: Sequence[Interval]) -> tuple[str, ...]:
+    states = [interval_state(one) for one in some]
+    cells = []
+    for name in _STATES:
+        known = [value for state in states if (value := state[name]) is not None]
+        cells.append(number(_WORST.get(name, max)(known)) if known else MISSING)
+    return tuple(cells)
+
+
+def _throttled(some: Sequence[Interval]) -> str:
+    known = [one.throttled for one in some if not isinstance(one.throttled, Unavailable)]
+    if not known:
+        return MISSING
+    return printable(", ".join(dict.fromkeys(reason for reasons in known for reason in reasons))) or NOT_ASKED

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import re
+
+import msgspec
+import pytest
+
+from ferryman.profiler.comparing import SLOWER, UNCLEAR, describe, exit_code, pair_up, set_beside, verdict_in_words
+from ferryman.runtime.contracts.comparison import Comparison
+from ferryman.runtime.contracts.errors import CallerError
+from ferryman.runtime.contracts.record import decode, encode
+from tests.support.measurements import full_measurement, measurement, start
+
+
+def of(level_ns: int, spread: float = 0.001, count: int = 8, **changes):
+    scattered = [round(level_ns * (1 + spread * (number * 3 % count - (count - 1) / 2))) for number in range(count)]
+    starts = tuple(start([one] * 9, load_ns=10**6) for one in scattered)
+    return msgspec.structs.replace(measurement(), starts=starts, **changes)
+
+
+def beside(times: float, spread: float = 0.001, **options):
+    return set_beside(of(10**6), of(round(10**6 * times), spread, package_sha256="11"), interleaved=True, **options)
+
+
+def test_a_slower_package_is_told_with_its_margin_and_its_cause():
+    found = beside(1.1)
+    assert found.verdict == "slower"
+    assert verdict_in_words(found) == "slower, by 10.0 % to 10.0 % (margin 2 %, 8 rounds)"
+    assert [cause.name for cause in found.causes] == ["artifact"]
+    assert [difference.name for difference in found.differences] == ["package"]
+
+
+def test_a_faster_one_is_explained_by_what_the_baseline_had_against_it():
+    busy = of(10**6)
+    busy = msgspec.structs.replace(busy, starts=tuple(msgspec.structs.replace(one, busy=0.5) for one in busy.starts))
+    quiet = of(800_000)
+    quiet = msgspec.structs.replace(quiet, starts=tuple(msgspec.structs.replace(one, busy=0.0) for one in quiet.starts))
+    found = set_beside(busy, quiet, interleaved=True)
+    assert verdict_in_words(found).startswith("faster, by 20.0 % to 20.0 %")
+    assert [cause.name for cause in found.causes] == ["busy"]
+
+
+def test_what_is_the_same_needs_no_cause():
+    found = beside(1.01)
+    assert (found.verdict, found.causes) == ("same", ())
+    assert verdict_in_words(found).startswith("same, +1.0 % to +1.0 %")
+
+
+def test_what_is_unclear_says_what_would_settle_it():
+    assert re.search(r"; about 1\d would settle it$", verdict_in_words(beside(1.0, 0.011)))
+    assert "more rounds would not settle it" in verdict_in_words(beside(1.02, 0.02))
+
+
+def test_what_is_unclear_says_what_disturbed_it():
+    busy = of(10**6, 0.02)
+    busy = msgspec.structs.replace(busy, starts=tuple(msgspec.structs.replace(one, busy=0.5) for one in busy.starts))
+    found = set_beside(of(10**6), busy, interleaved=True)
+    assert [cause.words for cause in found.causes if cause.name == "busy"] == [
+        "other: beside 8 of 8 processes others took 50% to 50% of the processors"
+    ]
+
+
+def test_records_that_took_no_turns_say_so():
+    found = set_beside(of(10**6), of(10**6, count=5))
+    assert "8 and 5 processes, not in turn" in verdict_in_words(found)
+
+
+def test_other_threads_bar_a_comparison_unless_it_is_asked_for_anyway():
+    four = of(10**6, spec=msgspec.structs.replace(measurement().spec, threads=4))
+    with pytest.raises(CallerError, match=r"cannot be compared \(threads: 1 against 4\)"):
+        set_beside(of(10**6), four, interleaved=True)
+    found = set_beside(of(10**6), four, interleaved=True, anyway=True)
+    assert found.verdict == "same"
+    assert "differs: threads: 1 against 4" in describe(found)
+
+
+@pytest.mark.parametrize(
+    ("baseline", "other", "pairs"),
+    [
+        ([("a", "x"), ("b", "x")], [("b", "x"), ("c", "x")], [(1, 0)]),
+        ([("a", "x"), ("a", "y")], [("a", "y"), ("a", "x")], [(0, 1), (1, 0)]),
+        ([("a", "x"), ("b", "y")], [("c", "x")], [(0, 0)]),
+    ],
+)
+def test_what_goes_together(baseline, other, pairs):
+    assert pair_up(baseline, other) == pairs
+
+
+def test_where_nothing_goes_together_both_are_listed():
+    with pytest.raises(CallerError, match=r"a on x, b on x; and c on x"):
+        pair_up([("a", "x"), ("b", "x")], [("c", "x")])
+
+
+def test_the_worst_verdict_is_the_exit_code():
+    same, slower, unclear, faster = beside(1.0), beside(1.1), beside(1.02, 0.02), beside(0.9)
+    assert exit_code([same, faster]) == 0
+    assert exit_code([same, slower, unclear]) == SLOWER
+    assert exit_code([same, unclear]) == UNCLEAR
+
+
+def test_a_comparison_travels_whole():
+    found = set_beside(full_measurement(), full_measurement(factor=1.2, seed=1))
+    assert decode(encode(found), Comparison) == found
+
+
+def test_words_of_records_cannot_steer_the_terminal():
+    hostile = of(10**6, package_name="\x1b[2Jgone\r\n\u202e", variant="\x1b]0;")
+    words = describe(set_beside(hostile, of(10**6), interleaved=True))
+    assert "\x1b" not in words
+    assert "\r" not in words
+    plain = describe(set_beside(of(10**6, package_name="b", variant="c"), of(10**6), interleaved=True))
+    assert len(words.splitlines()) == len(plain.splitlines())
+
+
+def test_everything_in_two_full_records_is_held_against_each_other():
+    found = set_beside(full_measurement(), full_measurement(factor=1.2, seed=1))
+    assert [ratio.metric for ratio in found.ratios] == ["p50", "p90", "load", "first run", "memory", "energy"]
+    assert describe(found).startswith("digits 9f86d081884c fp32-tflite on ai-edge-litert over digits")
