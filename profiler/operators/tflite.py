@@ -23,6 +23,7 @@ from ferryman.runtime.contracts.manifest import Variant
 from ferryman.runtime.contracts.tensor import Array
 from ferryman.runtime.delegated import delegated_nodes
 from ferryman.runtime.session import fit
+from ferryman.runtime.sessions import compiled
 from ferryman.runtime.sessions.tflite import TfliteSession
 
 SOURCE = "each operator alone, a graph of its own in the same interpreter, with its real inputs; all take turns"
@@ -39,7 +40,7 @@ def time_tflite(
     """
     with artifact.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         graph = read_tflite(data, variant.entry, variant.origins)
-        events = interpreter == litert.INTERPRETER and litert.usable() and not graph.own and not graph.dynamic
+        events = interpreter == compiled.INTERPRETER and litert.usable() and not graph.own and not graph.dynamic
         if not events:
             head = slice_head(data, graph)
     if events:
