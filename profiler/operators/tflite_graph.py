@@ -53,6 +53,8 @@ class Graph:
     operators: tuple[Operator, ...]
     inputs: tuple[int, ...]
     """In the order of the call."""
+    shapes: tuple[tuple[int, ...], ...]
+    """Theirs, by which operators are counted."""
     constant: frozenset[int]
     """Tensors with contents."""
     dynamic: bool
@@ -100,6 +102,7 @@ def _read(data: Data, entry: str | None, origins: Mapping[str, str]) -> Graph:
         subgraphs=len(root.tables(SUBGRAPHS)),
         operators=tuple(operators),
         inputs=inputs,
+        shapes=tuple(tensors[tensor].shape for tensor in inputs),
         constant=frozenset(i for i, one in enumerate(held) if buffers[one.integer(_BUFFER, "I")]),
         dynamic=any(-1 in one.integers(_SIGNATURE_SHAPE) for one in held),
     )
