@@ -114,7 +114,7 @@ class _Follower:
             most=self._most if finite else None,
             mean=min(max(self._sum / finite, self._least), self._most) if finite else None,  # a sum may overflow
             sketch=self._sketch.serialize(),
-            rank_error=self._sketch.normalized_rank_error(False) if rough else 0.0,  # takes no name
+            rank_error=self._sketch.normalized_rank_error(False) if rough else 0.0,
             share_error=self._sketch.normalized_rank_error(True) if rough else 0.0,
         )
 

@@ -35,7 +35,9 @@ class Distribution:
     def quantiles(self, shares: ArrayLike) -> NDArray[np.float32]:
         """The least values which such shares are at most."""
         ranks = np.ceil(np.asarray(shares) * self.count)
-        return self.values[np.minimum(np.searchsorted(np.cumsum(self.weights), ranks), len(self.values) - 1)]
+        at = np.searchsorted(np.cumsum(self.weights), ranks)
+        found: NDArray[np.float32] = self.values[np.minimum(at, len(self.values) - 1)]
+        return found
 
 
 def merge(sketches: Iterable[DriftSketch]) -> Distribution | None:

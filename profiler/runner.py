@@ -192,6 +192,10 @@ def profile_cases(
     tell = progress or (lambda _: None)
     deadline = time.monotonic() + timeout_s
     stop = cancelled or threading.Event()
+    several = len({case.sha256 for case in cases}) > 1
+
+    def name(case: Case) -> str:
+        return f"{case.manifest.name} {case.sha256[:8]} {case}" if several else str(case)
 
     def apart(case: Case, part: Part) -> Outcome:
         return _measure_apart(case, part, spec, inputs, deadline, stop)
@@ -200,13 +204,13 @@ def profile_cases(
     order = list(zip(cases, rounds, strict=True))
     for turn in range(spec.starts):
         for case, outcomes in order if turn % 2 == 0 else reversed(order):
-            tell(f"round {turn + 1}/{spec.starts}: {case}")
+            tell(f"round {turn + 1}/{spec.starts}: {name(case)}")
             outcomes.append(apart(case, "start" if turn else "first"))
     found = []
     for case, outcomes in order:
         parts: dict[str, Any] = {}
         for part in _asked(spec):
-            tell(f"{part}: {case}")
+            tell(f"{part}: {name(case)}")
             parts[part] = _there(getattr(apart(case, part), part), case)
         starts = [_there(outcome.start, case) for outcome in outcomes]
         found.append(_measurement(case, spec, starts, _there(outcomes[0].rest, case), parts))

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from ferryman.runtime.contracts.record import Record
 
-SCHEMA = 1
 SKETCH_MAX_BYTES = 1 << 16
 TENSORS_MAX = 64
 _COUNT_MAX = (1 << 62) - 1
@@ -75,7 +74,7 @@ class DriftSketch(Record):
 class Drift(Record, kw_only=True):
     """Body of a record of kind `drift`: one variant on one interpreter over a stretch of time."""
 
-    schema: Literal[1] = SCHEMA
+    schema: Literal[1] = 1
     package_name: str
     package_sha256: str
     variant: str
@@ -99,17 +98,21 @@ def read_sketch(data: bytes) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         ValueError: it is damaged, or no such sketch.
     """
     try:
-        preamble, version, family, flags, k, narrowest = _HEAD.unpack_from(data)
-        if family != _FAMILY or k < _K_MIN or narrowest < _NARROWEST_MIN:
-            raise ValueError(f"no KLL sketch: family {family}, expected {_FAMILY}, and k {k}")
-        kind = (preamble, version, flags & (_EMPTY | _SINGLE))
-        if kind in ((_SHORT_INTS, 1, _EMPTY), (_SHORT_INTS, 2, _SINGLE)):
-            return _checked(data[_HEAD.size :], [0], int(kind[2] == _SINGLE))
-        if kind != (_FULL_INTS, 1, 0):
-            raise ValueError(f"no sketch has preamble {preamble}, version {version} and flags {flags}")
-        return _read_full(data)
+        return _read(data)
     except (struct.error, ValueError) as error:
         raise ValueError(f"the sketch is damaged: {error}") from error
+
+
+def _read(data: bytes) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    preamble, version, family, flags, k, narrowest = _HEAD.unpack_from(data)
+    if family != _FAMILY or k < _K_MIN or narrowest < _NARROWEST_MIN:
+        raise ValueError(f"no KLL sketch: family {family}, expected {_FAMILY}, and k {k}")
+    kind = (preamble, version, flags & (_EMPTY | _SINGLE))
+    if kind in ((_SHORT_INTS, 1, _EMPTY), (_SHORT_INTS, 2, _SINGLE)):
+        return _checked(data[_HEAD.size :], [0], int(kind[2] == _SINGLE))
+    if kind != (_FULL_INTS, 1, 0):
+        raise ValueError(f"no sketch has preamble {preamble}, version {version} and flags {flags}")
+    return _read_full(data)
 
 
 def _read_full(data: bytes) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

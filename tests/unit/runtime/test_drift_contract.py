@@ -61,7 +61,9 @@ def test_altered_and_truncated_sketches_are_errors_or_sound(data, changes, draw)
     looked_at(bytes(altered))
 
 
-@given(st.sampled_from([one for one in SOUND if len(one) > 32]), st.sampled_from([*range(8, 16), 18]), st.integers(0, 255))
+@given(
+    st.sampled_from([one for one in SOUND if len(one) > 32]), st.sampled_from([*range(8, 16), 18]), st.integers(0, 255)
+)
 def test_a_wrong_count_or_level_never_passes(data, position, value):
     """Such bytes make the library's own reader run for ever or die."""
     altered = bytearray(data)
@@ -75,7 +77,11 @@ def test_a_record_with_a_damaged_sketch_cannot_be_decoded():
     record = sketch_of([np.arange(1000, dtype=np.float32)], "x")
     text = encode(record)
     assert decode(text, DriftSketch) == record
-    for part, other in ((b'"values":1000', b'"values":0'), (b'"least":0.0', b'"least":null'), (b'"sketch":"BQ', b'"sketch":"BA')):
+    for part, other in (
+        (b'"values":1000', b'"values":0'),
+        (b'"least":0.0', b'"least":null'),
+        (b'"sketch":"BQ', b'"sketch":"BA'),
+    ):
         assert part in text
         with pytest.raises(ValueError, match=r"sketch|least|values"):
             decode(text.replace(part, other), DriftSketch)
