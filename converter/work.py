@@ -38,12 +38,15 @@ _KINDS = {
     **dict.fromkeys((aten.matmul.default, aten.bmm.default, aten.mm.default), "matmul"),
     aten.scaled_dot_product_attention.default: "attention",
     **dict.fromkeys((aten.permute.default, aten.transpose.int, aten.numpy_T.default), "transpose"),
-    **dict.fromkeys((aten.mean.dim, aten.adaptive_avg_pool2d.default), "mean"),
+    **dict.fromkeys(_CLAMPS, "clamp"),
+    **dict.fromkeys((aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default), "avg_pool"),
+    aten.max_pool2d.default: "max_pool",
+    aten.cat.default: "concatenation",
+    aten.embedding.default: "gather",
     **dict.fromkeys((aten.slice.Tensor, aten.select.int), "slice"),
     **dict.fromkeys((aten.pad.default, aten.constant_pad_nd.default), "pad"),
-    aten.cat.default: "concat",
 }
-"""Those whose kind is not their own name."""
+"""Those whose kind is not their own name; the words are those of `ferryman.profiler.operators.kinds`."""
 
 
 def work_of(model: torch.nn.Module, inputs: Any) -> tuple[Work, ...]:  # noqa: ANN401  # as `convert` takes them
