@@ -16,6 +16,7 @@ All on logarithms. Ratios estimated are Hodges and Lehmann's: the median over pa
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -209,6 +210,7 @@ def _walsh(values: Values) -> Values:
     return means
 
 
+@functools.lru_cache(maxsize=4)
 def _signed_rank(count: int) -> Values:
     """Chances of each sum of signed ranks, if either sign is as likely."""
     chances = np.zeros(count * (count + 1) // 2 + 1)
@@ -220,6 +222,7 @@ def _signed_rank(count: int) -> Values:
     return chances
 
 
+@functools.lru_cache(maxsize=4)
 def _rank_sum(one: int, two: int) -> Values:
     """Chances of each number of pairs in which the second is above the first, if any order is as likely.
 
