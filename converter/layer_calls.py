@@ -34,11 +34,15 @@ def is_layer(node: Node) -> bool:
     return node.op == "call_function" and getattr(node.target, "overloadpacket", None) in _LAYERS
 
 
-def path_of(node: Node) -> str:
-    """Of the module that the node came from."""
+def module_of(node: Node) -> str:
+    """Path of the module that the node came from; empty: it is the outermost, or not known."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
-    name = str(stack[-1][0]) if stack else ""
-    return name.removeprefix("L['self'].") or node.name
+    return str(stack[-1][0]).removeprefix("L['self'].") if stack else ""
+
+
+def path_of(node: Node) -> str:
+    """Of the module that the node came from; its own name where it came from none."""
+    return module_of(node) or node.name
 
 
 def read_call(node: Node) -> LayerCall | None:

@@ -229,6 +229,7 @@ def _prove(
             memory_estimate_bytes=2 * len(artifact.data) + activations_peak_bytes(captured),
         ),
         lowering=artifact.lowering,
+        origins=artifact.origins,
         verified=verified,
         sqnr_min_db=_device_bar(verified) if form.rounds else None,
     )

@@ -23,7 +23,7 @@ from ferryman.profiler.conditions import read_conditions
 from ferryman.profiler.gate import wait_until_cool
 from ferryman.profiler.steady import steady, warm_up
 from ferryman.runtime import kernels
-from ferryman.runtime.contracts.energy import Energy
+from ferryman.runtime.contracts.energy import Energy, EnergyEstimate
 from ferryman.runtime.contracts.errors import WireError, to_wire
 from ferryman.runtime.contracts.layers import LayerStatistics
 from ferryman.runtime.contracts.manifest import Variant
@@ -87,6 +87,7 @@ class Rest(Record):
     arrival: Arrival | None
     sustained: tuple[Interval, ...] | None
     energy: Energy | Unavailable | None
+    estimate: EnergyEstimate | None
     before: Conditions
     after: Conditions
 

@@ -7,9 +7,9 @@ from functools import partial
 from typing import Any
 
 from ferryman.profiler.arena import arena_bytes
-
 from ferryman.profiler.arrival import arrive
 from ferryman.profiler.energy import choose_source, measure_energy
+from ferryman.profiler.estimate import estimate_energy
 from ferryman.profiler.sustained import sustain
 from ferryman.runtime.contracts.measurement import Pipeline, ProfileSpec
 from ferryman.runtime.contracts.record import Unavailable
@@ -27,7 +27,8 @@ def measure(session: Session, inputs: list[Array], spec: ProfileSpec, kept_max: 
         "arena_bytes": arena_bytes(session),
         "pipeline": pipeline(session, inputs),
         "arrival": None if spec.rate_hz is None else arrive(run, spec.rate_hz, kept_max=kept_max),
-        "energy": measure_energy(choose_source(), run) if spec.energy else None,
+        "energy": measure_energy(choose_source(meter=spec.meter), run) if spec.energy else None,
+        "estimate": None if spec.estimate is None else estimate_energy(run, spec.estimate),
         "sustained": sustain(run, spec.sustained_s, kept_max=kept_max) if spec.sustained_s else None,
     }
 

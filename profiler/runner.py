@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 from ferryman.profiler.arrival import RATE_MAX_HZ
 from ferryman.profiler.gate import WAIT_MAX_S
 from ferryman.profiler.measure import Outcome, Part, Rest, Task
+from ferryman.profiler.meter import check_meter
 from ferryman.profiler.steady import RUNS_MAX, SINGLE_STREAM_S
 from ferryman.profiler.sustained import SUSTAINED_MAX_S
 from ferryman.runtime.contracts.errors import (
@@ -191,6 +192,10 @@ def profile_cases(
     tell = progress or (lambda _: None)
     deadline = time.monotonic() + timeout_s
     stop = cancelled or threading.Event()
+    several = len({case.sha256 for case in cases}) > 1
+
+    def name(case: Case) -> str:
+        return f"{case.manifest.name} {case.sha256[:8]} {case}" if several else str(case)
 
     def apart(case: Case, part: Part) -> Outcome:
         return _measure_apart(case, part, spec, inputs, deadline, stop)
@@ -199,13 +204,13 @@ def profile_cases(
     order = list(zip(cases, rounds, strict=True))
     for turn in range(spec.starts):
         for case, outcomes in order if turn % 2 == 0 else reversed(order):
-            tell(f"round {turn + 1}/{spec.starts}: {case}")
+            tell(f"round {turn + 1}/{spec.starts}: {name(case)}")
             outcomes.append(apart(case, "start" if turn else "first"))
     found = []
     for case, outcomes in order:
         parts: dict[str, Any] = {}
         for part in _asked(spec):
-            tell(f"{part}: {case}")
+            tell(f"{part}: {name(case)}")
             parts[part] = _there(getattr(apart(case, part), part), case)
         starts = [_there(outcome.start, case) for outcome in outcomes]
         found.append(_measurement(case, spec, starts, _there(outcomes[0].rest, case), parts))
@@ -309,6 +314,8 @@ def check_spec(spec: ProfileSpec) -> None:
         raise CallerError(f"sustained_s must be 0 to {SUSTAINED_MAX_S:,g}, found {spec.sustained_s:g}")
     if spec.start_below_c is not None and not math.isfinite(spec.start_below_c):
         raise CallerError(f"start_below_c must be a temperature in degrees, found {spec.start_below_c:g}")
+    if spec.meter is not None:
+        check_meter(spec.meter)
     if spec.runs is not None and spec.single_stream:
         raise CallerError("runs and single_stream both say when to stop; give one of them")
 

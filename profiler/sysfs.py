@@ -37,9 +37,17 @@ def read_int(path: Path) -> int:
     Raises:
         SensorError: it cannot be read, or holds something else.
     """
-    text = read_text(path)
+    return to_int(read_text(path), str(path))
+
+
+def to_int(text: str, name: str) -> int:
+    """The one integer the text is.
+
+    Raises:
+        SensorError: it is something else.
+    """
     if not _INTEGER.fullmatch(text):
-        raise SensorError(f"{path}: expected an integer, found {text[:40]!r}")
+        raise SensorError(f"{name}: expected an integer, found {text[:40]!r}")
     return int(text)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from ferryman.converter.capture import Captured
@@ -16,6 +16,8 @@ class Lowered:
 
     data: bytes
     lowering: Lowering
+    origins: dict[str, str] = field(default_factory=dict)
+    """See `Variant.origins`."""
 
 
 class Backend(Protocol):

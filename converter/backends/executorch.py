@@ -18,6 +18,7 @@ from ferryman.converter import operators
 from ferryman.converter.backends.base import Lowered
 from ferryman.converter.backends.executorch_shared import share_constants
 from ferryman.converter.capture import Captured
+from ferryman.converter.layer_calls import module_of
 from ferryman.converter.reason import reason
 from ferryman.runtime.contracts.errors import ModelError
 from ferryman.runtime.contracts.manifest import Lowering, RuntimeName
@@ -64,11 +65,18 @@ class ExecutorchBackend:
                 transform_passes=[KeepMeanDims()],
                 partitioner=[XnnpackPartitioner()],
             )
-            data = share_constants(bytes(edge.to_executorch(_CONFIG).buffer))
+            paths = {name: _paths(edge.exported_program(name).graph_module) for name in entries}
+            made = edge.to_executorch(_CONFIG)  # which numbers nodes anew
+            data = share_constants(bytes(made.buffer))
         except Exception as error:  # the toolchain raises many kinds
             names = ", ".join(dict.fromkeys(captured.source.name for captured in entries.values()))
             raise ModelError(f"ExecuTorch cannot lower {names}: {reason(error)}") from error
-        return {name: Lowered(data, _describe(edge.exported_program(name).graph_module)) for name in entries}
+        lowered = {}
+        for name in entries:
+            graph_module = edge.exported_program(name).graph_module
+            origins = _origins(paths[name], made.debug_handle_map.get(name, {}))
+            lowered[name] = Lowered(data, _describe(graph_module), origins)
+        return lowered
 
 
 def _describe(graph_module: torch.fx.GraphModule) -> Lowering:
@@ -84,6 +92,23 @@ def _describe(graph_module: torch.fx.GraphModule) -> Lowering:
         delegates=len(parts),
         kernels=own,
     )
+
+
+def _paths(graph_module: torch.fx.GraphModule) -> dict[int, str]:
+    """Debug handle -> path of the module it stands for, where that is known."""
+    graphs = [graph_module.graph, *(part.original_module.graph for _, part, _ in get_lowered_submodules(graph_module))]
+    return {
+        node.meta["debug_handle"]: path
+        for graph in graphs
+        for node in graph.nodes
+        if node.op == "call_function" and "debug_handle" in node.meta and (path := module_of(node))
+    }
+
+
+def _origins(paths: Mapping[int, str], handles: Mapping[int, Any]) -> dict[str, str]:
+    """See `Variant.origins`; `handles` are of instructions, several where one calls a delegate."""
+    calls = {f"@{at}": paths[handle] for at, handle in handles.items() if isinstance(handle, int) and handle in paths}
+    return {str(handle): path for handle, path in paths.items()} | calls
 
 
 def _operators(nodes: Iterable[torch.fx.Node]) -> list[str]:

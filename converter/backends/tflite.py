@@ -14,15 +14,16 @@ from ai_edge_litert import schema_py_generated as schema
 from torch.utils._pytree import TreeSpec, tree_leaves, tree_unflatten
 
 from ferryman.converter.backends.base import Lowered
+from ferryman.converter.backends.tflite_origins import find_origins, named_after_nodes
 from ferryman.converter.backends.tflite_shared import keep_shared
 from ferryman.converter.capture import Captured
 from ferryman.converter.reason import reason
 from ferryman.runtime.contracts.errors import ModelError
 from ferryman.runtime.contracts.manifest import Lowering, RuntimeName
 from ferryman.runtime.contracts.tensor import DynamicDim
+from ferryman.runtime.delegated import DELEGATE, delegated_nodes
 from ferryman.runtime.sessions.tflite import TfliteSession
 
-_DELEGATE = "DELEGATE"
 _OWN = "ferryman."
 _SAID_CHARS = 200
 _SIGNATURE = "serving_default"
@@ -59,17 +60,17 @@ class TfliteBackend:
 
     def lower(self, captured: Captured) -> Lowered:
         """See `Backend.lower`."""
-        data = _convert({_SIGNATURE: captured})
-        return Lowered(data=data, lowering=_describe(data))
+        data, origins = _convert({_SIGNATURE: captured})
+        return Lowered(data, _describe(data), origins[_SIGNATURE])
 
     def lower_entries(self, entries: Mapping[str, Captured]) -> dict[str, Lowered]:
         """See `Backend.lower_entries`."""
-        data = _convert(entries)
-        return {name: Lowered(data, _describe(_put_first(data, name))) for name in entries}
+        data, origins = _convert(entries)
+        return {name: Lowered(data, _describe(_put_first(data, name)), origins[name]) for name in entries}
 
 
-def _convert(entries: Mapping[str, Captured]) -> bytes:
-    """One flatbuffer of all of them, each a signature.
+def _convert(entries: Mapping[str, Captured]) -> tuple[bytes, dict[str, dict[str, str]]]:
+    """One flatbuffer of all of them, each a signature; and of each, where its operators come from.
 
     Raises:
         ModelError: litert-torch refuses.
@@ -79,12 +80,15 @@ def _convert(entries: Mapping[str, Captured]) -> bytes:
     from ferryman.converter.backends.tflite_operators import put_channels_last
 
     converter = litert_torch.Converter()
+    graphs = {}
     for entry, captured in entries.items():
         program = put_channels_last(keep_shared(_gather_no_bools(captured.program.module())))
+        graphs[entry] = program.graph
         module = FlatCall(program, captured.in_spec)
         converter.add_signature(entry, module, captured.example, dynamic_shapes=_dynamic_shapes(captured))
     try:
-        edge_model = converter.convert()
+        with named_after_nodes():
+            edge_model = converter.convert()
     except Exception as error:  # the toolchain raises many kinds
         name = ", ".join(dict.fromkeys(captured.source.name for captured in entries.values()))
         said = reason(error)
@@ -97,7 +101,8 @@ def _convert(entries: Mapping[str, Captured]) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.tflite"
         edge_model.export(str(path))
-        return path.read_bytes()
+        data = path.read_bytes()
+    return data, {entry: find_origins(data, entry, graph) for entry, graph in graphs.items()}
 
 
 def _put_first(data: bytes, entry: str) -> bytes:
@@ -152,33 +157,17 @@ def _describe(data: bytes) -> Lowering:
         path.write_bytes(data)
         with TfliteSession(path, "ai-edge-litert", threads=1) as session:
             nodes: Sequence[dict[str, Any]] = session._tflite._get_ops_details()  # noqa: SLF001  # no public way
-    calls = [node for node in nodes if node["op_name"] == _DELEGATE]
-    taken = {index for call in calls for index in _covered(call, nodes)}
+    calls = [node for node in nodes if node["op_name"] == DELEGATE]
+    taken = delegated_nodes(nodes)
     # A node of our own stands there twice: as it was, and as the delegate's kernel with the same outputs.
     own = {tuple(node["outputs"]): node for node in nodes if node["op_name"].startswith(_OWN)}
-    stock = [node for node in nodes if node["op_name"] != _DELEGATE and not node["op_name"].startswith(_OWN)]
+    stock = [node for node in nodes if node["op_name"] != DELEGATE and not node["op_name"].startswith(_OWN)]
     return Lowering(
         delegated=_count(node for node in stock if node["index"] in taken),
         fallback=_count(node for node in stock if node["index"] not in taken),
         delegates=len(calls),
         kernels=_count(own.values()),
     )
-
-
-def _covered(call: dict[str, Any], nodes: Sequence[dict[str, Any]]) -> set[int]:
-    """The nodes a delegate call replaces: those between its outputs and its inputs."""
-    producer = {out: node for node in nodes if node["op_name"] != _DELEGATE for out in node["outputs"]}
-    stop = {int(tensor) for tensor in call["inputs"]}
-    found: set[int] = set()
-    open_tensors = [int(tensor) for tensor in call["outputs"]]
-    while open_tensors:
-        tensor = open_tensors.pop()
-        node = producer.get(tensor)
-        if tensor in stop or node is None or node["index"] in found:
-            continue
-        found.add(node["index"])
-        open_tensors += [int(source) for source in node["inputs"]]
-    return found
 
 
 def _count(nodes: Any) -> dict[str, int]:  # noqa: ANN401  # rows of an untyped table

@@ -25,6 +25,10 @@ from ferryman.devices.agent.publisher import Publisher
 from ferryman.devices.agent.serving import Serving
 from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.mqtt import Delivery, Link, Message
+from ferryman.profiler.conditions import read_conditions
+from ferryman.profiler.drift import PERIOD_S, DriftMonitor
+from ferryman.profiler.standing import standing
+from ferryman.runtime.contracts.drift import Drift
 from ferryman.runtime.contracts.energy import EnergyWindow
 from ferryman.runtime.contracts.errors import (
     CallerError,
@@ -84,6 +88,8 @@ class AgentConfig:
     root: Path
     broker: BrokerConfig
     confirm: Literal["collector", "broker"] = "collector"
+    drift_s: float = PERIOD_S
+    """Every so often, statistics of what was served become a telemetry record; 0: never."""
 
 
 class _Addressed(Record):
@@ -100,10 +106,11 @@ class Agent:
         """Open the outbox and describe the connection; nothing is connected yet.
 
         Raises:
-            CallerError: the device's name cannot stand in a topic.
+            CallerError: the device's name cannot stand in a topic, or `drift_s` is out of range.
             DeviceError: the root cannot be made, or the outbox not be opened.
         """
         self._config = config
+        self._drift = DriftMonitor(config.drift_s)
         self._will = Message(
             topic=topics.status(config.device),
             payload=encode(Status(device=config.device, online=False)),
@@ -161,7 +168,7 @@ class Agent:
                 for cancelled in list(self._cancelled.values()):
                     cancelled.set()
                 worker.join(STOP_GRACE_S)
-                self._record([])
+                self._record([("drift", one) for one in self._drift.flush()])
                 if self._unrecorded:
                     log.error("%d records never reached the disk and are lost", len(self._unrecorded))
                 self._publisher.stop()
@@ -179,6 +186,7 @@ class Agent:
                 log.error("%s", error)  # noqa: TRY400  # the message says it all
             self._trouble = str(error)
             return
+        self._tell_drift(self._drift.due(time.time_ns(), state.active.package_sha256 if state.active else None))
         if state == self._seen:
             self._record([])
             return
@@ -189,6 +197,21 @@ class Agent:
                 "slot %s serves %s %.12s", state.active.name, state.active.package_name, state.active.package_sha256
             )
         self._announce()
+
+    def _follow_drift(self) -> None:
+        """Put the inference that was just answered into the statistics; whatever goes wrong there ends there."""
+        served = self._serving.take_served()
+        if served is None:
+            return
+        try:
+            self._tell_drift(self._drift.observe(served, time.time_ns()))
+        except Exception:
+            log.exception("the inference is not in the drift statistics")
+
+    def _tell_drift(self, records: Sequence[Drift]) -> None:
+        if records:
+            self._record([("drift", one) for one in records])
+            self._publisher.wake()
 
     def _record(self, records: Sequence[tuple[str, Record]]) -> None:
         """Put records on disk; what a full one keeps out waits in memory and is tried again with every poll."""
@@ -239,6 +262,7 @@ class Agent:
             package_name=slot.package_name if slot else None,
             answers=slot.answers if slot else None,
             interpreters={name: version for r in runtimes for name, version in installed(r).items()},
+            standing=standing(read_conditions({})),
             outbox_pending=counts.records + len(self._unrecorded),
             outbox_dropped=counts.dropped + self._lost,
         )
@@ -306,6 +330,7 @@ class Agent:
                 self._waiting_bytes -= size_bytes
             self._answer_with(request, partial(self._do, request, deadline))
             self._cancelled.pop(request.id, None)
+            self._follow_drift()  # once nobody waits for it
             del request  # it may be large, and the next one long in coming
 
     def _answer_with(self, request: Request, work: Callable[[], Body]) -> None:

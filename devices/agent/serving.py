@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from ferryman.profiler.drift import Served
 from ferryman.runtime.contracts.errors import CallerError, DeviceError
 from ferryman.runtime.contracts.manifest import Variant
 from ferryman.runtime.contracts.messages import InferReply, InferRequest
@@ -26,6 +27,7 @@ class Serving:
         self._slot: Slot | None = None
         self._installed: Installed | None = None
         self._sessions: dict[tuple[str, str], IsolatedSession] = {}
+        self._served: Served | None = None
 
     def current(self) -> Installed:
         """The active slot; read back and verified when it is not the one seen last.
@@ -71,13 +73,29 @@ class Serving:
             self._forget(variant, interpreter)
             raise
         specs = installed.manifest.signature.outputs
+        outputs = [a.astype(spec.dtype, copy=False) for a, spec in zip(outputs, specs, strict=True)]
+        self._served = Served(
+            package_name=installed.slot.package_name,
+            package_sha256=installed.slot.package_sha256,
+            variant=variant.name,
+            interpreter=interpreter,
+            input_names=tuple(spec.name for spec in installed.manifest.signature.inputs),
+            output_names=tuple(spec.name for spec in specs),
+            inputs=inputs,
+            outputs=outputs,
+        )
         return InferReply(
-            outputs=to_tensors([a.astype(spec.dtype, copy=False) for a, spec in zip(outputs, specs, strict=True)]),
-            names=tuple(spec.name for spec in specs),
+            outputs=to_tensors(outputs),
+            names=self._served.output_names,
             duration_ns=session.last_run_ns,
             variant=variant.name,
             interpreter=interpreter,
         )
+
+    def take_served(self) -> Served | None:
+        """The last inference that was answered, for statistics; None: it was taken already."""
+        served, self._served = self._served, None
+        return served
 
     def abort(self) -> None:
         """End every session's process, from any thread; a request under way fails with RuntimeCrash."""

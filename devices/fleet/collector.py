@@ -22,6 +22,7 @@ from ferryman.devices import topics
 from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.fleet.store import WHOLE_MAX_BYTES, Bad, Batch, Store, ranges
 from ferryman.devices.mqtt import Delivery, Link, Message
+from ferryman.runtime.contracts.drift import Drift
 from ferryman.runtime.contracts.envelope import SCHEMA, Envelope, Receipt
 from ferryman.runtime.contracts.errors import LinkError, StoreError
 from ferryman.runtime.contracts.measurement import Measurement
@@ -39,7 +40,7 @@ RETRY_DISK_S = 1.0
 _NAME_MAX_CHARS = 256
 _SEQUENCE_MAX = (1 << 63) - 1
 
-_BODIES: dict[str, type[Record]] = {"measurement": Measurement}
+_BODIES: dict[str, type[Record]] = {"measurement": Measurement, "drift": Drift}
 """Kinds that the queries decode; a body that is not one is quarantined. Other kinds are stored as they are."""
 
 

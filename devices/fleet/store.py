@@ -11,11 +11,12 @@ import logging
 import secrets
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from ferryman.devices import database
+from ferryman.runtime.contracts.drift import Drift
 from ferryman.runtime.contracts.envelope import Envelope
 from ferryman.runtime.contracts.errors import CallerError, StoreError
 from ferryman.runtime.contracts.measurement import Measurement
@@ -54,7 +55,7 @@ _MADE_ROOM = "older messages that made room for newer ones"
 
 
 _MATCHING = """
-    kind = 'measurement' AND (:device IS NULL OR device = :device)
+    kind = :kind AND (:device IS NULL OR device = :device)
     AND (:package IS NULL OR NOT json_valid(body)
          OR coalesce(:package IN (json_extract(body, '$.package_name'), json_extract(body, '$.package_sha256')), 1))"""
 """A damaged one may be of any package."""
@@ -91,6 +92,14 @@ class DeviceMeasurement(Record):
     device: str
     received_at_ns: int
     measurement: Measurement
+
+
+class DeviceDrift(Record):
+    """A drift record and where it comes from."""
+
+    device: str
+    received_at_ns: int
+    drift: Drift
 
 
 class DeviceStatus(Record):
@@ -193,19 +202,24 @@ class Store:
         Raises:
             StoreError: the database cannot be read.
         """
-        query = f"""
-            SELECT device, boot, sequence, received_at_ns, body FROM records WHERE {_MATCHING}
-            ORDER BY time_ns DESC, sequence DESC LIMIT :limit"""  # noqa: S608  # a text of ours
-        arguments = {"device": device, "package": package, "limit": limit}
-        found = []
-        for name, boot, sequence, received, body in self._read(query, arguments):
-            try:
-                measurement = decode(str(body).encode(), Measurement)
-            except ValueError as error:
-                on_damaged(f"the measurement of {name}, boot {boot}, sequence {sequence} is damaged: {error}")
-                continue
-            found.append(DeviceMeasurement(device=name, received_at_ns=received, measurement=measurement))
-        return found
+        return [
+            DeviceMeasurement(device=name, received_at_ns=received, measurement=body)
+            for name, received, body in self._decoded("measurement", Measurement, device, package, limit, on_damaged)
+        ]
+
+    def drift(
+        self,
+        *,
+        device: str | None = None,
+        package: str | None = None,
+        limit: int = 1000,
+        on_damaged: Callable[[str], None] = lambda _: None,
+    ) -> list[DeviceDrift]:
+        """Drift records, the newest first; arguments and errors are those of `measurements`."""
+        return [
+            DeviceDrift(device=name, received_at_ns=received, drift=body)
+            for name, received, body in self._decoded("drift", Drift, device, package, limit, on_damaged)
+        ]
 
     def count_measurements(self, *, device: str | None = None, package: str | None = None) -> int:
         """How many `measurements` there are without a limit, damaged ones among them.
@@ -214,7 +228,7 @@ class Store:
             StoreError: the database cannot be read.
         """
         query = f"SELECT count(*) FROM records WHERE {_MATCHING}"  # noqa: S608  # a text of ours
-        return int(self._read(query, {"device": device, "package": package})[0][0])
+        return int(self._read(query, {"kind": "measurement", "device": device, "package": package})[0][0])
 
     def devices(self) -> list[DeviceStatus]:
         """Every device that ever said something of itself, by name.
@@ -250,6 +264,26 @@ class Store:
         """Close the file."""
         with self._lock:
             self._connection.close()
+
+    def _decoded(
+        self,
+        kind: str,
+        record: type[T],
+        device: str | None,
+        package: str | None,
+        limit: int,
+        on_damaged: Callable[[str], None],
+    ) -> Iterator[tuple[str, int, T]]:
+        """Device, time of receipt and body of the records of a kind, the newest first."""
+        query = f"""
+            SELECT device, boot, sequence, received_at_ns, body FROM records WHERE {_MATCHING}
+            ORDER BY time_ns DESC, sequence DESC LIMIT :limit"""  # noqa: S608  # a text of ours
+        arguments = {"kind": kind, "device": device, "package": package, "limit": limit}
+        for name, boot, sequence, received, body in self._read(query, arguments):
+            try:
+                yield name, received, decode(str(body).encode(), record)
+            except ValueError as error:
+                on_damaged(f"the {kind} of {name}, boot {boot}, sequence {sequence} is damaged: {error}")
 
     def _identify(self, *, create: bool) -> str:
         """The store's id; nothing is written before the file is known to be a store, or empty."""

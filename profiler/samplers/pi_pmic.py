@@ -1,4 +1,4 @@
-"""Power management chip of the Raspberry Pi 5: `vcgencmd pmic_read_adc`.
+"""Power management chip of the Raspberry Pi 5: `pmic_read_adc`, by the firmware's mailbox or by `vcgencmd`.
 
 The sum over the rails is what the board's chips take; losses of the PMIC itself and whatever hangs on USB or the
 header are not in it.
@@ -6,21 +6,36 @@ header are not in it.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
+import struct
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
+from ferryman.profiler.samplers.base import Reading, stamped
 from ferryman.profiler.sysfs import SensorError
+from ferryman.runtime.contracts.energy import EnergySource
 from ferryman.runtime.contracts.record import Unavailable
 
+_DEVICE = "dev/vcio"
 _PROGRAMS = ("usr/bin/vcgencmd", "opt/vc/bin/vcgencmd")
 _TIMEOUT_S = 1.0
+_COMMAND = "pmic_read_adc"
 _LINE = re.compile(
     r"^[ \t]*([A-Za-z0-9_]{1,40})_([AV])(?:[ \t]+\S{1,40}?)?=(-?[0-9]{1,9}(?:\.[0-9]{1,12})?)\2[ \t\r]*$", re.MULTILINE
 )
+# The firmware's property interface: size, code, then one tag (id, room, length, error, text), then the end tag.
+_IOCTL_PROPERTY = 0xC0086400
+_TAG_GENCMD = 0x00030080
+_TEXT_BYTES = 1024
+_REQUEST, _DONE, _END_TAG = 0, 0x80000000, 0
+_HEADER = struct.Struct("<6I")
+Mailbox = Callable[[int, bytearray], object]
+"""(file descriptor, message that is answered in place)."""
 
 
 def parse_rails_w(text: str) -> dict[str, float]:
@@ -34,44 +49,109 @@ def parse_rails_w(text: str) -> dict[str, float]:
         readings[kind][rail] = float(value)
     watts = {rail: current * readings["V"][rail] for rail, current in readings["A"].items() if rail in readings["V"]}
     if not watts:
-        raise SensorError(f"vcgencmd pmic_read_adc: no rail with current and voltage in {text.strip()[:120]!r}")
+        raise SensorError(f"pmic_read_adc: no rail with current and voltage in {text.strip()[:120]!r}")
     return watts
+
+
+def ask_mailbox(descriptor: int, ask: Mailbox) -> str:
+    """Have the firmware run the command.
+
+    Raises:
+        SensorError: the kernel or the firmware refuses.
+    """
+    size = _HEADER.size + _TEXT_BYTES + 4
+    message = bytearray(size)
+    _HEADER.pack_into(message, 0, size, _REQUEST, _TAG_GENCMD, _TEXT_BYTES, 0, 0)
+    message[_HEADER.size : _HEADER.size + len(_COMMAND)] = _COMMAND.encode()
+    try:
+        ask(descriptor, message)
+    except OSError as error:
+        raise SensorError(f"/dev/vcio: {error.strerror}") from error
+    _, code, _, _, _, failure = _HEADER.unpack_from(message)
+    text = message[_HEADER.size : _HEADER.size + _TEXT_BYTES].decode(errors="replace").strip("\0")
+    if code != _DONE or failure:
+        words = text.partition("\0")[0][:120]
+        raise SensorError(f"/dev/vcio: the firmware answers {code:#x}, error {failure}: {words!r}")
+    return text.replace("\0", "\n")
+
+
+def _ioctl(descriptor: int, message: bytearray) -> None:
+    fcntl.ioctl(descriptor, _IOCTL_PROPERTY, message, True)
 
 
 @dataclass
 class PmicSampler:
-    """Implements `Sampler`; a reading takes some 24 ms, which bounds the rate."""
+    """Implements `Sampler`; a reading takes some 23 ms, most of which the caller sleeps."""
 
-    program: Path
-    rails: tuple[str, ...]
-    source: str = "Raspberry Pi PMIC (vcgencmd pmic_read_adc)"
-    unit: Literal["W", "J"] = "W"
+    way: str
+    ask: Callable[[], str]
+    let_go: Callable[[], None]
     period_s: float = 0.1
+    settle_s: float = 0.0
+    source: EnergySource = field(init=False)
 
-    def read(self) -> float:
+    def __post_init__(self) -> None:
+        self.source = EnergySource(
+            name=f"Raspberry Pi PMIC ({self.way})",
+            rails=tuple(parse_rails_w(self.ask())),
+            unit="W",
+            resolution=Unavailable(reason="differs from rail to rail, and is not published"),
+            renewed_s=Unavailable(reason="not published"),
+            uncertainty=Unavailable(reason="not published"),
+            note="sum of the rails with current and voltage; without the PMIC's losses, USB and the header, "
+            "so less than the supply gives; a rail below the converter's step reads 0",
+        )
+
+    def read(self) -> Sequence[Reading]:
         """See `Sampler.read`."""
-        watts = _read_rails_w(self.program)
-        if tuple(watts) != self.rails:
-            raise SensorError(f"vcgencmd pmic_read_adc: expected rails {self.rails}, found {tuple(watts)}")
+        return stamped(self._watts)
+
+    def close(self) -> None:
+        """See `Sampler.close`."""
+        self.let_go()
+
+    def _watts(self) -> float:
+        watts = parse_rails_w(self.ask())
+        if tuple(watts) != self.source.rails:
+            raise SensorError(f"pmic_read_adc: expected rails {self.source.rails}, found {tuple(watts)}")
         return sum(watts.values())
 
 
-def open_source(root: Path = Path("/")) -> PmicSampler | Unavailable:
-    """The board's PMIC, or why it cannot be read."""
+def open_source(root: Path = Path("/"), ask: Mailbox = _ioctl) -> PmicSampler | Unavailable:
+    """The board's PMIC by the mailbox, which starts no program, else by vcgencmd; or why neither can be read."""
+    reasons = []
+    if os.path.lexists(root / _DEVICE):
+        try:
+            return _open_mailbox(root / _DEVICE, ask)
+        except SensorError as error:
+            reasons.append(str(error))
     for name in _PROGRAMS:
         program = root / name
         if os.access(program, os.X_OK):
             try:
-                return PmicSampler(program, tuple(_read_rails_w(program)))
+                return PmicSampler("vcgencmd pmic_read_adc", partial(_run, program), lambda: None)
             except SensorError as error:
-                return Unavailable(reason=f"Raspberry Pi PMIC: {error}")
-    return Unavailable(reason="Raspberry Pi PMIC: no vcgencmd on this device")
+                reasons.append(str(error))
+                break
+    return Unavailable(reason="Raspberry Pi PMIC: " + ("; ".join(reasons) or "no /dev/vcio or vcgencmd on this device"))
 
 
-def _read_rails_w(program: Path) -> dict[str, float]:
+def _open_mailbox(path: Path, ask: Mailbox) -> PmicSampler:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise SensorError(f"/dev/vcio: {error.strerror}") from error
+    try:
+        return PmicSampler("mailbox", lambda: ask_mailbox(descriptor, ask), lambda: os.close(descriptor))
+    except SensorError:
+        os.close(descriptor)
+        raise
+
+
+def _run(program: Path) -> str:
     try:
         done = subprocess.run(
-            [program, "pmic_read_adc"], capture_output=True, stdin=subprocess.DEVNULL, timeout=_TIMEOUT_S, check=False
+            [program, _COMMAND], capture_output=True, stdin=subprocess.DEVNULL, timeout=_TIMEOUT_S, check=False
         )
     except OSError as error:
         raise SensorError(f"{program}: {error.strerror}") from error
@@ -79,5 +159,5 @@ def _read_rails_w(program: Path) -> dict[str, float]:
         raise SensorError(f"{program} did not answer within {_TIMEOUT_S:g} s") from error
     if done.returncode:
         words = (done.stderr or done.stdout).decode(errors="replace").strip()[:120]
-        raise SensorError(f"{program} pmic_read_adc ended with exit code {done.returncode}: {words!r}")
-    return parse_rails_w(done.stdout.decode(errors="replace"))
+        raise SensorError(f"{program} {_COMMAND} ended with exit code {done.returncode}: {words!r}")
+    return done.stdout.decode(errors="replace")

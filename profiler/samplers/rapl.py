@@ -7,53 +7,58 @@ Counted: every `package`, and its `dram`, which the package does not hold. Left 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
+from ferryman.profiler.samplers.base import Reading, Unwrapped, stamped
 from ferryman.profiler.sysfs import SensorError, paths, read_int, read_text
+from ferryman.runtime.contracts.energy import EnergySource
 from ferryman.runtime.contracts.record import Unavailable
 
 _ZONE = re.compile(r"intel-rapl:\d+(:\d+)?")
 
 
-@dataclass
 class _Zone:
-    name: str
-    counter: Path
-    range_uj: int
-    last_uj: int
-    total_uj: int = 0
+    """A counter of microjoules that starts over, after minutes to hours."""
 
-    def read(self) -> int:
-        """Microjoules since it was opened; read at least once per wrap (minutes to hours)."""
-        now_uj = read_int(self.counter)
-        step_uj = now_uj - self.last_uj
-        if step_uj < 0:
-            step_uj += self.range_uj
-        if not 0 <= step_uj <= self.range_uj:
-            raise SensorError(f"{self.counter}: {now_uj} does not follow {self.last_uj} in a range of {self.range_uj}")
-        self.last_uj = now_uj
-        self.total_uj += step_uj
-        return self.total_uj
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "energy_uj"
+        span = read_int(folder / "max_energy_range_uj")
+        if span <= 0:
+            raise SensorError(f"{folder / 'max_energy_range_uj'}: expected a positive number, found {span}")
+        self._counter = Unwrapped(str(self._path), span, read_int(self._path))
+
+    def read_uj(self) -> int:
+        return self._counter.add(read_int(self._path))
 
 
 @dataclass
 class RaplSampler:
     """Implements `Sampler`."""
 
-    zones: list[_Zone]
-    source: str = "RAPL powercap"
-    rails: tuple[str, ...] = field(init=False)
-    unit: Literal["W", "J"] = "J"
-    period_s: float = 1.0
+    zones: dict[str, _Zone]
+    period_s: float = 0.5
+    settle_s: float = 0.0
+    source: EnergySource = field(init=False)
 
     def __post_init__(self) -> None:
-        self.rails = tuple(zone.name for zone in self.zones)
+        self.source = EnergySource(
+            name="RAPL powercap",
+            rails=tuple(self.zones),
+            unit="J",
+            resolution=Unavailable(reason="a unit of the processor's (often 61 uJ), which powercap does not pass on"),
+            renewed_s=1e-3,
+            uncertainty=Unavailable(reason="not published"),
+            note="the processor and its memory; without the board, disks and the power supply's losses",
+        )
 
-    def read(self) -> float:
+    def read(self) -> Sequence[Reading]:
         """See `Sampler.read`."""
-        return sum(zone.read() for zone in self.zones) / 1e6
+        return stamped(lambda: sum(zone.read_uj() for zone in self.zones.values()) / 1e6)
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def open_source(root: Path = Path("/")) -> RaplSampler | Unavailable:
@@ -63,17 +68,12 @@ def open_source(root: Path = Path("/")) -> RaplSampler | Unavailable:
     try:
         for path in paths(folder, "intel-rapl:*"):
             if _ZONE.fullmatch(path.name) and (name := _counted_name(folder, path)) and name not in zones:
-                zones[name] = _Zone(
-                    name=name,
-                    counter=path / "energy_uj",
-                    range_uj=read_int(path / "max_energy_range_uj"),
-                    last_uj=read_int(path / "energy_uj"),
-                )
+                zones[name] = _Zone(path)
     except SensorError as error:
         return Unavailable(reason=f"RAPL powercap: {error}")
     if not any(name.startswith("package") for name in zones):
         return Unavailable(reason=f"RAPL powercap: no package counter in {folder}")
-    return RaplSampler(list(zones.values()))
+    return RaplSampler(zones)
 
 
 def _counted_name(folder: Path, zone: Path) -> str | None:

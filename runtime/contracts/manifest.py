@@ -99,6 +99,12 @@ class Variant(Record):
     """Payload paths of golden vectors of its own, of a variant that is another model; empty: the manifest's."""
     share: float | None = None
     """Of such variants: multiplications of this one over those of the largest."""
+    origins: dict[str, str] = msgspec.field(default_factory=dict)
+    """Operator of the artifact -> path of the module it came from, where it is known.
+
+    Of a `.tflite`, the operator's number in its subgraph. Of a `.pte`, `@` and the number of an instruction that calls a
+    kernel; or the debug handle of a node inside a delegate.
+    """
 
     @property
     def called(self) -> str:

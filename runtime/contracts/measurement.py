@@ -8,7 +8,7 @@ from typing import Annotated
 
 import msgspec
 
-from ferryman.runtime.contracts.energy import Energy
+from ferryman.runtime.contracts.energy import Energy, EnergyEstimate, PowerModel
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.layers import LayerStatistics
 from ferryman.runtime.contracts.operators import Operators
@@ -50,6 +50,10 @@ class ProfileSpec(Record):
     """Begin each process only once the hottest zone is below it."""
     energy: bool = True
     """Where the device has a source: ten seconds idle, then ten seconds of runs."""
+    meter: str | None = None
+    """A meter beside the device, in place of its own sources, such as `mqtt://host/topic?kind=tasmota`; see docs."""
+    estimate: PowerModel | None = None
+    """Also estimate joules by this model, under their own name."""
     operators: bool = False
     """Also time each operator, in a process apart."""
     layers: bool = False
@@ -230,6 +234,10 @@ class Measurement(Record, kw_only=True):
     """None: not asked for; so of those that follow."""
     sustained: tuple[Interval, ...] | None = None
     energy: Energy | Unavailable | None = None
+    estimate: EnergyEstimate | None = None
+    """Of joules, by a model and no sensor, where the spec asked for one."""
+    energy_estimate: EnergyEstimate | None = None
+    """By a model, never measured."""
     operators: Operators | Unavailable | None = None
     layers: LayerStatistics | Unavailable | None = None
     before: Conditions

@@ -73,6 +73,8 @@ class Status(Record, tag="status"):
     answers: str | None = None
     """The variant and interpreter that were picked; None: the package's first."""
     interpreters: dict[str, str] = msgspec.field(default_factory=dict)
+    standing: dict[str, str] = msgspec.field(default_factory=dict)
+    """What moves measurements and stays (see `ferryman.profiler.standing`); empty from agents that do not tell."""
     outbox_pending: int = 0
     outbox_dropped: int = 0
 

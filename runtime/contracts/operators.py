@@ -22,12 +22,13 @@ class Operator(Record):
     kind: str
     """`conv2d`, `linear`, `add`, ...: the same word on every interpreter."""
     module: str | None
-    """Path of the module it came from; None: not known, or several."""
+    """Path of the module it came from, of several the nearest that holds them; None: not known."""
     delegate: str | None
     """`xnnpack`, `ferryman`, ...; None: the interpreter's own kernels."""
     samples: Samples
     share: float
-    """Of the medians' sum, 0 to 1."""
+    """Of the sum over all operators, 0 to 1, each with the mean of the middle half of its samples: a median of whole
+    microseconds would be 0 for many."""
     bytes_moved: Count | None
     """Inputs, weights and outputs, each once; None: not known."""
     macs: Count | None
@@ -43,6 +44,8 @@ class Peak(Record, tag="peak"):
     gbytes_per_s: float
     """Read from memory beyond the caches, one thread."""
     int8_gmacs_per_s: float | Unavailable
+    cache_gbytes_per_s: float | None = None
+    """The same of what stays in the first cache: small operators reach more than memory gives."""
 
 
 class Operators(Record, tag="operators"):

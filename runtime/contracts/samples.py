@@ -122,4 +122,5 @@ def _unpack(packed: bytes, count: int | None) -> Int64s:
     if not stream.eof or stream.unused_data or len(data) % 8 or (count is not None and len(data) != size):
         raise ValueError(f"packed samples are damaged: expected {count} of them, found {len(data) / 8:g}")
     planes = np.frombuffer(data, np.uint8).reshape(8, -1)
-    return np.ascontiguousarray(planes.T).view("<i8").reshape(-1).astype(np.int64)
+    values: Int64s = np.ascontiguousarray(planes.T).view("<i8").reshape(-1).astype(np.int64)
+    return values

@@ -62,7 +62,7 @@ class CompiledSession(Closing):
             cpu_options=module.CpuOptions(num_threads=threads, xnnpack_weight_cache_path=path),
         )
         try:
-            with _chatter():
+            with chatter():
                 model = module.CompiledModel.from_file(str(artifact), environment=environment, options=options)
             signatures = model.get_signature_list()
             entry = choose_entry(signatures, entry, artifact)
@@ -177,7 +177,7 @@ def load() -> tuple[ModuleType, Any]:
         compiler_plugin_path=_NOWHERE,
         dispatch_library_path=_NOWHERE,
     )
-    with _chatter():
+    with chatter():
         environment = module.Environment.create(options=options)
         first = module.TensorBuffer.create_from_host_memory(np.zeros(1, np.float32))
         first.write(np.zeros(1, np.float32))
@@ -211,7 +211,7 @@ def _reader(spec: TensorSpec, buffer: Any) -> tuple[Any, int, Any, tuple[int, ..
 
 
 @contextlib.contextmanager
-def _chatter() -> Iterator[None]:
+def chatter() -> Iterator[None]:
     """Have lines that LiteRT writes to file descriptor 2 logged, and others' go where they should, a little later."""
     with _quiet:
         sys.stderr.flush()

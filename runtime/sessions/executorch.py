@@ -87,6 +87,7 @@ class _Native:
         self.outputs = self._function("outputs", size, pointer, tensors)
         self.run = self._function("run", ctypes.c_int, pointer, pointer, pointer)
         self.etdump = self._function("etdump", ctypes.c_int, pointer, ctypes.POINTER(pointer), ctypes.POINTER(size))
+        self.planned_bytes = self._function("planned_bytes", ctypes.c_int64, pointer)
         self.close = self._function("close", None, pointer)
         self._log_take = self._function("log_take", ctypes.c_int, ctypes.c_char_p, size)
         self.log_pending = ctypes.c_int32.in_dll(library, "ferryman_et_log_pending")
@@ -383,6 +384,16 @@ class ExecutorchSession(Closing):
         data, size = ctypes.c_void_p(), ctypes.c_size_t()
         self._native.check(self._native.etdump(self._handle, ctypes.byref(data), ctypes.byref(size)))
         return ctypes.string_at(data.value or 0, size.value)
+
+    def planned_bytes(self) -> int:
+        """Memory that the artifact lays out for its tensors; what delegates take for theirs is not in it.
+
+        Raises:
+            CallerError: the session is closed.
+        """
+        if self._handle is None:
+            raise CallerError("the session is closed; open it again")
+        return int(self._native.planned_bytes(self._handle))
 
     def close(self) -> None:
         """Free everything; a second call does nothing."""

@@ -7,8 +7,7 @@ import functools
 import importlib
 import mmap
 import re
-import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +20,7 @@ from ferryman.runtime.cache import Cache, CacheUse
 from ferryman.runtime.closing import Closing
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, RuntimeFault
 from ferryman.runtime.contracts.tensor import Array, DynamicDim, Signature, TensorSpec
+from ferryman.runtime.flatbuffer import BrokenError, Table
 from ferryman.runtime.native_library import native_library
 from ferryman.runtime.session import Session, exactly, fit
 
@@ -32,6 +32,8 @@ _DYNAMIC_MAX = 2**31 - 1
 _FILE_IDENTIFIER = b"TFL3"
 _DELEGATE = "libferryman_tflite.so"
 _OWN_OPERATORS = b"ferryman."
+_CODES, _CUSTOM_CODE = 1, 1
+"""Fields `Model.operator_codes` and `OperatorCode.custom_code` of TFLite's schema.fbs."""
 _NONE = (-1,)
 """A shape that no array has."""
 _OPERATOR_CODES_MAX = 4096
@@ -158,35 +160,13 @@ def has_own_operators(data: mmap.mmap | bytes) -> bool:
     Reads the names and no more: the file may be large, and pages that are touched count as memory.
     """
     try:
-        return any(name == _OWN_OPERATORS for name in _custom_operators(data, len(_OWN_OPERATORS)))
-    except struct.error:  # beyond the end
+        codes = Table.root(data).tables(_CODES)
+        return any(
+            codes[i].bytes_of(_CUSTOM_CODE, len(_OWN_OPERATORS)) == _OWN_OPERATORS
+            for i in range(min(len(codes), _OPERATOR_CODES_MAX))
+        )
+    except BrokenError:
         return False
-
-
-def _custom_operators(data: mmap.mmap | bytes, length: int) -> Iterator[bytes]:
-    """The first `length` bytes of every `Model.operator_codes[].custom_code` (TFLite's schema.fbs)."""
-    codes = _flatbuffer_field(data, _number(data, "<I", 0), 1)
-    if codes is None:
-        return
-    for i in range(min(_number(data, "<I", codes), _OPERATOR_CODES_MAX)):
-        at = codes + 4 * (i + 1)
-        name = _flatbuffer_field(data, at + _number(data, "<I", at), 1)
-        if name is not None:
-            yield data[name + 4 : name + 4 + length]
-
-
-def _flatbuffer_field(data: mmap.mmap | bytes, table: int, field: int) -> int | None:
-    """Where the string or vector in a table's field is; None: the table has no such field."""
-    vtable = table - _number(data, "<i", table)
-    slot = 4 + 2 * field
-    offset = _number(data, "<H", vtable + slot) if slot < _number(data, "<H", vtable) else 0
-    return table + offset + _number(data, "<I", table + offset) if offset else None
-
-
-def _number(data: mmap.mmap | bytes, form: str, at: int) -> int:
-    if at < 0:  # would count from the end
-        raise struct.error
-    return int(struct.unpack_from(form, data, at)[0])
 
 
 def _load_delegate(module: ModuleType, threads: int) -> object:

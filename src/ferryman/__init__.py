@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ferryman.devices.fleet.inventory import find_device, read_devices
     from ferryman.devices.fleet.profile import profile
     from ferryman.devices.fleet.push import push
+    from ferryman.fleet import Fleet
     from ferryman.latency import latency_on
     from ferryman.runtime.contracts.errors import FerrymanError
     from ferryman.runtime.contracts.measurement import Measurement, ProfileSpec
@@ -31,6 +32,7 @@ _HOMES = {
     "BinaryConv2d": "ferryman.converter.api",
     "BinaryLinear": "ferryman.converter.api",
     "FerrymanError": "ferryman.runtime.contracts.errors",
+    "Fleet": "ferryman.fleet",
     "Measurement": "ferryman.runtime.contracts.measurement",
     "ProfileSpec": "ferryman.runtime.contracts.measurement",
     "compare": "ferryman.devices.fleet.compare",
@@ -51,6 +53,7 @@ __all__ = [
     "BinaryConv2d",
     "BinaryLinear",
     "FerrymanError",
+    "Fleet",
     "Measurement",
     "ProfileSpec",
     "__version__",

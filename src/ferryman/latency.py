@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import statistics
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ferryman.devices.fleet.inventory import Device, LocalDevice
-from ferryman.devices.fleet.profile import profile
-from ferryman.devices.fleet.push import push
-from ferryman.runtime.contracts.errors import CallerError
+from ferryman.devices.fleet.inventory import Device
+from ferryman.fleet import Fleet
+from ferryman.runtime.contracts.errors import CallerError, from_wire
 from ferryman.runtime.contracts.measurement import ProfileSpec
+from ferryman.runtime.contracts.record import Unavailable
 
 if TYPE_CHECKING:
     from torch import nn
 
-_NAME = "candidate"
+_LATENCY = "latency_ms"
 
 
 def latency_on(
@@ -32,8 +29,8 @@ def latency_on(
 ) -> Callable[[nn.Module], float]:
     """A function from a model to the seconds one call of it takes on a device, one thread: the median.
 
-    Each model is converted and measured; on a device other than `local` it is also pushed there first and takes the
-    place of what the device serves, so name one that serves nobody.
+    Each model is measured as `Fleet.measure` does it: converted, on a device other than `local` pushed there, where it
+    takes the place of what the device serves, and remembered.
 
     Args:
         device: where, as `find_device` finds it.
@@ -53,15 +50,15 @@ def latency_on(
     if isinstance(device, str):
         raise CallerError(f"the device {device!r} is named: give find_device({device!r}), which finds it")
     spec = ProfileSpec(runs=runs, interpreters=() if interpreter is None else (interpreter,))
+    fleet = Fleet()
 
     def measure(model: nn.Module) -> float:
-        from ferryman.converter.api import convert
-
-        with tempfile.TemporaryDirectory() as folder:
-            made = convert(model, inputs, to=(to,), form=form, output=Path(folder), name=_NAME, progress=progress)
-            if not isinstance(device, LocalDevice):
-                push(made.path, device)
-            found = profile(made.path, device, spec, progress=progress)
-        return min(statistics.median(one.samples_ns) for one in found) / 1e9
+        table = fleet.measure([(model, inputs)], device, (_LATENCY,), to=(to,), form=form, spec=spec, progress=progress)
+        for row in table.failed:
+            assert row.error is not None  # noqa: S101  # that is what failed says
+            raise from_wire(row.error)
+        latency_ms = table.best(_LATENCY)[_LATENCY]
+        assert not isinstance(latency_ms, Unavailable)  # noqa: S101  # the best has one
+        return latency_ms / 1e3
 
     return measure

@@ -46,9 +46,15 @@ from ferryman.options import PATH, devices_option, find
 @click.option("--operators", is_flag=True, help="Also time every operator: which part is slow, and why.")
 @click.option("--layers", is_flag=True, help="Also take statistics of every layer's activations.")
 @click.option("--inputs", type=PATH, help="Input sets for --layers on `local`, an .npz or .npy file.")
+@click.option(
+    "--meter", metavar="SPEC", help="A meter beside the device, such as mqtt://HOST/TOPIC?kind=tasmota, serial:TTY."
+)
+@click.option(
+    "--estimate", metavar="MODEL", help="Also estimate joules by a power model: raspberry-pi-4b, or IDLE_W,CORE_W."
+)
 @click.option("--no-energy", is_flag=True, help="Leave the idle and the active window of ten seconds each out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the measurements, raw samples included, as JSON lines.")
-@click.option("--csv", type=PATH, help="Also write a table, one measurement a row.")
+@click.option("--csv", type=PATH, help="Also write a table, one measurement a row, and one of raw samples beside it.")
 @click.option("--html", type=PATH, help="Also write a self-contained page with plots.")
 @click.option("--trace", type=PATH, help="Also write a trace that ui.perfetto.dev opens.")
 def profile(
@@ -68,6 +74,8 @@ def profile(
     operators: bool,
     layers: bool,
     inputs: Path | None,
+    meter: str | None,
+    estimate: str | None,
     no_energy: bool,
     as_json: bool,
     csv: Path | None,
@@ -80,6 +88,7 @@ def profile(
     is measured on every interpreter, in several fresh processes each, all in turn.
     """
     from ferryman.devices.fleet.profile import profile as measure
+    from ferryman.profiler.estimate import power_model
     from ferryman.runtime.contracts.errors import CallerError
     from ferryman.runtime.contracts.measurement import ProfileSpec
     from ferryman.show import check_targets, show
@@ -99,6 +108,8 @@ def profile(
         sustained_s=sustained,
         start_below_c=start_below,
         energy=not no_energy,
+        meter=meter,
+        estimate=None if estimate is None else power_model(estimate),
         operators=operators,
         layers=layers,
     )

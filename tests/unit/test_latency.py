@@ -10,6 +10,11 @@ from ferryman import find_device, latency_on, read_devices
 from ferryman.runtime.contracts.errors import CallerError
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
 def net(width: int) -> nn.Module:
     return nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 8)).eval()
 

@@ -13,6 +13,7 @@ NAMES = [
     "BinaryConv2d",
     "BinaryLinear",
     "FerrymanError",
+    "Fleet",
     "Measurement",
     "ProfileSpec",
     "__version__",

@@ -388,6 +388,14 @@ int ferryman_et_etdump(ferryman_et_session* session, const void** data, size_t* 
   });
 }
 
+int64_t ferryman_et_planned_bytes(const ferryman_et_session* session) {
+  int64_t bytes = 0;
+  for (const auto& span : session->planned.spans) {
+    bytes += static_cast<int64_t>(span.size());
+  }
+  return bytes;
+}
+
 void ferryman_et_close(ferryman_et_session* session) {
   const ferryman::SingleThread single(session->threads.single());
   delete session;

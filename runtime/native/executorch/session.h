@@ -68,4 +68,7 @@ FERRYMAN_ET_API int ferryman_et_run(ferryman_et_session* session, const int32_t*
 // The bytes stay valid until the next call for this session.
 FERRYMAN_ET_API int ferryman_et_etdump(ferryman_et_session* session, const void** data, size_t* size);
 
+// Bytes of the session's planned memory: what the artifact lays out for its tensors.
+FERRYMAN_ET_API int64_t ferryman_et_planned_bytes(const ferryman_et_session* session);
+
 FERRYMAN_ET_API void ferryman_et_close(ferryman_et_session* session);

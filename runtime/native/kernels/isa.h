@@ -306,6 +306,15 @@ struct Isa {
   void (*finish)(const Finished& finished);
 
   void (*take_planes)(const Taken& taken);
+
+  // Multiply-adds as fast as can be: so many a round; x has room for 4096 floats, or 16384 bytes.
+  float (*peak_floats)(const float* x, size_t rounds);
+  size_t peak_float_macs;
+  int32_t (*peak_bytes)(const int8_t* x, size_t rounds);
+  size_t peak_byte_macs;
+
+  // Reads as many words as fill a whole number of vectors.
+  uint32_t (*peak_read)(const uint32_t* x, size_t count);
 };
 
 extern const Isa kAvx512, kAvx2, kX86_64, kNeonDot, kNeon, kScalar;

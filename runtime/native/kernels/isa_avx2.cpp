@@ -266,6 +266,10 @@ inline Floats fused(Floats a, Floats b, Floats c) {
   return _mm256_fmadd_ps(a, b, c);
 }
 
+inline Floats multiplied(Floats a, Floats b, Floats c) {
+  return fused(a, b, c);
+}
+
 inline Floats load_even(const float* from) {
   // The last one that is wanted is the second one's last but one: that is loaded from one before.
   const __m256 low = _mm256_loadu_ps(from), high = _mm256_loadu_ps(from + 7);

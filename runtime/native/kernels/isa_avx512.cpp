@@ -279,6 +279,10 @@ inline Floats fused(Floats a, Floats b, Floats c) {
   return _mm512_fmadd_ps(a, b, c);
 }
 
+inline Floats multiplied(Floats a, Floats b, Floats c) {
+  return fused(a, b, c);
+}
+
 inline Floats clip(Floats x, Floats low, Floats high) {
   return _mm512_min_ps(high, _mm512_max_ps(low, x));
 }

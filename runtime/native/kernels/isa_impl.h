@@ -452,6 +452,7 @@ void compare_counts(const Counted& counted, const int32_t* threshold, uint32_t* 
 #include "isa_quant.h"
 #include "isa_functions.h"
 #include "isa_sparse.h"
+#include "isa_peak.h"
 
 namespace ferryman::kernels {
 namespace {
@@ -499,6 +500,11 @@ constexpr Isa make(const char* name) {
       sparse_dots,
       finish,
       take_planes,
+      peak_floats,
+      kPeakRows * kPeakVectors * kPeakDepth * kWidth,
+      peak_bytes,
+      kPeakRows * kPeakDots * kPeakDepth * sizeof(Bytes),
+      peak_read,
   };
 }
 

@@ -257,6 +257,10 @@ inline Floats fused(Floats a, Floats b, Floats c) {
   return vfmaq_f32(c, a, b);
 }
 
+inline Floats multiplied(Floats a, Floats b, Floats c) {
+  return fused(a, b, c);
+}
+
 inline Floats load_even(const float* from) {
   return vuzp1q_f32(vld1q_f32(from), vextq_f32(vld1q_f32(from + 3), vdupq_n_f32(0), 1));
 }

@@ -427,6 +427,10 @@ inline Floats fused(const Floats& a, const Floats& b, const Floats& c) {
   return each_lane([&](size_t i) { return fused_one(a.lane[i], b.lane[i], c.lane[i]); });
 }
 
+inline Floats multiplied(const Floats& a, const Floats& b, const Floats& c) {
+  return each_lane([&](size_t i) { return a.lane[i] * b.lane[i] + c.lane[i]; });
+}
+
 inline Floats load_even(const float* from) {
   return each_lane([&](size_t i) { return from[2 * i]; });
 }

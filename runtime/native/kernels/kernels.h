@@ -75,6 +75,12 @@ typedef struct {
 
 FERRYMAN_KERNELS_API int32_t ferryman_kernels_version(void);
 
+// What one thread does at most, measured for so many seconds with the instruction set in use: multiply-adds of floats and
+// of int8 a second, and bytes a second read from memory, `times` the same words at a time.
+FERRYMAN_KERNELS_API double ferryman_peak_floats(double seconds);
+FERRYMAN_KERNELS_API double ferryman_peak_int8(double seconds);
+FERRYMAN_KERNELS_API double ferryman_peak_read(const uint32_t* words, size_t count, size_t times, double seconds);
+
 // The instruction set in use: the best this processor has, or what FERRYMAN_KERNELS_ISA names if the processor has it.
 FERRYMAN_KERNELS_API const char* ferryman_kernels_isa(void);
 
