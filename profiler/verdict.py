@@ -44,7 +44,7 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Interval:
-    """Of a difference, or of the logarithm of a ratio; low and high are None where there were too few values for one."""
+    """Of a difference, or of the logarithm of a ratio; low and high are None of too few values."""
 
     middle: float
     low: float | None
