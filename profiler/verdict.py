@@ -117,12 +117,14 @@ def _known(pair: tuple[float, float]) -> Interval:
 
 
 def _energy(baseline: Energy, other: Energy, margin: float) -> Iterator[Ratio]:
-    """By the errors the two state themselves."""
-    if baseline.gross_j > 0 and other.gross_j > 0:
-        middle = math.log(other.gross_j / baseline.gross_j)
-        half = math.hypot(baseline.error_j / baseline.gross_j, other.error_j / other.gross_j)
-        interval = Interval(middle, middle - half, middle + half, None)
-        yield _ratio("energy", "J", (baseline.gross_j, other.gross_j), interval, margin)
+    """By the errors the two state themselves; what they share, such as the source's own, counts as if they did not."""
+    if min(baseline.active.runs, other.active.runs) <= 0:
+        return
+    joules, errors_j = (baseline.gross_j, other.gross_j), (baseline.error_j, other.error_j)
+    if min(joules) > 0 and all(map(math.isfinite, (*joules, *errors_j))):
+        middle = math.log(joules[1] / joules[0])
+        half = math.hypot(errors_j[0] / joules[0], errors_j[1] / joules[1])
+        yield _ratio("energy", "J", joules, Interval(middle, middle - half, middle + half, None), margin)
 
 
 def _ratio(
