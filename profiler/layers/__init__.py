@@ -57,7 +57,7 @@ def layer_statistics(
         raise CallerError("statistics of layers are over at least one input set")
     try:
         with artifact.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            exposed = _EXPOSE[variant.runtime](data, variant.entry, getattr(variant, "origins", {}))
+            exposed = _EXPOSE[variant.runtime](data, variant.entry, variant.origins)
             if not exposed.values:
                 return Unavailable(reason=f"the artifact shows no intermediate tensor: {'; '.join(exposed.left_out)}")
             with tempfile.TemporaryDirectory(prefix="ferryman-layers-") as folder:

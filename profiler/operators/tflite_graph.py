@@ -76,7 +76,7 @@ def read_tflite(data: Data, entry: str | None, origins: Mapping[str, str]) -> Gr
         root = Table.root(data, IDENTIFIER)
         at, inputs = _find(root, entry)
         graph = root.tables(SUBGRAPHS)[at]
-        names = [_name(code) for code in root.tables(CODES)]
+        names = [name_of(code) for code in root.tables(CODES)]
         buffers = [0 if b.place(_CONTENTS_OUTSIDE) else b.count(_CONTENTS) for b in root.tables(BUFFERS)]
         held = graph.tables(TENSORS)
         if max(len(held), len(graph.tables(OPERATORS)), len(names), len(buffers)) > _HELD_MAX:
@@ -113,7 +113,8 @@ def _find(root: Table, entry: str | None) -> tuple[int, tuple[int, ...] | None]:
     return found.integer(_SUBGRAPH, "I"), tuple(tensor for _, tensor in named)
 
 
-def _name(code: Table) -> str:
+def name_of(code: Table) -> str:
+    """An operator's name, as TFLite or a custom operator has it."""
     number = max(code.integer(_CODE_OLD, "b"), code.integer(_CODE_NEW))
     if number == _CUSTOM:
         return code.text(_CODE_NAME) or "CUSTOM"
