@@ -32,7 +32,12 @@ _CHAR = 1
 _XNNPACK = "XnnpackBackend"
 _QUANT_CONV, _QUANT_ARGS = "ferryman::quant_conv2d", slice(15, 19)
 """out_scale, out_zero, out_low, out_high."""
-_CHANNELS = {"ferryman::quant_conv2d": 11, "ferryman::quant_linear": None, "ferryman::binary_linear": None, "ferryman::sparse_linear": None}
+_CHANNELS = {
+    "ferryman::quant_conv2d": 11,
+    "ferryman::quant_linear": None,
+    "ferryman::binary_linear": None,
+    "ferryman::sparse_linear": None,
+}
 """Operators with a weight for each channel; the argument that says whether floats have them last."""
 _SHARED = "its memory is shared with an input, or nobody planned it"
 _PAGE = 4096
