@@ -88,8 +88,8 @@ def _run(
     ) as session:
         for one in inputs:
             outputs = session.run(one)
-            for layer, array in zip(layers, outputs[own:], strict=True):
-                layer.take(array)
+            for layer, place in zip(layers, exposed.outputs, strict=True):
+                layer.take(outputs[place])
             if len(answers) < _COMPARED_MAX:
                 answers.append(outputs[:own])
     outputs_db = _likeness(artifact, variant, interpreter, inputs[: len(answers)], answers, threads)

@@ -193,7 +193,14 @@ def expose(data: Data, entry: str | None, origins: Mapping[str, str]) -> Exposed
     )
     front = put_before(root, _MAGIC, room=_HEADER_BYTES, align=_PAGE)
     front[8 : 8 + _HEADER_BYTES] = segments.header(len(front))
-    return Exposed(bytes(front), bytes(segments.tail), tuple(plan.exposed), tuple(plan.left_out))
+    own = len(plan.table.integers(_OUTPUTS))
+    return Exposed(
+        front=bytes(front),
+        tail=bytes(segments.tail),
+        values=tuple(plan.exposed),
+        outputs=tuple(range(own, own + len(plan.exposed))),
+        left_out=tuple(plan.left_out),
+    )
 
 
 def _choose(names: list[str], entry: str | None) -> int:
@@ -256,7 +263,7 @@ def _expose_kernel(plan: _Plan, name: str, args: Sequence[int], index: int, modu
         plan.outputs.append(index)
         plan.exposed.append(Value(called, module, _channels(plan, name, args, rank, dtype), stored))
     else:
-        plan.left_out.append(f"{called}: its numbers are packed, or no activations")
+        plan.left_out.append(f"{called}: no numbers of activations (ExecuTorch's dtype {dtype})")
 
 
 def _channels(plan: _Plan, name: str, args: Sequence[int], rank: int, dtype: int) -> int | None:

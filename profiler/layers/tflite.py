@@ -12,6 +12,7 @@ from ferryman.profiler.operators.kinds import kind_of
 from ferryman.profiler.operators.tflite_graph import name_of
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.flatbuffer import Data, Table
+from ferryman.runtime.sessions.tflite import natural
 
 _MAGIC = b"TFL3"
 _MODEL, _CODES, _SUBGRAPHS, _BUFFERS, _SIGNATURES = "IOOOOOOO", 1, 2, 4, 7
@@ -60,7 +61,9 @@ def expose(data: Data, entry: str | None, origins: Mapping[str, str]) -> Exposed
     subgraphs = model.tables(_SUBGRAPHS)
     subgraph = subgraphs[number]
     found, left_out = _values(model, subgraph, origins)
-    outputs = Numbers("i", (*subgraph.integers(_OUTPUTS), *found))
+    own = _own_outputs(subgraph, None if chosen is None else signatures[chosen])
+    further = [index for index in found if index not in own]
+    outputs = Numbers("i", (*subgraph.integers(_OUTPUTS), *further))
     changed: dict[str, Node] = {
         f"_{_SUBGRAPHS}": _replaced(subgraphs, number, copy(subgraph, _SUBGRAPH, **{f"_{_OUTPUTS}": outputs}))
     }
@@ -68,11 +71,26 @@ def expose(data: Data, entry: str | None, origins: Mapping[str, str]) -> Exposed
         signature = signatures[chosen]
         named = [Old(one.at) for one in signature.tables(_SIGNED_OUTPUTS)]
         # In the order of a signature's names, and behind those of the artifact, which begin with small letters.
-        added = [New({0: Text(f"~{order:05}"), 1: ("I", index)}) for order, index in enumerate(found)]
+        added = [New({0: Text(f"~{order:05}"), 1: ("I", index)}) for order, index in enumerate(further)]
         signed = copy(signature, _SIGNATURE, **{f"_{_SIGNED_OUTPUTS}": Tables([*named, *added])})
         changed[f"_{_SIGNATURES}"] = _replaced(signatures, chosen, signed)
     front = put_before(copy(model, _MODEL, **changed), _MAGIC)
-    return Exposed(bytes(front), b"", tuple(found.values()), tuple(left_out))
+    places = {index: place for place, index in enumerate([*own, *further])}
+    return Exposed(
+        front=bytes(front),
+        tail=b"",
+        values=tuple(found.values()),
+        outputs=tuple(places[index] for index in found),
+        left_out=tuple(left_out),
+    )
+
+
+def _own_outputs(subgraph: Table, signature: Table | None) -> list[int]:
+    """Tensors that are outputs already, in the order of the call."""
+    if signature is None:
+        return list(subgraph.integers(_OUTPUTS))
+    named = [(one.text(0) or "", one.integer(1, "I")) for one in signature.tables(_SIGNED_OUTPUTS)]
+    return [index for _, index in sorted(named, key=lambda one: natural(one[0]))]
 
 
 def _replaced(tables: object, number: int, new: New) -> Tables:
@@ -103,7 +121,7 @@ def _values(model: Table, subgraph: Table, origins: Mapping[str, str]) -> tuple[
             name = f"{number} {kind_of(name_of(code))}"
             stored = _stored(tensor, kind, code, operator)
             if kind not in _FLOATS and stored is None:
-                left_out.append(f"{name}: its numbers are packed, or no activations")
+                left_out.append(f"{name}: no numbers of activations (TFLite's dtype {kind})")
                 continue
             found[index] = Value(name, origins.get(str(number)), _channels(code, operator, rank, stored), stored)
     return found, left_out
