@@ -46,7 +46,7 @@ clean:
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 system:
-	@tests/support/need.sh g++=g++ mosquitto=mosquitto sshd=openssh-server sftp=openssh-client strace=strace
+	@tests/support/need.sh g++=g++ mosquitto=mosquitto adb=adb sshd=openssh-server sftp=openssh-client strace=strace
 
 # torch first and alone: without its exact version at hand, pip would take a build of several GB for GPUs.
 .venv/.ready: pyproject.toml $(NATIVE)

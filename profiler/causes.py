@@ -105,15 +105,21 @@ def _unsettled(one: Measurement) -> Iterator[Cause]:
 
 def _slow_processes(one: Measurement) -> Iterator[Cause]:
     """Processes beside which others were at work, and those that were slow for no reason on record."""
-    medians = {number: summarize(s.samples).p50_ns for number, s in enumerate(one.starts) if s.samples.count}
+    medians = {number: summarize(s.samples).p50_ns for number, s in enumerate(one.starts, 1) if s.samples.count}
     middle = statistics.median(medians.values()) if medians else 0.0
-    for number, median in medians.items():
-        busy = one.starts[number].busy
-        which, slow = f"process {number + 1} of {len(one.starts)}", f"took {median / max(middle, 1):.2f} times as long"
-        if not isinstance(busy, Unavailable) and busy > 2 * BUSY_SHARE:
-            yield Cause(name="busy", words=f"others took {busy:.0%} of the processors beside {which}; it {slow}")
-        elif median > SLOWER * middle:
-            yield Cause(name="unknown", words=f"{which} {slow} as the middle one")
+    crowded: dict[int, float] = {}
+    for number, start in enumerate(one.starts, 1):
+        if not isinstance(start.busy, Unavailable) and start.busy > 2 * BUSY_SHARE:
+            crowded[number] = start.busy
+    if crowded:
+        took = f"{min(crowded.values()):.0%} to {max(crowded.values()):.0%}"
+        beside = f"beside {len(crowded)} of {len(one.starts)} processes"
+        yield Cause(name="busy", words=f"{beside} others took {took} of the processors")
+    slow = {number: median / middle for number, median in medians.items() if median > SLOWER * middle}
+    if alone := [number for number in slow if number not in crowded]:
+        which = f"process {', '.join(map(str, alone))} of {len(one.starts)}"
+        times = max(slow[number] for number in alone)
+        yield Cause(name="unknown", words=f"{which} took up to {times:.2f} times as long as the middle one")
 
 
 def _drift(intervals: tuple[Interval, ...]) -> Iterator[Cause]:

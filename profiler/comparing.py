@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ferryman.profiler.causes import why_slower
+import msgspec
+
+from ferryman.profiler.causes import what_disturbed, why_slower
 from ferryman.profiler.differences import differing
 from ferryman.profiler.verdict import MARGIN, ratios
-from ferryman.runtime.contracts.comparison import Cause, Comparison, Ratio
+from ferryman.runtime.contracts.comparison import Cause, Comparison, Ratio, Verdict
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.measurement import Measurement
 
@@ -41,10 +43,6 @@ def set_beside(
         words = "; ".join(f"{one.name}: {one.baseline} against {one.other}" for one in barring)
         raise CallerError(f"these cannot be compared ({words}); measure again under the same, or ask for it anyway")
     found = ratios(baseline, other, interleaved=interleaved, margin=margin)
-    causes: tuple[Cause, ...] = ()
-    if found[0].verdict in {"faster", "slower"}:
-        pair = (baseline, other) if found[0].verdict == "slower" else (other, baseline)
-        causes = why_slower(*pair)
     return Comparison(
         margin=margin,
         interleaved=interleaved,
@@ -52,7 +50,19 @@ def set_beside(
         other=other,
         ratios=found,
         differences=differences,
-        causes=causes,
+        causes=_causes(baseline, other, found[0].verdict),
+    )
+
+
+def _causes(baseline: Measurement, other: Measurement, verdict: Verdict | None) -> tuple[Cause, ...]:
+    if verdict in {"faster", "slower"}:
+        return why_slower(baseline, other) if verdict == "slower" else why_slower(other, baseline)
+    if verdict == "same":
+        return ()
+    return tuple(
+        msgspec.structs.replace(cause, words=f"{which}: {cause.words}")
+        for which, one in (("baseline", baseline), ("other", other))
+        for cause in what_disturbed(one)
     )
 
 

@@ -151,8 +151,10 @@ class _Reader:
         return round(1e9 * max(self.source.settle_s, stale_s))
 
     def length_ns(self, seconds: float) -> int:
-        """Of a window with enough readings in it."""
-        return round(1e9 * _MARGIN * max(seconds, (READINGS_MIN + 2) * self.source.period_s))
+        """Of a window with enough readings in it; a counter's lies between two of them, which may be uneven."""
+        period_s = self.source.period_s
+        edges_s = 3 * period_s if self.source.source.unit == "J" else 0.0
+        return round(1e9 * (_MARGIN * max(seconds, (READINGS_MIN + 2) * period_s) + edges_s))
 
     def start(self) -> None:
         """Take the first reading and go on taking them.

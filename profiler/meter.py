@@ -1,7 +1,7 @@
 """Meters beside the device, by a short name that a command line and a record can carry.
 
     mqtt://HOST[:PORT]/TOPIC?kind=tasmota     poll=SECONDS settle=2 user=NAME; kinds: tasmota, shelly, watts
-    serial:/dev/ttyUSB0                       baud=115200 unit=W column=1 settle=1
+    serial:/dev/ttyUSB0                       baud=115200 unit=W column=1 period=1 settle=1
     adb:SERIAL                                a phone; the serial may be empty
     i2c:BUS/ADDRESS?chip=ina219&shunt=0.1     Ohm; tolerance=0.01 channel=1; chips: ina219, ina226, ina3221
     python:MODULE?anything                    MODULE.open_meter("anything") -> Sampler | Unavailable
@@ -103,7 +103,7 @@ def _mqtt(spec: str, place: str, query: str) -> Open:
     topic = unquote(topic)
     options = _Options(spec, query)
     kind = options.text("kind", "tasmota", KINDS)
-    poll_s, settle_s = options.number("poll", 0, 0, 60), options.number("settle", 2, 0, 60)
+    poll_s, settle_s = options.number("poll", 0, 0, 60), options.number("settle", 2, 0.1, 60)
     user = options.text("user", "")
     options.done()
     shapes = {"tasmota": r"tele/[^+#]+/SENSOR", "shelly": r"[^+#]+/status/switch:\d+"}
@@ -122,9 +122,10 @@ def _serial(spec: str, place: str, query: str) -> Open:
     options = _Options(spec, query)
     baud = options.text("baud", "115200", {str(baud): baud for baud in BAUDS})
     unit = options.text("unit", "W", UNITS)
-    column, settle_s = int(options.number("column", 1, 1, 64)), options.number("settle", 1, 0, 60)
+    column, period_s = int(options.number("column", 1, 1, 64)), options.number("period", 1, 0.001, 60)
+    settle_s = options.number("settle", 1, 0.1, 60)
     options.done()
-    return lambda: SerialSampler(place, int(baud), unit, column, settle_s)
+    return lambda: SerialSampler(place, int(baud), unit, column, period_s, settle_s)
 
 
 def _adb(spec: str, place: str, query: str) -> Open:

@@ -6,6 +6,8 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from ferryman.profiler.report_tables import Grid, Group
 from ferryman.profiler.report_words import MISSING, NOT_ASKED, ms, number, percent, printable, short
 from ferryman.profiler.stats import summarize
@@ -63,11 +65,9 @@ def operators_grid(operators: Operators, rows_max: int) -> Grid:
         share = percent(sum(one.share for _, one in rest))
         notes.append(f"{len(rest)} more operators, together {share} % of the time, are not shown")
     if operators.whole.count:
-        total = sum(summarize(one.samples).p50_ns for one in operators.rows if one.samples.count)
-        notes.append(
-            f"all operators' medians add up to {ms(total)} ms; whole runs beside them took "
-            f"{ms(summarize(operators.whole).p50_ns)} ms"
-        )
+        total = sum(1e9 * operator_seconds(one) for one in operators.rows if one.samples.count)
+        whole = summarize(operators.whole).p50_ns
+        notes.append(f"all operators add up to {ms(total)} ms; whole runs beside them took {ms(whole)} ms (p50)")
     notes += [
         f"{len(one)} {what}: {percent(sum(o.share for o in one))} % of the time" for what, one in _flagged(operators)
     ]
@@ -85,7 +85,7 @@ def operators_grid(operators: Operators, rows_max: int) -> Grid:
         ),
         (
             Group(
-                ("time\n%", "p50\nms"),
+                ("time\n%", "\nms"),
                 tuple((percent(one.share), ms(1e9 * operator_seconds(one))) for _, one in shown),
             ),
             Group(
@@ -132,14 +132,22 @@ def layers_grid(layers: LayerStatistics, rows_max: int) -> Grid:
 
 
 def operator_seconds(operator: Operator) -> float:
-    """Its median; not a number where it was never timed."""
-    return summarize(operator.samples).p50_ns / 1e9 if operator.samples.count else math.nan
+    """Mean of the middle half of its samples, as for `Operator.share`; not a number where it was never timed."""
+    count = operator.samples.count
+    if not count:
+        return math.nan
+    values, counts = operator.samples.weighted()
+    ends = np.cumsum(counts).clip(count // 4, count - count // 4)
+    weights = np.diff(ends, prepend=count // 4)
+    return float(values.astype(np.float64) @ weights) / int(weights.sum()) / 1e9
 
 
 def of_roof(operator: Operator, peak: Peak | Unavailable) -> float:
     """The least time that the device's peaks allow, over the time taken; not a number where it cannot be told."""
     seconds = operator_seconds(operator)
     if isinstance(peak, Unavailable) or not seconds > 0 or (not operator.macs and not operator.bytes_moved):
+        return math.nan
+    if not min(peak.gmacs_per_s, peak.gbytes_per_s) > 0:
         return math.nan
     least = max((operator.macs or 0) / peak.gmacs_per_s, (operator.bytes_moved or 0) / peak.gbytes_per_s) / 1e9
     return least / seconds

@@ -18,11 +18,12 @@ from ferryman.profiler.report_words import (
     percent,
     printable,
     short,
+    sound,
     threads,
     when,
 )
 from ferryman.profiler.stats import median_error, summarize
-from ferryman.runtime.contracts.energy import Energy
+from ferryman.runtime.contracts.energy import Energy, EnergyEstimate
 from ferryman.runtime.contracts.measurement import Arrival, Measurement, Memory, Pipeline, Start
 from ferryman.runtime.contracts.record import Unavailable
 from ferryman.runtime.contracts.samples import Samples
@@ -86,6 +87,8 @@ def main_grid(measurements: Sequence[Measurement]) -> Grid:
     columns: list[Columns] = [*_COLUMNS]
     if len({m.spec.threads for m in measurements}) > 1:
         columns.insert(0, (("threads\n", lambda m: str(m.spec.threads)),))
+    if any(m.energy_estimate is not None for m in measurements):
+        columns.append(_ESTIMATE)
     if len(set(kinds)) < len(kinds):
         columns.append((("measured\nUTC", when),))
     notes: dict[str, list[str]] = {}
@@ -131,6 +134,8 @@ def energy_words(energy: Energy | Unavailable | None) -> str:
         return "not asked for"
     if isinstance(energy, Unavailable):
         return f"unavailable: {printable(energy.reason)}"
+    if sound(energy) is None:
+        return "the record is damaged"
     source, off = energy.source, energy.source.uncertainty
     steps = [
         f"{number(step)} {unit} {what}"
@@ -141,20 +146,26 @@ def energy_words(energy: Energy | Unavailable | None) -> str:
         if not isinstance(step, Unavailable)
     ]
     active = energy.active
-    window = f"{number(active.window_s)} s, {active.runs} inferences, {number(active.rate_hz)} readings a second"
+    window = f"{number(active.window_s)} s, {active.runs:.0f} inferences, {number(active.rate_hz)} readings a second"
+    window += f", {active.failed} failed" if active.failed else ""
     note = f"; {source.note}" if source.note else ""
     return printable(f"{source.name}, rails {', '.join(source.rails)}; {'; '.join([window, *steps])}{note}")
 
 
 def joules(energy: Energy | Unavailable | None) -> tuple[str, str]:
-    """Millijoules an inference, gross with its error, and net."""
+    """Millijoules an inference, gross and net, each with its error."""
     if energy is None:
         return NOT_ASKED, NOT_ASKED
-    if isinstance(energy, Unavailable) or energy.active.runs < 1:
+    known = sound(energy)
+    if known is None:
         return MISSING, MISSING
-    net = energy.net_j
-    gross = f"{number(1e3 * energy.gross_j)} ±{number(1e3 * energy.error_j, 2)}"
-    return gross, MISSING if net is None else number(1e3 * net)
+    return _millijoules(known.gross_j, known.error_j), _millijoules(known.net_j, known.net_error_j)
+
+
+def _millijoules(value_j: float | None, error_j: float | None) -> str:
+    if value_j is None:
+        return MISSING
+    return number(1e3 * value_j) + ("" if error_j is None else f" ±{number(1e3 * error_j, 2)}")
 
 
 def _order(one: Measurement) -> tuple[str, str, str, str, int, int]:
@@ -244,6 +255,22 @@ _COLUMNS: tuple[Columns, ...] = (
         ("energy\nmJ, net", lambda m: joules(m.energy)[1]),
     ),
 )
+
+
+def _of_estimate(joules: Callable[[EnergyEstimate], float]) -> Callable[[Measurement], str]:
+    def cell(m: Measurement) -> str:
+        if m.energy_estimate is None:
+            return NOT_ASKED
+        return number(1e3 * joules(m.energy_estimate)) if m.energy_estimate.runs > 0 else MISSING
+
+    return cell
+
+
+_ESTIMATE: Columns = (
+    ("by a model\nmJ, gross", _of_estimate(lambda estimate: estimate.gross_j)),
+    ("by a model\nmJ, net", _of_estimate(lambda estimate: estimate.net_j)),
+)
+"""Apart from what was measured, and only where it was asked for."""
 
 
 def _of_arrival(cell: Callable[[Arrival], str]) -> Callable[[Measurement], str]:

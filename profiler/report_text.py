@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib import util
 from typing import TYPE_CHECKING
 
 from ferryman.profiler.report_tables import Grid, Group, Row
-from ferryman.profiler.report_words import MISSING, NOT_ASKED, display_width
+from ferryman.profiler.report_words import MISSING, NOT_ASKED, display_width, short
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
 _GAP = 2
+_INDENT = " " * _GAP
 _KEY_MIN = 8
 
 
 def show_grid(grid: Grid, width: int, *, colour: bool) -> str:
     """A title, the table in as many parts as the width asks for, its notes."""
     if util.find_spec("rich") is None:
-        return "\n".join([*_titled(grid), *(_plain(part) for part in fold(grid, width)), *_noted(grid.notes)])
+        parts = [_plain(part, width) for part in fold(grid, width)]
+        return "\n".join([*_wrapped(_titled(grid), width), *parts, *_wrapped(grid.notes, width, _INDENT)])
     return _rich(grid, width, colour=colour)
 
 
 def show_lines(title: str, lines: Sequence[str], width: int, *, colour: bool, strong: bool = False) -> str:
     """A heading and lines below it, wrapped and indented."""
     if util.find_spec("rich") is None:
-        return "\n".join([title, *_noted(lines)])
+        return "\n".join([*_wrapped([title], width), *_wrapped(lines, width, _INDENT)])
     from rich.text import Text
 
     return _printed([Text(title, style="bold cyan" if strong else "bold"), *_notes(lines)], width, colour=colour)
@@ -80,20 +83,24 @@ def _titled(grid: Grid) -> list[str]:
     return [grid.title] if grid.title else []
 
 
-def _noted(notes: Sequence[str]) -> list[str]:
-    return [f"  {note}" for note in notes]
+def _wrapped(lines: Sequence[str], width: int, indent: str = "") -> list[str]:
+    return [
+        part for line in lines for part in textwrap.wrap(line, width, initial_indent=indent, subsequent_indent=indent)
+    ]
 
 
-def _plain(grid: Grid) -> str:
+def _plain(grid: Grid, width: int) -> str:
     groups = (grid.keys, *grid.groups)
-    widths = [width for group in groups for width in _widths(group)]
+    keys = _key_widths(grid.keys, width)
+    widths = [*keys, *(width for group in grid.groups for width in _widths(group))]
     texts = [group.text for group in groups for _ in group.heads]
     heads: list[Row] = [*zip(*(head.split("\n") for head in grid.heads()), strict=True)]
     lines = []
     for row in [*(head for head in heads if any(head)), *grid.rows()]:
         cells = []
-        for cell, width, text in zip(row, widths, texts, strict=True):
-            pad = " " * (width - display_width(cell))
+        for whole, column, text in zip(row, widths, texts, strict=True):
+            cell = whole if display_width(whole) <= column else short(whole, column)
+            pad = " " * (column - display_width(cell))
             cells.append(cell + pad if text else pad + cell)
         lines.append((" " * _GAP).join(cells).rstrip())
     return "\n".join(lines)

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from ferryman.runtime.contracts.energy import Energy
 from ferryman.runtime.contracts.measurement import Conditions, Measurement, Reading
 from ferryman.runtime.contracts.record import Record, Unavailable
 
@@ -20,9 +21,11 @@ _UNITS = {"bytes": "MB", "mhz": "MHz", "c": "°C"}
 
 
 def number(value: float, digits_min: int = 3) -> str:
-    """So many significant digits, without an exponent."""
+    """So many significant digits, without an exponent unless it is longer than any measurement."""
     if not math.isfinite(value):
         return MISSING
+    if abs(value) >= 1e15:  # noqa: PLR2004
+        return f"{value:.2e}"
     if abs(value) < 1e-9:  # noqa: PLR2004  # what is smaller is no measurement
         return "0"
     digits = 0
@@ -44,6 +47,13 @@ def mb(value_bytes: float | Unavailable) -> str:
 def percent(share: float | Unavailable) -> str:
     """A share of 1 in percent, to a tenth."""
     return MISSING if isinstance(share, Unavailable) or not math.isfinite(share) else f"{100 * share:.1f}"
+
+
+def sound(energy: Energy | Unavailable | None) -> Energy | None:
+    """What can be divided; None of a window without runs or length, which only a damaged record has."""
+    if not isinstance(energy, Energy) or not min(energy.active.runs, energy.active.window_s) > 0:
+        return None
+    return energy if isinstance(energy.idle, Unavailable) or energy.idle.window_s > 0 else None
 
 
 def printable(text: str) -> str:
@@ -110,7 +120,7 @@ def words(field: str, value: Any) -> str:  # noqa: ANN401  # whatever the record
     if isinstance(value, tuple):
         return ", ".join(words(field, one) for one in value) or "none"
     if isinstance(value, dict):
-        return ", ".join(printable(f"{name} {version}") for name, version in sorted(value.items()))
+        return ", ".join(printable(f"{name} {version}") for name, version in sorted(value.items())) or "none"
     if field.endswith("_bytes"):
         return number(value / 1e6)
     return number(value) if isinstance(value, float) else printable(str(value))

@@ -65,7 +65,8 @@ class ExecutorchBackend:
                 transform_passes=[KeepMeanDims()],
                 partitioner=[XnnpackPartitioner()],
             )
-            made = edge.to_executorch(_CONFIG)
+            paths = {name: _paths(edge.exported_program(name).graph_module) for name in entries}
+            made = edge.to_executorch(_CONFIG)  # which numbers nodes anew
             data = share_constants(bytes(made.buffer))
         except Exception as error:  # the toolchain raises many kinds
             names = ", ".join(dict.fromkeys(captured.source.name for captured in entries.values()))
@@ -73,7 +74,7 @@ class ExecutorchBackend:
         lowered = {}
         for name in entries:
             graph_module = edge.exported_program(name).graph_module
-            origins = _origins(graph_module, made.debug_handle_map.get(name, {}))
+            origins = _origins(paths[name], made.debug_handle_map.get(name, {}))
             lowered[name] = Lowered(data, _describe(graph_module), origins)
         return lowered
 
@@ -93,20 +94,19 @@ def _describe(graph_module: torch.fx.GraphModule) -> Lowering:
     )
 
 
-def _origins(graph_module: torch.fx.GraphModule, handles: Mapping[int, Any]) -> dict[str, str]:
-    """Where nodes of the delegates come from, by their debug handles, and where kernel calls do, by their instructions.
-
-    Args:
-        graph_module: lowered.
-        handles: of its instructions, a list where one calls a delegate.
-    """
+def _paths(graph_module: torch.fx.GraphModule) -> dict[int, str]:
+    """Debug handle -> path of the module it stands for, where that is known."""
     graphs = [graph_module.graph, *(part.original_module.graph for _, part, _ in get_lowered_submodules(graph_module))]
-    paths = {
+    return {
         node.meta["debug_handle"]: path
         for graph in graphs
         for node in graph.nodes
         if node.op == "call_function" and "debug_handle" in node.meta and (path := module_of(node))
     }
+
+
+def _origins(paths: Mapping[int, str], handles: Mapping[int, Any]) -> dict[str, str]:
+    """See `Variant.origins`; `handles` are of instructions, several where one calls a delegate."""
     calls = {f"@{at}": paths[handle] for at, handle in handles.items() if isinstance(handle, int) and handle in paths}
     return {str(handle): path for handle, path in paths.items()} | calls
 

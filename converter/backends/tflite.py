@@ -14,6 +14,7 @@ from ai_edge_litert import schema_py_generated as schema
 from torch.utils._pytree import TreeSpec, tree_leaves, tree_unflatten
 
 from ferryman.converter.backends.base import Lowered
+from ferryman.converter.backends.tflite_origins import find_origins, named_after_nodes
 from ferryman.converter.backends.tflite_shared import keep_shared
 from ferryman.converter.capture import Captured
 from ferryman.converter.reason import reason
@@ -59,17 +60,17 @@ class TfliteBackend:
 
     def lower(self, captured: Captured) -> Lowered:
         """See `Backend.lower`."""
-        data = _convert({_SIGNATURE: captured})
-        return Lowered(data=data, lowering=_describe(data))
+        data, origins = _convert({_SIGNATURE: captured})
+        return Lowered(data, _describe(data), origins[_SIGNATURE])
 
     def lower_entries(self, entries: Mapping[str, Captured]) -> dict[str, Lowered]:
         """See `Backend.lower_entries`."""
-        data = _convert(entries)
-        return {name: Lowered(data, _describe(_put_first(data, name))) for name in entries}
+        data, origins = _convert(entries)
+        return {name: Lowered(data, _describe(_put_first(data, name)), origins[name]) for name in entries}
 
 
-def _convert(entries: Mapping[str, Captured]) -> bytes:
-    """One flatbuffer of all of them, each a signature.
+def _convert(entries: Mapping[str, Captured]) -> tuple[bytes, dict[str, dict[str, str]]]:
+    """One flatbuffer of all of them, each a signature; and of each, where its operators come from.
 
     Raises:
         ModelError: litert-torch refuses.
@@ -79,12 +80,15 @@ def _convert(entries: Mapping[str, Captured]) -> bytes:
     from ferryman.converter.backends.tflite_operators import put_channels_last
 
     converter = litert_torch.Converter()
+    graphs = {}
     for entry, captured in entries.items():
         program = put_channels_last(keep_shared(_gather_no_bools(captured.program.module())))
+        graphs[entry] = program.graph
         module = FlatCall(program, captured.in_spec)
         converter.add_signature(entry, module, captured.example, dynamic_shapes=_dynamic_shapes(captured))
     try:
-        edge_model = converter.convert()
+        with named_after_nodes():
+            edge_model = converter.convert()
     except Exception as error:  # the toolchain raises many kinds
         name = ", ".join(dict.fromkeys(captured.source.name for captured in entries.values()))
         said = reason(error)
@@ -97,7 +101,8 @@ def _convert(entries: Mapping[str, Captured]) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.tflite"
         edge_model.export(str(path))
-        return path.read_bytes()
+        data = path.read_bytes()
+    return data, {entry: find_origins(data, entry, graph) for entry, graph in graphs.items()}
 
 
 def _put_first(data: bytes, entry: str) -> bytes:

@@ -92,8 +92,8 @@ class Inbox:
         self._arrived.set()
 
     def fail(self, reason: str) -> None:
-        """None can come, until the next one does."""
-        self._failure = reason
+        """None can come, until the next one does; of several reasons the first stands."""
+        self._failure = self._failure or reason
         self._arrived.set()
 
     def wait(self, timeout_s: float) -> None:

@@ -70,7 +70,8 @@ def ask_mailbox(descriptor: int, ask: Mailbox) -> str:
     _, code, _, _, _, failure = _HEADER.unpack_from(message)
     text = message[_HEADER.size : _HEADER.size + _TEXT_BYTES].decode(errors="replace").strip("\0")
     if code != _DONE or failure:
-        raise SensorError(f"/dev/vcio: the firmware answers {code:#x}, error {failure}: {text[:120]!r}")
+        words = text.partition("\0")[0][:120]
+        raise SensorError(f"/dev/vcio: the firmware answers {code:#x}, error {failure}: {words!r}")
     return text.replace("\0", "\n")
 
 

@@ -48,7 +48,7 @@ def parse_line(line: bytes, column: int) -> float | None:
 class SerialSampler:
     """Implements `Sampler`; listens from when it is made, in a thread of its own."""
 
-    def __init__(self, path: str, baud: int, unit: str, column: int, settle_s: float) -> None:
+    def __init__(self, path: str, baud: int, unit: str, column: int, period_s: float, settle_s: float) -> None:
         """Open the line, and wait for the first reading.
 
         Args:
@@ -56,12 +56,13 @@ class SerialSampler:
             baud: one of BAUDS.
             unit: of the numbers, one of UNITS.
             column: where on the line the number is, from 1.
+            period_s: between two lines.
             settle_s: readings so soon after a change of load are left out.
 
         Raises:
             SensorError: the line cannot be opened, or nothing comes.
         """
-        self.settle_s, self.period_s = settle_s, 0.2
+        self.settle_s, self.period_s = settle_s, period_s
         kind, self._scale = UNITS[unit]
         self._column = column
         self.source = EnergySource(
@@ -73,13 +74,13 @@ class SerialSampler:
             uncertainty=Unavailable(reason="depends on the meter"),
             note=f"stamped on arrival; readings of the first {settle_s:g} s after a change of load are left out",
         )
-        self._inbox = Inbox(self.source.name, 10.0)
+        self._inbox = Inbox(self.source.name, max(10.0, 3 * period_s))
         self._descriptor = _open(path, baud)
         self._stop_read, self._stop_write = os.pipe()
         self._thread = threading.Thread(target=self._listen, name="serial meter", daemon=True)
         self._thread.start()
         try:
-            self._inbox.wait(_FIRST_S)
+            self._inbox.wait(_FIRST_S + 2 * period_s)
         except SensorError:
             self.close()
             raise

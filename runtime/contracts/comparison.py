@@ -70,7 +70,7 @@ class Comparison(Record, kw_only=True):
     """`p50` is the first."""
     differences: tuple[Differing, ...]
     causes: tuple[Cause, ...]
-    """Of the slower one's slowness."""
+    """Of the slower one's slowness; of scatter where `p50` is unclear."""
 
     @property
     def verdict(self) -> Verdict:

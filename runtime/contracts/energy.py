@@ -64,7 +64,7 @@ class Energy(Record, tag="energy"):
     active: EnergyWindow
     idle: EnergyWindow | Unavailable
     error_j: float
-    """The true `gross_j` is within so much, at 95 %: sampling, resolution, and the source's uncertainty if it is known."""
+    """The true `gross_j` is within so much, at 95 %: sampling, resolution, and the source's uncertainty if known."""
     net_error_j: float | None
     """So of `net_j`."""
 

@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +29,6 @@ from ferryman.runtime.install import (
 )
 
 if TYPE_CHECKING:
-    from ferryman.runtime.contracts.measurement import Measurement
     from ferryman.runtime.contracts.tensor import Array
 
 _INSTALL = {
@@ -463,11 +461,17 @@ def collect(broker: str, database: Path) -> None:
 @click.option("--device", help="Only this device.")
 @click.option("--package", help="Only this package, by name or SHA-256.")
 @click.option("--html", type=PATH, default=Path("report.html"), show_default=True, help="Page to write.")
-def report(database: Path, device: str | None, package: str | None, html: Path) -> None:
+@click.option("--csv", type=PATH, help="Also write a table, one measurement a row, and one of raw samples beside it.")
+@click.option("--trace", type=PATH, help="Also write a trace that ui.perfetto.dev opens.")
+def report(
+    database: Path, device: str | None, package: str | None, html: Path, csv: Path | None, trace: Path | None
+) -> None:
     """Print a table of the stored measurements and write a self-contained page with plots."""
     from ferryman.describe import printable
     from ferryman.devices.fleet.store import Store
+    from ferryman.show import check_targets, show
 
+    check_targets(html, csv, trace)
     left_out: list[str] = []
     store = Store(database, create=False)
     try:
@@ -482,7 +486,7 @@ def report(database: Path, device: str | None, package: str | None, html: Path) 
         click.echo(printable(f"left out: {one}"), err=True)
     if not found:
         raise CallerError(f"{database} holds no measurements that match; run `ferryman profile PACKAGE DEVICE` first")
-    _show([(one.device, one.measurement) for one in found], html, left_out=left_out)
+    show([(one.device, one.measurement) for one in found], csv=csv, html=html, trace=trace, left_out=left_out)
 
 
 @main.command()
@@ -510,18 +514,6 @@ def pareto(package: tuple[Path, ...], data: str, output: Path, as_json: bool) ->
     click.echo(to_json(points) if as_json else table(points))
     draw(points, output)
     click.echo(f"plot: {output}", err=True)
-
-
-def _show(
-    found: list[tuple[str, Measurement]], html: Path | None, *, quiet: bool = False, left_out: Sequence[str] = ()
-) -> None:
-    import ferryman.profiler.report as page
-
-    if not quiet:
-        click.echo(page.table(found))
-    if html:
-        page.write_html(found, html, left_out=left_out)
-        click.echo(f"page: {html}", err=quiet)
 
 
 def _stop_event() -> threading.Event:

@@ -54,7 +54,7 @@ from ferryman.options import PATH, devices_option, find
 )
 @click.option("--no-energy", is_flag=True, help="Leave the idle and the active window of ten seconds each out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the measurements, raw samples included, as JSON lines.")
-@click.option("--csv", type=PATH, help="Also write a table, one measurement a row.")
+@click.option("--csv", type=PATH, help="Also write a table, one measurement a row, and one of raw samples beside it.")
 @click.option("--html", type=PATH, help="Also write a self-contained page with plots.")
 @click.option("--trace", type=PATH, help="Also write a trace that ui.perfetto.dev opens.")
 def profile(

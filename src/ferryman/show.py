@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +13,9 @@ import click
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.measurement import Measurement
 from ferryman.runtime.contracts.record import encode
+
+_DETAILED_MAX = 8
+"""Of more measurements a terminal gets no operators, layers and sustained runs; files get all of them."""
 
 
 def check_targets(*files: Path | None) -> None:
@@ -33,14 +38,47 @@ def show(
     trace: Path | None = None,
     left_out: Sequence[str] = (),
 ) -> None:
-    """Print a table or JSON lines, and write what was asked for."""
-    import ferryman.profiler.report as page
+    """Print tables or JSON lines, and write what was asked for.
 
+    Raises:
+        CallerError: what a page needs is not installed.
+        OSError: the disk refused.
+    """
     if as_json:
         for _, measurement in found:
             click.echo(encode(measurement))
     else:
-        click.echo(page.table(found))
+        _print_tables(found)
+    if csv:
+        from ferryman.profiler.export import write_csv
+
+        click.echo(f"table: {csv}, raw samples: {write_csv(found, csv)[1]}", err=True)
+    if trace:
+        from ferryman.profiler.trace import write_trace
+
+        write_trace(found, trace)
+        click.echo(f"trace: {trace} (open it in ui.perfetto.dev)", err=True)
     if html:
-        page.write_html(found, html, left_out=left_out)
+        from ferryman.profiler.report import write_html
+
+        write_html(found, html, left_out=left_out)
         click.echo(f"page: {html}", err=as_json)
+
+
+def _print_tables(found: Sequence[tuple[str, Measurement]]) -> None:
+    from ferryman.profiler.report import WIDTH, table
+
+    live = sys.stdout.isatty()
+    width = shutil.get_terminal_size((WIDTH, 0)).columns if live else int(_columns() or WIDTH)
+    colour = live and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    text = table(found, width=width, colour=colour, details=len(found) <= _DETAILED_MAX)
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    click.echo(text.encode(encoding, "replace").decode(encoding))
+    if len(found) > _DETAILED_MAX and any(m.sustained or m.operators or m.layers for _, m in found):
+        click.echo(f"operators, layers and sustained runs of {len(found)} measurements are in the page", err=True)
+
+
+def _columns() -> str:
+    """What the user's shell says of the width, for a pipe."""
+    columns = os.environ.get("COLUMNS", "")
+    return columns if columns.isdecimal() and int(columns) else ""

@@ -11,7 +11,16 @@ from ferryman.runtime.contracts.record import decode
 from tests.benchmarks.frame import Result, failed, table
 from tests.support.interpreters import ROOT
 
-BENCHMARKS = ("path", "kernels_binary", "quantized", "pruned", "folded", "quant_training", "quant_calibration")
+BENCHMARKS = (
+    "path",
+    "kernels_binary",
+    "quantized",
+    "pruned",
+    "folded",
+    "quant_training",
+    "quant_calibration",
+    "profiler",
+)
 
 
 def run(name: str) -> Result | None:

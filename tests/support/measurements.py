@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
+from typing import Any
 
 import msgspec
 import numpy as np
 
-from ferryman.runtime.contracts.energy import Energy, EnergySource, EnergyWindow
+from ferryman.runtime.contracts.energy import Energy, EnergyEstimate, EnergySource, EnergyWindow, PowerModel
 from ferryman.runtime.contracts.layers import Layer, LayerStatistics
 from ferryman.runtime.contracts.measurement import (
     Arrival,
@@ -23,7 +25,7 @@ from ferryman.runtime.contracts.measurement import (
     Start,
 )
 from ferryman.runtime.contracts.operators import Operator, Operators, Peak
-from ferryman.runtime.contracts.record import Unavailable
+from ferryman.runtime.contracts.record import Unavailable, decode, encode
 from ferryman.runtime.contracts.samples import Samples
 
 NO = Unavailable(reason="not in this test")
@@ -119,6 +121,9 @@ def full_measurement(variant: str = "fp32-tflite", interpreter: str = "ai-edge-l
         before=conditions,
         after=msgspec.structs.replace(conditions, temperatures_c=(Reading(value=61.2, source="cpu-thermal"),)),
         cache="off",
+        energy_estimate=EnergyEstimate(
+            model=PowerModel(idle_w=2.7, core_w=1.1, source="a data sheet"), window_s=10.0, cpu_s=9.9, runs=800 / factor
+        ),
     )
 
 
@@ -220,7 +225,7 @@ def _sustained(noise, factor: float) -> tuple[Interval, ...]:
 
 
 def _energy(noise, factor: float) -> Energy:
-    def window(watts: float, runs: int) -> EnergyWindow:
+    def window(watts: float, runs: float) -> EnergyWindow:
         times = np.arange(101) * 100_000_000
         values = watts * (1 + 0.02 * noise.standard_normal(101))
         joules = float(np.sum((values[1:] + values[:-1]) / 2) * 0.1)
@@ -230,12 +235,13 @@ def _energy(noise, factor: float) -> Energy:
 
     return Energy(
         source=EnergySource(
-            name="Raspberry Pi 5 PMIC", rails=("VDD_CORE", "DDR_VDD2"), unit="W", resolution=0.001, uncertainty=0.02,
-            note="losses of the PMIC and the USB ports are not covered",
+            name="Raspberry Pi 5 PMIC", rails=("VDD_CORE", "DDR_VDD2"), unit="W", resolution=0.001, renewed_s=NO,
+            uncertainty=0.02, note="losses of the PMIC and the USB ports are not covered",
         ),
-        active=window(5.6, int(800 / factor)),
+        active=window(5.6, 800 / factor),
         idle=window(2.4, 0),
         error_j=0.0012 * factor,
+        net_error_j=0.0019 * factor,
     )  # fmt: skip
 
 
@@ -260,7 +266,7 @@ def _operators(noise, factor: float) -> Operators:
             for name, kind, module, delegate, ms, moved, macs, flags in rows
         ),
         whole=Samples.of(_around(noise, 12.6 * factor, 50)),
-        peak=Peak(gmacs_per_s=48.0, gbytes_per_s=11.5, int8_gmacs_per_s=150.0),
+        peak=Peak(gmacs_per_s=48.0, gbytes_per_s=11.5, int8_gmacs_per_s=150.0, cache_gbytes_per_s=60.0),
     )  # fmt: skip
 
 
@@ -297,3 +303,25 @@ def _conditions() -> Conditions:
         affinity=(0, 1, 2, 3),
         versions={"ferryman": "0.1.0", "python": "3.11.2", "numpy": "2.4.6", "ai-edge-litert": "2.3.0"},
     )
+
+
+def damaged(whole: Measurement, changes: list[tuple[int, float]]) -> Measurement | None:
+    """The record with some of its numbers replaced: the n-th number, by a value; None where the contract refuses it."""
+    tree = json.loads(encode(whole))
+    places: list[tuple[Any, Any]] = []
+    _numbers(tree, places)
+    for at, value in changes:
+        holder, key = places[at % len(places)]
+        holder[key] = int(value) if isinstance(holder[key], int) else value
+    try:
+        return decode(json.dumps(tree).encode(), Measurement)
+    except ValueError:
+        return None
+
+
+def _numbers(tree: Any, places: list[tuple[Any, Any]]) -> None:
+    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in pairs:
+        if type(value) in {int, float}:
+            places.append((tree, key))
+        _numbers(value, places)

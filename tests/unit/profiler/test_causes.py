@@ -125,12 +125,12 @@ def test_a_process_beside_which_others_worked_is_named(on):
     starts = (*quiet.starts, start([150] * 9, busy=0.5))
     (found,) = what_disturbed(msgspec.structs.replace(quiet, starts=starts))
     assert found.name == "busy"
-    assert found.words == "others took 50% of the processors beside process 4 of 4; it took 1.49 times as long"
+    assert found.words == "beside 1 of 4 processes others took 50% to 50% of the processors"
 
 
 def test_a_slow_process_is_told_of_though_nothing_tells_why(on):
     (found,) = what_disturbed(on(medians=(100, 100, 200)))
-    assert (found.name, found.words) == ("unknown", "process 3 of 3 took 2.00 times as long as the middle one")
+    assert (found.name, found.words) == ("unknown", "process 3 of 3 took up to 2.00 times as long as the middle one")
 
 
 def test_a_device_that_is_throttled_or_out_of_memory_is_named(on):

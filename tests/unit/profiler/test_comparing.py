@@ -51,6 +51,15 @@ def test_what_is_unclear_says_what_would_settle_it():
     assert "more rounds would not settle it" in verdict_in_words(beside(1.02, 0.02))
 
 
+def test_what_is_unclear_says_what_disturbed_it():
+    busy = of(10**6, 0.02)
+    busy = msgspec.structs.replace(busy, starts=tuple(msgspec.structs.replace(one, busy=0.5) for one in busy.starts))
+    found = set_beside(of(10**6), busy, interleaved=True)
+    assert [cause.words for cause in found.causes if cause.name == "busy"] == [
+        "other: beside 8 of 8 processes others took 50% to 50% of the processors"
+    ]
+
+
 def test_records_that_took_no_turns_say_so():
     found = set_beside(of(10**6), of(10**6, count=5))
     assert "8 and 5 processes, not in turn" in verdict_in_words(found)

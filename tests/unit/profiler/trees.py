@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
+
 PMIC_TEXT = """\
  3V7_WL_SW_A current(0)=0.08972809A
    3V3_SYS_A current(1)=0.08047357A
@@ -76,6 +78,18 @@ INA226 = {
     "hwmon1/curr1_input": "842\n",
     "hwmon1/power1_input": "4300000\n",
     "hwmon1/shunt_resistor": "10000\n",
+    "hwmon1/update_interval": "34\n",
+}
+
+INA3221 = {
+    "hwmon3/name": "ina3221\n",
+    "hwmon3/in1_label": "VDD_IN\n",
+    "hwmon3/in2_label": "VDD_CPU_GPU_CV\n",
+    "hwmon3/in3_label": "VDD_SOC\n",
+    **{f"hwmon3/in{n}_input": f"{mv}\n" for n, mv in ((1, 5064), (2, 5056), (3, 5056))},
+    **{f"hwmon3/curr{n}_input": f"{ma}\n" for n, ma in ((1, 1184), (2, 192), (3, 392))},
+    **{f"hwmon3/shunt{n}_resistor": "5000\n" for n in (1, 2, 3)},
+    "hwmon3/update_interval": "106\n",
 }
 
 BATTERY = {
@@ -88,6 +102,58 @@ BATTERY = {
     "hid-mouse/scope": "Device\n",
     "hid-mouse/status": "Discharging\n",
 }
+
+
+PHONE_BATTERY = {
+    "battery/type": "Battery\n",
+    "battery/status": "Discharging\n",
+    "battery/current_now": "-812500\n",
+    "battery/voltage_now": "3815175\n",
+    "battery/charge_counter": "2411000\n",
+}
+
+ODPM0 = """\
+t=412006
+CH0(T=412006)[S10M_VDD_TPU], 5323477
+CH1(T=412006)[VSYS_PWR_MODEM], 35167854
+CH2(T=412006)[VSYS_PWR_RFFE], 2818930
+CH3(T=412006)[S2M_VDD_CPUCL2], 32945982
+CH4(T=412006)[S3M_VDD_CPUCL1], 26170136
+CH5(T=412006)[S4M_VDD_CPUCL0], 45717159
+CH6(T=412006)[S5M_VDD_INT], 11567618
+CH7(T=412006)[S1M_VDD_MIF], 17535242
+"""
+ODPM1 = """\
+t=412007
+CH0(T=412007)[VSYS_PWR_WLAN_BT], 1867345
+CH6(T=412007)[S2S_VDD_G3D], 3918201
+"""
+ODPM_ENABLED = "CH3[S2M_VDD_CPUCL2]:CPU\nCH4[S3M_VDD_CPUCL1]:CPU\nCH5[S4M_VDD_CPUCL0]:CPU\n"
+ODPM = {
+    "iio:device0/name": "s2mpg10-odpm\n",
+    "iio:device0/energy_value": ODPM0,
+    "iio:device0/enabled_rails": ODPM_ENABLED,
+    "iio:device1/energy_value": ODPM1,
+    "iio:device2/name": "lsm6dsr\n",
+}
+
+DUMPSYS = """\
+Current Battery Service state:
+  AC powered: false
+  USB powered: false
+  Wireless powered: false
+  Max charging current: 0
+  Max charging voltage: 0
+  Charge counter: 3411000
+  status: 3
+  health: 2
+  present: true
+  level: 87
+  scale: 100
+  voltage: 4231
+  temperature: 312
+  technology: Li-ion
+"""
 
 
 def write_tree(root: Path, files: Mapping[str, str | bytes], under: str = "") -> Path:
@@ -105,3 +171,21 @@ def write_vcgencmd(root: Path, script: str) -> Path:
     path.write_text(f'#!/bin/sh\n[ "$1" = pmic_read_adc ] || exit 64\n{script}\n')
     path.chmod(0o755)
     return root
+
+
+def forbid(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Files of that name are closed to us, as to anyone but root; root runs tests, too."""
+    real_open = Path.open
+
+    def refuse(path: Path, *args, **kwargs):
+        if path.name == name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real_open(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refuse)
+
+
+def break_file(path: Path) -> None:
+    """Reading it gives EIO from now on."""
+    path.unlink()
+    path.symlink_to("/proc/self/mem")
