@@ -19,7 +19,6 @@ from tests.support.golden import SHARED
 from tests.support.packages import ADD_ONE
 
 
-
 def test_what_is_written_anew_points_to_the_old():
     old = bytes(put_before(Table({0: Text("kept"), 1: ("I", 7), 3: Numbers("q", [1, -2])}), b"TEST"))
     table = View.root(old, b"TEST")
