@@ -105,9 +105,15 @@ def operators_grid(operators: Operators, rows_max: int) -> Grid:
 def layers_grid(layers: LayerStatistics, rows_max: int) -> Grid:
     """In the order of the record."""
     shown, rest = layers.rows[:rows_max], layers.rows[rows_max:]
-    notes = [printable(f"{layers.source}; over {layers.inputs} inputs")]
+    notes = [
+        printable(
+            f"{layers.source}; over {layers.inputs} inputs, which {layers.information_max_bits:.3g} bit tell apart"
+        )
+    ]
     if rest:
         notes.append(f"{len(rest)} more layers are not shown")
+    if layers.left_out:
+        notes.append(f"{len(layers.left_out)} tensors cannot be seen, such as {printable(layers.left_out[0])}")
     return Grid(
         "activations by layer",
         Group(
@@ -125,7 +131,10 @@ def layers_grid(layers: LayerStatistics, rows_max: int) -> Grid:
                 ("least\n", "most\n", "mean\n", "std\n"),
                 tuple(tuple(map(number, (o.least, o.most, o.mean, o.std))) for o in shown),
             ),
-            Group(("zeros\n%", "saturated\n%", "tells of\ninput, bit"), tuple(_shares(one) for one in shown)),
+            Group(
+                ("zeros\n%", "saturated\n%", "dead\nchannels %", "tells of\ninput, bit", "a unit\ntells, bit"),
+                tuple(_shares(one) for one in shown),
+            ),
         ),
         tuple(notes),
     )
@@ -174,9 +183,11 @@ def _flagged(operators: Operators) -> list[tuple[str, list[Operator]]]:
     return [(what, some) for what, some in found if some]
 
 
-def _shares(one: Layer) -> tuple[str, str, str]:
-    bits = one.information_bits
-    return percent(one.zeros), percent(one.saturated), MISSING if isinstance(bits, Unavailable) else number(bits)
+def _shares(one: Layer) -> tuple[str, ...]:
+    dead = NOT_ASKED if one.dead is None else percent(one.dead)
+    bits = (one.information_bits, one.unit_bits)
+    told = (MISSING if isinstance(some, Unavailable) else number(some) for some in bits)
+    return percent(one.zeros), percent(one.saturated), dead, *told
 
 
 def _p50_ns(some: Sequence[Interval]) -> float:

@@ -90,7 +90,7 @@ def _read(data: Data, entry: str | None, origins: Mapping[str, str]) -> Graph:
     held, listed = graph.tables(TENSORS), graph.tables(OPERATORS)
     if max(len(held), len(listed), len(root.tables(CODES)), len(root.tables(BUFFERS))) > _HELD_MAX:
         raise BrokenError("too many tensors or operators")
-    names = [_name(code) for code in root.tables(CODES)]
+    names = [name_of(code) for code in root.tables(CODES)]
     buffers = [0 if one.place(_CONTENTS_OUTSIDE) else one.count(_CONTENTS) for one in root.tables(BUFFERS)]
     tensors = [_tensor(one, buffers) for one in held]
     operators = [_operator(one, names, tensors, origins.get(str(i))) for i, one in enumerate(listed)]
@@ -122,7 +122,8 @@ def _find(root: Table, entry: str | None) -> tuple[int, tuple[int, ...] | None]:
     return found.integer(_SUBGRAPH, "I"), tuple(tensor for _, tensor in named)
 
 
-def _name(code: Table) -> str:
+def name_of(code: Table) -> str:
+    """An operator's name, as TFLite or a custom operator has it."""
     number = max(code.integer(_CODE_OLD, "b"), code.integer(_CODE_NEW))
     if number == _CUSTOM:
         return code.text(_CODE_NAME) or "CUSTOM"
