@@ -89,6 +89,16 @@ def frame(axes: Axes, *, grid: Literal["both", "x", "y"] = "both") -> None:
         spine.set_color(FAINT)
 
 
+def legend_above(axes: Axes, figure: Figure) -> None:
+    """What the colours are, above everything, where no line runs through it."""
+    handles, labels = axes.get_legend_handles_labels()
+    if labels:
+        place = "outside upper right"
+        legend = figure.legend(handles, labels, loc=place, ncols=len(labels), frameon=False, fontsize=8.5)
+        for text in legend.get_texts():
+            text.set_color(INK)
+
+
 def latency_svg(rows: Sequence[tuple[str, Sequence[Samples]]]) -> str:
     """Strip and box for each (label, samples of each process); an empty string where there are no rows.
 
