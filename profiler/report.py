@@ -42,8 +42,8 @@ WIDTH = 160
 """Of tables that go to a file or a pipe."""
 _ROWS_MAX = 16
 _PAGE_ROWS_MAX = 200
-PLOTTED_MAX = 60
-"""Measurements of a page with plots of their own; the others have tables alone."""
+PLOTTED_MAX = 20
+"""Measurements of a page with plots of their own, a second each; the others have tables alone."""
 _OPEN_MAX = 3
 _TEMPLATE = "report.html"
 
