@@ -80,7 +80,7 @@ def operators_grid(operators: Operators, rows_max: int) -> Grid:
         "time by operator",
         Group(
             ("#\n", "operator\n", "module\n"),
-            tuple((str(at), short(o.name, _NAME_MAX), short(o.module or NOT_ASKED, _NAME_MAX)) for at, o in shown),
+            tuple((str(at), short(o.kind, _NAME_MAX), short(o.module or NOT_ASKED, _NAME_MAX)) for at, o in shown),
             text=True,
         ),
         (
@@ -93,8 +93,15 @@ def operators_grid(operators: Operators, rows_max: int) -> Grid:
                 tuple(_rates(one, operators.peak) for _, one in shown),
             ),
             Group(
-                ("delegate\n", "flags\n"),
-                tuple((short(o.delegate or NOT_ASKED, _NAME_MAX), ", ".join(o.flags) or NOT_ASKED) for _, o in shown),
+                ("delegate\n", "flags\n", "its own name\n"),
+                tuple(
+                    (
+                        short(o.delegate or NOT_ASKED, _NAME_MAX),
+                        ", ".join(o.flags) or NOT_ASKED,
+                        short(o.name, _NAME_MAX),
+                    )
+                    for _, o in shown
+                ),
                 text=True,
             ),
         ),
