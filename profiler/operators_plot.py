@@ -139,6 +139,7 @@ def _frame(axes: Axes, rows: Sequence[Operator], shown: Sequence[Operator]) -> N
     axes.set_ylabel("GMAC/s", color=_INK, fontsize=9)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
+        axis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}" if f"{value:e}"[0] in "25" else ""))
     axes.tick_params(colors=_INK, labelsize=9, length=3)
     axes.grid(color=_FAINT, linewidth=0.6, zorder=0)
     axes.set_axisbelow(True)
