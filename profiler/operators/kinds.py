@@ -79,6 +79,7 @@ _ALIKE = {
     "log_softmax": "log_softmax",
     "native_layer_norm": "layer_norm",
     "native_batch_norm_legit_no_training": "batch_norm",
+    "max_pool2d": "max_pool",
     "max_pool2d_with_indices": "max_pool",
     "avg_pool2d": "avg_pool",
     "adaptive_avg_pool2d": "avg_pool",
