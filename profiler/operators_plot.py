@@ -129,6 +129,7 @@ def _frame(figure: Figure, axes: Axes, rows: Sequence[Operator], shown: Sequence
     axes.set_ylabel("GMAC/s", color=INK, fontsize=9)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
+        axis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}" if f"{value:e}"[0] in "25" else ""))
     frame(axes)
     legend = legend_above(axes, figure)
     for handle in legend.legend_handles if legend else ():
