@@ -139,6 +139,11 @@ def test_a_sensor_that_is_unplugged_is_unavailable_at_once(fails):
     assert bench.runs < 10 / RUN_S
 
 
+def test_a_meter_of_someones_own_may_raise_anything():
+    found = measure_by_power(lambda: 1 / 0)
+    assert found == Unavailable(reason="told: ZeroDivisionError: division by zero")
+
+
 def test_a_reading_that_fails_now_and_then_is_counted_and_bridged():
     found, bench, _ = measured(1, unit="W", noise_w=0.05, fails=range(7, 2000, 7))
     assert isinstance(found, Energy)
