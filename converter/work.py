@@ -32,17 +32,21 @@ _VIEWS = frozenset(
         *(aten.squeeze.dim, aten.squeeze.dims, aten.dropout.default, aten.arange.default, aten.arange.start),
     }
 )
+_DEPTHWISE = "depthwise_conv2d"
 _KINDS = {
     **dict.fromkeys((aten.linear.default, aten.addmm.default), "linear"),
     **dict.fromkeys((aten.matmul.default, aten.bmm.default, aten.mm.default), "matmul"),
     aten.scaled_dot_product_attention.default: "attention",
     **dict.fromkeys((aten.permute.default, aten.transpose.int, aten.numpy_T.default), "transpose"),
-    **dict.fromkeys((aten.mean.dim, aten.adaptive_avg_pool2d.default), "mean"),
+    **dict.fromkeys(_CLAMPS, "clamp"),
+    **dict.fromkeys((aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default), "avg_pool"),
+    aten.max_pool2d.default: "max_pool",
+    aten.cat.default: "concatenation",
+    aten.embedding.default: "gather",
     **dict.fromkeys((aten.slice.Tensor, aten.select.int), "slice"),
     **dict.fromkeys((aten.pad.default, aten.constant_pad_nd.default), "pad"),
-    aten.cat.default: "concat",
 }
-"""Those whose kind is not their own name."""
+"""Those whose kind is not their own name; the words are those of `ferryman.profiler.operators.kinds`."""
 
 
 def work_of(model: torch.nn.Module, inputs: Any) -> tuple[Work, ...]:  # noqa: ANN401  # as `convert` takes them
@@ -77,11 +81,14 @@ class _Counter(Interpreter):
         value: Any = super().run_node(n)
         if n.op == "call_function" and isinstance(n.target, torch._ops.OpOverload) and not _is_free(n):  # noqa: SLF001  # torch's own name
             tensors = [leaf for leaf in tree_leaves((args, value)) if isinstance(leaf, torch.Tensor)]
+            channels, loops = _shape(n.target, args, value)
             self.found.append(
                 Work(
                     kind=_kind(n.target, args),
                     macs=_macs(n.target, args, value),
-                    bytes_moved=sum(t.nbytes for t in tensors),
+                    bytes_moved=sum(tensor.nbytes for tensor in tensors),
+                    channels=channels,
+                    loops=loops,
                 )
             )
         return value
@@ -102,7 +109,7 @@ def _is_free(node: Node) -> bool:
 def _kind(target: torch._ops.OpOverload, args: Any) -> str:  # noqa: ANN401  # whatever an operator takes
     if target in _CONVOLUTIONS:
         x, weight = args[:2]
-        return "depthwise_conv2d" if weight.shape[1] == 1 < x.shape[1] else "conv2d"
+        return _DEPTHWISE if weight.shape[1] == 1 < x.shape[1] else "conv2d"
     return _KINDS.get(target) or str(target.overloadpacket).removeprefix("aten.")
 
 
@@ -118,3 +125,14 @@ def _macs(target: torch._ops.OpOverload, args: Any, value: Any) -> int:  # noqa:
         x = args[1 if target == aten.addmm.default else 0]
         return int(value.numel() * x.shape[-1])
     return 0
+
+
+def _shape(target: torch._ops.OpOverload, args: Any, value: Any) -> tuple[int, int]:  # noqa: ANN401  # as above
+    """Channels and loops, see `Work`."""
+    if target in _CONVOLUTIONS:
+        channels = value.shape[1]
+        positions = value.numel() // channels
+        return channels, positions if _kind(target, args) == _DEPTHWISE else positions * args[1][0, 0].numel()
+    if _KINDS.get(target) in {"linear", "matmul"}:
+        return value.shape[-1], value.numel() // value.shape[-1]
+    return 0, 0

@@ -131,8 +131,8 @@ def _frame(axes: Axes, rows: Sequence[Operator], shown: Sequence[Operator]) -> N
     rest = 1 - sum(row.share for row in shown)
     copies = sum(row.share for row in rows if "layout copy" in row.flags)
     axes.set_xlabel(
-        f"multiply-adds a byte moved      (not shown: {100 * rest:.1f} % of the time, in operators that multiply nothing or "
-        f"end within the clock's resolution; layout copies {100 * copies:.1f} %)",
+        f"multiply-adds a byte moved  (not shown: {100 * rest:.1f} % of the time, in operators that multiply nothing, "
+        f"or end within the clock's resolution; layout copies {100 * copies:.1f} %)",
         color=_INK,
         fontsize=9,
     )

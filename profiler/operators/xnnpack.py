@@ -11,7 +11,7 @@ from ferryman.runtime.flatbuffer import BrokenError, Table, number
 
 _MAGIC = b"XH00"
 _NODES, _VALUES, _CONSTANTS = 1, 2, 8
-_HANDLE = 1
+_HANDLE = 2
 _QUANTIZED = 2
 _ITEM_BITS = {1: 32, 2: 16, 3: 8, 4: 8, 5: 32, 6: 8, 7: 32, 8: 4, 9: 8, 10: 4, 11: 8, 12: 32, 13: 32, 14: 16}
 _HELD_MAX = 1 << 20

@@ -5,34 +5,21 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ferryman.runtime.contracts.errors import CallerError
+from ferryman.runtime.contracts.operators import Operator
 from ferryman.runtime.contracts.record import Record, decode, encode
+from ferryman.runtime.contracts.work import Work
 
 Floats = NDArray[np.float64]
+HasWork = Work | Operator
+"""What is known before it runs, or of one that was measured."""
 SCHEMA = 1
 BEYOND = 1.25
 """Times the largest that was measured: so far a straight line is trusted to go on."""
-
-
-class HasWork(Protocol):
-    """A `Work`, or an `Operator` as it was measured."""
-
-    @property
-    def kind(self) -> str:
-        """See `Work`."""
-
-    @property
-    def macs(self) -> int | None:
-        """See `Work`."""
-
-    @property
-    def bytes_moved(self) -> int | None:
-        """See `Work`."""
 
 
 class Cost(Record):
@@ -40,6 +27,8 @@ class Cost(Record):
 
     kind: str
     ns_per_mac: float
+    ns_per_loop: float
+    """For each channel."""
     ns_per_byte: float
     ns_per_call: float
     macs_most: int
@@ -85,6 +74,8 @@ class Predictor(Record, kw_only=True):
     threads: int
     form: str
     costs: tuple[Cost, ...]
+    tile: int
+    """Channels that kernels compute at a time, as the data say: of fewer, multiply-adds and loops cost as much."""
     ns_per_run: float
     """Whatever the network."""
     least_ns: float
@@ -126,7 +117,7 @@ class Predictor(Record, kw_only=True):
             CallerError: an operator is of a kind that was not measured, one is larger than any that was, or the network
                 takes less or more time than any that was.
         """
-        latency_ns = estimate_ns(self.costs, self.ns_per_run, work)
+        latency_ns = estimate_ns(self.costs, self.ns_per_run, self.tile, work)
         if problems := self._beyond(work, latency_ns):
             raise CallerError(
                 f"nothing can be said of this network: {'; '.join(problems)}. Measure it and some like it, and fit anew"
@@ -193,13 +184,23 @@ def load(path: Path) -> Predictor:
     return found
 
 
-def estimate_ns(costs: Sequence[Cost], ns_per_run: float, work: Sequence[HasWork]) -> float:
+def features(one: HasWork, tile: int) -> tuple[float, float, float, float]:
+    """What costs are multiplied with: multiply-adds, loops of all channels, bytes, calls; what is not known is 0."""
+    macs, channels, loops = float(one.macs or 0), 0, 0
+    if isinstance(one, Work):
+        channels, loops = one.channels, one.loops
+    tiled = -(-channels // tile) * tile
+    return macs * tiled / channels if channels else macs, float(loops * tiled), float(one.bytes_moved or 0), 1.0
+
+
+def estimate_ns(costs: Sequence[Cost], ns_per_run: float, tile: int, work: Sequence[HasWork]) -> float:
     """What costs add up to; operators of other kinds count nothing."""
     of_kind = {cost.kind: cost for cost in costs}
-    each = ((of_kind[one.kind], one) for one in work if one.kind in of_kind)
     return ns_per_run + sum(
-        cost.ns_per_call + cost.ns_per_mac * (one.macs or 0) + cost.ns_per_byte * (one.bytes_moved or 0)
-        for cost, one in each
+        cost.ns_per_mac * macs + cost.ns_per_loop * loops + cost.ns_per_byte * moved + cost.ns_per_call * calls
+        for one in work
+        if (cost := of_kind.get(one.kind)) is not None
+        for macs, loops, moved, calls in (features(one, tile),)
     )
 
 

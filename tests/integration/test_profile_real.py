@@ -117,7 +117,8 @@ def test_both_tflite_interpreters_are_measured_in_the_device_environment(tmp_pat
         "from ferryman.profiler.runner import profile_package\n"
         "from ferryman.runtime.contracts.measurement import ProfileSpec\n"
         "from ferryman.runtime.contracts.record import encode\n"
-        "for found in profile_package(Path(sys.argv[1]), ProfileSpec(runs=30, starts=2)): print(encode(found).decode())\n"
+        "found = profile_package(Path(sys.argv[1]), ProfileSpec(runs=30, starts=2))\n"
+        "for one in found: print(encode(one).decode())\n"
     )
     done = subprocess.run([DEVICE_PYTHON, "-c", code, path], capture_output=True, timeout=120, check=True)
     measured = [decode(line, Measurement) for line in done.stdout.splitlines()]

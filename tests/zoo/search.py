@@ -1,7 +1,7 @@
 """A search with a device in its loop: of a teacher's students, the most accurate one within a latency budget.
 
-In two stages, as N2N does it: layers are taken away, then those left shrink. What a student costs does not depend on its
-weights, so all are measured untrained, and only those within the budget are trained at all.
+In two stages, as N2N does it: layers are taken away, then those left shrink. What a student costs does not depend on
+its weights, so all are measured untrained, and only those within the budget are trained at all.
 """
 
 from __future__ import annotations

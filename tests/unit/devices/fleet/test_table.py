@@ -88,10 +88,10 @@ def test_as_text_columns_are_aligned_and_steer_no_terminal():
 
 
 def test_every_metric_of_a_measurement(found):
-    source = EnergySource(name="s", rails=(), unit="W", resolution=NO, uncertainty=NO)
+    source = EnergySource(name="s", rails=(), unit="W", resolution=NO, renewed_s=NO, uncertainty=NO)
     active = EnergyWindow(energy_j=20.0, window_s=10.0, runs=1000, times_ns=(0, 1), values=(2.0, 2.0))
     idle = EnergyWindow(energy_j=5.0, window_s=10.0, runs=0, times_ns=(0, 1), values=(0.5, 0.5))
-    full = replace(found, energy=Energy(source=source, active=active, idle=idle, error_j=0.0))
+    full = replace(found, energy=Energy(source=source, active=active, idle=idle, error_j=0.0, net_error_j=0.0))
     starts = tuple(replace(start, busy=busy) for start, busy in zip(full.starts, (0.25, 0.5), strict=True))
     values = {name: metric(replace(full, starts=starts)) for name, metric in METRICS.items()}
     error = values.pop("latency_error")
