@@ -347,9 +347,9 @@ def test_what_a_record_cannot_hold_is_thinned_out_of_it_and_said(caplog):
     window = EnergyWindow(
         energy_j=6.0, window_s=2.0, runs=3, times_ns=tuple(range(10**9, 10**9 + readings)), values=(3.0,) * readings
     )
-    source = EnergySource(name="a meter", rails=("all",), unit="W", resolution=0.1, uncertainty=0.01)
+    source = EnergySource(name="a meter", rails=("all",), unit="W", resolution=0.1, renewed_s=1.0, uncertainty=0.01)
     whole = msgspec.structs.replace(
-        measurement(), energy=Energy(source=source, active=window, idle=window, error_j=0.1)
+        measurement(), energy=Energy(source=source, active=window, idle=window, error_j=0.1, net_error_j=0.1)
     )
     kept = agent_module.as_record(whole)
     assert len(encode(kept)) <= BODY_MAX_BYTES < len(encode(whole))
