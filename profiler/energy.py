@@ -215,8 +215,8 @@ class _Reader:
     def _take(self) -> bool:
         try:
             self._readings.extend(self.source.read())
-        except SensorError as error:
-            self._reason = str(error)
+        except Exception as error:  # noqa: BLE001  # a meter of someone's own may raise anything
+            self._reason = str(error) if isinstance(error, SensorError) else f"{type(error).__name__}: {error}"
             self._failures += 1
             self._in_a_row += 1
         else:

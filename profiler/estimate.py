@@ -16,6 +16,7 @@ from types import MappingProxyType
 from ferryman.runtime.contracts.energy import EnergyEstimate, PowerModel
 from ferryman.runtime.contracts.errors import CallerError
 
+_WATTS_MAX = 1e4
 # Of a board at its plug, all four cores loaded less idle, over four.
 _PIDRAMBLE = "pidramble.com, Power Consumption: idle and `stress --cpu 4` at 5 V"
 MODELS = MappingProxyType(
@@ -41,9 +42,6 @@ def power_model(name: str) -> PowerModel:
     if not (0 <= idle_w <= _WATTS_MAX and 0 <= core_w <= _WATTS_MAX):
         raise CallerError(f"power model {name!r}: expected watts from 0 to {_WATTS_MAX:g}")
     return PowerModel(idle_w=idle_w, core_w=core_w, source="the user")
-
-
-_WATTS_MAX = 1e4
 
 
 def estimate_energy(

@@ -87,7 +87,7 @@ class Rest(Record):
     arrival: Arrival | None
     sustained: tuple[Interval, ...] | None
     energy: Energy | Unavailable | None
-    estimate: EnergyEstimate | None
+    energy_estimate: EnergyEstimate | None
     before: Conditions
     after: Conditions
 

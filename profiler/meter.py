@@ -171,8 +171,8 @@ def _python(spec: str, place: str, query: str) -> Open:
     def open_it() -> Sampler | Unavailable:
         try:
             made: Sampler | Unavailable = importlib.import_module(place).open_meter(query)
-        except (ImportError, AttributeError) as error:
-            raise SensorError(f"meter {spec}: {error}") from error
+        except Exception as error:  # someone's own module may raise anything
+            raise SensorError(f"meter {spec}: {type(error).__name__}: {error}") from error
         return made
 
     return open_it

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from ferryman.profiler.report_plot import STYLE
+from ferryman.profiler.report_plot import COLOURS, INK, SOFT, WIDTH_IN, frame, legend_above, page_svg, plotting
+from ferryman.profiler.report_words import number, printable
 from ferryman.runtime.contracts.operators import Operator, Operators, Peak
 from ferryman.runtime.contracts.record import Unavailable
 
-_COLOURS = ("#2563a8", "#c2571a", "#2b7d5b", "#8a3ea0", "#a8324a", "#5f6b7a", "#8a6d1a", "#1f7d8a")
-_INK, _FAINT, _ROOF = "#1f2933", "#d5dbe3", "#8a94a3"
-_SIZE_IN = (10.6, 4.6)
+_SIZE_IN = (WIDTH_IN, 4.6)
 _AREA_LEAST, _AREA_MOST = 12.0, 900.0
 _NAMED_MOST = 6
 _NAMED_SHARE = 0.03
@@ -35,8 +31,7 @@ def roofline_svg(operators: Operators) -> str:
     dots = [(row, *place) for row in operators.rows if (place := _place(row)) is not None]
     if not dots:
         return ""
-    with rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the browser has more fonts
+    with plotting():
         figure = Figure(figsize=_SIZE_IN, layout="constrained")
         axes = figure.subplots()
         axes.set_xscale("log")
@@ -48,11 +43,8 @@ def roofline_svg(operators: Operators) -> str:
             ys += _tops(operators.peak)
         axes.set_ylim(min(ys) / 2, max(ys) * 2)
         _draw_dots(axes, dots)
-        _frame(axes, operators.rows, [row for row, _, _ in dots])
-        file = io.StringIO()
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = file.getvalue()
-    return svg[svg.index("<svg") :]
+        _frame(figure, axes, operators.rows, [row for row, _, _ in dots])
+        return page_svg(figure, f"{len(dots)} operators that multiply, up to {number(max(y for *_, y in dots))} GMAC/s")
 
 
 def _place(row: Operator) -> tuple[float, float] | None:
@@ -77,15 +69,13 @@ def _draw_roof(axes: Axes, peak: Peak, x: np.ndarray) -> None:
     if peak.cache_gbytes_per_s is not None:
         slopes.append(("first cache", peak.cache_gbytes_per_s))
     for style, (name, rate) in zip(("-", "--"), slopes, strict=False):
-        axes.plot(x, np.minimum(rate * x, tops[0]), color=_ROOF, linewidth=1.6, linestyle=style, zorder=1)
+        axes.plot(x, np.minimum(rate * x, tops[0]), color=SOFT, linewidth=1.6, linestyle=style, zorder=1)
         at = max(x[0] * 1.05, min(tops[0] / rate / 3, x[-1] / 3))
         under = 0.95 * min(rate * at, tops[0])
-        axes.text(at * 1.1, under, f"{name} {rate:.3g} GB/s", color=_ROOF, fontsize=8, va="top")
+        axes.text(at * 1.1, under, f"{name} {rate:.3g} GB/s", color=SOFT, fontsize=8, va="top")
     for name, top in zip(("fp32", "int8"), tops, strict=False):
-        axes.axhline(top, color=_ROOF, linewidth=1.6 if name == "fp32" else 1, linestyle="-" if name == "fp32" else ":")
-        axes.text(
-            x[-1] / 1.05, top * 1.06, f"{name} {top:.3g} GMAC/s", color=_ROOF, fontsize=8, ha="right", va="bottom"
-        )
+        axes.axhline(top, color=SOFT, linewidth=1.6 if name == "fp32" else 1, linestyle="-" if name == "fp32" else ":")
+        axes.text(x[-1] / 1.05, top * 1.06, f"{name} {top:.3g} GMAC/s", color=SOFT, fontsize=8, ha="right", va="bottom")
 
 
 def _draw_dots(axes: Axes, dots: Sequence[tuple[Operator, float, float]]) -> None:
@@ -96,21 +86,21 @@ def _draw_dots(axes: Axes, dots: Sequence[tuple[Operator, float, float]]) -> Non
             [x for _, x, _ in some],
             [y for _, _, y in some],
             s=[_AREA_LEAST + _AREA_MOST * row.share for row, _, _ in some],
-            color=_COLOURS[index % len(_COLOURS)],
+            color=COLOURS[index % len(COLOURS)],
             alpha=0.6,
             linewidths=0,
-            label=kind,
+            label=printable(kind),
             zorder=3,
         )
     for row, x, y in _named(dots):
-        label = row.module or row.kind
+        label = printable(row.module or row.kind)
         short = label if len(label) <= _LABEL_MAX_CHARS else f"…{label[1 - _LABEL_MAX_CHARS :]}"
         axes.annotate(
             f"{short} {100 * row.share:.0f} %",
             (x, y),
             xytext=(0, -14),
             textcoords="offset points",
-            color=_INK,
+            color=INK,
             fontsize=8,
             ha="center",
             zorder=4,
@@ -127,25 +117,21 @@ def _named(dots: Sequence[tuple[Operator, float, float]]) -> list[tuple[Operator
     return named
 
 
-def _frame(axes: Axes, rows: Sequence[Operator], shown: Sequence[Operator]) -> None:
+def _frame(figure: Figure, axes: Axes, rows: Sequence[Operator], shown: Sequence[Operator]) -> None:
     rest = 1 - sum(row.share for row in shown)
     copies = sum(row.share for row in rows if "layout copy" in row.flags)
     axes.set_xlabel(
-        f"multiply-adds a byte moved      (not shown: {100 * rest:.1f} % of the time, in operators that multiply nothing or "
+        f"multiply-adds a byte moved (not shown: {100 * rest:.1f} % of the time, in operators that multiply nothing or "
         f"end within the clock's resolution; layout copies {100 * copies:.1f} %)",
-        color=_INK,
+        color=INK,
         fontsize=9,
     )
-    axes.set_ylabel("GMAC/s", color=_INK, fontsize=9)
+    axes.set_ylabel("GMAC/s", color=INK, fontsize=9)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
-    axes.tick_params(colors=_INK, labelsize=9, length=3)
-    axes.grid(color=_FAINT, linewidth=0.6, zorder=0)
-    axes.set_axisbelow(True)
-    legend = axes.legend(loc="upper left", frameon=False, fontsize=9)
-    for handle in legend.legend_handles:
+        axis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}" if f"{value:e}"[0] in "25" else ""))
+    frame(axes)
+    legend = legend_above(axes, figure)
+    for handle in legend.legend_handles if legend else ():
         if handle is not None and hasattr(handle, "set_sizes"):
             handle.set_sizes([40.0])
-    for name, spine in axes.spines.items():
-        spine.set_visible(name in ("bottom", "left"))
-        spine.set_color(_FAINT)

@@ -6,8 +6,6 @@ or break the page's encoding are replaced.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib import resources
@@ -44,8 +42,8 @@ WIDTH = 160
 """Of tables that go to a file or a pipe."""
 _ROWS_MAX = 16
 _PAGE_ROWS_MAX = 200
-PLOTTED_MAX = 60
-"""Measurements of a page with plots of their own; the others have tables alone."""
+PLOTTED_MAX = 20
+"""Measurements of a page with plots of their own, a second each; the others have tables alone."""
 _OPEN_MAX = 3
 _TEMPLATE = "report.html"
 
@@ -157,7 +155,7 @@ def _plots(m: Measurement) -> Iterator[tuple[str, Markup]]:
     """Heading and drawing of each that there is something for."""
     from markupsafe import Markup, escape
 
-    from ferryman.profiler.report_plot import themed
+    from ferryman.profiler.operators_plot import roofline_svg
     from ferryman.profiler.report_plot_parts import layers_svg, memory_svg, operators_svg
     from ferryman.profiler.report_plot_time import energy_svg, sustained_svg
 
@@ -169,9 +167,7 @@ def _plots(m: Measurement) -> Iterator[tuple[str, Markup]]:
         plots.append(("Energy", lambda: energy_svg(energy)))
     if isinstance(operators := m.operators, Operators):
         plots.append(("Time by operator", lambda: operators_svg(operators)))
-        if importlib.util.find_spec("ferryman.profiler.operators_plot"):
-            roofline_svg = importlib.import_module("ferryman.profiler.operators_plot").roofline_svg
-            plots.append(("Operators under the device's roof", lambda: themed(roofline_svg(operators))))
+        plots.append(("Operators under the device's roof", lambda: roofline_svg(operators)))
     if isinstance(layers := m.layers, LayerStatistics):
         plots.append(("Activations by layer", lambda: layers_svg(layers)))
     for title, draw in plots:

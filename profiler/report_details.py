@@ -80,7 +80,7 @@ def operators_grid(operators: Operators, rows_max: int) -> Grid:
         "time by operator",
         Group(
             ("#\n", "operator\n", "module\n"),
-            tuple((str(at), short(o.name, _NAME_MAX), short(o.module or NOT_ASKED, _NAME_MAX)) for at, o in shown),
+            tuple((str(at), short(o.kind, _NAME_MAX), short(o.module or NOT_ASKED, _NAME_MAX)) for at, o in shown),
             text=True,
         ),
         (
@@ -93,8 +93,15 @@ def operators_grid(operators: Operators, rows_max: int) -> Grid:
                 tuple(_rates(one, operators.peak) for _, one in shown),
             ),
             Group(
-                ("delegate\n", "flags\n"),
-                tuple((short(o.delegate or NOT_ASKED, _NAME_MAX), ", ".join(o.flags) or NOT_ASKED) for _, o in shown),
+                ("delegate\n", "flags\n", "its own name\n"),
+                tuple(
+                    (
+                        short(o.delegate or NOT_ASKED, _NAME_MAX),
+                        ", ".join(o.flags) or NOT_ASKED,
+                        short(o.name, _NAME_MAX),
+                    )
+                    for _, o in shown
+                ),
                 text=True,
             ),
         ),
@@ -105,9 +112,15 @@ def operators_grid(operators: Operators, rows_max: int) -> Grid:
 def layers_grid(layers: LayerStatistics, rows_max: int) -> Grid:
     """In the order of the record."""
     shown, rest = layers.rows[:rows_max], layers.rows[rows_max:]
-    notes = [printable(f"{layers.source}; over {layers.inputs} inputs")]
+    notes = [
+        printable(
+            f"{layers.source}; over {layers.inputs} inputs, which {layers.information_max_bits:.3g} bit tell apart"
+        )
+    ]
     if rest:
         notes.append(f"{len(rest)} more layers are not shown")
+    if layers.left_out:
+        notes.append(f"{len(layers.left_out)} tensors cannot be seen, such as {printable(layers.left_out[0])}")
     return Grid(
         "activations by layer",
         Group(
@@ -125,7 +138,10 @@ def layers_grid(layers: LayerStatistics, rows_max: int) -> Grid:
                 ("least\n", "most\n", "mean\n", "std\n"),
                 tuple(tuple(map(number, (o.least, o.most, o.mean, o.std))) for o in shown),
             ),
-            Group(("zeros\n%", "saturated\n%", "tells of\ninput, bit"), tuple(_shares(one) for one in shown)),
+            Group(
+                ("zeros\n%", "saturated\n%", "dead\nchannels %", "tells of\ninput, bit", "a unit\ntells, bit"),
+                tuple(_shares(one) for one in shown),
+            ),
         ),
         tuple(notes),
     )
@@ -174,9 +190,11 @@ def _flagged(operators: Operators) -> list[tuple[str, list[Operator]]]:
     return [(what, some) for what, some in found if some]
 
 
-def _shares(one: Layer) -> tuple[str, str, str]:
-    bits = one.information_bits
-    return percent(one.zeros), percent(one.saturated), MISSING if isinstance(bits, Unavailable) else number(bits)
+def _shares(one: Layer) -> tuple[str, ...]:
+    dead = NOT_ASKED if one.dead is None else percent(one.dead)
+    bits = (one.information_bits, one.unit_bits)
+    told = (MISSING if isinstance(some, Unavailable) else number(some) for some in bits)
+    return percent(one.zeros), percent(one.saturated), dead, *told
 
 
 def _p50_ns(some: Sequence[Interval]) -> float:

@@ -15,9 +15,10 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.ticker import ScalarFormatter
 
-from ferryman.profiler.report_words import number
+from ferryman.profiler.report_words import number, printable
 from ferryman.profiler.stats import Summary, summarize
 from ferryman.runtime.contracts.samples import Samples
 
@@ -62,7 +63,9 @@ def page_svg(figure: Figure, told: str) -> str:
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = _own_ids(file.getvalue())
-    return f'<svg role="img" aria-label="{escape(told)}"' + themed(svg[svg.index("<svg") + 4 :])
+    for colour, name in _VARIABLES.items():
+        svg = svg.replace(colour, f"var(--{name})")
+    return f'<svg role="img" aria-label="{escape(printable(told))}"' + svg[svg.index("<svg") + 4 :]
 
 
 def _own_ids(svg: str) -> str:
@@ -72,21 +75,25 @@ def _own_ids(svg: str) -> str:
     return _ID_USE.sub(lambda use: f"id-{places[use[0]]}-{drawn}" if use[0] in places else use[0], svg)
 
 
-def themed(svg: str) -> str:
-    """With names of the page's colours in the places of ours."""
-    for colour, name in _VARIABLES.items():
-        svg = svg.replace(colour, f"var(--{name})")
-    return svg
-
-
 def frame(axes: Axes, *, grid: Literal["both", "x", "y"] = "both") -> None:
     """Only what is needed of lines: a faint grid, and the axis below."""
-    axes.tick_params(colors=SOFT, labelcolor=INK, labelsize=8.5, length=0)
+    axes.tick_params(which="both", colors=SOFT, labelcolor=INK, labelsize=8.5, length=0)
     axes.grid(axis=grid, color=FAINT, linewidth=0.7, zorder=0)
     axes.set_axisbelow(True)
     for name, spine in axes.spines.items():
         spine.set_visible(name == "bottom")
         spine.set_color(FAINT)
+
+
+def legend_above(axes: Axes, figure: Figure) -> Legend | None:
+    """What the colours are, above everything, where no line runs through it."""
+    handles, labels = axes.get_legend_handles_labels()
+    if not labels:
+        return None
+    return figure.legend(
+        handles, labels, loc="outside upper right", ncols=min(len(labels), 6), frameon=False, fontsize=8.5,
+        labelcolor=INK,
+    )  # fmt: skip
 
 
 def latency_svg(rows: Sequence[tuple[str, Sequence[Samples]]]) -> str:

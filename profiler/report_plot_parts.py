@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ferryman.profiler.report_details import operator_seconds
-from ferryman.profiler.report_plot import COLOURS, FAINT, INK, SOFT, WIDTH_IN, frame, page_svg, plotting
+from ferryman.profiler.report_plot import COLOURS, FAINT, INK, SOFT, WIDTH_IN, frame, legend_above, page_svg, plotting
 from ferryman.profiler.report_words import number, percent, short
 from ferryman.runtime.contracts.layers import Layer, LayerStatistics
 from ferryman.runtime.contracts.measurement import Memory, MemoryPhases
@@ -42,7 +42,7 @@ def memory_svg(memory: MemoryPhases) -> str:
             "MB of the measuring process at the end of each phase (PSS; the mark is the phase's peak of RSS)", color=INK
         )
         frame(axes, grid="x")
-        _legend(axes, figure)
+        legend_above(axes, figure)
         told = ", ".join(f"{name} {number(phase.pss_bytes / 1e6)} MB" for name, phase in known)
         return page_svg(figure, f"memory by phase: {told}")
 
@@ -95,7 +95,7 @@ def operators_svg(operators: Operators) -> str:
         axes.set_xlim(0, longest * 1.16)
         axes.set_xlabel("one run, ms", color=INK)
         frame(axes, grid="x")
-        _legend(axes, figure)
+        legend_above(axes, figure)
         return page_svg(
             figure, "time by operator: " + "; ".join(f"{name} {percent(share)} %" for name, _, share, _ in bars[:5])
         )
@@ -130,7 +130,7 @@ def layers_svg(layers: LayerStatistics) -> str:
         ranges.set_ylim(len(shown) - 0.4, -0.6)
         for axes in (ranges, shares):
             frame(axes, grid="x")
-        _legend(shares, figure)
+        legend_above(shares, figure)
         left_out = (
             f"; {len(layers.rows) - len(shown)} more layers are not shown" if len(layers.rows) > len(shown) else ""
         )
@@ -179,13 +179,3 @@ def _operator_name(one: Operator) -> str:
 
 def _operator_kind(one: Operator) -> int:
     return 2 if "layout copy" in one.flags else 1 if "undelegated" in one.flags else 0
-
-
-def _legend(axes: Axes, figure: Figure) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    if labels:
-        legend = figure.legend(
-            handles, labels, loc="outside upper right", ncols=len(labels), frameon=False, fontsize=8.5
-        )
-        for text in legend.get_texts():
-            text.set_color(INK)

@@ -7,11 +7,10 @@ from itertools import groupby
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from ferryman.profiler.report_details import interval_state
-from ferryman.profiler.report_plot import COLOURS, INK, WIDTH_IN, frame, page_svg, plotting
+from ferryman.profiler.report_plot import COLOURS, INK, WIDTH_IN, frame, legend_above, page_svg, plotting
 from ferryman.profiler.report_words import number, printable
 from ferryman.profiler.stats import summarize
 from ferryman.profiler.trace import power_points
@@ -61,7 +60,7 @@ def sustained_figure(intervals: Sequence[Interval]) -> Figure:
             edges, values = _edges(steps, unit)
             below.plot(edges, values, color=colour, linewidth=1.6)
             below.set_ylabel(label, color=INK, rotation=0, ha="right", va="center", fontsize=8.5)
-            low, high = float(np.nanmin(values)), float(np.nanmax(values))
+            low, high = (0.0, 100.0) if label.endswith("%") else (float(np.nanmin(values)), float(np.nanmax(values)))
             room = max(0.15 * (high - low), 0.02 * abs(high), 0.5)
             below.set_ylim(low - room, high + room)
             below.locator_params(axis="y", nbins=3)
@@ -71,6 +70,7 @@ def sustained_figure(intervals: Sequence[Interval]) -> Figure:
         _throttling(axes, intervals, unit)
         axes[-1].set_xlabel(f"time since the run began, {name}", color=INK, fontsize=9)
         figure.align_ylabels(axes)
+        legend_above(axes[0], figure)
     return figure
 
 
@@ -91,7 +91,7 @@ def energy_svg(energy: Energy) -> str:
         for axes, (name, window, colour) in zip(rows[0], windows, strict=True):
             points = power_points(window, unit)
             style = "steps-post" if unit == "J" else "default"
-            axes.set_facecolor((*to_rgb(colour), 0.08))
+            axes.axvspan(0, window.window_s, color=colour, alpha=0.08, linewidth=0)
             axes.plot(
                 [at / 1e9 for at, _ in points], [w for _, w in points], color=colour, linewidth=1.2, drawstyle=style
             )
@@ -118,9 +118,6 @@ def _latency(axes: Axes, known: Sequence[Interval], unit: float) -> None:
     )
     axes.set_ylabel("latency, ms", color=INK, rotation=0, ha="right", va="center", fontsize=8.5)
     axes.set_ylim(bottom=0)
-    legend = axes.legend(loc="lower right", ncols=3, frameon=False, fontsize=8.5)
-    for text in legend.get_texts():
-        text.set_color(INK)
 
 
 def _edges(steps: Sequence[tuple[Interval, float | None]], unit: float) -> tuple[list[float], list[float]]:

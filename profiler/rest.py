@@ -28,7 +28,7 @@ def measure(session: Session, inputs: list[Array], spec: ProfileSpec, kept_max: 
         "pipeline": pipeline(session, inputs),
         "arrival": None if spec.rate_hz is None else arrive(run, spec.rate_hz, kept_max=kept_max),
         "energy": measure_energy(choose_source(meter=spec.meter), run) if spec.energy else None,
-        "estimate": None if spec.estimate is None else estimate_energy(run, spec.estimate),
+        "energy_estimate": None if spec.estimate is None else estimate_energy(run, spec.estimate),
         "sustained": sustain(run, spec.sustained_s, kept_max=kept_max) if spec.sustained_s else None,
     }
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from ferryman.profiler.report_details import interval_state, operator_seconds
 from ferryman.profiler.report_tables import Found
-from ferryman.profiler.report_words import label, printable, sound
+from ferryman.profiler.report_words import printable, sound
 from ferryman.runtime.contracts.energy import Energy, EnergyWindow
 from ferryman.runtime.contracts.measurement import Arrival, Conditions, Interval, Measurement, Memory, Start
 from ferryman.runtime.contracts.operators import Operators
@@ -38,18 +38,20 @@ def trace(measurements: Found, events_max: int = EVENTS_MAX) -> dict[str, Any]:
     begin_ns = min((m.started_at_ns for _, m in measurements), default=0)
     events: list[dict[str, Any]] = []
     processes = 0
+    several = len({device for device, _ in measurements}) > 1
     for device, m in measurements:
+        about = printable(f"{f'{device}: ' if several else ''}{m.variant} on {m.interpreter}")
         at_ns = max(0, m.started_at_ns - begin_ns)
         for track in _tracks(m, max(1, events_max // parts)):
             processes += 1
-            events += track.events(processes, f"{printable(device)}: {label(m)}", at_ns)
+            events += track.events(processes, about, at_ns)
             at_ns += track.end_ns
     events.sort(key=lambda event: (event["ph"] != "M", event.get("ts", 0), -event.get("dur", 0)))
-    about = "durations are measured and laid end to end; the gaps between them are not in the record"
+    times = "durations are measured and laid end to end; the gaps between them are not in the record"
     return {
         "traceEvents": events,
         "displayTimeUnit": "ms",
-        "otherData": {"made by": "ferryman", "time 0 as Unix ns": str(begin_ns), "times": about},
+        "otherData": {"made by": "ferryman", "time 0 as Unix ns": str(begin_ns), "times": times},
     }
 
 
@@ -59,7 +61,9 @@ def write_trace(measurements: Found, path: Path) -> None:
     Raises:
         OSError: the disk refused.
     """
-    path.write_text(json.dumps(trace(measurements), separators=(",", ":"), allow_nan=False), "utf-8")
+    path.write_text(
+        json.dumps(trace(measurements), separators=(",", ":"), allow_nan=False, ensure_ascii=False), "utf-8"
+    )
 
 
 @dataclass
@@ -81,8 +85,8 @@ class _Track:
         self.end_ns = max(self.end_ns, start_ns + took_ns)
         return start_ns + took_ns
 
-    def count(self, name: str, at_ns: int, **values: float | None) -> None:
-        """Counters whose value changes here; what is None was not measured."""
+    def count(self, name: str, at_ns: int, values: dict[str, float | None]) -> None:
+        """Counters that change here, by unit or part; what is None was not measured."""
         known = {key: value for key, value in values.items() if value is not None}
         if known:
             self.found.append({"ph": "C", "name": name, "tid": 0, "ts": at_ns, "args": known})
@@ -91,7 +95,7 @@ class _Track:
     def events(self, process: int, about: str, at_ns: int) -> list[dict[str, Any]]:
         """With names, in the trace's own time and in microseconds."""
         named: list[dict[str, Any]] = [
-            {"ph": "M", "name": "process_name", "pid": process, "tid": 0, "args": {"name": f"{about}: {self.name}"}},
+            {"ph": "M", "name": "process_name", "pid": process, "tid": 0, "args": {"name": f"{self.name}: {about}"}},
             {"ph": "M", "name": "process_sort_index", "pid": process, "tid": 0, "args": {"sort_index": process}},
         ]
         for thread, name in self.rows.items():
@@ -192,9 +196,10 @@ def _sustained_track(intervals: Sequence[Interval], room: int) -> _Track:
         free_ns = _runs(track, f"interval {index + 1}", at_ns, one.samples, room, **told)
         end_ns = max(free_ns, at_ns + _ns(one.seconds))
         for name, value in interval_state(one).items():
-            track.count(name.replace("\n", " "), end_ns, value=value)
+            counter, unit = name.split("\n")
+            track.count(counter, end_ns, {unit: value})
         if not isinstance(one.throttled, Unavailable):
-            track.count("throttled", end_ns, reasons=len(one.throttled))
+            track.count("throttled", end_ns, {"reasons": len(one.throttled)})
     return track
 
 
@@ -206,7 +211,7 @@ def _energy_track(energy: Energy, room: int) -> _Track:
         if isinstance(window, Unavailable):
             continue
         for time_ns, watts in power_points(window, energy.source.unit)[:: max(1, -(-len(window.values) // room))]:
-            track.count("power W", at_ns + time_ns, value=watts)
+            track.count("power", at_ns + time_ns, {"W": watts})
         told = {"joules": window.energy_j, "runs": window.runs}
         at_ns = track.slice(name, at_ns, _ns(window.window_s), told)
     return track
@@ -252,8 +257,8 @@ def _operators_track(operators: Operators, room: int) -> _Track:
 def _count_memory(track: _Track, at_ns: int, phase: Memory | Unavailable | None) -> None:
     if phase is None or isinstance(phase, Unavailable):
         return
-    track.count("RSS MB", at_ns, value=phase.rss_bytes / 1e6)
-    track.count("PSS MB", at_ns, private=phase.anonymous_bytes / 1e6, file=phase.file_bytes / 1e6)
+    track.count("RSS", at_ns, {"MB": phase.rss_bytes / 1e6})
+    track.count("PSS", at_ns, {"private MB": phase.anonymous_bytes / 1e6, "file MB": phase.file_bytes / 1e6})
 
 
 def _count_conditions(track: _Track, at_ns: int, conditions: Conditions | None) -> None:
@@ -261,6 +266,6 @@ def _count_conditions(track: _Track, at_ns: int, conditions: Conditions | None) 
         return
     clocks, temperatures = conditions.clocks_mhz, conditions.temperatures_c
     if not isinstance(clocks, Unavailable) and clocks:
-        track.count("clock MHz", at_ns, value=sum(clocks) / len(clocks))
+        track.count("clock", at_ns, {"MHz": sum(clocks) / len(clocks)})
     if not isinstance(temperatures, Unavailable) and temperatures:
-        track.count("hottest °C", at_ns, value=max(reading.value for reading in temperatures))
+        track.count("hottest", at_ns, {"°C": max(reading.value for reading in temperatures)})

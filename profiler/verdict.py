@@ -16,6 +16,7 @@ All on logarithms. Ratios estimated are Hodges and Lehmann's: the median over pa
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Interval:
-    """Of a difference, or of the logarithm of a ratio; low and high are None where there were too few values for one."""
+    """Of a difference, or of the logarithm of a ratio; low and high are None of too few values."""
 
     middle: float
     low: float | None
@@ -116,12 +117,14 @@ def _known(pair: tuple[float, float]) -> Interval:
 
 
 def _energy(baseline: Energy, other: Energy, margin: float) -> Iterator[Ratio]:
-    """By the errors the two state themselves."""
-    if baseline.gross_j > 0 and other.gross_j > 0:
-        middle = math.log(other.gross_j / baseline.gross_j)
-        half = math.hypot(baseline.error_j / baseline.gross_j, other.error_j / other.gross_j)
-        interval = Interval(middle, middle - half, middle + half, None)
-        yield _ratio("energy", "J", (baseline.gross_j, other.gross_j), interval, margin)
+    """By the errors the two state themselves; what they share, such as the source's own, counts as if they did not."""
+    if min(baseline.active.runs, other.active.runs) <= 0:
+        return
+    joules, errors_j = (baseline.gross_j, other.gross_j), (baseline.error_j, other.error_j)
+    if min(joules) > 0 and all(map(math.isfinite, (*joules, *errors_j))):
+        middle = math.log(joules[1] / joules[0])
+        half = math.hypot(errors_j[0] / joules[0], errors_j[1] / joules[1])
+        yield _ratio("energy", "J", joules, Interval(middle, middle - half, middle + half, None), margin)
 
 
 def _ratio(
@@ -209,6 +212,7 @@ def _walsh(values: Values) -> Values:
     return means
 
 
+@functools.lru_cache(maxsize=4)
 def _signed_rank(count: int) -> Values:
     """Chances of each sum of signed ranks, if either sign is as likely."""
     chances = np.zeros(count * (count + 1) // 2 + 1)
@@ -220,6 +224,7 @@ def _signed_rank(count: int) -> Values:
     return chances
 
 
+@functools.lru_cache(maxsize=4)
 def _rank_sum(one: int, two: int) -> Values:
     """Chances of each number of pairs in which the second is above the first, if any order is as likely.
 

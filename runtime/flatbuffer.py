@@ -1,7 +1,7 @@
 """Reads FlatBuffers that nobody has verified: every access is checked against the bytes there are.
 
-Fields go by their number in the schema. Only what is asked for is read: the bytes may be a large file, mapped, and pages
-that are touched count as memory.
+Fields go by their number in the schema. Only what is asked for is read: the bytes may be a large file, mapped, and
+pages that are touched count as memory.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Where the operators of a `.tflite` come from.
 
-litert-torch names tensors after the nodes that they come from, of several that became one operator after all of them. It
-says of a node only what classes its module is of. So for the time of a conversion it is told to name the node itself.
+litert-torch names tensors after the nodes that they come from, of several that became one operator after all of them.
+It says of a node only what classes its module is of. So while it converts it is told to name the node itself.
 """
 
 from __future__ import annotations
 
-import os
+import itertools
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,4 +86,5 @@ def _path(nodes: list[Node]) -> str:
     if len(paths) < 2:  # noqa: PLR2004
         return next(iter(paths), "")
     parts = [path.split(".") for path in paths]
-    return ".".join(os.path.commonprefix(parts))  # type: ignore[arg-type]  # of lists as well
+    common = list(itertools.takewhile(lambda several: len(set(several)) == 1, zip(*parts, strict=False)))
+    return ".".join(several[0] for several in common)

@@ -57,7 +57,7 @@ def layer_statistics(
         raise CallerError("statistics of layers are over at least one input set")
     try:
         with artifact.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            exposed = _EXPOSE[variant.runtime](data, variant.entry, getattr(variant, "origins", {}))
+            exposed = _EXPOSE[variant.runtime](data, variant.entry, variant.origins)
             if not exposed.values:
                 return Unavailable(reason=f"the artifact shows no intermediate tensor: {'; '.join(exposed.left_out)}")
             with tempfile.TemporaryDirectory(prefix="ferryman-layers-") as folder:
@@ -88,8 +88,8 @@ def _run(
     ) as session:
         for one in inputs:
             outputs = session.run(one)
-            for layer, array in zip(layers, outputs[own:], strict=True):
-                layer.take(array)
+            for layer, place in zip(layers, exposed.outputs, strict=True):
+                layer.take(outputs[place])
             if len(answers) < _COMPARED_MAX:
                 answers.append(outputs[:own])
     outputs_db = _likeness(artifact, variant, interpreter, inputs[: len(answers)], answers, threads)

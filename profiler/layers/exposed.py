@@ -36,6 +36,8 @@ class Exposed:
     front: bytes
     tail: bytes
     values: tuple[Value, ...]
-    """In the order of the copy's further outputs, which follow the artifact's own."""
+    """In the order they are written."""
+    outputs: tuple[int, ...]
+    """Which of the copy's outputs each value is; the first are the artifact's own."""
     left_out: tuple[str, ...]
     """Values that cannot be outputs, each with the reason."""

@@ -15,6 +15,7 @@ from ferryman.profiler.layers.exposed import Exposed, Stored, Value
 from ferryman.profiler.layers.rebuild import Node, Numbers, Old, Tables, copy, put_before
 from ferryman.profiler.layers.rebuild import Table as New
 from ferryman.profiler.layers.xnnpack import Inner, rebuild
+from ferryman.profiler.operators.kinds import kind_of
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.flatbuffer import Data, Table, number
 
@@ -31,7 +32,12 @@ _CHAR = 1
 _XNNPACK = "XnnpackBackend"
 _QUANT_CONV, _QUANT_ARGS = "ferryman::quant_conv2d", slice(15, 19)
 """out_scale, out_zero, out_low, out_high."""
-_CHANNELS = {"ferryman::quant_conv2d": 11, "ferryman::quant_linear": None}
+_CHANNELS = {
+    "ferryman::quant_conv2d": 11,
+    "ferryman::quant_linear": None,
+    "ferryman::binary_linear": None,
+    "ferryman::sparse_linear": None,
+}
 """Operators with a weight for each channel; the argument that says whether floats have them last."""
 _SHARED = "its memory is shared with an input, or nobody planned it"
 _PAGE = 4096
@@ -187,7 +193,14 @@ def expose(data: Data, entry: str | None, origins: Mapping[str, str]) -> Exposed
     )
     front = put_before(root, _MAGIC, room=_HEADER_BYTES, align=_PAGE)
     front[8 : 8 + _HEADER_BYTES] = segments.header(len(front))
-    return Exposed(bytes(front), bytes(segments.tail), tuple(plan.exposed), tuple(plan.left_out))
+    own = len(plan.table.integers(_OUTPUTS))
+    return Exposed(
+        front=bytes(front),
+        tail=bytes(segments.tail),
+        values=tuple(plan.exposed),
+        outputs=tuple(range(own, own + len(plan.exposed))),
+        left_out=tuple(plan.left_out),
+    )
 
 
 def _choose(names: list[str], entry: str | None) -> int:
@@ -235,13 +248,11 @@ def _walk(plan: _Plan, segments: _Segments, chain: Table, origins: Mapping[str, 
 
 def _expose_kernel(plan: _Plan, name: str, args: Sequence[int], index: int, module: str | None) -> None:
     tensor = plan.tensor(index)
-    called = f"{plan.count} {name.rpartition('::')[2]}"
+    called = f"{plan.count} {kind_of(name)}"
     if not plan.write(index) or tensor is None:
         plan.left_out.append(f"{called}: {_SHARED}")
         return
     rank = len(tensor.integers(_SHAPE))
-    if rank == 0:
-        return
     dtype = tensor.integer(_DTYPE, "b")
     stored = _stored(plan, args) if name == _QUANT_CONV and dtype == _CHAR else None
     if tensor.integers(_ORDER, "B") not in ((), tuple(range(rank))):
@@ -252,7 +263,7 @@ def _expose_kernel(plan: _Plan, name: str, args: Sequence[int], index: int, modu
         plan.outputs.append(index)
         plan.exposed.append(Value(called, module, _channels(plan, name, args, rank, dtype), stored))
     else:
-        plan.left_out.append(f"{called}: its numbers are packed, or no activations")
+        plan.left_out.append(f"{called}: no numbers of activations (ExecuTorch's dtype {dtype})")
 
 
 def _channels(plan: _Plan, name: str, args: Sequence[int], rank: int, dtype: int) -> int | None:

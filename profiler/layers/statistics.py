@@ -112,7 +112,7 @@ class Running:
             saturated=saturated / some,
             information_bits=whole,
             unit_bits=unit,
-            dead=None if self._alive is None else 1 - float(self._alive.mean()),
+            dead=None if self._alive is None else float(np.mean(~self._alive)),
             not_finite=(self._count - self._finite) / max(self._count, 1),
         )
 

@@ -8,8 +8,11 @@ from collections.abc import Mapping
 from ferryman.profiler.layers.exposed import Exposed, Stored, Value
 from ferryman.profiler.layers.rebuild import Node, Numbers, Old, Tables, Text, copy, put_before
 from ferryman.profiler.layers.rebuild import Table as New
+from ferryman.profiler.operators.kinds import kind_of
+from ferryman.profiler.operators.tflite_graph import name_of
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.flatbuffer import Data, Table
+from ferryman.runtime.sessions.tflite import natural
 
 _MAGIC = b"TFL3"
 _MODEL, _CODES, _SUBGRAPHS, _BUFFERS, _SIGNATURES = "IOOOOOOO", 1, 2, 4, 7
@@ -23,10 +26,18 @@ _QUANT_CONV, _QUANT_OPTIONS = "ferryman.quant_conv2d", 4 * 18
 """Where its options hold out_scale, out_zero, out_low, out_high."""
 _LAST_OPTION = 4 * 14
 """And whether its floats have channels last; bytes always have."""
-_OWN_LAST_AXIS = frozenset(("ferryman.quant_linear", "ferryman.binary_linear", "ferryman.sparse_linear"))
-_LAST_AXIS = frozenset((3, 4, 9, 67))
-"""CONV_2D, DEPTHWISE_CONV_2D, FULLY_CONNECTED, TRANSPOSE_CONV: a weight for each channel, the last axis."""
-_OLD_CODES_MAX = 127
+_LAST_AXIS = frozenset(
+    (
+        "CONV_2D",
+        "DEPTHWISE_CONV_2D",
+        "FULLY_CONNECTED",
+        "TRANSPOSE_CONV",
+        "ferryman.binary_linear",
+        "ferryman.quant_linear",
+        "ferryman.sparse_linear",
+    )
+)
+"""Operators with a weight for each channel, the last axis."""
 
 
 def expose(data: Data, entry: str | None, origins: Mapping[str, str]) -> Exposed:
@@ -50,7 +61,9 @@ def expose(data: Data, entry: str | None, origins: Mapping[str, str]) -> Exposed
     subgraphs = model.tables(_SUBGRAPHS)
     subgraph = subgraphs[number]
     found, left_out = _values(model, subgraph, origins)
-    outputs = Numbers("i", (*subgraph.integers(_OUTPUTS), *found))
+    own = _own_outputs(subgraph, None if chosen is None else signatures[chosen])
+    further = [index for index in found if index not in own]
+    outputs = Numbers("i", (*subgraph.integers(_OUTPUTS), *further))
     changed: dict[str, Node] = {
         f"_{_SUBGRAPHS}": _replaced(subgraphs, number, copy(subgraph, _SUBGRAPH, **{f"_{_OUTPUTS}": outputs}))
     }
@@ -58,11 +71,26 @@ def expose(data: Data, entry: str | None, origins: Mapping[str, str]) -> Exposed
         signature = signatures[chosen]
         named = [Old(one.at) for one in signature.tables(_SIGNED_OUTPUTS)]
         # In the order of a signature's names, and behind those of the artifact, which begin with small letters.
-        added = [New({0: Text(f"~{order:05}"), 1: ("I", index)}) for order, index in enumerate(found)]
+        added = [New({0: Text(f"~{order:05}"), 1: ("I", index)}) for order, index in enumerate(further)]
         signed = copy(signature, _SIGNATURE, **{f"_{_SIGNED_OUTPUTS}": Tables([*named, *added])})
         changed[f"_{_SIGNATURES}"] = _replaced(signatures, chosen, signed)
     front = put_before(copy(model, _MODEL, **changed), _MAGIC)
-    return Exposed(bytes(front), b"", tuple(found.values()), tuple(left_out))
+    places = {index: place for place, index in enumerate([*own, *further])}
+    return Exposed(
+        front=bytes(front),
+        tail=b"",
+        values=tuple(found.values()),
+        outputs=tuple(places[index] for index in found),
+        left_out=tuple(left_out),
+    )
+
+
+def _own_outputs(subgraph: Table, signature: Table | None) -> list[int]:
+    """Tensors that are outputs already, in the order of the call."""
+    if signature is None:
+        return list(subgraph.integers(_OUTPUTS))
+    named = [(one.text(0) or "", one.integer(1, "I")) for one in signature.tables(_SIGNED_OUTPUTS)]
+    return [index for _, index in sorted(named, key=lambda one: natural(one[0]))]
 
 
 def _replaced(tables: object, number: int, new: New) -> Tables:
@@ -90,25 +118,25 @@ def _values(model: Table, subgraph: Table, origins: Mapping[str, str]) -> tuple[
                 continue
             tensor = tensors[index]
             kind, rank = tensor.integer(1, "b"), tensor.count(0, 4)
-            name = f"{number} {_short(tensor.text(3) or 'tensor')}"
+            name = f"{number} {kind_of(name_of(code))}"
             stored = _stored(tensor, kind, code, operator)
             if kind not in _FLOATS and stored is None:
-                left_out.append(f"{name}: its numbers are packed, or no activations")
+                left_out.append(f"{name}: no numbers of activations (TFLite's dtype {kind})")
                 continue
             found[index] = Value(name, origins.get(str(number)), _channels(code, operator, rank, stored), stored)
     return found, left_out
 
 
 def _channels(code: Table, operator: Table, rank: int, stored: Stored | None) -> int | None:
-    own = code.text(1)
-    if own == _QUANT_CONV:
+    name = name_of(code)
+    if name == _QUANT_CONV:
         (last,) = struct.unpack_from("<i", operator.bytes_of(5), _LAST_OPTION)
         return rank - 1 if last or stored is not None else 1
-    return rank - 1 if rank and (_code(code) in _LAST_AXIS or own in _OWN_LAST_AXIS) else None
+    return rank - 1 if rank and name in _LAST_AXIS else None
 
 
 def _stored(tensor: Table, kind: int, code: Table, operator: Table) -> Stored | None:
-    if kind == _INT8 and code.text(1) == _QUANT_CONV:
+    if kind == _INT8 and name_of(code) == _QUANT_CONV:
         scale, zero, least, most = struct.unpack_from("<fiii", operator.bytes_of(5), _QUANT_OPTIONS)
         return Stored(scale, zero, least, most)
     quantization = tensor.table(4)
@@ -116,14 +144,3 @@ def _stored(tensor: Table, kind: int, code: Table, operator: Table) -> Stored | 
         return None
     scales, zeros = quantization.integers(2, "f"), quantization.integers(3, "q")
     return Stored(scales[0], zeros[0] if zeros else 0, *_ENDS[kind]) if len(scales) == 1 else None
-
-
-def _code(code: Table) -> int:
-    """Older files have it in a byte of its own."""
-    old = code.integer(0, "b")
-    return old if 0 <= old < _OLD_CODES_MAX and not code.integer(3) else code.integer(3)
-
-
-def _short(name: str) -> str:
-    """A converter may give a tensor the names of all it was made of."""
-    return name.partition(";")[0]

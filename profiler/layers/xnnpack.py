@@ -9,6 +9,7 @@ from typing import NamedTuple
 from ferryman.profiler.layers.exposed import Stored
 from ferryman.profiler.layers.rebuild import Node, Numbers, Old, Tables, copy, put_before
 from ferryman.profiler.layers.rebuild import Table as New
+from ferryman.profiler.operators.xnnpack import FORMS
 from ferryman.runtime.flatbuffer import Table
 
 _MAGIC, _IDENTIFIER = b"XH00", b"XN01"
@@ -24,14 +25,6 @@ _IS_OUTPUT = 2
 _DTYPES = {1: 6, 2: 5, 3: 1, 4: 0}
 """XNNPACK's number of a datatype -> ExecuTorch's: floats, halves, quantized signed and unsigned bytes."""
 _ENDS = {3: (-128, 127), 4: (0, 255)}
-_KINDS = (  # noqa: SIM905  # a list would take a page
-    "add:2 linear:3 softmax:1 sigmoid:1 transpose:3 clamp:1 conv2d:18 div:2 resize:3 pad:4 avg_pool:11 minimum:2 "
-    "depthwise_conv2d:18 max_pool:11 mul:2 sub:2 floor:1 convert:1 global_avg_pool:1 reshape:3 argmax_pool: sqrt:1 "
-    "ceil:1 hardswish:1 leaky_relu:2 maximum:2 neg:1 square:1 elu:2 abs:1 prelu:2 concatenation:5 concatenation:5 "
-    "concatenation:5 slice:4 attention:5 matmul:2 concatenation:5 conv_transpose:18 rsqrt:1 log:1 gelu:1 tanh:1 exp:1 "
-    "sin:1 copy:1 cos:1"
-).split()
-"""Of XNodeUnion, in its order: kind, and the field that holds the output's id."""
 _CHANNELS_LAST = frozenset(("linear", "conv2d", "depthwise_conv2d", "conv_transpose"))
 
 
@@ -109,9 +102,11 @@ def _written(
     left_out: list[str] = []
     external = externs
     for node in graph.tables(_NODES):
-        kind, _, field = _KINDS[node.integer(0, "B") - 1].partition(":")
-        held = node.table(1)
-        if held is None or not field or (written := held.integer(int(field), "I")) in found:
+        number, held = node.integer(0, "B"), node.table(1)
+        if held is None or not 1 <= number <= len(FORMS):
+            raise ValueError(f"a delegate holds a node of kind {number}")
+        kind, written = FORMS[number - 1].kind, held.integer(FORMS[number - 1].output, "I")
+        if written in found:
             continue
         plain = _plain(values[written])
         datatype = plain.integer(_DATATYPE, "h")

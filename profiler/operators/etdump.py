@@ -39,23 +39,27 @@ def read_etdump(data: bytes) -> list[list[Event]]:
         RuntimeFault: the bytes are no ETDump, or of another version.
     """
     try:
-        size = number(data, "<I", 0)
-        if size != len(data) - _SIZE_BYTES:
-            raise BrokenError(f"expected {size + _SIZE_BYTES} bytes, as it says itself, found {len(data)}")
-        root = Table.root(memoryview(data)[_SIZE_BYTES:], _IDENTIFIER)
-        version = root.integer(_DUMP_VERSION, "I")
-        if version != _VERSION:
-            raise RuntimeFault(f"ETDump: expected version {_VERSION}, found {version}")
-        runs: list[list[Event]] = []
-        room = _EVENTS_MAX
-        for run in root.tables(_DUMP_RUNS):
-            room -= 1 + len(run.tables(_RUN_EVENTS))
-            if room < 0:
-                raise RuntimeFault(f"ETDump: more than {_EVENTS_MAX:,} events; record fewer runs")
-            if run.text(_RUN_NAME) == _RUN:
-                runs.append(_read_run(run))
+        return _read_runs(data)
     except BrokenError as error:
         raise RuntimeFault(f"ETDump is damaged: {error}") from error
+
+
+def _read_runs(data: bytes) -> list[list[Event]]:
+    size = number(data, "<I", 0)
+    if size != len(data) - _SIZE_BYTES:
+        raise BrokenError(f"expected {size + _SIZE_BYTES} bytes, as it says itself, found {len(data)}")
+    root = Table.root(memoryview(data)[_SIZE_BYTES:], _IDENTIFIER)
+    version = root.integer(_DUMP_VERSION, "I")
+    if version != _VERSION:
+        raise RuntimeFault(f"ETDump: expected version {_VERSION}, found {version}")
+    runs: list[list[Event]] = []
+    room = _EVENTS_MAX
+    for run in root.tables(_DUMP_RUNS):
+        room -= 1 + len(run.tables(_RUN_EVENTS))
+        if room < 0:
+            raise BrokenError(f"more than {_EVENTS_MAX:,} events")
+        if run.text(_RUN_NAME) == _RUN:
+            runs.append(_read_run(run))
     return runs
 
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ferryman.profiler.operators.etdump import Event, read_etdump
-from ferryman.profiler.operators.node import Node, match
+from ferryman.profiler.operators.node import Node, match, uncounted
 from ferryman.profiler.operators.pte import Step, read_method
-from ferryman.profiler.operators.timed import WARM_UP_RUNS, Timed
+from ferryman.profiler.operators.timed import WARM_UP_RUNS, Timed, middle_ns
 from ferryman.runtime.contracts.errors import RuntimeFault
 from ferryman.runtime.contracts.manifest import Variant
-from ferryman.runtime.contracts.tensor import Array
+from ferryman.runtime.contracts.tensor import Array, DynamicDim, Signature
 from ferryman.runtime.sessions import executorch
 
 _WHOLE, _KERNEL, _DELEGATE = "Method::execute", "OPERATOR_CALL", "DELEGATE_CALL"
-SOURCE = "ExecuTorch's ETDump: kernels in nanoseconds, operators inside XNNPACK in whole microseconds, cut off"
+SOURCE = "ExecuTorch's ETDump: kernels in nanoseconds, operators inside XNNPACK to the microsecond"
+_NS = 1000
 _RUNS_AT_ONCE = 16
 """Runs between two looks: a dump keeps all of its events in memory."""
 Key = tuple[int, int, str]
@@ -33,6 +35,8 @@ def time_executorch(artifact: Path, variant: Variant, inputs: list[Array], *, th
         steps = read_method(data, variant.entry, variant.origins)
     recorded: list[list[Event]] = []
     with executorch.open_session(artifact, threads=threads, entry=variant.entry, etdump=True) as session:
+        if not _at_bounds(session.signature, inputs):
+            steps = {at: Step(uncounted(s.node), tuple(map(uncounted, s.inside))) for at, s in steps.items()}
         for _ in range(WARM_UP_RUNS):
             session.run(inputs)
         session.etdump()
@@ -41,6 +45,12 @@ def time_executorch(artifact: Path, variant: Variant, inputs: list[Array], *, th
                 session.run(inputs)
             recorded += read_etdump(session.etdump())
     return _join(recorded, steps)
+
+
+def _at_bounds(signature: Signature, inputs: Sequence[Array]) -> bool:
+    """Whether dimensions that vary are as large as they can be, which is what the artifact's shapes say."""
+    bounds = [tuple(d.max if isinstance(d, DynamicDim) else d for d in spec.shape) for spec in signature.inputs]
+    return bounds == [array.shape for array in inputs]
 
 
 def _join(recorded: Sequence[Sequence[Event]], steps: dict[int, Step]) -> Timed:
@@ -61,16 +71,22 @@ def _join(recorded: Sequence[Sequence[Event]], steps: dict[int, Step]) -> Timed:
         if inside:
             nodes = match([name for _, _, name in inside], step.inside)
             rows += [(node, times[key]) for node, key in zip(nodes, inside, strict=True)]
+            rows += [(_around(step.node), times[key]) for key in keys if key[1] < 0]
         else:
             rows += [(step.node, times[key]) for key in keys]
     return Timed(SOURCE, rows, whole)
+
+
+def _around(delegate: Node) -> Node:
+    """What a call of a delegate takes besides its operators: handing tensors over and back."""
+    return replace(delegate, name=f"{delegate.name}, besides its operators", kind="delegate_call", macs=0)
 
 
 def _times_of(events: Sequence[Event]) -> dict[Key, int]:
     """Of one run; what a loop runs several times is added up."""
     found: dict[Key, int] = {}
     places: dict[int, int] = {}
-    delegates = {event.instruction for event in events if event.inside}
+    within: dict[int, int] = {}
     for event in events:
         if event.inside:
             place = places.get(event.instruction, 0)
@@ -78,12 +94,16 @@ def _times_of(events: Sequence[Event]) -> dict[Key, int]:
             key = (event.instruction, place, event.name)
         elif event.name == _DELEGATE:
             places[event.instruction] = 0
-            if event.instruction in delegates:
-                continue
             key = (event.instruction, -1, event.name)
         elif event.name == _KERNEL:
             key = (event.instruction, -1, event.name)
         else:  # the same once more, or no operator
             continue
-        found[key] = found.get(key, 0) + event.duration_ns
+        time_ns = event.duration_ns
+        if event.inside:
+            time_ns = middle_ns(event.duration_ns // _NS)
+            within[event.instruction] = within.get(event.instruction, 0) + time_ns
+        elif event.name == _DELEGATE:
+            time_ns = max(0, time_ns - within.pop(event.instruction, 0))
+        found[key] = found.get(key, 0) + time_ns
     return found

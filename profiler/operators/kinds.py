@@ -7,7 +7,7 @@ import re
 MOVERS = frozenset(("transpose", "reshape", "copy"))
 """Kinds that move data and compute nothing."""
 _LAYERS = frozenset(("conv2d", "depthwise_conv2d", "conv_transpose", "linear", "matmul", "attention"))
-_COUNTED = re.compile(r"conv|linear|matmul|attention|lstm|gru|rnn|svdf|einsum|dot_general")
+_COUNTED = re.compile(r"conv(?!ert)|linear|matmul|attention|lstm|gru|rnn|svdf|einsum|dot_general")
 """Kinds that multiply and add; those of these that are not understood have no known count."""
 _ALIKE = {
     # XNNPACK's names of what it runs
@@ -111,8 +111,8 @@ def kind_of(name: str) -> str:
 
 
 def layer_of(kind: str) -> str:
-    """The kind, the same for those between which XNNPACK chooses by itself."""
-    return "conv2d" if kind == "depthwise_conv2d" else kind
+    """The kind, the same for those that XNNPACK runs one as the other: a convolution of 1 x 1 as a linear layer."""
+    return "layer" if kind in ("conv2d", "depthwise_conv2d", "linear") else kind
 
 
 def counts(kind: str) -> bool:

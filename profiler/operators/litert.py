@@ -19,7 +19,7 @@ import numpy as np
 
 from ferryman.profiler.operators.node import Node, match
 from ferryman.profiler.operators.tflite_graph import Graph
-from ferryman.profiler.operators.timed import WARM_UP_RUNS, Timed
+from ferryman.profiler.operators.timed import WARM_UP_RUNS, Timed, middle_ns
 from ferryman.runtime.contracts.errors import DeviceError, RuntimeFault
 from ferryman.runtime.contracts.tensor import Array
 from ferryman.runtime.sessions.compiled import INTERPRETER, chatter
@@ -27,7 +27,7 @@ from ferryman.runtime.sessions.tflite import natural
 
 VERSIONS = ("2.3.",)
 """Those whose interface this is: with another, the library's answers would be misread."""
-SOURCE = "LiteRT's own profiler, of a CompiledModel: whole microseconds, cut off"
+SOURCE = "LiteRT's own profiler, of a CompiledModel, to the microsecond"
 _LIBRARY = "libLiteRt.so"
 _CPU, _WRITE = 1, 1
 _INVOKE, _OPERATOR, _DELEGATED, _INSIDE = 1, 2, 4, 8
@@ -257,6 +257,6 @@ def _join(recorded: Sequence[Sequence[_Event]], graph: Graph) -> Timed:
             nodes.append(graph.operators[index].node)
         else:
             nodes.append(Node(tag.decode(), "delegate", "xnnpack"))
-    times = [[run[at].elapsed_us * 1000 for run in recorded] for at in range(1, len(first) + 1)]
-    whole = [run[0].elapsed_us * 1000 for run in recorded]
+    times = [[middle_ns(run[at].elapsed_us) for run in recorded] for at in range(1, len(first) + 1)]
+    whole = [middle_ns(run[0].elapsed_us) for run in recorded]
     return Timed(SOURCE, list(zip(nodes, times, strict=True)), whole)

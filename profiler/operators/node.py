@@ -56,6 +56,11 @@ def counted(kind: str, macs: int | None) -> int | None:
     return macs if macs is not None or counts(kind) else 0
 
 
+def uncounted(node: Node) -> Node:
+    """The same where the artifact's shapes are not those that ran."""
+    return replace(node, bytes_moved=None, macs=0 if node.macs == 0 else None)
+
+
 def own_macs(
     kind: str, x: Tensor, output: Tensor, channels: int, out: int, window: tuple[int, int, int] | None
 ) -> int | None:

@@ -63,28 +63,38 @@ def read_method(data: Data, entry: str | None, origins: Mapping[str, str]) -> di
         RuntimeFault: it is damaged, or has no such method.
     """
     try:
-        root = Table.root(data, _PROGRAM)
-        plan = _choose(root.tables(_PLANS), entry)
-        values = _values(plan.tables(_PLAN_VALUES))
-        operators = [".".join(filter(None, (o.text(0), o.text(1)))) for o in plan.tables(_PLAN_OPERATORS)]
-        steps = {}
-        for chain in plan.tables(_PLAN_CHAINS):
-            instructions = chain.tables(_CHAIN_INSTRUCTIONS)
-            if len(instructions) > _HELD_MAX:
-                raise BrokenError(f"{len(instructions):,} instructions")
-            for index, instruction in enumerate(instructions):
-                call = instruction.table(1)
-                kind = instruction.integer(0, "B")
-                if call is None:
-                    continue
-                if kind == _KERNEL_CALL:
-                    name = operators[call.integer(0)]
-                    steps[index] = Step(_kernel(name, call.integers(1), values, origins.get(f"@{index}")))
-                elif kind == _DELEGATE_CALL:
-                    steps[index] = _delegate(data, root, plan.tables(_PLAN_DELEGATES)[call.integer(0)], origins)
+        return _read_method(data, entry, origins)
     except (BrokenError, IndexError, ValueError, StopIteration) as error:
         raise RuntimeFault(f"the .pte file is damaged: {error}") from error
+
+
+def _read_method(data: Data, entry: str | None, origins: Mapping[str, str]) -> dict[int, Step]:
+    root = Table.root(data, _PROGRAM)
+    plan = _choose(root.tables(_PLANS), entry)
+    values = _values(plan.tables(_PLAN_VALUES))
+    names = [".".join(filter(None, (one.text(0), one.text(1)))) for one in plan.tables(_PLAN_OPERATORS)]
+    delegates = plan.tables(_PLAN_DELEGATES)
+    read: dict[int, Step] = {}
+    steps = {}
+    for chain in plan.tables(_PLAN_CHAINS):
+        for index, instruction in enumerate(_few(chain.tables(_CHAIN_INSTRUCTIONS))):
+            call, kind = instruction.table(1), instruction.integer(0, "B")
+            if call is None:
+                continue
+            if kind == _KERNEL_CALL:
+                steps[index] = Step(_kernel(names[call.integer(0)], call.integers(1), values, origins.get(f"@{index}")))
+            elif kind == _DELEGATE_CALL:
+                which = call.integer(0)
+                if which not in read:
+                    read[which] = _delegate(data, root, delegates[which], origins)
+                steps[index] = read[which]
     return steps
+
+
+def _few(tables: Tables) -> Tables:
+    if len(tables) > _HELD_MAX:
+        raise BrokenError(f"a method of {len(tables):,} values or instructions")
+    return tables
 
 
 def _choose(plans: Tables, entry: str | None) -> Table:
@@ -96,9 +106,7 @@ def _choose(plans: Tables, entry: str | None) -> Table:
 
 
 def _values(held: Tables) -> list[_Value]:
-    if len(held) > _HELD_MAX:
-        raise BrokenError(f"{len(held):,} values")
-    return [_value(one.integer(0, "B"), one.table(1)) for one in held]
+    return [_value(one.integer(0, "B"), one.table(1)) for one in _few(held)]
 
 
 def _value(kind: int, held: Table | None) -> _Value:

@@ -1,8 +1,8 @@
 """Each operator of a `.tflite` as a graph of its own, beside the whole, in one file.
 
-A FlatBuffer points forward only, and counts from where it points. So a new head before the old bytes, as long as their
-alignment, is a new file: new subgraphs of one operator each, which point to the old tensors, options and buffers. Nothing
-is copied but the old bytes as they are.
+A FlatBuffer points forward only, and counts from where it points. So a new head before the old bytes, a multiple of
+their alignment long, is a new file: new subgraphs of one operator each, which point to the old tensors, options and
+buffers. Of the old bytes none is changed.
 """
 
 from __future__ import annotations

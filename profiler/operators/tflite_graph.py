@@ -1,4 +1,7 @@
-"""Reads a `.tflite`: the operators of an entry, and what they compute. TFLite's schema.fbs; fields go by their number."""
+"""Reads a `.tflite`: the operators of an entry, and what they compute.
+
+Schema: TFLite's schema.fbs; fields go by their number.
+"""
 
 from __future__ import annotations
 
@@ -50,6 +53,8 @@ class Graph:
     operators: tuple[Operator, ...]
     inputs: tuple[int, ...]
     """In the order of the call."""
+    shapes: tuple[tuple[int, ...], ...]
+    """Theirs, by which operators are counted."""
     constant: frozenset[int]
     """Tensors with contents."""
     dynamic: bool
@@ -73,30 +78,34 @@ def read_tflite(data: Data, entry: str | None, origins: Mapping[str, str]) -> Gr
         RuntimeFault: it is damaged, or has no such entry.
     """
     try:
-        root = Table.root(data, IDENTIFIER)
-        at, inputs = _find(root, entry)
-        graph = root.tables(SUBGRAPHS)[at]
-        names = [_name(code) for code in root.tables(CODES)]
-        buffers = [0 if b.place(_CONTENTS_OUTSIDE) else b.count(_CONTENTS) for b in root.tables(BUFFERS)]
-        held = graph.tables(TENSORS)
-        if max(len(held), len(graph.tables(OPERATORS)), len(names), len(buffers)) > _HELD_MAX:
-            raise BrokenError("too many tensors or operators")
-        tensors = [_tensor(one, buffers) for one in held]
-        operators = [
-            _operator(operator, names, tensors, origins.get(str(i)))
-            for i, operator in enumerate(graph.tables(OPERATORS))
-        ]
-        constant = frozenset(i for i, one in enumerate(held) if buffers[one.integer(_BUFFER, "I")])
-        return Graph(
-            subgraph=at,
-            subgraphs=len(root.tables(SUBGRAPHS)),
-            operators=tuple(operators),
-            inputs=graph.integers(INPUTS) if inputs is None else inputs,
-            constant=constant,
-            dynamic=any(-1 in one.integers(_SIGNATURE_SHAPE) for one in held),
-        )
-    except (BrokenError, IndexError, struct.error) as error:
+        return _read(data, entry, origins)
+    except (BrokenError, IndexError, ValueError, struct.error) as error:
         raise RuntimeFault(f"the .tflite file is damaged: {error}") from error
+
+
+def _read(data: Data, entry: str | None, origins: Mapping[str, str]) -> Graph:
+    root = Table.root(data, IDENTIFIER)
+    at, inputs = _find(root, entry)
+    graph = root.tables(SUBGRAPHS)[at]
+    held, listed = graph.tables(TENSORS), graph.tables(OPERATORS)
+    if max(len(held), len(listed), len(root.tables(CODES)), len(root.tables(BUFFERS))) > _HELD_MAX:
+        raise BrokenError("too many tensors or operators")
+    names = [name_of(code) for code in root.tables(CODES)]
+    buffers = [0 if one.place(_CONTENTS_OUTSIDE) else one.count(_CONTENTS) for one in root.tables(BUFFERS)]
+    tensors = [_tensor(one, buffers) for one in held]
+    operators = [_operator(one, names, tensors, origins.get(str(i))) for i, one in enumerate(listed)]
+    inputs = graph.integers(INPUTS) if inputs is None else inputs
+    if any(not 0 <= tensor < len(tensors) for tensor in inputs):
+        raise BrokenError("an input is a tensor that is not there")
+    return Graph(
+        subgraph=at,
+        subgraphs=len(root.tables(SUBGRAPHS)),
+        operators=tuple(operators),
+        inputs=inputs,
+        shapes=tuple(tensors[tensor].shape for tensor in inputs),
+        constant=frozenset(i for i, one in enumerate(held) if buffers[one.integer(_BUFFER, "I")]),
+        dynamic=any(-1 in one.integers(_SIGNATURE_SHAPE) for one in held),
+    )
 
 
 def _find(root: Table, entry: str | None) -> tuple[int, tuple[int, ...] | None]:
@@ -113,7 +122,8 @@ def _find(root: Table, entry: str | None) -> tuple[int, tuple[int, ...] | None]:
     return found.integer(_SUBGRAPH, "I"), tuple(tensor for _, tensor in named)
 
 
-def _name(code: Table) -> str:
+def name_of(code: Table) -> str:
+    """An operator's name, as TFLite or a custom operator has it."""
     number = max(code.integer(_CODE_OLD, "b"), code.integer(_CODE_NEW))
     if number == _CUSTOM:
         return code.text(_CODE_NAME) or "CUSTOM"
@@ -160,17 +170,18 @@ def _own(kind: str, held: Table, x: Tensor, output: Tensor) -> int | None:
 
 
 def _macs(name: str, read: Sequence[Tensor | None], output: Tensor) -> int | None:
-    x, weight = (*read, None)[:2]
+    x, weight, image = (*read, None, None)[:3]
+    count = None
     if x is None or weight is None or x.bytes is None or output.bytes is None:
-        return None
-    if name == "CONV_2D":
-        return output.size * math.prod(weight.shape[1:])
-    if name == "DEPTHWISE_CONV_2D":
-        return output.size * math.prod(weight.shape[1:3])
-    if name == "FULLY_CONNECTED":
-        return output.size * (weight.shape[-1] if weight.shape else 1)
-    if name == "BATCH_MATMUL" and len(x.shape) > 1 and len(output.shape) > 1:
-        return output.size * x.shape[-1] * x.shape[-2] // max(output.shape[-2], 1)
-    if name == "TRANSPOSE_CONV" and len(read) > 2 and (image := read[2]) is not None:  # noqa: PLR2004  # shape, weight, image
-        return image.size * math.prod(weight.shape[:-1])
-    return None
+        pass
+    elif name == "CONV_2D":
+        count = output.size * math.prod(weight.shape[1:])
+    elif name == "DEPTHWISE_CONV_2D":
+        count = output.size * math.prod(weight.shape[1:3])
+    elif name == "FULLY_CONNECTED" and weight.shape:
+        count = output.size * weight.shape[-1]
+    elif name == "BATCH_MATMUL" and len(x.shape) > 1 and len(output.shape) > 1:
+        count = output.size * x.shape[-1] * x.shape[-2] // max(output.shape[-2], 1)
+    elif name == "TRANSPOSE_CONV" and image is not None:  # its first input is a shape
+        count = image.size * math.prod(weight.shape[:-1])
+    return count

@@ -11,13 +11,13 @@ from ferryman.runtime.flatbuffer import BrokenError, Table, number
 
 _MAGIC = b"XH00"
 _NODES, _VALUES, _CONSTANTS = 1, 2, 8
-_HANDLE = 1
+_HANDLE = 2
 _QUANTIZED = 2
 _ITEM_BITS = {1: 32, 2: 16, 3: 8, 4: 8, 5: 32, 6: 8, 7: 32, 8: 4, 9: 8, 10: 4, 11: 8, 12: 32, 13: 32, 14: 16}
 _HELD_MAX = 1 << 20
 
 
-class _Form(NamedTuple):
+class Form(NamedTuple):
     """A node's kind, and in which of its fields are its inputs and its output."""
 
     kind: str
@@ -25,59 +25,59 @@ class _Form(NamedTuple):
     output: int
 
 
-def _one(kind: str) -> _Form:
-    return _Form(kind, (0,), 1)
+def _one(kind: str) -> Form:
+    return Form(kind, (0,), 1)
 
 
-def _two(kind: str) -> _Form:
-    return _Form(kind, (0, 1), 2)
+def _two(kind: str) -> Form:
+    return Form(kind, (0, 1), 2)
 
 
-def _conv(kind: str) -> _Form:
-    return _Form(kind, (15, 16, 17), 18)
+def _conv(kind: str) -> Form:
+    return Form(kind, (15, 16, 17), 18)
 
 
-def _cat(count: int) -> _Form:
-    return _Form("concatenation", (1, 2, 3, 4, 7)[:count], 5)
+def _cat(count: int) -> Form:
+    return Form("concatenation", (1, 2, 3, 4, 7)[:count], 5)
 
 
-_FORMS: tuple[_Form, ...] = (
+FORMS: tuple[Form, ...] = (
     _two("add"),
-    _Form("linear", (0, 1, 2), 3),
+    Form("linear", (0, 1, 2), 3),
     _one("softmax"),
     _one("sigmoid"),
-    _Form("transpose", (2,), 3),
+    Form("transpose", (2,), 3),
     _one("clamp"),
     _conv("conv2d"),
     _two("div"),
-    _Form("resize", (2,), 3),
-    _Form("pad", (3,), 4),
-    _Form("avg_pool", (10,), 11),
+    Form("resize", (2,), 3),
+    Form("pad", (3,), 4),
+    Form("avg_pool", (10,), 11),
     _two("minimum"),
     _conv("depthwise_conv2d"),
-    _Form("max_pool", (10,), 11),
+    Form("max_pool", (10,), 11),
     _two("mul"),
     _two("sub"),
     _one("floor"),
     _one("convert"),
     _one("mean"),
-    _Form("reshape", (2,), 3),
-    _Form("argmax_pool", (6,), 7),
+    Form("reshape", (2,), 3),
+    Form("argmax_pool", (6,), 7),
     _one("sqrt"),
     _one("ceil"),
     _one("hardswish"),
-    _Form("leaky_relu", (1,), 2),
+    Form("leaky_relu", (1,), 2),
     _two("maximum"),
     _one("neg"),
     _one("square"),
-    _Form("elu", (1,), 2),
+    Form("elu", (1,), 2),
     _one("abs"),
     _two("prelu"),
     _cat(2),
     _cat(3),
     _cat(4),
-    _Form("slice", (3,), 4),
-    _Form("attention", (0, 1, 2, 3, 4), 5),
+    Form("slice", (3,), 4),
+    Form("attention", (0, 1, 2, 3, 4), 5),
     _two("matmul"),
     _cat(5),
     _conv("conv_transpose"),
@@ -134,9 +134,9 @@ def _values(graph: Table) -> dict[int, Tensor]:
 def _node(held: Table, values: Mapping[int, Tensor], origins: Mapping[str, str]) -> Node:
     kind, node = held.integer(0, "B"), held.table(1)
     module = origins.get(str(held.integer(_HANDLE, "I")))
-    if node is None or not 1 <= kind <= len(_FORMS):
+    if node is None or not 1 <= kind <= len(FORMS):
         return Node(f"node {kind}", f"node {kind}", "xnnpack", module)
-    form = _FORMS[kind - 1]
+    form = FORMS[kind - 1]
     inputs = [values[i] for field in form.inputs if (i := node.integer(field, "I")) in values]
     output = values.get(node.integer(form.output, "I"))
     macs = None

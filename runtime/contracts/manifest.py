@@ -102,8 +102,8 @@ class Variant(Record):
     origins: dict[str, str] = msgspec.field(default_factory=dict)
     """Operator of the artifact -> path of the module it came from, where it is known.
 
-    Of a `.tflite`, the operator's number in its subgraph. Of a `.pte`, `@` and the number of an instruction that calls a
-    kernel; or the debug handle of a node inside a delegate.
+    Of a `.tflite`, the operator's number in its subgraph. Of a `.pte`, `@` and the number of an instruction that calls
+    a kernel; or the debug handle of a node inside a delegate.
     """
 
     @property

@@ -234,10 +234,8 @@ class Measurement(Record, kw_only=True):
     """None: not asked for; so of those that follow."""
     sustained: tuple[Interval, ...] | None = None
     energy: Energy | Unavailable | None = None
-    estimate: EnergyEstimate | None = None
-    """Of joules, by a model and no sensor, where the spec asked for one."""
     energy_estimate: EnergyEstimate | None = None
-    """By a model, never measured."""
+    """By a model and no sensor, where the spec asked for one."""
     operators: Operators | Unavailable | None = None
     layers: LayerStatistics | Unavailable | None = None
     before: Conditions

@@ -101,7 +101,8 @@ class Samples(Record, tag="samples"):
 def _rounded(values: Int64s) -> Int64s:
     """To the middle of the bucket: exact below 2,048, above within a part in 2,048."""
     shift = np.maximum(np.frexp(values.astype(np.float64))[1] - 1 - _PRECISION_BITS, 0)
-    return (values >> shift << shift) + ((1 << shift) >> 1)
+    middles: Int64s = (values >> shift << shift) + ((1 << shift) >> 1)
+    return middles
 
 
 def _pack(values: Int64s) -> bytes:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import shutil
+import operator
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from ferryman.profiler.differences import differing
 from ferryman.profiler.runner import profile_package
 from ferryman.profiler.stats import median_error, summarize
 from ferryman.profiler.verdict import log_ratio
@@ -24,8 +25,10 @@ from tests.benchmarks.profiler_models import Model, resnet20
 LITERT = Goal("p50 off litert-benchmark's", "<", 3.0, "%")
 EXECUTORCH = Goal("p50 off a loop over executorch's own execute", "<", 3.0, "%")
 REPEATS = Goal("profiles in a row that agree within their stated errors", ">=", 95.0, "%")
+TOOL = "ai_edge_litert.tools.benchmark_litert_model"
+"""What `litert-benchmark` runs."""
 _ROUNDS, _RUNS, _WARMUP = 20, 150, 30
-_PROFILES = 40
+_PROFILES, _PAIRS_LEAST = 40, 10
 
 # Prints the median of the runs in seconds; the artifact, runs and warm-up runs are its arguments.
 EXECUTOR_LOOP = """
@@ -48,15 +51,12 @@ print(numpy.median(took[int(sys.argv[4]):]))
 def beside_litert_benchmark() -> Iterator[Bar | Figure]:
     """LiteRT's own tool, a process a round, and a profile of the same network of one process."""
     progress("p50 beside litert-benchmark's")
-    tool = shutil.which("litert-benchmark") or shutil.which("litert-benchmark", path=Path(sys.executable).parent)
-    if tool is None:
-        raise CannotRun("litert-benchmark is not installed: pip install ai-edge-litert")
     model = resnet20()
 
     def theirs() -> float:
         with tempfile.NamedTemporaryFile(suffix=".json") as file:
             counts = (f"--num_runs={_RUNS}", f"--warmup_runs={_WARMUP}", "--num_threads=1")
-            _run(tool, f"--model={model.tflite}", *counts, f"--result_json={file.name}")
+            _run(sys.executable, "-m", TOOL, f"--model={model.tflite}", *counts, f"--result_json={file.name}")
             return float(json.loads(file.read())["latency"]["median_ms"]) / 1e3
 
     yield from _agreement(LITERT, lambda: _profiled(model, "ai-edge-litert"), theirs)
@@ -78,21 +78,37 @@ def beside_executor_loop() -> Iterator[Bar | Figure]:
 
 
 def repeats() -> Iterator[Bar | Figure]:
-    """Profiles in a row: each p50 and the next, whose intervals overlap or not."""
+    """Profiles in a row, each and the next: whether their intervals overlap.
+
+    The error that a profile states is of scatter, not of what others begin to do afterwards; so the bar counts pairs
+    whose conditions on record do not differ, and the share of all stands beside it.
+    """
     progress("profiles in a row")
     model = resnet20()
     spec = ProfileSpec(interpreters=("ai-edge-litert",), starts=5, runs=50, energy=False)
     found = [profile_package(model.package, spec)[0] for _ in range(_PROFILES)]
-    p50s = [_p50_s(one) for one in found]
-    errors_s = [median_error(one.starts) * p50 for one, p50 in zip(found, p50s, strict=True)]
-    apart = np.abs(np.diff(p50s))
-    pairs = list(itertools.pairwise(errors_s))
-    overlap = [gap <= one + two for gap, (one, two) in zip(apart, pairs, strict=True)]
-    strict = [gap <= math.hypot(one, two) for gap, (one, two) in zip(apart, pairs, strict=True)]
-    yield REPEATS.measured([float(np.mean(overlap)) * 100])
-    yield figure("  within the error of their difference", [float(np.mean(strict)) * 100], "%")
-    yield figure("  stated error of p50, half of the 95 % interval", np.array(errors_s) / np.array(p50s) * 100, "%")
-    yield figure("  p50 of the profiles", np.array(p50s) * 1e3, "ms")
+    pairs = list(itertools.pairwise(found))
+    alike = [pair for pair in pairs if not differing(*pair)]
+    if len(alike) < _PAIRS_LEAST:
+        raise CannotRun(
+            f"conditions changed in {len(pairs) - len(alike)} of {len(pairs)} pairs, last: "
+            f"{differing(*pairs[-1]) or 'none'}; run it while nothing else does"
+        )
+    yield REPEATS.measured([_share(alike, operator.add)])
+    yield figure("  within the error of their difference", [_share(alike, math.hypot)], "%")
+    yield figure("  of all pairs, whatever changed", [_share(pairs, operator.add)], "%")
+    yield figure("  pairs whose conditions did not change", [float(len(alike))])
+    yield figure("  stated error of p50, half of the 95 % interval", [median_error(m.starts) * 100 for m in found], "%")
+    yield figure("  p50 of the profiles", [_p50_s(one) * 1e3 for one in found], "ms")
+
+
+def _share(pairs: Sequence[tuple[Measurement, Measurement]], both: Callable[[float, float], float]) -> float:
+    """Percent of pairs no farther apart than their errors, taken together by `both`."""
+    within = [
+        abs(_p50_s(one) - _p50_s(two)) <= both(*(median_error(m.starts) * _p50_s(m) for m in (one, two)))
+        for one, two in pairs
+    ]
+    return float(np.mean(within)) * 100
 
 
 def _agreement(goal: Goal, ours: Callable[[], float], theirs: Callable[[], float]) -> Iterator[Bar | Figure]:

@@ -363,9 +363,7 @@ def test_the_most_durations_fit_a_record_however_little_they_pack():
     random = np.random.default_rng(0)
     noise = [Samples.of(random.integers(0, 2**40, 10**5), KEPT_MAX // 5) for _ in range(10)]
     (start,) = measurement().starts
-    starts = tuple(
-        msgspec.structs.replace(start, warmup=noise[n], samples=noise[n + 5]) for n in range(5)
-    )
+    starts = tuple(msgspec.structs.replace(start, warmup=noise[n], samples=noise[n + 5]) for n in range(5))
     whole = msgspec.structs.replace(measurement(), starts=starts)
     kept = agent_module.as_record(whole)
     assert len(encode(kept)) <= BODY_MAX_BYTES

@@ -95,7 +95,7 @@ def test_what_is_served_reaches_the_store_and_shifted_inputs_show(tmp_path):
         assert near.population_stability < 0.08
         assert far.population_stability > 0.25
     x, y = ([t for one in reference for t in one.tensors if t.name == name] for name in "xy")
-    assert merge(y).quantiles([0.1, 0.5, 0.9]) == pytest.approx(merge(x).quantiles([0.1, 0.5, 0.9]) + 1)
+    assert merge(y).quantiles([0.1, 0.5, 0.9]) == pytest.approx(merge(x).quantiles([0.1, 0.5, 0.9]) + 1, abs=0.2)
     store.close()
 
 

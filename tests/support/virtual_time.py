@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from ferryman.profiler.energy import measure_energy
 from ferryman.profiler.samplers.base import Reading, Unwrapped
 from ferryman.profiler.sysfs import SensorError
-from ferryman.runtime.contracts.energy import EnergySource
+from ferryman.runtime.contracts.energy import Energy, EnergySource
 from ferryman.runtime.contracts.record import Unavailable
 
 NO = Unavailable(reason="not stated")
+RUN_S = 0.013
+SENSORS: dict[str, dict[str, Any]] = {
+    "constant": {"unit": "W", "step": 0.005},
+    "sine": {"unit": "W", "sine_w": 0.5},
+    "steps": {"unit": "W", "step_w": 0.6, "step": 0.005},
+    "noise": {"unit": "W", "noise_w": 0.1},
+    "everything": {"unit": "W", "sine_w": 0.3, "step_w": 0.3, "noise_w": 0.05, "step": 0.005, "uncertainty": 0.004},
+    "renewed seldom": {"unit": "W", "noise_w": 0.03, "renewed_s": 0.4, "period_s": 0.1},
+    "counter": {"unit": "J", "step": 61e-6, "renewed_s": 1e-3, "period_s": 0.5, "sine_w": 1.0, "step_w": 1.0},
+    "counter that wraps": {"unit": "J", "step": 61e-6, "span_steps": 150_000, "period_s": 0.5, "step_w": 1.0},
+    "coarse counter": {"unit": "J", "step": 0.2, "renewed_s": 0.05, "period_s": 0.1, "uncertainty": 0.004},
+}
 
 
 class VirtualTime:
@@ -177,3 +190,19 @@ class SyntheticSensor:
         now_ns = self.bench.time.now_ns
         every_ns = round(self.renewed_s * 1e9)
         return now_ns // every_ns * every_ns if every_ns else now_ns
+
+
+def measured(
+    seed: int, *, run_s: float = RUN_S, idle_s: float = 10.0, window_s: float = 10.0, **sensor: Any
+) -> tuple[Energy | Unavailable, Bench, SyntheticSensor]:
+    """The whole chain in virtual time: (what it found, what was really taken, the sensor)."""
+    rng = np.random.default_rng(seed)
+    clock = VirtualTime()
+    load = {name: sensor.pop(name, 0.0) for name in ("sine_w", "step_w")}
+    idle_w, active_w = float(rng.uniform(1.5, 2.5)), float(rng.uniform(3.0, 4.0))
+    bench = Bench(clock, Load(rng, level_w=idle_w), Load(rng, level_w=active_w, **load))
+    probe = SyntheticSensor(bench, rng, **sensor)
+    found = measure_energy(
+        probe, lambda: bench.run(run_s), idle_s=idle_s, window_s=window_s, clock_ns=clock.clock_ns, wait=clock.wait
+    )
+    return found, bench, probe

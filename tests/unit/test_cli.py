@@ -5,7 +5,6 @@ import json
 import logging
 import re
 import signal
-import signal
 import sqlite3
 import subprocess
 import sys

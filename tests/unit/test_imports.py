@@ -23,7 +23,7 @@ HOST_ONLY = ("torch", "executorch", "litert_torch", "torchao", "ferryman.convert
 BASE = {"click", "msgspec", "numpy", "paho", "psutil", "ferryman"}
 """What `pip install ferryman` brings; everything else a device may lack."""
 HOST_FOLDERS = ("devices/fleet/", "converter/")
-HOST_FILES = ("devices/transport/ssh.py", "profiler/report", "profiler/pareto")
+HOST_FILES = ("devices/transport/ssh.py", "profiler/report", "profiler/pareto", "profiler/operators_plot")
 BUILD_FILES = ("runtime/native/",)
 
 FILES = sorted(path.relative_to(ROOT).as_posix() for floor in FLOORS for path in (ROOT / floor).rglob("*.py"))

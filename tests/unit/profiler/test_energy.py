@@ -15,34 +15,17 @@ from ferryman.profiler.samplers.rapl import RaplSampler
 from ferryman.runtime.contracts.energy import Energy, EnergySource
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.record import Unavailable, decode, encode
-from tests.support.virtual_time import NO, Bench, Load, SyntheticSensor, VirtualTime
+from tests.support.virtual_time import (
+    NO,
+    RUN_S,
+    SENSORS,
+    Bench,
+    Load,
+    SyntheticSensor,
+    VirtualTime,
+    measured,
+)
 from tests.unit.profiler.trees import INA226, RAPL, write_tree, write_vcgencmd
-
-RUN_S = 0.013
-SENSORS: dict[str, dict[str, Any]] = {
-    "constant": {"unit": "W", "step": 0.005},
-    "sine": {"unit": "W", "sine_w": 0.5},
-    "steps": {"unit": "W", "step_w": 0.6, "step": 0.005},
-    "noise": {"unit": "W", "noise_w": 0.1},
-    "everything": {"unit": "W", "sine_w": 0.3, "step_w": 0.3, "noise_w": 0.05, "step": 0.005, "uncertainty": 0.004},
-    "renewed seldom": {"unit": "W", "noise_w": 0.03, "renewed_s": 0.4, "period_s": 0.1},
-    "counter": {"unit": "J", "step": 61e-6, "renewed_s": 1e-3, "period_s": 0.5, "sine_w": 1.0, "step_w": 1.0},
-    "counter that wraps": {"unit": "J", "step": 61e-6, "span_steps": 150_000, "period_s": 0.5, "step_w": 1.0},
-    "coarse counter": {"unit": "J", "step": 0.2, "renewed_s": 0.05, "period_s": 0.1, "uncertainty": 0.004},
-}
-
-
-def measured(seed: int, *, run_s: float = RUN_S, idle_s: float = 10.0, window_s: float = 10.0, **sensor: Any):
-    """The whole chain in virtual time: (what it found, what was really taken, the sensor)."""
-    rng = np.random.default_rng(seed)
-    clock = VirtualTime()
-    load = {name: sensor.pop(name, 0.0) for name in ("sine_w", "step_w")}
-    bench = Bench(clock, Load(rng, level_w=2.0), Load(rng, level_w=3.5, **load))
-    probe = SyntheticSensor(bench, rng, **sensor)
-    found = measure_energy(
-        probe, lambda: bench.run(run_s), idle_s=idle_s, window_s=window_s, clock_ns=clock.clock_ns, wait=clock.wait
-    )
-    return found, bench, probe
 
 
 def within(kind: str, seeds: range) -> tuple[int, int]:
@@ -105,13 +88,13 @@ def test_runs_of_any_length_are_counted_whole(unit, run_s):
 
 
 def test_a_record_says_where_its_joules_come_from():
-    found, _, sensor = measured(1, **SENSORS["noise"])
+    found, bench, sensor = measured(1, **SENSORS["noise"])
     assert isinstance(found, Energy)
     assert decode(encode(found), Energy) == found
     assert found.source == sensor.source
     assert found.active.rate_hz == pytest.approx(50, rel=0.1)
     assert found.active.times_ns[0] > 0
-    assert found.net_j == pytest.approx(found.gross_j * 1.5 / 3.5, rel=0.02)
+    assert found.net_j == pytest.approx(bench.true_net_j, rel=0.02)
     assert sensor.closed
 
 
@@ -154,6 +137,11 @@ def test_a_sensor_that_is_unplugged_is_unavailable_at_once(fails):
     assert "the sensor is gone" in found.reason
     assert sensor.closed
     assert bench.runs < 10 / RUN_S
+
+
+def test_a_meter_of_someones_own_may_raise_anything():
+    found = measure_by_power(lambda: 1 / 0)
+    assert found == Unavailable(reason="told: ZeroDivisionError: division by zero")
 
 
 def test_a_reading_that_fails_now_and_then_is_counted_and_bridged():

@@ -28,7 +28,7 @@ def profiled(noise, processes: int, runs: int = 60):
 def test_two_profiles_agree_within_their_stated_errors(processes):
     noise = np.random.default_rng(processes)
     agree, strictly = [], []
-    for _ in range(300):
+    for _ in range(150):
         (one, error), (two, its) = profiled(noise, processes), profiled(noise, processes)
         agree.append(abs(one - two) <= error * one + its * two)
         strictly.append(abs(one - two) <= math.hypot(error * one, its * two))

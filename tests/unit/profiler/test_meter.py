@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import re
 import sys
 import types
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,6 +12,8 @@ from hypothesis import strategies as st
 from ferryman.profiler.meter import check_meter, open_meter
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.record import Unavailable
+
+DOCS = Path(__file__).parents[3] / "docs/profiler/energy.md"
 
 
 @pytest.mark.parametrize(
@@ -83,6 +87,18 @@ def test_any_text_is_a_name_or_the_callers_error(spec):
         check_meter(spec)
     except CallerError:
         return
+
+
+def test_the_documented_meter_works(tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    (tmp_path / "my_bench.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "watts").write_text("4.25\n")
+    sampler = open_meter(f"python:my_bench?{tmp_path / 'watts'}")
+    assert not isinstance(sampler, Unavailable)
+    ((_, watts),) = sampler.read()
+    assert watts == 4.25
+    assert open_meter("python:my_bench?/nowhere") == Unavailable(reason="/nowhere: No such file or directory")
 
 
 def test_a_meter_of_ones_own_is_a_module_with_one_function(monkeypatch):

@@ -131,7 +131,8 @@ def test_a_name_cannot_steer_the_terminal(colour, plain, monkeypatch):
         hostile,
         package_name=HOSTILE,
         operators=msgspec.structs.replace(
-            hostile.operators, rows=(msgspec.structs.replace(hostile.operators.rows[0], name=HOSTILE, module=HOSTILE),)
+            hostile.operators,
+            rows=(msgspec.structs.replace(hostile.operators.rows[0], name=HOSTILE, kind=HOSTILE, module=HOSTILE),),
         ),
     )
     text = table([(HOSTILE, hostile)], width=300, colour=colour)

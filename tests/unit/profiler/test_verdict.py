@@ -224,11 +224,18 @@ def test_memory_of_one_process_has_a_ratio_and_no_verdict():
 @pytest.mark.parametrize(("error_j", "verdict"), [(0.01, "more"), (0.2, "unclear")])
 def test_energy_is_judged_by_its_own_errors(error_j, verdict):
     def taking(joules):
-        source = EnergySource(name="s", rails=(), unit="J", resolution=NO, uncertainty=NO)
+        source = EnergySource(name="s", rails=(), unit="J", resolution=NO, renewed_s=NO, uncertainty=NO)
         window = EnergyWindow(energy_j=10 * joules, window_s=10.0, runs=10, times_ns=(0,), values=(0.0,))
-        return of(1e6, energy=Energy(source=source, active=window, idle=NO, error_j=error_j))
+        return of(1e6, energy=Energy(source=source, active=window, idle=NO, error_j=error_j, net_error_j=None))
 
     assert by_metric(taking(1.0), taking(1.1), interleaved=True)["energy"].verdict == verdict
+
+
+def test_energy_of_no_runs_is_left_out():
+    source = EnergySource(name="s", rails=(), unit="J", resolution=NO, renewed_s=NO, uncertainty=NO)
+    window = EnergyWindow(energy_j=10, window_s=10.0, runs=0, times_ns=(0,), values=(0.0,))
+    none = of(1e6, energy=Energy(source=source, active=window, idle=NO, error_j=1.0, net_error_j=None))
+    assert "energy" not in by_metric(none, none, interleaved=True)
 
 
 def test_two_records_of_three_processes_can_be_told_apart():

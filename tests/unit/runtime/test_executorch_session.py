@@ -42,6 +42,12 @@ def test_a_delegated_model_computes_what_eager_does():
     np.testing.assert_array_equal(out, [[6, 6, 6, 6]])  # weights 0.5, bias 1
 
 
+def test_lists_will_do_for_arrays():
+    with model("linear") as session:
+        (out,) = session.run([[[1, 2, 3, 4]]])
+    np.testing.assert_array_equal(out, [[6, 6, 6, 6]])
+
+
 def test_each_call_sees_its_own_inputs_and_leaves_earlier_outputs_alone():
     with model("linear") as session:
         first = session.run([ones(1, 4)])[0]

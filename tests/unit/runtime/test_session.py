@@ -6,7 +6,7 @@ import pytest
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.tensor import Signature, TensorSpec
 from ferryman.runtime.isolated import IsolatedSession
-from ferryman.runtime.session import fit, open_session
+from ferryman.runtime.session import exactly, fit, open_session
 from tests.support.packages import add_model
 
 
@@ -64,6 +64,41 @@ def test_numbers_without_a_dtype_take_the_inputs(given, spec, expected):
 def test_what_does_not_fit_is_the_callers_fault(given, spec, match):
     with pytest.raises(CallerError, match=match):
         fit([given], spec)
+
+
+PLAIN = np.arange(6, dtype=np.float32).reshape(2, 3)
+WANTED = [(PLAIN.dtype, PLAIN.shape)]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        PLAIN.tolist(),
+        PLAIN.astype(np.float64),
+        PLAIN.astype(">f4"),
+        PLAIN.reshape(3, 2),
+        np.asfortranarray(PLAIN),
+        np.repeat(PLAIN, 2, axis=1)[:, ::2],
+        np.ma.masked_array(PLAIN),
+        PLAIN[0, 0],
+    ],
+)
+def test_only_what_fit_would_give_back_as_it_is_goes_by_it(given):
+    assert not exactly([given], WANTED)
+
+
+def test_plain_arrays_go_by_fit():
+    assert exactly([PLAIN], WANTED)
+    assert exactly([], [])
+    assert not exactly([PLAIN, PLAIN], WANTED)
+    assert not exactly([], WANTED)
+
+
+@pytest.mark.parametrize("given", [np.asfortranarray, lambda x: np.repeat(x, 2, axis=1)[:, ::2], np.ndarray.tolist])
+def test_other_layouts_and_lists_answer_alike(artifact, given):
+    x = np.arange(4, dtype=np.float32).reshape(1, 4)
+    with open_session(artifact, "tflite") as session:
+        np.testing.assert_array_equal(session.run([given(x)])[0], session.run([x])[0], strict=True)
 
 
 def test_inputs_that_are_no_sequence_are_the_callers_fault():

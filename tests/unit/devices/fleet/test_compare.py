@@ -58,15 +58,19 @@ def test_no_such_file_is_the_callers_fault(tmp_path):
         read_measurements(tmp_path / "nope.json")
 
 
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory):
+    return tmp_path_factory.mktemp("damaged") / "a.json"
+
+
 WHOLE = encode(full_measurement())
 
 
 @given(st.integers(0, len(WHOLE) - 1), st.integers(0, len(WHOLE) - 1), st.binary(max_size=8))
-def test_damaged_records_are_compared_or_refused(tmp_path_factory, begin, size, put):
-    path = tmp_path_factory.mktemp("damaged") / "a.json"
-    path.write_bytes(WHOLE[:begin] + put + WHOLE[begin + size % 20 :])
+def test_damaged_records_are_compared_or_refused(damaged, begin, size, put):
+    damaged.write_bytes(WHOLE[:begin] + put + WHOLE[begin + size % 20 :])
     with contextlib.suppress(CallerError):
-        compare_measurements([[full_measurement()], read_measurements(path)], anyway=True)
+        compare_measurements([[full_measurement()], read_measurements(damaged)], anyway=True)
 
 
 def test_one_file_is_compared_within_itself_against_its_first():

@@ -175,3 +175,31 @@ def test_what_cannot_be_timed_says_why(made, tmp_path):
         time_operators(one.path, one.variant, "executorch", one.inputs, threads=1, runs=0)
     with pytest.raises(CallerError, match="does not run"):
         time_operators(one.path, one.variant, "tflite-runtime", one.inputs, threads=1, runs=1)
+
+
+class Two(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.wide = nn.Linear(16, width)
+        self.out = nn.Linear(width, 4)
+
+    def forward(self, x, y):
+        return self.out(torch.cumsum(self.wide(x + y[:, None]), 1))
+
+
+@pytest.mark.parametrize("runtime", ["executorch", "tflite"])
+def test_of_several_entries_the_one_that_was_asked_for_is_timed(tmp_path, runtime):
+    inputs = (torch.randn(2, 16), torch.randn(2))
+    with quiet():
+        entries = {name: capture(make_source(Two(width).eval(), inputs)) for name, width in (("a", 32), ("b", 64))}
+        lowered = BACKENDS[runtime].lower_entries(entries)
+    path = tmp_path / f"two{BACKENDS[runtime].suffix}"
+    path.write_bytes(lowered["b"].data)
+    with open_session(path, runtime, entry="b") as session:
+        signature = session.signature
+    variant = variant_of(runtime, signature, origins=lowered["b"].origins, entry="b")
+    for interpreter in (name for name, of in RUNTIMES.items() if of == runtime):
+        operators = time_apart(path, variant, interpreter, [one.numpy() for one in inputs], runs=3)
+        assert isinstance(operators, Operators), operators
+        counts = {row.module: row.macs for row in operators.rows if row.macs}
+        assert counts == {"wide": 2 * 16 * 64, "out": 2 * 64 * 4}
