@@ -50,8 +50,14 @@ class _Fit(nn.Module):
         return self.norm(x)
 
 
-def _average(x, stride=1):
-    return functional.avg_pool2d(x, 3, stride, 1, count_include_pad=False)
+def _average(x):
+    return functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+
+
+def _halved_average(x):
+    """The same with stride 2, which LiteRT lowers to operators that tflite-runtime has not: so the share is divided."""
+    seen = functional.avg_pool2d(torch.ones(1, 1, *x.shape[2:]), 3, 2, 1)
+    return functional.avg_pool2d(x, 3, 2, 1) / seen
 
 
 def _greatest(x):
@@ -95,7 +101,7 @@ class ReductionCell(nn.Module):
         x, before = self.fit(x), self.fit_before(before)
         first = self.wide(x) + self.widest(before)
         second = _greatest(x) + self.wider(before)
-        third = _average(x, 2) + self.wide_before(before)
+        third = _halved_average(x) + self.wide_before(before)
         return torch.cat([second, third, _average(first) + second, self.fine(first) + _greatest(x)], 1)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional
 
 from ferryman import Fleet
 from ferryman.converter.api import convert
 from ferryman.devices.fleet.oracle import Hands
 from ferryman.devices.fleet.profile import profile
 from tests.support.interpreters import INTERPRETERS
-from tests.zoo.nasnet import NasNet
+from tests.zoo.nasnet import NasNet, _halved_average
 from tests.zoo.search import EXAMPLE, SPEC, learn, search, student
 from tests.zoo.search_nets import TEACHER, Student, shrunk, without
 
@@ -24,6 +25,12 @@ def test_a_cell_keeps_or_halves_the_size_and_joins_what_nobody_used():
     reduced = net.reduction(normal, stem)
     assert [tuple(one.shape[1:]) for one in (stem, normal, reduced)] == [(12, 32, 32), (24, 32, 32), (32, 16, 16)]
     assert tuple(net.last(reduced, normal).shape[1:]) == (48, 16, 16)
+
+
+def test_an_average_at_the_border_is_of_what_is_there():
+    image = torch.randn(2, 3, 8, 8)
+    expected = functional.avg_pool2d(image, 3, 2, 1, count_include_pad=False)
+    torch.testing.assert_close(_halved_average(image), expected)
 
 
 def test_a_layer_that_goes_leaves_its_stride():
