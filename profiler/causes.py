@@ -6,14 +6,11 @@ import statistics
 from collections.abc import Iterator
 from typing import TypeVar
 
-import numpy as np
-
 from ferryman.profiler.differences import (
     BUSY_SHARE,
     CLOCK_SHARE,
     HEAT_C,
     busy_share,
-    busy_shares,
     clock_mhz,
     differing,
     hottest_c,
@@ -21,7 +18,6 @@ from ferryman.profiler.differences import (
     throttled_now,
 )
 from ferryman.profiler.stats import summarize
-from ferryman.profiler.verdict import shift
 from ferryman.runtime.contracts.comparison import Cause
 from ferryman.runtime.contracts.measurement import Interval, Measurement
 from ferryman.runtime.contracts.record import Unavailable
@@ -34,12 +30,14 @@ _SETTINGS = ("cores it might use", "packed weights", "power source", "kernel")
 _SCARCE = Cause(name="memory", words="little memory was left: pages may have been dropped and read again")
 
 
-def why_slower(fast: Measurement, slow: Measurement) -> tuple[Cause, ...]:
+def why_slower(fast: Measurement, slow: Measurement, *, interleaved: bool = False) -> tuple[Cause, ...]:
     """What the slower of two had against it; where nothing on record tells, the artifact itself is named.
 
-    Several may hold at once, and one that holds need not be the whole of it.
+    Several may hold at once, and one that holds need not be the whole of it. What others took is no cause where the
+    two took turns: others meet both alike, and take more beside the one that leaves them more, as one that waits does.
     """
-    if found := [*_held_down(fast, slow), *_crowded(fast, slow), *_set_up(fast, slow)]:
+    crowded = () if interleaved else _crowded(fast, slow)
+    if found := [*_held_down(fast, slow), *crowded, *_scarce(fast, slow), *_set_up(fast, slow)]:
         return tuple(found)
     if (fast.package_sha256, fast.variant) != (slow.package_sha256, slow.variant):
         return (Cause(name="artifact", words="nothing else on record differs that could: it is the artifact itself"),)
@@ -73,10 +71,11 @@ def _held_down(fast: Measurement, slow: Measurement) -> Iterator[Cause]:
 
 def _crowded(fast: Measurement, slow: Measurement) -> Iterator[Cause]:
     if (shares := _both(busy_share(fast), busy_share(slow))) and shares[1] > shares[0] + BUSY_SHARE:
-        more = shift(*(np.array(busy_shares(one)) for one in (fast, slow)), paired=False)
-        if more.low is None or more.low > 0:  # it wavers from process to process
-            words = f"other processes took {shares[1]:.0%} of the processors, not {shares[0]:.0%}"
-            yield Cause(name="busy", words=words)
+        words = f"other processes took {shares[1]:.0%} of the processors, not {shares[0]:.0%}"
+        yield Cause(name="busy", words=words)
+
+
+def _scarce(fast: Measurement, slow: Measurement) -> Iterator[Cause]:
     if scarce(slow) is True and scarce(fast) is not True:
         yield _SCARCE
 

@@ -50,13 +50,16 @@ def set_beside(
         other=other,
         ratios=found,
         differences=differences,
-        causes=_causes(baseline, other, found[0].verdict),
+        causes=_causes(baseline, other, found[0].verdict, interleaved=interleaved),
     )
 
 
-def _causes(baseline: Measurement, other: Measurement, verdict: Verdict | None) -> tuple[Cause, ...]:
+def _causes(
+    baseline: Measurement, other: Measurement, verdict: Verdict | None, *, interleaved: bool
+) -> tuple[Cause, ...]:
     if verdict in {"faster", "slower"}:
-        return why_slower(baseline, other) if verdict == "slower" else why_slower(other, baseline)
+        fast, slow = (baseline, other) if verdict == "slower" else (other, baseline)
+        return why_slower(fast, slow, interleaved=interleaved)
     if verdict == "same":
         return ()
     return tuple(

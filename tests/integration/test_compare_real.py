@@ -6,14 +6,17 @@ import os
 import subprocess
 import sys
 
+import msgspec
 import numpy as np
 import pytest
 
 from ferryman.devices.fleet.compare import compare, compare_measurements
 from ferryman.devices.fleet.inventory import LocalDevice
 from ferryman.profiler.causes import what_disturbed
+from ferryman.profiler.differences import busy_share
 from ferryman.profiler.runner import profile_package
 from ferryman.runtime.contracts.measurement import ProfileSpec
+from ferryman.runtime.contracts.record import Unavailable
 from tests.support.packages import write_tiny_package
 
 # Python runs this first in every measuring process: a run takes some work more, and of one package a nap as well.
@@ -39,6 +42,7 @@ def open_session(artifact, *arguments, **options):
 session.open_session = open_session
 """
 MARK = np.full(4, 2.0, np.float32).tobytes()
+QUIET = 0.3
 SPEC = ProfileSpec(interpreters=("ai-edge-litert",), warmup_runs=3, runs=30, energy=False)
 
 
@@ -88,8 +92,11 @@ def test_a_package_beside_itself_is_not_slower(tmp_path, slowed):
 
 def test_a_cpu_hog_on_the_same_core_is_found_and_named(tmp_path, slowed, one_core):
     slowed(loops=300_000)  # some milliseconds: beside a hog, shorter runs are either undisturbed or put off for long
-    package, spec = packages(tmp_path)[0], SPEC
+    package, spec = packages(tmp_path)[0], msgspec.structs.replace(SPEC, starts=5)
     (quiet,) = profile_package(package, spec)
+    taken = busy_share(quiet)
+    if isinstance(taken, Unavailable) or taken > QUIET:
+        pytest.skip(f"others take {taken} of the processors already: a hog more hardly shows")
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as hog:
         try:
             assert os.sched_getaffinity(hog.pid) == {one_core}
