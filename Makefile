@@ -63,5 +63,5 @@ system:
 	@echo "setting up .venv-device"
 	$(PYTHON) -m venv .venv-device
 	$(DEVICE) $(PIP) --upgrade pip
-	$(DEVICE) $(PIP) --editable '.[tflite,litert]'
+	$(DEVICE) $(PIP) --editable '.[tflite,litert,drift]'
 	touch $@
