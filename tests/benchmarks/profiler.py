@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from importlib import metadata
 
-from tests.benchmarks import profiler_agreement, profiler_overhead
+from tests.benchmarks import profiler_agreement, profiler_energy, profiler_overhead
 from tests.benchmarks.frame import main
 
-PARTS = (*profiler_overhead.PARTS, *profiler_agreement.PARTS)
+PARTS = (*profiler_overhead.PARTS, *profiler_energy.PARTS, *profiler_agreement.PARTS)
 
 
 def versions() -> dict[str, str]:
