@@ -17,7 +17,7 @@ from ferryman.runtime.contracts.samples import Samples
 ARRIVALS_S, ARRIVALS_MIN, ARRIVALS_MAX = 10.0, 100, 1_000_000
 _SPIN_NS = 200_000
 """Sleeping wakes late by about this; the rest is spent watching the clock."""
-RATE_MAX_HZ = 100_000.0
+RATE_MIN_HZ, RATE_MAX_HZ = 0.1, 100_000.0
 
 
 def arrive(

@@ -25,7 +25,7 @@ from ferryman.runtime.contracts.record import Unavailable
 T = TypeVar("T")
 SLOWER = 1.05
 """What times the middle's a process or an interval takes before it is told of."""
-_SETTINGS = ("cores it might use", "packed weights", "power source", "kernel")
+_SETTINGS = ("warm-up", "timed runs", "cores it might use", "packed weights", "power source", "kernel")
 """Conditions that may move times and have no name of their own."""
 _SCARCE = Cause(name="memory", words="little memory was left: pages may have been dropped and read again")
 
@@ -98,7 +98,7 @@ def _throttled(reasons: tuple[str, ...]) -> Cause:
 
 def _unsettled(one: Measurement) -> Iterator[Cause]:
     if count := sum(not start.settled for start in one.starts):
-        words = f"{count} of {len(one.starts)} processes were still getting faster when timing began"
+        words = f"{count} of {len(one.starts)} processes had not been shown to have settled when timing began"
         yield Cause(name="warm-up", words=words)
 
 

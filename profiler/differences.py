@@ -118,6 +118,16 @@ def _shapes(shapes: Sequence[Sequence[int]]) -> str:
     return " ".join(str(list(shape)) for shape in shapes)
 
 
+def _ruled(runs: int | None, rule: str) -> str:
+    return rule if runs is None else f"{runs} runs"
+
+
+def _timed(one: Measurement) -> str:
+    if one.spec.single_stream:
+        return "single stream"
+    return _ruled(one.spec.runs, f"until the median is known within {one.spec.error:g}")
+
+
 def _percent(share: float) -> str:
     return f"{share:.0%}"
 
@@ -131,6 +141,8 @@ _CONDITIONS = (
     _Condition("instruction sets", lambda m: m.before.isa, bars=True, words=_listed),
     _Condition("threads", lambda m: m.spec.threads, bars=True),
     _Condition("input shapes", lambda m: m.input_shapes, bars=True, words=_shapes),
+    _Condition("warm-up", lambda m: _ruled(m.spec.warmup_runs, "until settled")),
+    _Condition("timed runs", _timed),
     _Condition("package", lambda m: f"{m.package_name} {m.package_sha256[:12]}"),
     _Condition("variant", lambda m: m.variant),
     _Condition("form", lambda m: m.form),

@@ -20,9 +20,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from ferryman.profiler.arrival import RATE_MAX_HZ
+from ferryman.profiler.arrival import ARRIVALS_MIN, ARRIVALS_S, RATE_MAX_HZ, RATE_MIN_HZ
 from ferryman.profiler.gate import WAIT_MAX_S
 from ferryman.profiler.measure import Outcome, Part, Rest, Task
+from ferryman.profiler.layers.inputs import read_inputs
 from ferryman.profiler.meter import check_meter
 from ferryman.profiler.steady import RUNS_MAX, SINGLE_STREAM_S
 from ferryman.profiler.sustained import SUSTAINED_MAX_S
@@ -192,6 +193,9 @@ def profile_cases(
     tell = progress or (lambda _: None)
     deadline = time.monotonic() + timeout_s
     stop = cancelled or threading.Event()
+    if inputs is not None:
+        for case in cases:
+            read_inputs(inputs, case.variant.signature)  # before minutes are spent
     several = len({case.sha256 for case in cases}) > 1
 
     def name(case: Case) -> str:
@@ -305,11 +309,12 @@ def check_spec(spec: ProfileSpec) -> None:
             raise CallerError(f"{name} must be {least} to {most:,}, found {value:,}")
     for name, number, most_of_it in (
         ("error", spec.error, 1.0),
-        ("rate_hz", spec.rate_hz, RATE_MAX_HZ),
         ("timeout_s", spec.timeout_s, TIMEOUT_MAX_S),
     ):
         if number is not None and not 0 < number <= most_of_it:
             raise CallerError(f"{name} must be more than 0 and at most {most_of_it:,g}, found {number:g}")
+    if spec.rate_hz is not None and not RATE_MIN_HZ <= spec.rate_hz <= RATE_MAX_HZ:
+        raise CallerError(f"rate_hz must be {RATE_MIN_HZ:g} to {RATE_MAX_HZ:,g}, found {spec.rate_hz:g}")
     if not 0 <= spec.sustained_s <= SUSTAINED_MAX_S:
         raise CallerError(f"sustained_s must be 0 to {SUSTAINED_MAX_S:,g}, found {spec.sustained_s:g}")
     if spec.start_below_c is not None and not math.isfinite(spec.start_below_c):
@@ -323,7 +328,8 @@ def check_spec(spec: ProfileSpec) -> None:
 def asked_s(spec: ProfileSpec) -> float:
     """What the spec itself asks one case to spend, beside what runs take of themselves."""
     each = (SINGLE_STREAM_S if spec.single_stream else 0.0) + (0.0 if spec.start_below_c is None else WAIT_MAX_S)
-    return spec.starts * each + spec.sustained_s
+    arrivals = 0.0 if spec.rate_hz is None else 2 * max(ARRIVALS_S, ARRIVALS_MIN / spec.rate_hz)
+    return spec.starts * each + spec.sustained_s + arrivals
 
 
 def _measure_apart(

@@ -46,7 +46,7 @@ def warm_up(run: Run, spec: ProfileSpec, clock_ns: Clock = time.perf_counter_ns)
     if spec.warmup_runs is not None:
         given_ns = timed_runs(run, spec.warmup_runs, clock_ns)
         half = len(given_ns) // 2
-        return given_ns, half == 0 or _is_settled(given_ns[:half], given_ns[half:])
+        return given_ns, half > 0 and _is_settled(given_ns[:half], given_ns[half:])
     samples_ns: list[int] = []
     before: list[int] = []
     while len(samples_ns) < WARMUP_MAX_RUNS and sum(samples_ns) < WARMUP_MAX_S * 1e9:

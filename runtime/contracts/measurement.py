@@ -131,7 +131,7 @@ class Start(Record, kw_only=True):
     first_run_ns: Count
     warmup: Samples
     settled: bool
-    """Whether the last warm-up runs were as fast as those before them."""
+    """Whether the last warm-up runs were shown to be no faster than those before them; of less than two, no."""
     samples: Samples
     """Every timed run."""
     gate: Gate | None = None
@@ -243,6 +243,11 @@ class Measurement(Record, kw_only=True):
     cache: str | None = None
     """What became of packed weights at loading, see `ferryman.runtime.cache.CacheUse`: only `warm` found them on disk,
     and a profile looks for none."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where the record is of another schema: its fields mean something else."""
+        if self.schema != SCHEMA:
+            raise ValueError(f"a measurement of schema {self.schema}; this ferryman reads schema {SCHEMA}")
 
     @property
     def samples_ns(self) -> Sequence[int]:
