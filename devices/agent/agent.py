@@ -9,19 +9,17 @@ import os
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
-
-import msgspec
+from typing import Literal
 
 import ferryman
 from ferryman.devices import topics
-from ferryman.devices.agent.outbox import BODY_MAX_BYTES, Counts, Outbox
+from ferryman.devices.agent.outbox import Counts, Outbox
 from ferryman.devices.agent.publisher import Publisher
+from ferryman.devices.agent.recorder import Recorder, as_record
 from ferryman.devices.agent.serving import Serving
 from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.mqtt import Delivery, Link, Message
@@ -29,7 +27,6 @@ from ferryman.profiler.conditions import read_conditions
 from ferryman.profiler.drift import PERIOD_S, DriftMonitor
 from ferryman.profiler.standing import standing
 from ferryman.runtime.contracts.drift import Drift
-from ferryman.runtime.contracts.energy import EnergyWindow
 from ferryman.runtime.contracts.errors import (
     CallerError,
     DeviceError,
@@ -39,7 +36,6 @@ from ferryman.runtime.contracts.errors import (
     to_wire,
 )
 from ferryman.runtime.contracts.manifest import RuntimeName
-from ferryman.runtime.contracts.measurement import KEPT_MAX, Measurement
 from ferryman.runtime.contracts.messages import (
     CancelRequest,
     Failure,
@@ -53,7 +49,6 @@ from ferryman.runtime.contracts.messages import (
     StatusRequest,
 )
 from ferryman.runtime.contracts.record import Record, encode
-from ferryman.runtime.contracts.samples import Samples
 from ferryman.runtime.contracts.slot import Slot, SlotState
 from ferryman.runtime.contracts.tensor import pack, unpack
 from ferryman.runtime.session import INTERPRETERS, installed
@@ -72,8 +67,6 @@ QUEUE_MAX = 16
 """Requests waiting; one more is told that the device is busy. Together they hold `topics.REQUEST_MAX_BYTES`."""
 PACKET_MAX_BYTES = topics.REQUEST_MAX_BYTES + 1024
 """With the topic and what MQTT adds."""
-UNRECORDED_MAX = 16
-"""Records that wait in memory while the disk is full."""
 
 
 Body = InferReply | ProfileReply | Status | Failure
@@ -126,6 +119,7 @@ class Agent:
         self._outbox = Outbox(config.root / OUTBOX)
         self._store = SlotStore(config.root)
         self._serving = Serving(self._store)
+        self._recorder = Recorder(self._outbox)
         self._link = Link(
             config.broker, f"ferryman-agent-{config.device}", will=self._will, packet_max_bytes=PACKET_MAX_BYTES
         )
@@ -138,11 +132,6 @@ class Agent:
         self._enqueuing = threading.Lock()
         self._cancelled: dict[str, threading.Event] = {}
         """Id of every request that waits or is worked on -> set once nobody waits for its answer any more."""
-        self._recording = threading.Lock()
-        self._unrecorded: deque[tuple[str, Record]] = deque()
-        self._lost = 0
-        """Records that never reached the disk."""
-        self._disk_trouble = False
         self._seen: SlotState | None = None
         self._trouble = ""
 
@@ -168,9 +157,9 @@ class Agent:
                 for cancelled in list(self._cancelled.values()):
                     cancelled.set()
                 worker.join(STOP_GRACE_S)
-                self._record([("drift", one) for one in self._drift.flush()])
-                if self._unrecorded:
-                    log.error("%d records never reached the disk and are lost", len(self._unrecorded))
+                self._recorder.put([("drift", one) for one in self._drift.flush()])
+                if self._recorder.waiting:
+                    log.error("%d records never reached the disk and are lost", self._recorder.waiting)
                 self._publisher.stop()
                 self._link.stop()
                 if not worker.is_alive():
@@ -188,10 +177,10 @@ class Agent:
             return
         self._tell_drift(self._drift.due(time.time_ns(), state.active.package_sha256 if state.active else None))
         if state == self._seen:
-            self._record([])
+            self._recorder.put([])
             return
         self._seen, self._trouble = state, ""
-        self._record([("slots", state)])
+        self._recorder.put([("slots", state)])
         if state.active:
             log.info(
                 "slot %s serves %s %.12s", state.active.name, state.active.package_name, state.active.package_sha256
@@ -210,30 +199,8 @@ class Agent:
 
     def _tell_drift(self, records: Sequence[Drift]) -> None:
         if records:
-            self._record([("drift", one) for one in records])
+            self._recorder.put([("drift", one) for one in records])
             self._publisher.wake()
-
-    def _record(self, records: Sequence[tuple[str, Record]]) -> None:
-        """Put records on disk; what a full one keeps out waits in memory and is tried again with every poll."""
-        with self._recording:
-            self._unrecorded.extend(records)
-            while len(self._unrecorded) > UNRECORDED_MAX:
-                self._unrecorded.popleft()
-                self._lost += 1
-            try:
-                while self._unrecorded:
-                    self._outbox.append(*self._unrecorded[0], time.time_ns())
-                    self._unrecorded.popleft()
-            except DeviceError as error:
-                if not self._disk_trouble:
-                    log.error("%s; telemetry is kept in memory, trying again", error)  # noqa: TRY400  # said in full
-                self._disk_trouble = True
-            except CallerError:  # it fits no outbox, and shall not keep the others waiting
-                self._unrecorded.popleft()
-                self._lost += 1
-                raise
-            else:
-                self._disk_trouble = False
 
     def _announce(self) -> None:
         """Publish birth; the will takes it back. An agent whose store is damaged is online and serves nothing."""
@@ -263,8 +230,8 @@ class Agent:
             answers=slot.answers if slot else None,
             interpreters={name: version for r in runtimes for name, version in installed(r).items()},
             standing=standing(read_conditions({})),
-            outbox_pending=counts.records + len(self._unrecorded),
-            outbox_dropped=counts.dropped + self._lost,
+            outbox_pending=counts.records + self._recorder.waiting,
+            outbox_dropped=counts.dropped + self._recorder.lost,
         )
 
     def _on_request(self, delivery: Delivery) -> None:
@@ -378,7 +345,7 @@ class Agent:
             timeout_s=left_s,
             cancelled=cancelled,
         )
-        self._record([("measurement", as_record(one)) for one in measurements])
+        self._recorder.put([("measurement", as_record(one)) for one in measurements])
         self._publisher.wake()
         return ProfileReply(measurements=measurements)
 
@@ -388,41 +355,6 @@ class Agent:
             self._link.publish(Message(topic=request.reply_to, payload=pack(response)))
         except (LinkError, ValueError) as error:  # ValueError: what paho says of a message MQTT cannot carry
             log.warning("answer to %s not sent: %s", request.id, error)
-
-
-def as_record(measurement: Measurement) -> Measurement:
-    """What of a measurement fits a telemetry record: all of it, or fewer durations and no readings of joules."""
-    kept, record = KEPT_MAX, measurement
-    while len(encode(record)) > BODY_MAX_BYTES and kept:
-        kept //= 4
-        record = _thinned(measurement, kept)
-    if record is not measurement:
-        log.warning(
-            "the measurement of %s on %s is more than a telemetry record holds: %s durations of a kind are kept there, "
-            "their distributions, and no energy readings; the one who asked gets all",
-            measurement.variant,
-            measurement.interpreter,
-            f"{kept:,}",
-        )
-    return record
-
-
-def _thinned(measurement: Measurement, kept: int) -> Measurement:
-    replace = msgspec.structs.replace
-
-    def thin(value: Any) -> Any:  # noqa: ANN401  # whatever a record holds
-        if isinstance(value, Samples):
-            return value.thinned(kept)
-        if isinstance(value, EnergyWindow):
-            return replace(value, times_ns=(), values=())
-        if isinstance(value, tuple):
-            return tuple(thin(one) for one in value)
-        if isinstance(value, Record):
-            return replace(value, **{name: thin(getattr(value, name)) for name in value.__struct_fields__})
-        return value
-
-    thinner: Measurement = thin(measurement)
-    return thinner
 
 
 @contextlib.contextmanager

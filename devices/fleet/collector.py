@@ -20,7 +20,8 @@ import msgspec
 
 from ferryman.devices import topics
 from ferryman.devices.broker import BrokerConfig
-from ferryman.devices.fleet.store import WHOLE_MAX_BYTES, Bad, Batch, Store, ranges
+from ferryman.devices.fleet.quarantine import WHOLE_MAX_BYTES, Bad
+from ferryman.devices.fleet.store import Batch, Store, ranges
 from ferryman.devices.mqtt import Delivery, Link, Message
 from ferryman.runtime.contracts.drift import Drift
 from ferryman.runtime.contracts.envelope import SCHEMA, Envelope, Receipt

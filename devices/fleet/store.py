@@ -6,8 +6,6 @@ and exports share them.
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import secrets
 import sqlite3
 import threading
@@ -16,6 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from ferryman.devices import database
+from ferryman.devices.fleet import quarantine
+from ferryman.devices.fleet.quarantine import Bad, Quarantined
 from ferryman.runtime.contracts.drift import Drift
 from ferryman.runtime.contracts.envelope import Envelope
 from ferryman.runtime.contracts.errors import CallerError, StoreError
@@ -23,7 +23,6 @@ from ferryman.runtime.contracts.measurement import Measurement
 from ferryman.runtime.contracts.messages import Status
 from ferryman.runtime.contracts.record import Record, decode, encode
 
-log = logging.getLogger(__name__)
 T = TypeVar("T")
 _VERSION = 1
 _SCHEMA = f"""
@@ -45,13 +44,6 @@ COMMIT;
 
 
 _TABLES = {"store", "records", "quarantine", "devices"}
-WHOLE_MAX_BYTES = (1 << 20) + 4096
-"""What quarantine keeps whole: an outbox body and its envelope. Of longer messages it keeps the head."""
-HEAD_BYTES = 4096
-QUARANTINE_MAX_BYTES = 256 << 20
-_QUARANTINE_ROW_BYTES = 512
-"""Charged for each beside its bytes."""
-_MADE_ROOM = "older messages that made room for newer ones"
 
 
 _MATCHING = """
@@ -59,14 +51,6 @@ _MATCHING = """
     AND (:package IS NULL OR NOT json_valid(body)
          OR coalesce(:package IN (json_extract(body, '$.package_name'), json_extract(body, '$.package_sha256')), 1))"""
 """A damaged one may be of any package."""
-
-
-class Bad(NamedTuple):
-    """A message that could not be taken, whole, and why."""
-
-    topic: str
-    raw: bytes
-    reason: str
 
 
 class Batch(NamedTuple):
@@ -107,16 +91,6 @@ class DeviceStatus(Record):
 
     seen_at_ns: int
     status: Status
-
-
-class Quarantined(Record):
-    """A message that was not taken; with an empty topic, how many are no more kept."""
-
-    topic: str
-    raw: bytes
-    reason: str
-    received_at_ns: int
-    times: int
 
 
 class Totals(NamedTuple):
@@ -171,9 +145,9 @@ class Store:
                     reason = "conflict: another record of this device, boot and sequence is stored"
                     conflicts.append(Bad(topic, raw, reason))
             for bad in (*batch.bad, *conflicts):
-                self._quarantine(connection, bad, now_ns)
+                quarantine.keep(connection, bad, now_ns)
             if batch.bad or conflicts:
-                self._make_room(connection, now_ns)
+                quarantine.make_room(connection, self.path, now_ns)
             for status in batch.statuses:
                 connection.execute(
                     "INSERT OR REPLACE INTO devices VALUES (?, ?, ?)",
@@ -327,39 +301,6 @@ class Store:
             _key(envelope),
         ).fetchone()
         return bool(stored == (envelope.kind, envelope.time_ns, _body(envelope)))
-
-    def _quarantine(self, connection: sqlite3.Connection, bad: Bad, now_ns: int) -> None:
-        digest = hashlib.sha256(bad.topic.encode() + b"\0" + bad.raw).digest()
-        kept, reason = bad.raw, bad.reason
-        if len(kept) > WHOLE_MAX_BYTES:
-            sha256 = hashlib.sha256(bad.raw).hexdigest()
-            reason = f"{reason}; {len(bad.raw)} bytes with sha256 {sha256}, of which the first are kept"
-            kept = kept[:HEAD_BYTES]
-        connection.execute(
-            "INSERT INTO quarantine VALUES (?, ?, ?, ?, ?, 1) ON CONFLICT DO UPDATE SET times = times + 1",
-            (digest, bad.topic, kept, reason, now_ns),
-        )
-
-    def _make_room(self, connection: sqlite3.Connection, now_ns: int) -> None:
-        """Drop the oldest of a full quarantine, and count them in a row of its own."""
-        query = "SELECT rowid, length(raw) FROM quarantine WHERE topic != '' ORDER BY received_at_ns, rowid"
-        rows = [(row, length + _QUARANTINE_ROW_BYTES) for row, length in connection.execute(query)]
-        used = sum(size for _, size in rows)
-        if used <= QUARANTINE_MAX_BYTES:
-            return
-        gone = 0
-        for row, size in rows:
-            if used <= QUARANTINE_MAX_BYTES - QUARANTINE_MAX_BYTES // 16:  # more than needed: not one at a time
-                break
-            connection.execute("DELETE FROM quarantine WHERE rowid = ?", (row,))
-            used -= size
-            gone += 1
-        log.warning("store %s: quarantine is full; dropped the %d oldest messages in it", self.path, gone)
-        connection.execute(
-            "INSERT INTO quarantine VALUES (x'', '', x'', ?, ?, ?) "
-            "ON CONFLICT DO UPDATE SET times = times + excluded.times, received_at_ns = excluded.received_at_ns",
-            (_MADE_ROOM, now_ns, gone),
-        )
 
     def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         with self._lock:

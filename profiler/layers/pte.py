@@ -11,9 +11,9 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ferryman.profiler.flatbuffer_head import Node, Numbers, Old, Tables, copy, put_before
+from ferryman.profiler.flatbuffer_head import Table as New
 from ferryman.profiler.layers.exposed import Exposed, Stored, Value
-from ferryman.profiler.layers.rebuild import Node, Numbers, Old, Tables, copy, put_before
-from ferryman.profiler.layers.rebuild import Table as New
 from ferryman.profiler.layers.xnnpack import Inner, rebuild
 from ferryman.profiler.operators.kinds import kind_of
 from ferryman.runtime.contracts.errors import CallerError

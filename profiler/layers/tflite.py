@@ -5,9 +5,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 
+from ferryman.profiler.flatbuffer_head import Node, Numbers, Old, Tables, Text, copy, put_before
+from ferryman.profiler.flatbuffer_head import Table as New
 from ferryman.profiler.layers.exposed import Exposed, Stored, Value
-from ferryman.profiler.layers.rebuild import Node, Numbers, Old, Tables, Text, copy, put_before
-from ferryman.profiler.layers.rebuild import Table as New
 from ferryman.profiler.operators.kinds import kind_of
 from ferryman.profiler.operators.tflite_graph import name_of
 from ferryman.runtime.contracts.errors import CallerError

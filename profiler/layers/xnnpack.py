@@ -6,9 +6,9 @@ import struct
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from ferryman.profiler.flatbuffer_head import Node, Numbers, Old, Tables, copy, put_before
+from ferryman.profiler.flatbuffer_head import Table as New
 from ferryman.profiler.layers.exposed import Stored
-from ferryman.profiler.layers.rebuild import Node, Numbers, Old, Tables, copy, put_before
-from ferryman.profiler.layers.rebuild import Table as New
 from ferryman.profiler.operators.xnnpack import FORMS
 from ferryman.runtime.flatbuffer import Table
 

@@ -18,6 +18,7 @@ import pytest
 from ferryman.devices import topics
 from ferryman.devices.agent import agent as agent_module
 from ferryman.devices.agent.outbox import BODY_MAX_BYTES
+from ferryman.devices.agent.recorder import UNRECORDED_MAX, as_record
 from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.fleet.client import AgentClient
 from ferryman.devices.fleet.store import Store
@@ -289,13 +290,13 @@ def test_what_a_full_disk_keeps_out_for_too_long_is_counted_as_dropped(tmp_path,
 
     append = agent._outbox.append
     monkeypatch.setattr(agent._outbox, "append", full)
-    for n in range(agent_module.UNRECORDED_MAX + 3):
-        agent._record([("measurement", measurement(started_at_ns=n))])
-    assert (agent._status(None).outbox_pending, agent._status(None).outbox_dropped) == (agent_module.UNRECORDED_MAX, 3)
+    for n in range(UNRECORDED_MAX + 3):
+        agent._recorder.put([("measurement", measurement(started_at_ns=n))])
+    assert (agent._status(None).outbox_pending, agent._status(None).outbox_dropped) == (UNRECORDED_MAX, 3)
     monkeypatch.setattr(agent._outbox, "append", append)
-    agent._record([])
-    assert agent._outbox.counts().records == agent_module.UNRECORDED_MAX
-    assert (agent._status(None).outbox_pending, agent._status(None).outbox_dropped) == (agent_module.UNRECORDED_MAX, 3)
+    agent._recorder.put([])
+    assert agent._outbox.counts().records == UNRECORDED_MAX
+    assert (agent._status(None).outbox_pending, agent._status(None).outbox_dropped) == (UNRECORDED_MAX, 3)
     agent._outbox.close()
 
 
@@ -351,12 +352,12 @@ def test_what_a_record_cannot_hold_is_thinned_out_of_it_and_said(caplog):
     whole = msgspec.structs.replace(
         measurement(), energy=Energy(source=source, active=window, idle=window, error_j=0.1, net_error_j=0.1)
     )
-    kept = agent_module.as_record(whole)
+    kept = as_record(whole)
     assert len(encode(kept)) <= BODY_MAX_BYTES < len(encode(whole))
     assert (kept.energy.active.values, kept.energy.active.energy_j) == ((), 6.0)
     assert kept.starts == whole.starts  # of three samples nothing can be left out
     assert "no energy readings" in caplog.text
-    assert agent_module.as_record(measurement()) == measurement()
+    assert as_record(measurement()) == measurement()
 
 
 def test_the_most_durations_fit_a_record_however_little_they_pack():
@@ -365,7 +366,7 @@ def test_the_most_durations_fit_a_record_however_little_they_pack():
     (start,) = measurement().starts
     starts = tuple(msgspec.structs.replace(start, warmup=noise[n], samples=noise[n + 5]) for n in range(5))
     whole = msgspec.structs.replace(measurement(), starts=starts)
-    kept = agent_module.as_record(whole)
+    kept = as_record(whole)
     assert len(encode(kept)) <= BODY_MAX_BYTES
     assert summarize(kept.starts[0].samples).count == 10**5
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ferryman.devices.fleet import store as module
+from ferryman.devices.fleet import quarantine
 from ferryman.devices.fleet.store import Bad, Batch, Store, ranges
 from ferryman.runtime.contracts.envelope import Envelope
 from ferryman.runtime.contracts.errors import CallerError, StoreError
@@ -189,18 +189,18 @@ def test_what_is_too_long_is_kept_as_head_and_hash(store):
     bad = Bad("ferryman/v1/pi/telemetry", raw, "too long")
     store.insert(Batch(bad=[bad, bad]), 5)
     (found,) = store.quarantine()
-    assert found.raw == raw[: module.HEAD_BYTES]
+    assert found.raw == raw[: quarantine.HEAD_BYTES]
     assert (found.times, found.reason) == (
         2,
         f"too long; {len(raw)} bytes with sha256 {hashlib.sha256(raw).hexdigest()}, of which the first are kept",
     )
-    whole = bytes(module.WHOLE_MAX_BYTES)
+    whole = bytes(quarantine.WHOLE_MAX_BYTES)
     store.insert(Batch(bad=[Bad("t", whole, "r")]), 6)
     assert store.quarantine()[0].raw == whole
 
 
 def test_a_full_quarantine_drops_the_oldest_counts_them_and_says_so(store, monkeypatch, caplog):
-    monkeypatch.setattr(module, "QUARANTINE_MAX_BYTES", 100_000)
+    monkeypatch.setattr(quarantine, "QUARANTINE_MAX_BYTES", 100_000)
     for n in range(300):
         store.insert(Batch(bad=[Bad("t", b"%04d" % n + bytes(1000), "r")]), n)
     *kept, dropped = sorted(store.quarantine(), key=lambda one: one.topic == "")

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+from ferryman.profiler.flatbuffer_head import Tables, copy, put_before
 from ferryman.profiler.operators.kinds import kind_of
 from ferryman.profiler.operators.node import Node, make_rows, match
 from ferryman.profiler.operators.pte import read_method
 from ferryman.profiler.operators.slices import slice_head
 from ferryman.profiler.operators.tflite_graph import read_tflite
 from ferryman.runtime.contracts.errors import RuntimeFault
+from ferryman.runtime.flatbuffer import Table
 from ferryman.runtime.sessions.tflite import TfliteSession
 from tests.support.damage import CHANGES, changed, clear_error
 from tests.support.packages import ADD_ONE
@@ -88,6 +90,17 @@ def test_a_tflite_is_read_and_cut(tmp_path):
         wrapper.SetTensor(0, x, graph.subgraphs)
         wrapper.Invoke(graph.subgraphs)
         np.testing.assert_array_equal(wrapper.GetTensor(2, graph.subgraphs), x + 1)
+
+
+@pytest.mark.parametrize(("field", "says"), [("_9", "outside its FlatBuffer"), ("_14", "fields that are not known")])
+def test_an_operator_that_cannot_be_moved_is_not_cut(field, says):
+    root = Table.root(ADD_ONE, b"TFL3")
+    (subgraph,) = root.tables(2)
+    (operator,) = (copy(one, "IOOBOObOO", **{field: ("Q", 64)}) for one in subgraph.tables(3))
+    altered = copy(root, "IOOOOOOO", _2=Tables([copy(subgraph, "OOOOOI", _3=Tables([operator]))]))
+    data = bytes(put_before(altered, b"TFL3")) + ADD_ONE
+    with pytest.raises(RuntimeFault, match=f"the .tflite file cannot be cut into operators: .*{says}"):
+        slice_head(data, read_tflite(data, None, {}))
 
 
 def test_there_is_no_such_entry():

@@ -23,11 +23,24 @@ from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.operators import Operators
 from ferryman.runtime.contracts.record import Unavailable
 from ferryman.runtime.session import open_session
+from tests.support.golden import SHARED
 from tests.support.interpreters import INTERPRETERS
 from tests.support.operators import time_apart, variant_of
 
 RUNS = 30
 RUNTIMES = {"executorch": "executorch", "ai-edge-litert": "tflite", "tflite-runtime": "tflite"}
+FORMS = ("fp32", "binary", "4bit")
+DEFAULT = {"executorch": ("fp32", "binary"), "ai-edge-litert": ("fp32", "binary"), "tflite-runtime": ("fp32", "4bit")}
+"""Each interpreter without ferryman's operators and with them; the others are slow."""
+
+
+def pairs(*forms):
+    """Parameters: form and interpreter."""
+    return [
+        pytest.param(form, interpreter, marks=() if form in DEFAULT[interpreter] else pytest.mark.slow)
+        for interpreter in INTERPRETERS
+        for form in forms
+    ]
 
 
 class Plain(nn.Module):
@@ -128,9 +141,8 @@ def test_every_operator_has_its_time_its_module_and_its_numbers(timed, interpret
     assert deep.bytes_moved == pytest.approx(4 * (32 * 32 * 16 + 16 * 16 * 32 + 16 * 32 * 9 + 32), rel=0.15)
 
 
-@pytest.mark.parametrize("form", ["fp32", "4bit", "binary"])
-@pytest.mark.parametrize("interpreter", INTERPRETERS)
-def test_operators_take_together_about_what_the_whole_takes(timed, interpreter, form):
+@pytest.mark.parametrize(("form", "interpreter"), pairs(*FORMS))
+def test_operators_take_together_about_what_the_whole_takes(timed, form, interpreter):
     operators = timed(form, interpreter)
     each = np.array([row.samples.values_ns() for row in operators.rows]).sum(0)
     whole = operators.whole.values_ns()
@@ -140,27 +152,35 @@ def test_operators_take_together_about_what_the_whole_takes(timed, interpreter, 
     assert 0.2 < ratio < 2.5, (ratio, operators.source)
 
 
-@pytest.mark.parametrize("interpreter", INTERPRETERS)
-def test_our_own_operators_are_told_apart_and_counted(timed, interpreter):
-    four = timed("4bit", interpreter)
-    own = {row.module: (row.kind, row.macs) for row in four.rows if row.delegate == "ferryman"}
-    assert own == {
+OWN = {
+    "4bit": {
         "stem.0": ("quant_conv2d", 32 * 32 * 16 * 27),
         "deep": ("quant_conv2d", 16 * 16 * 32 * 16 * 9),
         "head": ("quant_linear", 320),
-    }
-    binary = timed("binary", interpreter)
-    own = {row.module: (row.kind, row.macs) for row in binary.rows if row.delegate == "ferryman"}
-    assert own["body.0"] == ("binary_conv2d", 8 * 8 * 64 * 32 * 9)
-    assert own["head"] == ("binary_linear", 64 * 8 * 8 * 10)
-    assert not any("undelegated" in row.flags for row in binary.rows if row.delegate == "ferryman")
+    },
+    "binary": {
+        "body.0": ("binary_conv2d", 8 * 8 * 64 * 32 * 9),
+        "head": ("binary_linear", 64 * 8 * 8 * 10),
+    },
+}
 
 
+@pytest.mark.parametrize(("form", "interpreter"), pairs(*OWN))
+def test_our_own_operators_are_told_apart_and_counted(timed, form, interpreter):
+    own = [row for row in timed(form, interpreter).rows if row.delegate == "ferryman"]
+    assert {row.module: (row.kind, row.macs) for row in own} == OWN[form]
+    assert not any("undelegated" in row.flags for row in own)
+
+
+@pytest.mark.parametrize("entry", ["small", "large"])
 @pytest.mark.parametrize("interpreter", INTERPRETERS)
-def test_a_package_that_does_not_say_where_operators_come_from_is_timed_all_the_same(made, interpreter):
-    one = made("fp32", RUNTIMES[interpreter])
-    operators = time_apart(one.path, variant_of(RUNTIMES[interpreter], one.variant.signature), interpreter, one.inputs)
-    assert operators.rows
+def test_a_package_that_does_not_say_where_operators_come_from_is_timed_all_the_same(interpreter, entry):
+    path = SHARED / f"two{BACKENDS[RUNTIMES[interpreter]].suffix}"
+    with open_session(path, RUNTIMES[interpreter], entry=entry) as session:
+        variant = variant_of(RUNTIMES[interpreter], session.signature, entry=entry)
+    operators = time_apart(path, variant, interpreter, [np.load(SHARED / "two.npz")["x"]], runs=3)
+    assert isinstance(operators, Operators), operators
+    assert [row.macs for row in operators.rows if row.kind == "linear"] == [2048] * (1 + (entry == "large")) + [256]
     assert {row.module for row in operators.rows} == {None}
 
 
@@ -187,6 +207,7 @@ class Two(nn.Module):
         return self.out(torch.cumsum(self.wide(x + y[:, None]), 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["executorch", "tflite"])
 def test_of_several_entries_the_one_that_was_asked_for_is_timed(tmp_path, runtime):
     inputs = (torch.randn(2, 16), torch.randn(2))
