@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from ferryman.profiler.files import write_whole
 from ferryman.profiler.report_tables import Found
 from ferryman.profiler.report_words import missing, sound
 from ferryman.profiler.stats import median_error, summarize
@@ -56,11 +57,11 @@ def write_csv(measurements: Found, path: Path) -> tuple[Path, Path]:
     """Write the summary to `path`, and the long form beside it.
 
     Raises:
-        OSError: the disk refused.
+        CallerError: the disk refused; see `write_whole`.
     """
     second = samples_path(path)
-    path.write_text(to_csv(measurements), "utf-8", newline="")
-    second.write_text(samples_csv(measurements), "utf-8", newline="")
+    write_whole(path, to_csv(measurements))
+    write_whole(second, samples_csv(measurements))
     return path, second
 
 

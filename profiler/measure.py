@@ -24,7 +24,7 @@ from ferryman.profiler.gate import wait_until_cool
 from ferryman.profiler.steady import steady, warm_up
 from ferryman.runtime import kernels
 from ferryman.runtime.contracts.energy import Energy, EnergyEstimate
-from ferryman.runtime.contracts.errors import WireError, to_wire
+from ferryman.runtime.contracts.errors import CallerError, DeviceError, PackageError, WireError, to_wire
 from ferryman.runtime.contracts.layers import LayerStatistics
 from ferryman.runtime.contracts.manifest import Variant
 from ferryman.runtime.contracts.measurement import (
@@ -184,7 +184,10 @@ class _Start:
     def _run(self, session: Session, import_ns: int, load_ns: int) -> Start:
         run = partial(session.run, self.inputs)
         begin_ns = time.perf_counter_ns()
-        run()
+        try:
+            run()
+        except CallerError as error:
+            raise PackageError(f"its golden input does not fit its artifact: {error}") from error
         first_run_ns = time.perf_counter_ns() - begin_ns
         self._remember("first_run")
         with _no_collection():
@@ -271,6 +274,8 @@ def main() -> None:
     _end_with_parent(task.parent_pid)
     try:
         outcome = measure(task)
+    except FileNotFoundError as error:
+        outcome = Outcome(error=to_wire(DeviceError(f"{error.filename} is gone; somebody removed what was extracted")))
     except Exception as error:  # noqa: BLE001  # everything goes to the one who asked
         outcome = Outcome(error=to_wire(error))
     reply.write(pack(outcome))

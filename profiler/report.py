@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from ferryman.profiler.files import write_whole
 from ferryman.profiler.report_details import detail_grids
 from ferryman.profiler.report_tables import (
     Found,
@@ -79,7 +80,7 @@ def write_html(measurements: Found, path: Path, *, left_out: Sequence[str] = ())
 
     Raises:
         CallerError: jinja2 or matplotlib is not installed.
-        OSError: the disk refused.
+        CallerError: the disk refused; see `write_whole`.
     """
     try:
         import jinja2
@@ -111,7 +112,7 @@ def write_html(measurements: Found, path: Path, *, left_out: Sequence[str] = ())
     ]
     opened = len(measurements) <= _OPEN_MAX
     page = template.render(devices=devices, count=len(measurements), left_out=said, opened=opened)
-    path.write_text(page, "utf-8")
+    write_whole(path, page)
 
 
 def _package(title: str, group: list[Measurement], plotted: set[int]) -> dict[str, Any]:

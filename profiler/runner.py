@@ -22,8 +22,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from ferryman.profiler.arrival import ARRIVALS_MIN, ARRIVALS_S, RATE_MAX_HZ, RATE_MIN_HZ
 from ferryman.profiler.gate import WAIT_MAX_S
-from ferryman.profiler.measure import Outcome, Part, Rest, Task
 from ferryman.profiler.layers.inputs import read_inputs
+from ferryman.profiler.measure import Outcome, Part, Rest, Task
 from ferryman.profiler.meter import check_meter
 from ferryman.profiler.steady import RUNS_MAX, SINGLE_STREAM_S
 from ferryman.profiler.sustained import SUSTAINED_MAX_S

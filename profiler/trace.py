@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ferryman.profiler.files import write_whole
 from ferryman.profiler.report_details import interval_state, operator_seconds
 from ferryman.profiler.report_tables import Found
 from ferryman.profiler.report_words import printable, sound
@@ -59,11 +60,9 @@ def write_trace(measurements: Found, path: Path) -> None:
     """Write a trace file.
 
     Raises:
-        OSError: the disk refused.
+        CallerError: the disk refused; see `write_whole`.
     """
-    path.write_text(
-        json.dumps(trace(measurements), separators=(",", ":"), allow_nan=False, ensure_ascii=False), "utf-8"
-    )
+    write_whole(path, json.dumps(trace(measurements), separators=(",", ":"), allow_nan=False, ensure_ascii=False))
 
 
 @dataclass

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from ferryman.devices.fleet.client import PROFILE_TIMEOUT_S, AgentClient
-from ferryman.devices.fleet.inventory import Device, LocalDevice, SshDevice
+from ferryman.devices.fleet.inventory import Device, LocalDevice, SshDevice, find_device, read_devices
 from ferryman.devices.fleet.profile import broker_of
 from ferryman.devices.fleet.push import push, rollback
 from ferryman.profiler.comparing import pair_up, set_beside
@@ -27,7 +27,7 @@ _SLOTS = 2
 
 def compare(
     packages: Sequence[Path | str],
-    device: Device,
+    device: Device | str = "local",
     spec: ProfileSpec | None = None,
     *,
     rounds: int = ROUNDS,
@@ -45,7 +45,7 @@ def compare(
 
     Args:
         packages: files, the baseline first.
-        device: where.
+        device: where: its name in the usual devices file, `local`, or as `find_device` finds it.
         spec: what to run; its `starts` do not count.
         rounds: processes of each.
         margin: what counts as the same: 0.02 is 2 %.
@@ -70,6 +70,7 @@ def compare(
     if not 0 < margin < 1:
         raise CallerError(f"margin must be more than 0 and less than 1, such as {MARGIN}; found {margin:g}")
     spec = msgspec.structs.replace(spec or ProfileSpec(), starts=rounds)
+    device = find_device(read_devices(), device) if isinstance(device, str) else device
     paths = [Path(package) for package in packages]
     if isinstance(device, LocalDevice):
         return _here(paths, spec, margin, progress)

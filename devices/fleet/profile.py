@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ferryman.devices.broker import BrokerConfig, parse_broker
 from ferryman.devices.fleet.client import PROFILE_TIMEOUT_S, AgentClient
-from ferryman.devices.fleet.inventory import Device, LocalDevice
+from ferryman.devices.fleet.inventory import Device, LocalDevice, find_device, read_devices
 from ferryman.profiler.runner import asked_s, profile_package
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.measurement import Measurement, ProfileSpec
@@ -16,7 +16,7 @@ from ferryman.runtime.package import open_package
 
 def profile(
     package: Path | str,
-    device: Device,
+    device: Device | str,
     spec: ProfileSpec | None = None,
     *,
     inputs: Path | None = None,
@@ -30,7 +30,7 @@ def profile(
 
     Args:
         package: file of the package.
-        device: as `find_device` finds it.
+        device: its name in the usual devices file, `local`, or as `find_device` finds it.
         spec: what to run and how long.
         inputs: `local` only: further input sets for `spec.layers`, an .npz or .npy file.
         timeout_s: of the device's answer; None: ten minutes and whatever the spec itself asks it to spend.
@@ -44,6 +44,7 @@ def profile(
         LinkError: the broker or the device does not answer.
     """
     spec = spec or ProfileSpec()
+    device = find_device(read_devices(), device) if isinstance(device, str) else device
     if isinstance(device, LocalDevice):
         return profile_package(package, spec, progress=progress, inputs=inputs)
     if inputs is not None:

@@ -21,6 +21,8 @@ _PLAIN, _DATATYPE, _DIMS, _CONSTANT, _EXTERNAL, _FLAGS, _ID = "hIOIIII", 0, 2, 3
 _QUANTIZED = "OBO"
 _IS_QUANTIZED, _PER_TENSOR = 2, 2
 _INTERNAL = 0xFFFFFFFF
+_HANDLE = 2
+"""Field of a node: the handle it has in the exported program."""
 _IS_OUTPUT = 2
 _DTYPES = {1: 6, 2: 5, 3: 1, 4: 0}
 """XNNPACK's number of a datatype -> ExecuTorch's: floats, halves, quantized signed and unsigned bytes."""
@@ -118,7 +120,7 @@ def _written(
             continue
         found[written] = Inner(
             kind=kind,
-            module=origins.get(str(node.integer(1, "I"))),
+            module=origins.get(str(node.integer(_HANDLE, "I"))),
             outer=outer,
             external=plain.integer(_EXTERNAL, "I") if outer else external,
             shape=shape,

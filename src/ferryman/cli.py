@@ -471,7 +471,7 @@ def report(
     from ferryman.devices.fleet.store import Store
     from ferryman.show import check_targets, show
 
-    check_targets(html, csv, trace)
+    check_targets(csv, html, trace, database)
     left_out: list[str] = []
     store = Store(database, create=False)
     try:

@@ -47,7 +47,9 @@ from ferryman.options import PATH, devices_option, find
 @click.option("--layers", is_flag=True, help="Also take statistics of every layer's activations.")
 @click.option("--inputs", type=PATH, help="Input sets for --layers on `local`, an .npz or .npy file.")
 @click.option(
-    "--meter", metavar="SPEC", help="A meter beside the device, such as mqtt://HOST/TOPIC?kind=tasmota, serial:TTY."
+    "--meter",
+    metavar="SPEC",
+    help="A meter beside the device: mqtt://HOST/TOPIC?kind=tasmota, serial:TTY (watts), see docs/profiler/energy.md.",
 )
 @click.option(
     "--estimate", metavar="MODEL", help="Also estimate joules by a power model: raspberry-pi-4b, or IDLE_W,CORE_W."
@@ -93,9 +95,11 @@ def profile(
     from ferryman.runtime.contracts.measurement import ProfileSpec
     from ferryman.show import check_targets, show
 
+    if meter is not None and no_energy:
+        raise CallerError("--meter measures energy, and --no-energy leaves it out; give one of them")
     if inputs is not None and not layers:
         raise CallerError("--inputs are for --layers; add it, or leave them out")
-    check_targets(csv, html, trace)
+    check_targets(csv, html, trace, package, inputs)
     spec = ProfileSpec(
         variants=variant,
         interpreters=interpreter,

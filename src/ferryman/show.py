@@ -18,15 +18,24 @@ _DETAILED_MAX = 8
 """Of more measurements a terminal gets no operators, layers and sustained runs; files get all of them."""
 
 
-def check_targets(*files: Path | None) -> None:
-    """Refuse, before anything is measured, what could not be written after.
+def check_targets(csv: Path | None, html: Path | None, trace: Path | None, *read: Path | None) -> None:
+    """Refuse, before anything is measured, what could not be written after, or would overwrite what is `read`.
 
     Raises:
-        CallerError: a file's folder is not there, or may not be written in.
+        CallerError: a file's folder is not there, or may not be written in; or two names are of one file.
     """
-    for file in files:
-        if file is not None and (file.is_dir() or not os.access(file.parent, os.W_OK | os.X_OK)):
+    from ferryman.profiler.export import samples_path
+
+    files = [file for file in (csv, html, trace) if file is not None]
+    taken = {path.resolve(): path for path in read if path is not None}
+    for file in (*files, *([samples_path(csv)] if csv else ())):
+        if file.is_dir() or not os.access(file.parent, os.W_OK | os.X_OK):
             raise CallerError(f"cannot write {file}; name a file in a folder that is there and may be written in")
+        if file.exists() and not file.is_file():
+            continue  # a terminal or a pipe takes everything
+        if (other := taken.get(file.resolve())) is not None:
+            raise CallerError(f"{file} would overwrite {other}; name another file")
+        taken[file.resolve()] = file
 
 
 def show(
@@ -41,8 +50,7 @@ def show(
     """Print tables or JSON lines, and write what was asked for.
 
     Raises:
-        CallerError: what a page needs is not installed.
-        OSError: the disk refused.
+        CallerError: what a page needs is not installed, or the disk refused.
     """
     if as_json:
         for _, measurement in found:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -102,9 +103,19 @@ def test_json_is_one_record_a_line(capsys):
 
 @pytest.mark.parametrize("name", ["no/such/folder/x.csv", "."])
 def test_a_file_that_could_not_be_written_is_refused_before_anything_is_measured(tmp_path, name):
-    check_targets(None, tmp_path / "x.csv")
+    check_targets(tmp_path / "x.csv", None, None)
     with pytest.raises(CallerError, match="cannot write"):
-        check_targets(tmp_path / name)
+        check_targets(tmp_path / name, None, None)
+
+
+def test_no_file_overwrites_another_or_what_is_read(tmp_path):
+    package = tmp_path / "x.ferry"
+    package.touch()
+    check_targets(tmp_path / "a.csv", tmp_path / "a.html", Path("/dev/null"), package, None)
+    for names in (("x.ferry", None), (None, "x.ferry"), ("a", "a"), ("a.csv", "a.samples.csv")):
+        csv, html = (None if name is None else tmp_path / name for name in names)
+        with pytest.raises(CallerError, match="would overwrite"):
+            check_targets(csv, html, None, package)
 
 
 def test_the_command_writes_them(tmp_path, monkeypatch):

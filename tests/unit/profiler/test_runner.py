@@ -86,6 +86,7 @@ def test_operators_this_ferryman_has_not_are_named(tmp_path):
         ProfileSpec(error=0.0),
         ProfileSpec(error=float("nan")),
         ProfileSpec(rate_hz=0.0),
+        ProfileSpec(rate_hz=1e-300),
         ProfileSpec(rate_hz=float("inf")),
         ProfileSpec(sustained_s=-1.0),
         ProfileSpec(sustained_s=float("nan")),
