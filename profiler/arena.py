@@ -28,6 +28,8 @@ def arena_bytes(session: Session) -> int | Unavailable:
     if isinstance(session, executorch.ExecutorchSession):
         return session.planned_bytes()
     if isinstance(session, tflite.TfliteSession):
+        if session.interpreter != "ai-edge-litert":
+            return Unavailable(reason=f"{session.interpreter} dies when asked for a tensor inside a delegate")
         return _of_tflite(session)
     return Unavailable(reason=f"this way of running {session.interpreter} does not tell where its tensors are")
 

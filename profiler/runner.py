@@ -37,6 +37,7 @@ from ferryman.runtime.contracts.errors import (
 )
 from ferryman.runtime.contracts.manifest import Manifest, Variant
 from ferryman.runtime.contracts.measurement import Measurement, ProfileSpec, Start
+from ferryman.runtime.contracts.record import Unavailable
 from ferryman.runtime.contracts.tensor import pack, unpack
 from ferryman.runtime.cpu import CPUINFO, instruction_sets
 from ferryman.runtime.golden import missing_operators, usable_interpreters
@@ -215,10 +216,20 @@ def profile_cases(
         parts: dict[str, Any] = {}
         for part in _asked(spec):
             tell(f"{part}: {name(case)}")
-            parts[part] = _there(getattr(apart(case, part), part), case)
+            try:
+                parts[part] = _there(getattr(apart(case, part), part), case)
+            except (RuntimeCrash, RuntimeFault) as error:  # what was measured before is whole without it
+                _go_on(error, deadline, stop)
+                parts[part] = Unavailable(reason=str(error))
         starts = [_there(outcome.start, case) for outcome in outcomes]
         found.append(_measurement(case, spec, starts, _there(outcomes[0].rest, case), parts))
     return tuple(found)
+
+
+def _go_on(error: RuntimeCrash | RuntimeFault, deadline: float, cancelled: threading.Event) -> None:
+    """Raise it where there is nobody to go on for."""
+    if cancelled.is_set() or time.monotonic() >= deadline:
+        raise error
 
 
 def _asked(spec: ProfileSpec) -> Iterator[Part]:

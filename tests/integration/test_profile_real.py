@@ -90,6 +90,23 @@ def test_what_is_asked_for_beside_is_measured_once(tmp_path):
 
 
 @needs_litert
+def test_a_crash_beside_leaves_what_was_measured(tmp_path, monkeypatch):
+    """Operators and layers have processes of their own, which may die alone."""
+    apart = runner._measure_apart
+
+    def dying(case, part, *rest):
+        if part == "operators":
+            raise RuntimeCrash("the process that measured it died of SIGSEGV")
+        return apart(case, part, *rest)
+
+    monkeypatch.setattr(runner, "_measure_apart", dying)
+    spec = ProfileSpec(starts=1, runs=5, warmup_runs=0, interpreters=("ai-edge-litert",), energy=False, operators=True)
+    (found,) = profile_package(write_tiny_package(tmp_path / "tiny.ferry"), spec)
+    assert found.operators == Unavailable(reason="the process that measured it died of SIGSEGV")
+    check(found, spec)
+
+
+@needs_litert
 def test_cases_of_several_packages_are_measured_in_turn(tmp_path):
     told: list[str] = []
     spec = ProfileSpec(starts=3, runs=5, warmup_runs=0, interpreters=("ai-edge-litert",), energy=False)

@@ -34,7 +34,22 @@ def test_executorch_tells_its_planned_memory():
     assert 0 < planned < 16 * whole + 65536
 
 
-@pytest.mark.parametrize("interpreter", ["ai-edge-litert", "tflite-runtime"])
+def test_tflite_runtime_is_not_asked(tmp_path):
+    """It dies of SIGSEGV where a delegate keeps a tensor inside."""
+    path = tmp_path / "add.tflite"
+    path.write_bytes(ADD_ONE)
+    command = [
+        str(python_for("tflite-runtime")),
+        "-c",
+        ASK.replace("json.dumps(", "repr("),
+        str(path),
+        "tflite-runtime",
+    ]
+    found = subprocess.run(command, capture_output=True, check=True, cwd=ROOT, text=True).stdout
+    assert "inside a delegate" in found
+
+
+@pytest.mark.parametrize("interpreter", ["ai-edge-litert"])
 def test_tflite_has_room_for_what_goes_in_and_out_and_not_for_constants(tmp_path, interpreter):
     path = tmp_path / "add.tflite"
     path.write_bytes(ADD_ONE)
