@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
 
@@ -35,6 +35,11 @@ Columns = tuple[tuple[str, Callable[[Measurement], str]], ...]
 _NAME_MAX = 64
 _BUSY_FROM = 0.1
 """Below it, what others take of the processors is the system's own bustle."""
+_FEW = {
+    1: "± of p50 is not known of one process: how processes differ is not in it; ask for --starts 5",
+    2: "± of p50 is of two processes, so wide that it tells little (Student's t of one degree); ask for --starts 5",
+}
+"""What is to be said of an error from so few processes."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +203,8 @@ def _runs(m: Measurement) -> int:
 def _median(m: Measurement) -> str:
     if not _runs(m):
         return MISSING
-    error = percent(median_error(_with_runs(m)))
+    starts = _with_runs(m)
+    error = MISSING if len(starts) == 1 else percent(median_error(starts))
     return f"{ms(summarize(_samples(m)).p50_ns)} ±{error}{'' if error == MISSING else ' %'}"
 
 
@@ -306,10 +312,11 @@ def _warnings(m: Measurement) -> list[str]:
     """What a reader must know before trusting the numbers."""
     found = []
     many = len(m.starts)
+    if few := _FEW.get(len(_with_runs(m))):
+        found.append(few)
     if restless := [str(n + 1) for n, start in enumerate(m.starts) if not start.settled]:
         found.append(f"runs had not settled after warm-up in process {', '.join(restless)} of {many}")
-    if hot := [str(n + 1) for n, s in enumerate(m.starts) if s.gate is not None and not s.gate.opened]:
-        found.append(f"began too hot in process {', '.join(hot)} of {many}: waiting did not cool the device enough")
+    found += _not_cool(m)
     busy = [start.busy for start in m.starts if not isinstance(start.busy, Unavailable)]
     if busy and max(busy) >= _BUSY_FROM:
         found.append(f"others took up to {percent(max(busy))} % of the processors during the timed runs")
@@ -319,3 +326,21 @@ def _warnings(m: Measurement) -> list[str]:
     if m.arrival is not None and m.arrival.behind:
         found.append(f"cannot keep {number(m.arrival.rate_hz)} runs a second: the line was still growing at the end")
     return found
+
+
+def _not_cool(m: Measurement) -> Iterator[str]:
+    """Processes that began although it was not known that the device was cool: too hot, or of unknown temperature."""
+    hot: list[str] = []
+    unknown: dict[str, list[str]] = {}
+    for place, start in enumerate(m.starts, 1):
+        if start.gate is None or start.gate.opened:
+            continue
+        found = start.gate.temperature_c
+        (unknown.setdefault(found.reason, []) if isinstance(found, Unavailable) else hot).append(str(place))
+    if hot:
+        yield f"began too hot in process {', '.join(hot)} of {len(m.starts)}: waiting did not cool the device enough"
+    for reason, processes in unknown.items():
+        yield (
+            f"began at an unknown temperature in process {', '.join(processes)} of {len(m.starts)}, "
+            f"without waiting for the device to cool: {printable(reason)}"
+        )

@@ -19,7 +19,7 @@ from ferryman.profiler.report_tables import main_grid
 from ferryman.profiler.report_text import fold
 from ferryman.profiler.report_words import display_width, number, short
 from ferryman.runtime.contracts.errors import CallerError
-from ferryman.runtime.contracts.measurement import Measurement
+from ferryman.runtime.contracts.measurement import Gate, Measurement, Reading
 from ferryman.runtime.contracts.record import Unavailable
 from ferryman.runtime.contracts.samples import Samples
 from tests.support.measurements import NO, bare_measurement, damaged, full_measurement, measurement, start
@@ -91,8 +91,37 @@ def test_what_was_not_asked_for_is_told_apart_from_what_failed():
     assert cells_of(made(energy=NO))["energy mJ, net"] == "n/a"
 
 
-def test_one_short_process_has_no_error():
-    assert cells_of(made())["p50 ms"] == "0.00000200 ±n/a"
+@pytest.mark.parametrize("runs", [3, 400])
+def test_one_process_has_no_error_however_many_its_runs(runs, tmp_path):
+    one = made(starts=(start([2_000_000, 2_010_000] * runs),))
+    assert cells_of(one)["p50 ms"] == "2.00 ±n/a"
+    assert any("how processes differ is not in it; ask for --starts 5" in note for note in main_grid([one]).notes)
+    assert "how processes differ is not in it" in page_of([("pi", one)], tmp_path)
+
+
+def test_the_error_of_two_processes_is_shown_with_a_doubt():
+    two, five = (
+        made(starts=tuple(start([2_000_000 + 10_000 * n] * 9) for n in range(processes))) for processes in (2, 5)
+    )
+    assert cells_of(two)["p50 ms"] == "2.00 ±3.2 %"
+    assert any("± of p50 is of two processes" in note for note in main_grid([two]).notes)
+    assert main_grid([five]).notes == ()
+
+
+def test_a_process_without_runs_counts_for_no_error():
+    assert cells_of(made(starts=(start([2_000_000]), start([]))))["p50 ms"] == "2.00 ±n/a"
+    assert main_grid([made(starts=(start([]),))]).notes == ()
+
+
+def test_a_gate_that_could_not_read_a_temperature_does_not_claim_heat(tmp_path):
+    blind = Gate(below_c=60.0, waited_s=0.0, temperature_c=Unavailable(reason="no thermal zone"), opened=False)
+    hot = Gate(below_c=60.0, waited_s=600.0, temperature_c=Reading(value=70.0, source="cpu"), opened=False)
+    starts = (start([9] * 9, gate=blind), start([9] * 9, gate=hot), start([9] * 9, gate=blind))
+    notes = main_grid([made(starts=starts)]).notes
+    assert notes == (
+        "began too hot in process 2 of 3: waiting did not cool the device enough",
+        "began at an unknown temperature in process 1, 3 of 3, without waiting for the device to cool: no thermal zone",
+    )
 
 
 @pytest.mark.parametrize("plain", [False, True])
