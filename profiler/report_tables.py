@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, groupby
 
 from ferryman.profiler.report_words import (
@@ -52,6 +52,15 @@ class Group:
     text: bool = False
     """Words, to the left; else numbers, to the right."""
 
+    def filled(self) -> Group:
+        """Without columns that tell nothing in any row."""
+        told = [at for at in range(len(self.heads)) if any(row[at] not in {MISSING, NOT_ASKED} for row in self.rows)]
+        return replace(
+            self,
+            heads=tuple(self.heads[at] for at in told),
+            rows=tuple(tuple(row[at] for at in told) for row in self.rows),
+        )
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -62,6 +71,10 @@ class Grid:
     """The first columns, words; repeated where the table is folded."""
     groups: tuple[Group, ...]
     notes: tuple[str, ...] = ()
+
+    def filled(self) -> Grid:
+        """Without columns that tell nothing in any row; keys stay."""
+        return replace(self, groups=tuple(group for one in self.groups if (group := one.filled()).heads))
 
     def heads(self) -> tuple[str, ...]:
         """Of all columns."""
