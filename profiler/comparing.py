@@ -8,7 +8,8 @@ import msgspec
 
 from ferryman.profiler.causes import what_disturbed, why_slower
 from ferryman.profiler.differences import differing
-from ferryman.profiler.verdict import MARGIN, ratios
+from ferryman.profiler.report_words import printable
+from ferryman.profiler.verdict import MARGIN, ROUNDS_LEAST, ROUNDS_TELLING, ratios
 from ferryman.runtime.contracts.comparison import Cause, Comparison, Ratio, Verdict
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.measurement import Measurement
@@ -96,6 +97,22 @@ def pair_up(baseline: Sequence[tuple[str, str]], other: Sequence[tuple[str, str]
     return found
 
 
+def without_partner(
+    baseline: Sequence[tuple[str, str]], other: Sequence[tuple[str, str]], pairs: Sequence[tuple[int, int]], name: str
+) -> list[str]:
+    """What `pair_up` found nothing for, in words; `name` is the other's."""
+    sides = (
+        (baseline, {mine for mine, _ in pairs}, "the baseline", name),
+        (other, {its for _, its in pairs}, name, "the baseline"),
+    )
+    return [
+        printable(f"{variant} on {interpreter} of {of}: it has no partner in {missing}")
+        for keys, paired, of, missing in sides
+        for place, (variant, interpreter) in enumerate(keys)
+        if place not in paired
+    ]
+
+
 def exit_code(comparisons: Sequence[Comparison]) -> int:
     """0: nothing is slower; SLOWER: something is; UNCLEAR: nothing is for sure, and something may be."""
     verdicts = {one.verdict for one in comparisons}
@@ -128,6 +145,10 @@ def verdict_in_words(one: Comparison) -> str:
     words = f"{one.verdict}{_by(ratio)} (margin {one.margin * 100:g} %, {how})"
     if one.verdict != "unclear":
         return words
+    if ratio.low is None:
+        return f"{words}; too few processes: {ROUNDS_LEAST} of each or more have a 95 % interval"
+    if ratio.rounds is None and min(processes) < ROUNDS_TELLING:
+        return f"{words}; too few rounds to tell how many would settle it: take {ROUNDS_TELLING} or more"
     if ratio.rounds is None:
         return f"{words}; more rounds would not settle it: take a wider margin, or a quieter device"
     return f"{words}; about {ratio.rounds} would settle it"
@@ -148,7 +169,10 @@ def _by(ratio: Ratio) -> str:
 
 def _row(ratio: Ratio) -> tuple[str, str, str, str, str, str]:
     unit, scale = _UNITS[ratio.unit]
-    interval = "" if ratio.low is None or ratio.high is None else f"{ratio.low:.3f} to {ratio.high:.3f}"
+    if ratio.low is None or ratio.high is None:
+        interval = "too few processes" if ratio.verdict else ""
+    else:
+        interval = f"{ratio.low:.3f} to {ratio.high:.3f}"
     return (
         f"{ratio.metric}, {unit}",
         f"{ratio.baseline / scale:.4g}",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from ferryman.profiler.report_tables import Grid, Group
-from ferryman.profiler.report_words import MISSING, NOT_ASKED, ms, number, percent, printable, short
+from ferryman.profiler.report_words import MISSING, NOT_ASKED, ms, number, percent, printable, short, took
 from ferryman.profiler.stats import summarize
 from ferryman.runtime.contracts.layers import Layer, LayerStatistics
 from ferryman.runtime.contracts.measurement import Interval, Measurement
@@ -17,10 +17,18 @@ from ferryman.runtime.contracts.operators import Operator, Operators, Peak
 from ferryman.runtime.contracts.record import Unavailable
 
 _NAME_MAX = 30
+_EARLY = 10
+"""A sustained run's start is this part of its intervals."""
+_CLOCK_STEP_S = 1e-6
+"""Of the interpreters' own clocks: what took less may be on record as nothing."""
+_BEYOND = "*"
 
 
 def detail_grids(m: Measurement, rows_max: int) -> list[Grid]:
-    """Those of its parts that were measured, each cut to so many rows, with a note that says how many are left out."""
+    """Those of its parts that were measured, each cut to so many rows, with a note that says how many are left out.
+
+    Columns without a value in any row are left out: what could not be measured is told beside the tables.
+    """
     grids = []
     if m.sustained:
         grids.append(sustained_grid(m.sustained, rows_max))
@@ -28,22 +36,31 @@ def detail_grids(m: Measurement, rows_max: int) -> list[Grid]:
         grids.append(operators_grid(m.operators, rows_max))
     if isinstance(m.layers, LayerStatistics):
         grids.append(layers_grid(m.layers, rows_max))
-    return grids
+    return [grid.filled() for grid in grids]
 
 
 def sustained_grid(intervals: Sequence[Interval], rows_max: int) -> Grid:
-    """A row for each interval; of more than `rows_max`, several to a row."""
+    """A row for each interval; of more than `rows_max`, several to a row.
+
+    Rows are held against the first tenth of the intervals, as a single one scatters.
+    """
     together = -(-len(intervals) // rows_max)
     stretches = [intervals[at : at + together] for at in range(0, len(intervals), together)]
-    first = _p50_ns(stretches[0])
-    end = intervals[-1].start_s + intervals[-1].seconds
+    early = intervals[: max(together, -(-len(intervals) // _EARLY))]
+    first = _p50_ns(early)
+    end = _end_s(intervals)
     notes = [f"{together} intervals to a row; medians of all their runs"] if together > 1 else []
+    notes.append(
+        f"over the first: p50 over that of the first {number(_end_s(early))} s; runs a second count stalls, too"
+    )
+    if {_throttled(some) for some in stretches} == {NOT_ASKED}:
+        notes.append("nothing was throttled")
     return Grid(
         f"without a pause for {number(end)} s",
         Group(("from\ns",), tuple((number(some[0].start_s),) for some in stretches)),
         (
             Group(
-                ("runs\n", "p50\nms", "over the\nfirst %", "p99\nms"),
+                ("runs\n", "runs\na second", "p50\nms", "over the\nfirst %", "p99\nms"),
                 tuple(_latency_cells(some, first) for some in stretches),
             ),
             Group(
@@ -60,22 +77,19 @@ def operators_grid(operators: Operators, rows_max: int) -> Grid:
     """The heaviest first, by the place in which they run."""
     ranked = sorted(enumerate(operators.rows, 1), key=lambda one: -one[1].share)
     shown, rest = ranked[:rows_max], ranked[rows_max:]
-    notes = [printable(operators.source)]
+    notes = [*_roof_notes(operators, [one for _, one in shown]), printable(operators.source)]
     if rest:
         share = percent(sum(one.share for _, one in rest))
         notes.append(f"{len(rest)} more operators, together {share} % of the time, are not shown")
+    total_s = sum(operator_seconds(one) for one in operators.rows if one.samples.count)
     if operators.whole.count:
-        total = sum(1e9 * operator_seconds(one) for one in operators.rows if one.samples.count)
         whole = summarize(operators.whole).p50_ns
-        notes.append(f"all operators add up to {ms(total)} ms; whole runs beside them took {ms(whole)} ms (p50)")
+        notes.append(
+            f"all operators add up to {ms(1e9 * total_s)} ms; whole runs beside them took {ms(whole)} ms (p50)"
+        )
     notes += [
         f"{len(one)} {what}: {percent(sum(o.share for o in one))} % of the time" for what, one in _flagged(operators)
     ]
-    if isinstance(operators.peak, Peak):
-        notes.append(
-            f"roof: {number(operators.peak.gmacs_per_s)} GMAC/s in fp32 and {number(operators.peak.gbytes_per_s)} GB/s"
-            ", one thread, measured on this device; the share is the least time that allows over the time taken"
-        )
     return Grid(
         "time by operator",
         Group(
@@ -86,7 +100,7 @@ def operators_grid(operators: Operators, rows_max: int) -> Grid:
         (
             Group(
                 ("time\n%", "\nms"),
-                tuple((percent(one.share), ms(1e9 * operator_seconds(one))) for _, one in shown),
+                tuple((_share(one, total_s), took(1e3 * operator_seconds(one))) for _, one in shown),
             ),
             Group(
                 ("moved\nMB", "\nMMAC", "\nGMAC/s", "\nGB/s", "of fp32\nroof %"),
@@ -169,19 +183,47 @@ def of_roof(operator: Operator, peak: Peak | Unavailable) -> float:
     return least / seconds
 
 
+def _share(one: Operator, total_s: float) -> str:
+    """Of the time; of what took less than a step of the clock, what that step would be."""
+    if operator_seconds(one) != 0:
+        return percent(one.share)
+    most = _CLOCK_STEP_S / total_s if total_s > 0 else 1.0
+    return f"<{math.ceil(1e3 * most) / 10:.1f}" if most < 1 else MISSING
+
+
 def _rates(one: Operator, peak: Peak | Unavailable) -> tuple[str, ...]:
     seconds = operator_seconds(one)
 
     def rate(amount: int | None) -> str:
-        return MISSING if amount is None or not seconds > 0 else number(amount / seconds / 1e9)
+        return MISSING if amount is None else number(amount / seconds / 1e9) if amount and seconds > 0 else NOT_ASKED
 
     return (
         MISSING if one.bytes_moved is None else number(one.bytes_moved / 1e6),
         MISSING if one.macs is None else number(one.macs / 1e6),
         rate(one.macs),
         rate(one.bytes_moved),
-        percent(of_roof(one, peak)),
+        (percent(of_roof(one, peak)) if seconds > 0 else NOT_ASKED) + (_BEYOND if _beyond(one, peak) else ""),
     )
+
+
+def _beyond(one: Operator, peak: Peak | Unavailable) -> bool:
+    """Whether it shows as more than the roof; not a number is not."""
+    return of_roof(one, peak) > 1.0005  # noqa: PLR2004  # shown to a tenth of a percent
+
+
+def _roof_notes(operators: Operators, shown: Sequence[Operator]) -> Iterator[str]:
+    peak = operators.peak
+    if isinstance(peak, Unavailable):
+        return
+    yield (
+        f"roof: {number(peak.gmacs_per_s)} GMAC/s in fp32 and {number(peak.gbytes_per_s)} GB/s"
+        ", one thread, measured on this device; the share is the least time that allows over the time taken"
+    )
+    if any(_beyond(one, peak) for one in shown):
+        yield (
+            f"{_BEYOND} more than the roof allows: data that lay in caches, int8, or so short a time that the clock's "
+            "step of 1 us counts"
+        )
 
 
 def _flagged(operators: Operators) -> list[tuple[str, list[Operator]]]:
@@ -197,6 +239,10 @@ def _shares(one: Layer) -> tuple[str, ...]:
     return percent(one.zeros), percent(one.saturated), dead, *told
 
 
+def _end_s(some: Sequence[Interval]) -> float:
+    return some[-1].start_s + some[-1].seconds
+
+
 def _p50_ns(some: Sequence[Interval]) -> float:
     return summarize([one.samples for one in some]).p50_ns if _runs(some) else math.nan
 
@@ -206,12 +252,14 @@ def _runs(some: Sequence[Interval]) -> int:
 
 
 def _latency_cells(some: Sequence[Interval], first_ns: float) -> tuple[str, ...]:
+    seconds = sum(one.seconds for one in some)
+    rate = number(_runs(some) / seconds) if seconds > 0 else MISSING
     if not _runs(some):
-        return "0", MISSING, MISSING, MISSING
+        return "0", rate, MISSING, MISSING, MISSING
     summary = summarize([one.samples for one in some])
     over = summary.p50_ns / first_ns - 1 if first_ns > 0 else math.nan
     grown = f"{100 * over:+.1f}" if math.isfinite(over) else MISSING
-    return str(summary.count), ms(summary.p50_ns), grown, ms(summary.p99_ns)
+    return str(summary.count), rate, ms(summary.p50_ns), grown, ms(summary.p99_ns)
 
 
 def interval_state(one: Interval) -> dict[str, float | None]:

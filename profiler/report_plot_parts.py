@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from ferryman.profiler.report_details import operator_seconds
 from ferryman.profiler.report_plot import COLOURS, FAINT, INK, SOFT, WIDTH_IN, frame, legend_above, page_svg, plotting
-from ferryman.profiler.report_words import number, percent, short
+from ferryman.profiler.report_words import number, percent, short, took
 from ferryman.runtime.contracts.layers import Layer, LayerStatistics
 from ferryman.runtime.contracts.measurement import Memory, MemoryPhases
 from ferryman.runtime.contracts.operators import Operator, Operators
@@ -67,7 +67,7 @@ def operators_svg(operators: Operators) -> str:
             ("layout copy", COLOURS[3], "xx"),
             ("", SOFT, ""),
         )
-        longest = max(took for _, took, _, _ in bars) or 1.0
+        longest = max(spent for _, spent, _, _ in bars) or 1.0
         for kind, (label, colour, hatch) in enumerate(kinds):
             places = [place for place, bar in enumerate(bars) if bar[3] == kind]
             if places:
@@ -81,11 +81,11 @@ def operators_svg(operators: Operators) -> str:
                     edgecolor=FAINT,
                     linewidth=0,
                 )
-        for place, (_, took, share, _) in enumerate(bars):
+        for place, (_, spent, share, _) in enumerate(bars):
             axes.text(
-                took + 0.008 * longest,
+                spent + 0.008 * longest,
                 place,
-                f"{number(took)} ms, {percent(share)} %",
+                f"{took(spent)} ms" + (f", {percent(share)} %" if spent else ""),
                 color=INK,
                 va="center",
                 fontsize=8,

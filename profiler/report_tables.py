@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain, groupby
 
 from ferryman.profiler.report_words import (
@@ -35,6 +35,11 @@ Columns = tuple[tuple[str, Callable[[Measurement], str]], ...]
 _NAME_MAX = 64
 _BUSY_FROM = 0.1
 """Below it, what others take of the processors is the system's own bustle."""
+_FEW = {
+    1: "± of p50 is not known of one process: how processes differ is not in it; ask for --starts 5",
+    2: "± of p50 is of two processes, so wide that it tells little (Student's t of one degree); ask for --starts 5",
+}
+"""What is to be said of an error from so few processes."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,15 @@ class Group:
     text: bool = False
     """Words, to the left; else numbers, to the right."""
 
+    def filled(self) -> Group:
+        """Without columns that tell nothing in any row."""
+        told = [at for at in range(len(self.heads)) if any(row[at] not in {MISSING, NOT_ASKED} for row in self.rows)]
+        return replace(
+            self,
+            heads=tuple(self.heads[at] for at in told),
+            rows=tuple(tuple(row[at] for at in told) for row in self.rows),
+        )
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -57,6 +71,10 @@ class Grid:
     """The first columns, words; repeated where the table is folded."""
     groups: tuple[Group, ...]
     notes: tuple[str, ...] = ()
+
+    def filled(self) -> Grid:
+        """Without columns that tell nothing in any row; keys stay."""
+        return replace(self, groups=tuple(group for one in self.groups if (group := one.filled()).heads))
 
     def heads(self) -> tuple[str, ...]:
         """Of all columns."""
@@ -198,7 +216,8 @@ def _runs(m: Measurement) -> int:
 def _median(m: Measurement) -> str:
     if not _runs(m):
         return MISSING
-    error = percent(median_error(_with_runs(m)))
+    starts = _with_runs(m)
+    error = MISSING if len(starts) == 1 else percent(median_error(starts))
     return f"{ms(summarize(_samples(m)).p50_ns)} ±{error}{'' if error == MISSING else ' %'}"
 
 
@@ -306,10 +325,11 @@ def _warnings(m: Measurement) -> list[str]:
     """What a reader must know before trusting the numbers."""
     found = []
     many = len(m.starts)
+    if few := _FEW.get(len(_with_runs(m))):
+        found.append(few)
     if restless := [str(n + 1) for n, start in enumerate(m.starts) if not start.settled]:
         found.append(f"runs had not settled after warm-up in process {', '.join(restless)} of {many}")
-    if hot := [str(n + 1) for n, s in enumerate(m.starts) if s.gate is not None and not s.gate.opened]:
-        found.append(f"began too hot in process {', '.join(hot)} of {many}: waiting did not cool the device enough")
+    found += _not_cool(m)
     busy = [start.busy for start in m.starts if not isinstance(start.busy, Unavailable)]
     if busy and max(busy) >= _BUSY_FROM:
         found.append(f"others took up to {percent(max(busy))} % of the processors during the timed runs")
@@ -319,3 +339,21 @@ def _warnings(m: Measurement) -> list[str]:
     if m.arrival is not None and m.arrival.behind:
         found.append(f"cannot keep {number(m.arrival.rate_hz)} runs a second: the line was still growing at the end")
     return found
+
+
+def _not_cool(m: Measurement) -> Iterator[str]:
+    """Processes that began although it was not known that the device was cool: too hot, or of unknown temperature."""
+    hot: list[str] = []
+    unknown: dict[str, list[str]] = {}
+    for place, start in enumerate(m.starts, 1):
+        if start.gate is None or start.gate.opened:
+            continue
+        found = start.gate.temperature_c
+        (unknown.setdefault(found.reason, []) if isinstance(found, Unavailable) else hot).append(str(place))
+    if hot:
+        yield f"began too hot in process {', '.join(hot)} of {len(m.starts)}: waiting did not cool the device enough"
+    for reason, processes in unknown.items():
+        yield (
+            f"began at an unknown temperature in process {', '.join(processes)} of {len(m.starts)}, "
+            f"without waiting for the device to cool: {printable(reason)}"
+        )

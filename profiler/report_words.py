@@ -39,6 +39,11 @@ def ms(value_ns: float) -> str:
     return number(value_ns / 1e6)
 
 
+def took(value_ms: float) -> str:
+    """Milliseconds of what was timed and ran: nothing is less than a step of the clocks that count in microseconds."""
+    return "<0.001" if value_ms == 0 else number(value_ms)
+
+
 def mb(value_bytes: float | Unavailable) -> str:
     """Bytes in 10^6 bytes."""
     return MISSING if isinstance(value_bytes, Unavailable) else number(value_bytes / 1e6)

@@ -38,6 +38,10 @@ ROUNDS_LEAST = 6
 """Of fewer, the signed ranks have no 95 % interval."""
 ROUNDS_MOST = 100
 """What would take more is not settled by measuring longer."""
+ROUNDS_TELLING = 12
+"""Of fewer, scatter is known too badly to say that no number of rounds would settle it."""
+_APART_MOST = math.log(10)
+"""Ends of an interval from a few processes that lie further apart than tenfold only tell that these were too few."""
 _TAIL = 0.025
 Values = NDArray[np.float64]
 
@@ -136,6 +140,8 @@ def _ratio(
     rounds: int | None = None,
 ) -> Ratio:
     known = rounds is not None or interval.low is not None
+    if rounds is not None and _says_nothing(interval, margin):
+        interval = Interval(interval.middle, None, None, None)
     verdict = judge(interval, margin, ("faster", "slower") if unit == "ns" else ("less", "more")) if known else None
     low, high = interval.low, interval.high
     return Ratio(
@@ -150,6 +156,13 @@ def _ratio(
         verdict=verdict,
         rounds=rounds_to_settle(interval, margin, rounds) if verdict == "unclear" and rounds else None,
     )
+
+
+def _says_nothing(interval: Interval, margin: float) -> bool:
+    """Whether it is Student's, of few processes, too wide to be of use and without a verdict."""
+    if interval.low is None or interval.high is None or interval.p_value is not None:
+        return False
+    return interval.high - interval.low > _APART_MOST and judge(interval, margin) == "unclear"
 
 
 def judge(interval: Interval, margin: float, words: tuple[Verdict, Verdict] = ("faster", "slower")) -> Verdict:

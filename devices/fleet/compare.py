@@ -12,7 +12,8 @@ from ferryman.devices.fleet.client import PROFILE_TIMEOUT_S, AgentClient
 from ferryman.devices.fleet.inventory import Device, LocalDevice, SshDevice, find_device, read_devices
 from ferryman.devices.fleet.profile import broker_of
 from ferryman.devices.fleet.push import push, rollback
-from ferryman.profiler.comparing import pair_up, set_beside
+from ferryman.profiler.comparing import pair_up, set_beside, without_partner
+from ferryman.profiler.report_words import printable
 from ferryman.profiler.runner import cases_of, extracted, profile_cases
 from ferryman.profiler.verdict import MARGIN, ROUNDS, ROUNDS_LEAST, ROUNDS_MOST
 from ferryman.runtime.contracts.comparison import Comparison
@@ -25,6 +26,10 @@ Progress = Callable[[str], None]
 _SLOTS = 2
 
 
+def _silent(_: str) -> None:
+    """Tell nobody."""
+
+
 def compare(
     packages: Sequence[Path | str],
     device: Device | str = "local",
@@ -33,7 +38,8 @@ def compare(
     rounds: int = ROUNDS,
     margin: float = MARGIN,
     timeout_s: float = PROFILE_TIMEOUT_S,
-    progress: Progress = lambda _: None,
+    progress: Progress = _silent,
+    left_out: Progress = _silent,
 ) -> tuple[Comparison, ...]:
     """Measure packages in turn and hold each against the first; of one alone, its variants against its first.
 
@@ -51,6 +57,7 @@ def compare(
         margin: what counts as the same: 0.02 is 2 %.
         timeout_s: for what an agent is asked at once.
         progress: told, in words, what begins.
+        left_out: told, in words, what has no partner to be compared with.
 
     Raises:
         PackageError: a package is damaged.
@@ -73,12 +80,16 @@ def compare(
     device = find_device(read_devices(), device) if isinstance(device, str) else device
     paths = [Path(package) for package in packages]
     if isinstance(device, LocalDevice):
-        return _here(paths, spec, margin, progress)
-    return _there(paths, device, spec, margin, timeout_s, progress)
+        return _here(paths, spec, margin, progress, left_out)
+    return _there(paths, device, spec, margin, timeout_s, progress, left_out)
 
 
-def read_measurements(path: Path | str) -> tuple[Measurement, ...]:
+def read_measurements(path: Path | str, *, left_out: Progress = _silent) -> tuple[Measurement, ...]:
     """Read the JSON lines that `ferryman profile --json` prints; the last of each variant and interpreter counts.
+
+    Args:
+        path: the file.
+        left_out: told, in words, which do not count.
 
     Raises:
         CallerError: there is no such file, or a line is no measurement.
@@ -98,51 +109,74 @@ def read_measurements(path: Path | str) -> tuple[Measurement, ...]:
             raise CallerError(
                 f"{path}, line {number}: expected a measurement as `ferryman profile --json` prints it: {error}"
             ) from error
+        if earlier := found.get((one.variant, one.interpreter)):
+            of = f"{earlier.variant} on {earlier.interpreter} of {earlier.package_name} {earlier.package_sha256[:12]}"
+            left_out(printable(f"{of} in {path}: line {number} holds the same variant and interpreter, and counts"))
         found[one.variant, one.interpreter] = one
     if not found:
-        raise CallerError(f"{path} holds no measurement; write one with `ferryman profile --json`")
+        raise CallerError(f"{path} is empty; write measurements to it with `ferryman profile --json`")
     return tuple(found.values())
 
 
 def compare_measurements(
-    stored: Sequence[Sequence[Measurement]], *, margin: float = MARGIN, anyway: bool = False
+    stored: Sequence[Sequence[Measurement]],
+    *,
+    margin: float = MARGIN,
+    anyway: bool = False,
+    left_out: Progress = _silent,
 ) -> tuple[Comparison, ...]:
     """Hold stored measurements against the first ones; see `set_beside`.
+
+    Args:
+        stored: the baseline's, then those of others.
+        margin: what counts as the same: 0.02 is 2 %.
+        anyway: compare numbers of different devices, threads or inputs, too.
+        left_out: told, in words, what has no partner to be compared with.
 
     Raises:
         CallerError: nothing goes together, or they are of different devices, threads or inputs.
     """
-    return _compared(stored, lambda one, two: set_beside(one, two, margin=margin, anyway=anyway))
+    return _compared(stored, lambda one, two: set_beside(one, two, margin=margin, anyway=anyway), left_out)
 
 
 Key = tuple[str, str]
 """Variant and interpreter."""
 
 
-def _pairs(keys: Sequence[Sequence[Key]]) -> list[tuple[int, int, int]]:
+def _pairs(keys: Sequence[Sequence[Key]], left_out: Progress) -> list[tuple[int, int, int]]:
     """What is held against what: place in the first, which other, place in it; of one alone, against its own first."""
     if len(keys) > 1:
-        return [(mine, part, its) for part, other in enumerate(keys[1:], 1) for mine, its in pair_up(keys[0], other)]
+        found = []
+        for part, other in enumerate(keys[1:], 1):
+            pairs = pair_up(keys[0], other)
+            for words in without_partner(keys[0], other, pairs, "the other" if len(keys) == 2 else f"other {part}"):  # noqa: PLR2004
+                left_out(words)
+            found += [(mine, part, its) for mine, its in pairs]
+        return found
     if len(keys[0]) < 2:  # noqa: PLR2004  # a comparison takes two
         raise CallerError("there is one variant on one interpreter and nothing to compare it with; name another file")
     return [(0, 0, its) for its in range(1, len(keys[0]))]
 
 
 def _compared(
-    measured: Sequence[Sequence[Measurement]], beside: Callable[[Measurement, Measurement], Comparison]
+    measured: Sequence[Sequence[Measurement]],
+    beside: Callable[[Measurement, Measurement], Comparison],
+    left_out: Progress,
 ) -> tuple[Comparison, ...]:
     keys = [[(one.variant, one.interpreter) for one in part] for part in measured]
-    return tuple(beside(measured[0][mine], measured[part][its]) for mine, part, its in _pairs(keys))
+    return tuple(beside(measured[0][mine], measured[part][its]) for mine, part, its in _pairs(keys, left_out))
 
 
-def _here(paths: Sequence[Path], spec: ProfileSpec, margin: float, progress: Progress) -> tuple[Comparison, ...]:
+def _here(
+    paths: Sequence[Path], spec: ProfileSpec, margin: float, progress: Progress, left_out: Progress
+) -> tuple[Comparison, ...]:
     with contextlib.ExitStack() as stack:
         parts = []
         for path in paths:
             package = stack.enter_context(open_package(path))
             folder = stack.enter_context(extracted(package))
             parts.append(cases_of(folder, package.manifest, package.sha256, spec))
-        pairs = _pairs([[(case.variant.name, case.interpreter) for case in part] for part in parts])
+        pairs = _pairs([[(case.variant.name, case.interpreter) for case in part] for part in parts], left_out)
         # Each once, and what is compared next to each other.
         order = list(dict.fromkeys(place for mine, part, its in sorted(pairs) for place in ((0, mine), (part, its))))
         found = profile_cases([parts[part][place] for part, place in order], spec, progress)
@@ -153,7 +187,13 @@ def _here(paths: Sequence[Path], spec: ProfileSpec, margin: float, progress: Pro
 
 
 def _there(
-    paths: Sequence[Path], device: SshDevice, spec: ProfileSpec, margin: float, timeout_s: float, progress: Progress
+    paths: Sequence[Path],
+    device: SshDevice,
+    spec: ProfileSpec,
+    margin: float,
+    timeout_s: float,
+    progress: Progress,
+    left_out: Progress,
 ) -> tuple[Comparison, ...]:
     if len(paths) > _SLOTS:
         raise CallerError(f"a device has two slots, so two packages can be compared there at once; found {len(paths)}")
@@ -171,7 +211,7 @@ def _there(
             found: list[tuple[Measurement, ...]] = [agent.profile(hashes[0], spec, timeout_s=timeout_s)]
         else:
             found = _in_turn(agent, paths, hashes, device, spec, timeout_s, progress)
-    return _compared(found, lambda one, two: set_beside(one, two, interleaved=True, margin=margin))
+    return _compared(found, lambda one, two: set_beside(one, two, interleaved=True, margin=margin), left_out)
 
 
 def _in_turn(

@@ -90,8 +90,10 @@ def compare(
 
     files = (baseline, *others)
     stored = [_is_json(path) for path in files]
+    left_out: list[str] = []
     if all(stored):
-        found = compare_measurements([read_measurements(path) for path in files], margin=margin, anyway=anyway)
+        measured = [read_measurements(path, left_out=left_out.append) for path in files]
+        found = compare_measurements(measured, margin=margin, anyway=anyway, left_out=left_out.append)
     elif any(stored):
         raise click.UsageError("give packages, or files of stored measurements, and not both")
     else:
@@ -110,15 +112,21 @@ def compare(
             rounds=rounds,
             margin=margin,
             progress=lambda step: click.echo(f"  {step}", err=True),
+            left_out=left_out.append,
         )
     for one in found:
         click.echo(encode(one) if as_json else f"{describe(one)}\n")
+    for words in left_out:
+        click.echo(f"left out: {words}", err=as_json)
     ctx.exit(exit_code(found))
 
 
 def _is_json(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            return file.read(64).lstrip()[:1] == b"{"
+            begin = file.read(64).lstrip()
     except FileNotFoundError:
         raise click.UsageError(f"there is no file {path}") from None
+    if not begin:
+        raise click.UsageError(f"{path} is empty: neither a package nor measurements")
+    return begin[:1] == b"{"

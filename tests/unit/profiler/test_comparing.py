@@ -5,7 +5,16 @@ import re
 import msgspec
 import pytest
 
-from ferryman.profiler.comparing import SLOWER, UNCLEAR, describe, exit_code, pair_up, set_beside, verdict_in_words
+from ferryman.profiler.comparing import (
+    SLOWER,
+    UNCLEAR,
+    describe,
+    exit_code,
+    pair_up,
+    set_beside,
+    verdict_in_words,
+    without_partner,
+)
 from ferryman.runtime.contracts.comparison import Comparison
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.record import decode, encode
@@ -18,8 +27,9 @@ def of(level_ns: int, spread: float = 0.001, count: int = 8, **changes):
     return msgspec.structs.replace(measurement(), starts=starts, **changes)
 
 
-def beside(times: float, spread: float = 0.001, **options):
-    return set_beside(of(10**6), of(round(10**6 * times), spread, package_sha256="11"), interleaved=True, **options)
+def beside(times: float, spread: float = 0.001, count: int = 8, **options):
+    other = of(round(10**6 * times), spread, count, package_sha256="11")
+    return set_beside(of(10**6, count=count), other, interleaved=True, **options)
 
 
 def test_a_slower_package_is_told_with_its_margin_and_its_cause():
@@ -59,7 +69,34 @@ def test_what_is_the_same_needs_no_cause():
 
 def test_what_is_unclear_says_what_would_settle_it():
     assert re.search(r"; about 1\d would settle it$", verdict_in_words(beside(1.0, 0.011)))
-    assert "more rounds would not settle it" in verdict_in_words(beside(1.02, 0.02))
+    assert "more rounds would not settle it" in verdict_in_words(beside(1.02, 0.02, 13))
+
+
+@pytest.mark.parametrize("count", [7, 8, 11])
+def test_a_few_rounds_do_not_claim_that_more_would_not_settle_it(count):
+    found = beside(1.02, 0.02, count)
+    assert (found.verdict, found.ratios[0].rounds) == ("unclear", None)
+    assert verdict_in_words(found).endswith("; too few rounds to tell how many would settle it: take 12 or more")
+
+
+def test_a_few_scattered_processes_are_called_too_few_and_not_a_ratio_of_thousands():
+    wild = set_beside(of(10**6, count=2), of(3 * 10**6, 1.0, count=2))
+    p50 = wild.ratios[0]
+    assert (p50.low, p50.high, p50.verdict) == (None, None, "unclear")
+    assert "too few processes" in next(line for line in describe(wild).splitlines() if line.startswith("p50"))
+    assert verdict_in_words(wild).endswith("not in turn); too few processes: 6 of each or more have a 95 % interval")
+    assert exit_code([wild]) == UNCLEAR
+
+
+def test_a_wide_interval_of_a_few_processes_that_settles_it_is_told():
+    found = set_beside(of(10**6, count=3), of(10**9, 0.5, count=3), margin=0.5)
+    assert (found.verdict, found.ratios[0].low is None) == ("slower", False)
+
+
+def test_single_processes_are_too_few():
+    found = set_beside(of(10**6, count=1), of(10**6, count=1))
+    assert "too few processes" in describe(found)
+    assert "would settle" not in describe(found)
 
 
 def test_what_is_unclear_says_what_disturbed_it():
@@ -100,6 +137,15 @@ def test_what_goes_together(baseline, other, pairs):
 def test_where_nothing_goes_together_both_are_listed():
     with pytest.raises(CallerError, match=r"a on x, b on x; and c on x"):
         pair_up([("a", "x"), ("b", "x")], [("c", "x")])
+
+
+def test_what_has_no_partner_is_named():
+    one, two = [("a", "x"), ("b", "x")], [("b", "x"), ("c", "x\x1b[2J")]
+    assert without_partner(one, two, pair_up(one, two), "the other") == [
+        "a on x of the baseline: it has no partner in the other",
+        "c on x\ufffd[2J of the other: it has no partner in the baseline",
+    ]
+    assert without_partner(one, one, pair_up(one, one), "the other") == []
 
 
 def test_the_worst_verdict_is_the_exit_code():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import html
 import re
 import sys
 from html.parser import HTMLParser
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from ferryman.profiler import report_text
 from ferryman.profiler.report import PLOTTED_MAX, table, write_html
-from ferryman.profiler.report_details import layers_grid, of_roof, operators_grid, sustained_grid
+from ferryman.profiler.report_details import detail_grids, layers_grid, of_roof, operators_grid, sustained_grid
 from ferryman.profiler.report_plot import latency_svg
 from ferryman.profiler.report_plot_parts import layers_svg, memory_svg, operators_svg
 from ferryman.profiler.report_plot_time import energy_svg, sustained_svg
@@ -19,7 +20,7 @@ from ferryman.profiler.report_tables import main_grid
 from ferryman.profiler.report_text import fold
 from ferryman.profiler.report_words import display_width, number, short
 from ferryman.runtime.contracts.errors import CallerError
-from ferryman.runtime.contracts.measurement import Measurement
+from ferryman.runtime.contracts.measurement import Gate, Measurement, Reading
 from ferryman.runtime.contracts.record import Unavailable
 from ferryman.runtime.contracts.samples import Samples
 from tests.support.measurements import NO, bare_measurement, damaged, full_measurement, measurement, start
@@ -91,8 +92,37 @@ def test_what_was_not_asked_for_is_told_apart_from_what_failed():
     assert cells_of(made(energy=NO))["energy mJ, net"] == "n/a"
 
 
-def test_one_short_process_has_no_error():
-    assert cells_of(made())["p50 ms"] == "0.00000200 ±n/a"
+@pytest.mark.parametrize("runs", [3, 400])
+def test_one_process_has_no_error_however_many_its_runs(runs, tmp_path):
+    one = made(starts=(start([2_000_000, 2_010_000] * runs),))
+    assert cells_of(one)["p50 ms"] == "2.00 ±n/a"
+    assert any("how processes differ is not in it; ask for --starts 5" in note for note in main_grid([one]).notes)
+    assert "how processes differ is not in it" in page_of([("pi", one)], tmp_path)
+
+
+def test_the_error_of_two_processes_is_shown_with_a_doubt():
+    two, five = (
+        made(starts=tuple(start([2_000_000 + 10_000 * n] * 9) for n in range(processes))) for processes in (2, 5)
+    )
+    assert cells_of(two)["p50 ms"] == "2.00 ±3.2 %"
+    assert any("± of p50 is of two processes" in note for note in main_grid([two]).notes)
+    assert main_grid([five]).notes == ()
+
+
+def test_a_process_without_runs_counts_for_no_error():
+    assert cells_of(made(starts=(start([2_000_000]), start([]))))["p50 ms"] == "2.00 ±n/a"
+    assert main_grid([made(starts=(start([]),))]).notes == ()
+
+
+def test_a_gate_that_could_not_read_a_temperature_does_not_claim_heat(tmp_path):
+    blind = Gate(below_c=60.0, waited_s=0.0, temperature_c=Unavailable(reason="no thermal zone"), opened=False)
+    hot = Gate(below_c=60.0, waited_s=600.0, temperature_c=Reading(value=70.0, source="cpu"), opened=False)
+    starts = (start([9] * 9, gate=blind), start([9] * 9, gate=hot), start([9] * 9, gate=blind))
+    notes = main_grid([made(starts=starts)]).notes
+    assert notes == (
+        "began too hot in process 2 of 3: waiting did not cool the device enough",
+        "began at an unknown temperature in process 1, 3 of 3, without waiting for the device to cool: no thermal zone",
+    )
 
 
 @pytest.mark.parametrize("plain", [False, True])
@@ -103,7 +133,7 @@ def test_tables_fit_whatever_the_width_and_lose_no_column(width, plain, monkeypa
     text = table([("pi5", FULL), ("pi5", full_measurement("int8-executorch", "executorch", 0.55, 1))], width=width)
     tables = [line for line in text.splitlines() if not line.startswith("  ") or re.search(r"\S\s{2,}\S", line)]
     assert all(display_width(line) <= width for line in tables)
-    for number_in_it in ("12.7 ±1.3 %", "345", "69.7 ±1.2", "1235", "98.6", "+45.4", "26.0", "undelegated", "3.20"):
+    for number_in_it in ("12.7 ±1.3 %", "345", "69.7 ±1.2", "1235", "98.6", "+45.3", "26.0", "undelegated", "3.20"):
         assert number_in_it in text
     assert "\x1b" not in text
     assert not any(line.endswith(" ") for line in text.splitlines())
@@ -202,13 +232,113 @@ def test_the_share_of_the_roof_is_the_least_time_over_the_time_taken():
 def test_a_sustained_run_is_gathered_into_as_many_rows_as_there_is_room_for():
     grid = sustained_grid(FULL.sustained, 12)
     assert len(grid.rows()) == 12
-    assert grid.notes == ("2 intervals to a row; medians of all their runs",)
+    assert grid.notes[0] == "2 intervals to a row; medians of all their runs"
+    assert "over that of the first 15.0 s" in grid.notes[1], "a tenth of 24, rounded up: 3"
     rows = [dict(zip((h.split("\n")[0] for h in grid.heads()), row, strict=True)) for row in grid.rows()]
-    assert rows[0]["over the"] == "+0.0"
+    assert {row[2] for row in grid.rows()} == {"30.0"}, "300 runs in 10 s"
+    assert float(rows[0]["over the"]) == pytest.approx(0, abs=1)
     assert float(rows[-1]["over the"]) == pytest.approx(45, abs=2)
     assert rows[3]["others"] == "60.0", "the worst of the two"
     assert rows[6]["clock"] == "1515"
     assert (rows[5]["throttled"], rows[6]["throttled"]) == ("-", "frequency capped, soft temperature limit")
+
+
+def test_a_first_interval_apart_from_the_others_does_not_make_the_rest_look_slower():
+    intervals = tuple(
+        msgspec.structs.replace(
+            FULL.sustained[0], start_s=n, seconds=1.0, samples=Samples.of([900 if n == 0 else 1000])
+        )
+        for n in range(30)
+    )
+    assert [row[4] for row in sustained_grid(intervals, 30).rows()][:2] == ["-10.0", "+0.0"]
+
+
+def test_a_stall_that_no_percentile_shows_is_in_the_runs_a_second():
+    calm = msgspec.structs.replace(FULL.sustained[0], seconds=1.0, samples=Samples.of([10**7] * 99))
+    stalled = msgspec.structs.replace(calm, start_s=1.0, samples=Samples.of([10**7] * 9))
+    none = msgspec.structs.replace(calm, start_s=2.0, samples=Samples.of([]))
+    broken = msgspec.structs.replace(calm, start_s=3.0, seconds=0.0)
+    grid = sustained_grid((calm, stalled, none, broken), 10)
+    assert [row[2] for row in grid.rows()] == ["99.0", "9.00", "0", "n/a"]
+    assert "nothing was throttled" in grid.notes
+
+
+# Operators of no time, or of more than the roof.
+
+
+def rated(**changes) -> dict[str, str]:
+    one = msgspec.structs.replace(FULL.operators.rows[0], **changes)
+    other = msgspec.structs.replace(FULL.operators.rows[1], samples=Samples.of([2_000_000]))
+    grid = operators_grid(msgspec.structs.replace(FULL.operators, rows=(one, other)), 4)
+    row = next(row for row in grid.rows() if row[0] == "1")
+    return dict(zip((head.replace("\n", " ").strip() for head in grid.heads()), row, strict=True)) | {
+        "notes": "; ".join(grid.notes)
+    }
+
+
+def test_what_takes_less_than_the_clocks_step_is_not_shown_as_nothing():
+    cells = rated(samples=Samples.of([0] * 9), share=0.0)
+    assert (cells["time %"], cells["ms"]) == ("<0.1", "<0.001")
+    assert [cells[head] for head in ("GMAC/s", "GB/s", "of fp32 roof %")] == ["-", "-", "-"]
+    assert "<0.001 ms" in html.unescape(
+        operators_svg(
+            msgspec.structs.replace(
+                FULL.operators,
+                rows=(msgspec.structs.replace(FULL.operators.rows[0], samples=Samples.of([0]), share=0.0),),
+            )
+        )
+    )
+
+
+def test_the_share_of_what_was_below_the_clocks_step_is_no_less_than_that_step():
+    rows = tuple(
+        msgspec.structs.replace(FULL.operators.rows[0], samples=Samples.of([took]), share=share)
+        for took, share in ((30_000, 1.0), (0, 0.0))
+    )
+    of_none = (msgspec.structs.replace(rows[1]),)
+    assert operators_grid(msgspec.structs.replace(FULL.operators, rows=rows), 4).rows()[1][3] == "<3.4"
+    assert operators_grid(msgspec.structs.replace(FULL.operators, rows=of_none), 4).rows()[0][3] == "n/a"
+
+
+def test_nothing_that_multiplies_has_no_rate_and_what_is_not_known_says_so():
+    samples = Samples.of([2_000_000])
+    assert rated(macs=0, samples=samples)["GMAC/s"] == "-"
+    assert rated(macs=None, samples=samples)["GMAC/s"] == "n/a"
+    assert rated(bytes_moved=None, samples=samples)["GB/s"] == "n/a"
+    assert rated(samples=Samples.of([]))["GMAC/s"] == "-"
+    assert rated(samples=Samples.of([]))["ms"] == "n/a"
+
+
+def test_more_than_the_roof_is_marked_and_explained():
+    beyond = rated(samples=Samples.of([1_000_000]), macs=96_000_000, bytes_moved=1)
+    assert beyond["of fp32 roof %"] == "200.0*"
+    assert "the clock's step of 1 us" in beyond["notes"]
+    below = rated(samples=Samples.of([4_000_000]), macs=96_000_000, bytes_moved=1)
+    assert below["of fp32 roof %"] == "50.0"
+    assert "*" not in below["notes"]
+
+
+def test_the_roof_is_told_before_all_else():
+    assert operators_grid(FULL.operators, 4).notes[0].startswith("roof: 48.0 GMAC/s")
+
+
+# Columns that tell nothing.
+
+
+def test_columns_of_details_that_tell_nothing_are_left_out():
+    (sustained,) = detail_grids(bare_measurement(), 16)
+    assert sustained.heads() == ("from\ns", "runs\n", "runs\na second", "p50\nms", "over the\nfirst %", "p99\nms")
+    rows = tuple(
+        msgspec.structs.replace(one, flags=(), delegate=None, module=None, macs=None) for one in FULL.operators.rows
+    )
+    bare = made(operators=msgspec.structs.replace(FULL.operators, rows=rows))
+    (operators,) = detail_grids(bare, 16)
+    assert operators.heads() == (
+        *("#\n", "operator\n", "module\n"), *("time\n%", "\nms", "moved\nMB", "\nGB/s", "of fp32\nroof %"),
+        "its own name\n",
+    )  # fmt: skip
+    assert {len(row) for row in operators.rows()} == {9}
+    assert "flags" in "".join(operators_grid(FULL.operators, 16).filled().heads())
 
 
 def test_layers_without_mutual_information_say_so():

@@ -45,6 +45,13 @@ def test_json_lines_are_read_and_the_last_of_each_counts(tmp_path):
     assert [one.samples_ns[0] for one in read_measurements(path)] == [3, 2]
 
 
+def test_what_does_not_count_is_named(tmp_path):
+    path = write(tmp_path / "a.json", of(1, package_name="first"), of(2), of(3, variant="w"))
+    said = []
+    read_measurements(path, left_out=said.append)
+    assert said == [f"v on i of first 00 in {path}: line 2 holds the same variant and interpreter, and counts"]
+
+
 @pytest.mark.parametrize("text", ["", "\n\n", "{}", '{"schema":2}\n', "[1]", "nonsense", '{"a":'])
 def test_what_holds_no_measurements_is_the_callers_fault(tmp_path, text):
     path = tmp_path / "a.json"
@@ -84,6 +91,17 @@ def test_every_other_file_is_held_against_the_first():
     assert [comparison.verdict for comparison in found] == ["slower", "faster"]
 
 
+def test_what_has_no_partner_is_told_with_whose_it_is():
+    said = []
+    one, two = of(10**6), of(10**6, variant="b")
+    compare_measurements([[one, two], [two], [one, of(1, variant="c")]], left_out=said.append)
+    assert said == [
+        "v on i of the baseline: it has no partner in other 1",
+        "b on i of the baseline: it has no partner in other 2",
+        "c on i of other 2: it has no partner in the baseline",
+    ]
+
+
 def test_one_measurement_alone_has_nothing_to_be_compared_with():
     with pytest.raises(CallerError, match="nothing to compare it with"):
         compare_measurements([[of(1)]])
@@ -112,6 +130,26 @@ def test_json_lines_are_whole_comparisons(tmp_path):
     (line,) = result.stdout.splitlines()
     found = decode(line.encode(), Comparison)
     assert (found.margin, found.interleaved, found.baseline) == (0.05, False, of(10**6))
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_what_was_left_out_is_in_the_output_and_not_among_json_lines(tmp_path, as_json):
+    one, two = of(10**6), of(10**6, variant="b")
+    files = write(tmp_path / "old.json", two, one, two), write(tmp_path / "new.json", one)
+    result = run(*files, *["--json"] * as_json)
+    told = result.stderr if as_json else result.stdout
+    assert "left out: b on i of the baseline: it has no partner in the other" in told
+    assert "line 3 holds the same variant" in told
+    assert not as_json or len(result.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["", "\n \n"])
+def test_an_empty_file_is_called_empty(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    file = write(tmp_path / "old.json", of(10**6))
+    result = run(file, tmp_path / "a.json")
+    assert result.exit_code == 2
+    assert "a.json is empty" in " ".join(result.output.replace("│", " ").split())
 
 
 def test_other_threads_are_compared_only_if_asked_for(tmp_path):
