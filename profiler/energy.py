@@ -189,6 +189,11 @@ class _Reader:
         stale_s = source.renewed_s if source.unit == "W" and not isinstance(source.renewed_s, Unavailable) else 0.0
         return round(1e9 * max(self.stated.settle_s, stale_s))
 
+    @property
+    def _answer_s(self) -> float:
+        """A reading may wait for the next value of a slow source, and the last comes after one that is under way."""
+        return max(ANSWER_S, 2 * self.stated.period_s)
+
     def length_ns(self, seconds: float) -> int:
         """Of a window with enough readings in it; a counter's lies between two of them, which may be uneven."""
         period_s = self.stated.period_s
@@ -208,9 +213,9 @@ class _Reader:
         first = threading.Event()
         self._thread = threading.Thread(target=self._watch, args=(first,), name="energy", daemon=True)
         self._thread.start()
-        if not first.wait(ANSWER_S):
+        if not first.wait(self._answer_s):
             self._thread = None
-            raise SensorError(_SILENT.format(ANSWER_S))
+            raise SensorError(_SILENT.format(self._answer_s))
         if self.failed:
             raise SensorError(self._reason)
 
@@ -228,7 +233,7 @@ class _Reader:
             SensorError: the source failed, gave too little, or nonsense.
         """
         if not self.end():
-            raise SensorError(_SILENT.format(ANSWER_S))
+            raise SensorError(_SILENT.format(self._answer_s))
         if self.failed:
             raise SensorError(f"failed during the window: {self._reason}")
         readings = self._readings
@@ -245,7 +250,7 @@ class _Reader:
         thread, self._thread = self._thread, None
         if thread is None:
             return True
-        thread.join(ANSWER_S)
+        thread.join(self._answer_s)
         return not thread.is_alive()
 
     def close(self) -> str | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from numbers import Real
 from typing import TypeVar
@@ -136,9 +138,13 @@ def _known(field: str, value: object, between: tuple[float, float]) -> float | U
 
 def _number(field: str, value: object, between: tuple[float, float]) -> float:
     low, high = between
-    if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
+    number = math.nan
+    if not isinstance(value, bool) and isinstance(value, Real):
+        with suppress(OverflowError):
+            number = float(value)
+    if not low <= number <= high:
         raise SensorError(f"{field}: expected a number from {low:g} to {high:g}, found {shown(value)}")
-    return float(value)
+    return number
 
 
 def _text(field: str, value: object, most: int, least: int = 1) -> str:
