@@ -31,6 +31,8 @@ from ferryman.runtime.contracts.energy import Energy, EnergySource, EnergyWindow
 from ferryman.runtime.contracts.record import Unavailable
 
 READINGS_MIN = 10
+_VALUE_MAX = 1e15
+"""Of a reading: no device's, and its square is still a number."""
 POWER_MIN_W, POWER_MAX_W = 1e-3, 1e4
 """No device that runs models takes less or more: beyond, a unit or a sign is wrong."""
 _COVERAGE = 2.2
@@ -103,8 +105,10 @@ def energy_of(source: EnergySource, active: EnergyWindow, idle: EnergyWindow | U
     """Both windows, with their errors.
 
     Raises:
-        SensorError: the sensor is stuck: every reading of both is the same.
+        SensorError: the sensor is stuck: every reading of both is the same; or no run lies between its readings.
     """
+    if not active.runs > 0:
+        raise SensorError("no run lies between its readings; does it tell our time?")
     seen = set(active.values) | (set() if isinstance(idle, Unavailable) else set(idle.values))
     if len(seen) == 1:
         raise SensorError(
@@ -118,18 +122,23 @@ def energy_of(source: EnergySource, active: EnergyWindow, idle: EnergyWindow | U
         # What scales every reading scales their difference, too.
         net_j = active.energy_j - idle.power_w * active.window_s
         net_error_j = math.hypot(error_j, idle_error_j, scale * net_j) / active.runs
-    return Energy(
+    energy = Energy(
         source=source,
         active=active,
         idle=idle,
         error_j=math.hypot(error_j, scale * active.energy_j) / active.runs,
         net_error_j=net_error_j,
     )
+    if not all(map(math.isfinite, (energy.gross_j, energy.net_j or 0.0, energy.error_j, net_error_j or 0.0))):
+        raise SensorError("its readings add up to no number")
+    return energy
 
 
 def _check(times_ns: Sequence[int], values: Sequence[float], source: EnergySource) -> None:
     if not all(math.isfinite(value) for value in values):
         raise SensorError("a reading is no number")
+    if max(map(abs, values)) > _VALUE_MAX:
+        raise SensorError(f"a reading of {max(values, key=abs):g} {source.unit} makes no sense")
     if any(after <= before for before, after in itertools.pairwise(times_ns)):
         raise SensorError("two readings are not in the order of time")
     if source.unit == "J" and any(after < before for before, after in itertools.pairwise(values)):

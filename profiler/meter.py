@@ -15,15 +15,19 @@ import importlib
 import math
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from urllib.parse import parse_qsl, unquote
 
 from ferryman.profiler.samplers.base import Sampler
+from ferryman.profiler.samplers.guard import answer, reason_of, stated, words
 from ferryman.profiler.sysfs import SensorError
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.record import Unavailable
 
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _SPEC_MAX = 400
+OPEN_S = 60.0
+"""A meter of someone's own may wait for its first reading, but not forever."""
 _CHANNELS = 3
 _ADDRESSES = range(0x40, 0x50)
 """These chips' own; another chip would take what is written to it for a command."""
@@ -36,10 +40,13 @@ def open_meter(spec: str) -> Sampler | Unavailable:
     Raises:
         CallerError: the name cannot be understood.
     """
+    open_it = _parse(spec)
     try:
-        return _parse(spec)()
+        return open_it()
     except SensorError as error:
         return Unavailable(reason=str(error))
+    except Exception as error:  # noqa: BLE001  # a meter takes no profile with it
+        return Unavailable(reason=f"meter {spec}: {words(error)}")
 
 
 def check_meter(spec: str) -> None:
@@ -101,15 +108,17 @@ def _mqtt(spec: str, place: str, query: str) -> Open:
     if "@" in host or not place.startswith("//") or not host or not topic or not (port or "1883").isdecimal():
         raise CallerError(f"meter {spec!r}: expected mqtt://HOST[:PORT]/TOPIC, and a user's name as the option `user`")
     topic = unquote(topic)
+    if set("+#") & set(topic):
+        raise CallerError(f"meter {spec!r}: a topic with + or # mixes what several plugs take; name the topic of one")
     options = _Options(spec, query)
     kind = options.text("kind", "tasmota", KINDS)
     poll_s, settle_s = options.number("poll", 0, 0, 60), options.number("settle", 2, 0.1, 60)
     user = options.text("user", "")
     options.done()
-    shapes = {"tasmota": r"tele/[^+#]+/SENSOR", "shelly": r"[^+#]+/status/switch:\d+"}
+    shapes = {"tasmota": r"tele/.+/SENSOR", "shelly": r".+/status/switch:\d+"}
     if poll_s and not re.fullmatch(shapes.get(kind, "(?!)"), topic):
         raise CallerError(f"meter {spec!r}: to be polled, a plug's topic is tele/PLUG/SENSOR or PLUG/status/switch:0")
-    if not 0 < int(port or 1883) < 1 << 16 or len(topic.encode()) > _SPEC_MAX or "\0" in topic:
+    if not 0 < int(port or 1883) < 1 << 16 or len(topic.encode()) > _SPEC_MAX or not topic.isprintable():
         raise CallerError(f"meter {spec!r}: no such port or topic")
     return lambda: MqttSampler(host, int(port or 1883), topic, kind, poll_s, settle_s, user)
 
@@ -170,12 +179,25 @@ def _python(spec: str, place: str, query: str) -> Open:
 
     def open_it() -> Sampler | Unavailable:
         try:
-            made: Sampler | Unavailable = importlib.import_module(place).open_meter(query)
-        except Exception as error:  # someone's own module may raise anything
-            raise SensorError(f"meter {spec}: {type(error).__name__}: {error}") from error
-        return made
+            return answer(lambda: _made(place, query), "open_meter()", OPEN_S)
+        except SensorError as error:
+            raise SensorError(f"meter {spec}: {error}") from error
 
     return open_it
+
+
+def _made(module: str, text: str) -> Sampler | Unavailable:
+    """Runs someone's own code, which may raise anything."""
+    made: Sampler | Unavailable = importlib.import_module(module).open_meter(text)
+    if isinstance(made, Unavailable):
+        return reason_of("", made)
+    try:
+        stated(made)
+    except BaseException:
+        with suppress(BaseException):
+            made.close()
+        raise
+    return made
 
 
 _SCHEMES: dict[str, Callable[[str, str, str], Open]] = {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from pathlib import Path
 
 _READ_MAX_BYTES = 1 << 20
@@ -18,10 +20,12 @@ def read_text(path: Path) -> str:
     """The file's text, without white space and NULs around it.
 
     Raises:
-        SensorError: it cannot be read, or holds no text.
+        SensorError: it cannot be read, or holds no text; or it is a FIFO or a device, which may never answer.
     """
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_open) as file:  # Path.open takes no opener
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise SensorError(f"{path}: no regular file")
             data = file.read(_READ_MAX_BYTES)
     except OSError as error:
         raise SensorError(f"{path}: {error.strerror}") from error
@@ -29,6 +33,11 @@ def read_text(path: Path) -> str:
     if not text:
         raise SensorError(f"{path}: empty")
     return text
+
+
+def _open(path: str, flags: int) -> int:
+    """Not waiting for anyone to write into a FIFO."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
 
 
 def read_int(path: Path) -> int:

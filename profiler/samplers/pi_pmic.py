@@ -138,7 +138,7 @@ def open_source(root: Path = Path("/"), ask: Mailbox = _ioctl) -> PmicSampler | 
 
 def _open_mailbox(path: Path, ask: Mailbox) -> PmicSampler:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise SensorError(f"/dev/vcio: {error.strerror}") from error
     try:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import os
 
 import pytest
 
 from ferryman.profiler.runner import profile_package
 from ferryman.runtime.contracts.energy import Energy, EnergyWindow, PowerModel
 from ferryman.runtime.contracts.measurement import ProfileSpec
+from ferryman.runtime.contracts.record import Unavailable
 from ferryman.runtime.session import installed
 from tests.support.packages import write_tiny_package
 from tests.unit.profiler.samplers.test_serial_meter import Line
@@ -45,3 +47,40 @@ def test_a_meter_on_a_serial_line_is_read_by_the_process_that_runs(tmp_path):
     assert found.energy_estimate is not None
     assert found.energy_estimate.model == model
     assert found.energy_estimate.gross_j > found.energy_estimate.net_j > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("time.sleep(10**6)", "bench: read() did not answer within 20 s"),
+        ("sys.exit('no more')", "bench: SystemExit: no more"),
+    ],
+)
+def test_a_meter_that_misbehaves_costs_the_energy_alone(tmp_path, monkeypatch, body, reason):
+    (tmp_path / "bad_lab.py").write_text(f"""
+import sys, time
+from ferryman.runtime.contracts.energy import EnergySource
+from ferryman.runtime.contracts.record import Unavailable
+
+NO = Unavailable(reason="not stated")
+
+class Bad:
+    period_s, settle_s = 0.1, 0.0
+    source = EnergySource(name="bench", rails=("all",), unit="W", resolution=NO, renewed_s=NO, uncertainty=NO)
+    def read(self):
+        {body}
+    def close(self):
+        pass
+
+def open_meter(text):
+    return Bad()
+""")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")])))
+    (found,) = profile_package(
+        write_tiny_package(tmp_path / "tiny.ferry"),
+        ProfileSpec(starts=1, runs=20, warmup_runs=5, interpreters=("ai-edge-litert",), meter="python:bad_lab?x"),
+    )
+    assert found.energy == Unavailable(reason=reason)
+    assert not isinstance(found.pipeline, Unavailable)
+    assert len(found.starts) == 1

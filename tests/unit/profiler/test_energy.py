@@ -184,7 +184,7 @@ def measure_by_power(value: Any, unit: str = "W") -> Energy | Unavailable:
     clock, rng = VirtualTime(), np.random.default_rng(0)
     bench = Bench(clock, Load(rng, level_w=2.0), Load(rng, level_w=3.5))
     sensor = SyntheticSensor(bench, rng, "W")
-    sensor.source = EnergySource(name="told", rails=(), unit=unit, resolution=NO, renewed_s=NO, uncertainty=NO)
+    sensor.source = EnergySource(name="told", rails=("all",), unit=unit, resolution=NO, renewed_s=NO, uncertainty=NO)
     readings = iter(range(10**6))
     sensor.read = lambda: ((clock.now_ns + 1, value(next(readings)) if unit == "J" else value()),)  # type: ignore[method-assign]
     return measure_energy(sensor, lambda: bench.run(RUN_S), clock_ns=clock.clock_ns, wait=clock.wait)
@@ -213,7 +213,7 @@ def test_in_real_time_a_ramp_is_found(monkeypatch):
 
     class Ramp:
         period_s, settle_s = 0.01, 0.0
-        source = EnergySource(name="ramp", rails=(), unit="W", resolution=NO, renewed_s=NO, uncertainty=NO)
+        source = EnergySource(name="ramp", rails=("all",), unit="W", resolution=NO, renewed_s=NO, uncertainty=NO)
 
         def read(self):
             now_ns = time.perf_counter_ns()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -175,14 +176,14 @@ def write_vcgencmd(root: Path, script: str) -> Path:
 
 def forbid(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Files of that name are closed to us, as to anyone but root; root runs tests, too."""
-    real_open = Path.open
+    real_open = os.open
 
-    def refuse(path: Path, *args, **kwargs):
-        if path.name == name:
+    def refuse(path, *args, **kwargs):
+        if Path(os.fsdecode(path)).name == name:
             raise PermissionError(13, "Permission denied", str(path))
         return real_open(path, *args, **kwargs)
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
 
 
 def break_file(path: Path) -> None:
