@@ -57,6 +57,8 @@ from ferryman.runtime.slots import SlotStore
 log = logging.getLogger(__name__)
 
 OUTBOX = "outbox.sqlite"
+_METERS = "FERRYMAN_METERS"
+"""Environment: modules, with commas between, that a profile asked for from afar may name as its meter."""
 POLL_S = 1.0
 """How late a newly activated slot may be noticed."""
 STOP_GRACE_S = 5.0
@@ -328,6 +330,11 @@ class Agent:
     def _profile(self, request: ProfileRequest, left_s: float, cancelled: threading.Event | None) -> ProfileReply:
         from ferryman.profiler.runner import run_profile
 
+        meter, _, _ = (request.spec.meter or "").partition("?")
+        if meter.startswith("python:") and meter.removeprefix("python:") not in os.environ.get(_METERS, "").split(","):
+            raise CallerError(
+                f"{meter} runs code, and who asks an agent may not choose which; name the module in the agent's {_METERS}"
+            )
         active = self._serving.current()
         if active.slot.package_sha256 != request.package_sha256:
             raise DeviceError(

@@ -336,6 +336,11 @@ def test_a_profile_of_another_package_is_refused(client):
         client.profile("0" * 64, ProfileSpec(runs=1))
 
 
+def test_whoever_asks_does_not_choose_code_to_run(tmp_path, client):
+    with pytest.raises(CallerError, match="may not choose"):
+        client.profile(sha256_of(tmp_path / "1.ferry"), ProfileSpec(meter="python:os"))
+
+
 def test_a_profile_that_names_what_is_not_there_is_the_callers_fault(tmp_path, client):
     sha256 = sha256_of(tmp_path / "1.ferry")
     for spec in (ProfileSpec(variants=("nope",)), ProfileSpec(interpreters=("onnx",)), ProfileSpec(runs=0)):
