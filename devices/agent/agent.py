@@ -333,7 +333,7 @@ class Agent:
         meter, _, _ = (request.spec.meter or "").partition("?")
         if meter.startswith("python:") and meter.removeprefix("python:") not in os.environ.get(_METERS, "").split(","):
             raise CallerError(
-                f"{meter} runs code, and who asks an agent may not choose which; name the module in the agent's {_METERS}"
+                f"{meter} runs code, and who asks an agent may not choose which; name it in the agent's {_METERS}"
             )
         active = self._serving.current()
         if active.slot.package_sha256 != request.package_sha256:
