@@ -98,6 +98,8 @@ def _split(
                 f"{captured.source.name}: calibration inputs of shape {[list(one.shape) for one in given]} cannot be "
                 f"cut to the model's {[list(size) for size in sizes]}"
             )
+        if counts == {0}:
+            continue
         left.append(given)
         rows = sum(len(one[0]) for one in left)
         step = sizes[0][0]
