@@ -195,8 +195,8 @@ def profile_cases(
     deadline = time.monotonic() + timeout_s
     stop = cancelled or threading.Event()
     if inputs is not None:
-        for case in cases:
-            read_inputs(inputs, case.variant.signature)  # before minutes are spent
+        for variant in {(case.sha256, case.variant.name): case.variant for case in cases}.values():
+            read_inputs(inputs, variant.signature)  # before minutes are spent
     several = len({case.sha256 for case in cases}) > 1
 
     def name(case: Case) -> str:
