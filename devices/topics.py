@@ -9,6 +9,7 @@ from ferryman.runtime.contracts.errors import CallerError
 PREFIX = "ferryman/v1"
 ALL_STATUS = f"{PREFIX}/+/status"
 ALL_TELEMETRY = f"{PREFIX}/+/telemetry"
+ALL_REPORTED = f"{PREFIX}/+/reported"
 
 REQUEST_MAX_BYTES = 64 << 20
 """What one request may hold, and all that wait at an agent together."""
@@ -47,6 +48,16 @@ def receipt(device: str) -> str:
     return f"{PREFIX}/{check_name(device)}/receipt"
 
 
+def desired(device: str) -> str:
+    """Retained `Desired`: what one device should run."""
+    return f"{PREFIX}/{check_name(device)}/desired"
+
+
+def reported(device: str) -> str:
+    """Retained `Reported`: what it runs, and how far it is."""
+    return f"{PREFIX}/{check_name(device)}/reported"
+
+
 def request(device: str) -> str:
     """`Request`s to one device."""
     return f"{PREFIX}/{check_name(device)}/request"
@@ -64,12 +75,12 @@ def is_response(topic: str, device: str) -> bool:
 
 
 def device_of(topic: str) -> str:
-    """Name the device a status or telemetry topic belongs to.
+    """Name the device a status, telemetry or reported topic belongs to.
 
     Raises:
         ValueError: not a topic of ours, or a device name nobody may have.
     """
     device, _, leaf = topic.removeprefix(f"{PREFIX}/").partition("/")
-    if not topic.startswith(f"{PREFIX}/") or leaf not in {"status", "telemetry"} or not is_name(device):
-        raise ValueError(f"topic {topic!r} is not {PREFIX}/<device>/status or /telemetry")
+    if not topic.startswith(f"{PREFIX}/") or leaf not in {"status", "telemetry", "reported"} or not is_name(device):
+        raise ValueError(f"topic {topic!r} is not {PREFIX}/<device>/status, /telemetry or /reported")
     return device

@@ -5,8 +5,11 @@ FerrymanError
 ├── ModelError           the model cannot be captured or lowered as asked
 │   └── ParityError      an artifact computes something else than eager does
 ├── PackageError         the package's bytes are not what they claim to be
+├── RepositoryError      the repository's answers are not what they must be
+│   └── TrustError       metadata or bytes that the signatures do not vouch for: damage, or an attack
 ├── StoreError           the collector's database cannot be opened, read or written
 ├── DeviceError          the device cannot do what was asked
+│   ├── BudgetError      it would cost more data than this device may spend
 │   ├── RuntimeFault     an interpreter refused or failed; carries its own message
 │   └── RuntimeCrash     the process that ran an interpreter died
 └── LinkError            SSH or MQTT did not carry the message
@@ -53,6 +56,18 @@ class PackageError(FerrymanError):
     party = "package"
 
 
+class RepositoryError(FerrymanError):
+    """The repository answers with something else than was asked for."""
+
+    party = "repository"
+
+
+class TrustError(RepositoryError):
+    """Metadata or bytes are not those the signatures vouch for; nothing of them is used."""
+
+    party = "trust"
+
+
 class StoreError(FerrymanError):
     """The collector's database cannot be opened, read or written."""
 
@@ -63,6 +78,12 @@ class DeviceError(FerrymanError):
     """The device cannot do what was asked of it."""
 
     party = "device"
+
+
+class BudgetError(DeviceError):
+    """An update needs more bytes than the device may spend."""
+
+    party = "budget"
 
 
 class RuntimeFault(DeviceError):
@@ -104,8 +125,11 @@ _BY_PARTY: dict[str, type[FerrymanError]] = {
         ModelError,
         ParityError,
         PackageError,
+        RepositoryError,
+        TrustError,
         StoreError,
         DeviceError,
+        BudgetError,
         RuntimeFault,
         RuntimeCrash,
         LinkError,

@@ -10,6 +10,7 @@ from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.record import Record
 
 SlotName = Literal["a", "b"]
+BAD_MAX = 32
 PICKS = ("first", "fastest", "smallest", "closest", "largest")
 _PICK = re.compile(rf"({'|'.join(PICKS)})(?:-(\d{{1,6}}(?:\.\d{{1,3}})?)ms)?(?:-(\d{{1,6}})mb)?", re.ASCII)
 
@@ -44,6 +45,45 @@ def parse_pick(name: str) -> Pick:
     return Pick(read[1], None if read[2] is None else float(read[2]), None if read[3] is None else int(read[3]))
 
 
+class HealthRules(Record):
+    """When a package that serves on trial is good, and when it is bad."""
+
+    window_s: float = 60.0
+    """It must serve well for so long, without a break."""
+    starts_max: int = 3
+    """More starts of the agent within the trial are a crash loop."""
+    errors_max: float = 0.05
+    """Share of requests that may fail; at least one must."""
+    latency_max_ms: float | None = None
+    """Of the median; None: no matter."""
+    slower_max: float | None = None
+    """Times the package before, the median; None: no matter."""
+    drift_max: float | None = None
+    """Distance of outputs from those of the package before; None: no matter."""
+
+
+class Trial(Record):
+    """The active package serves on trial: it is confirmed, or the previous one serves again."""
+
+    desired_version: int
+    rollout: str
+    rules: HealthRules
+    began_at_ns: int
+    """Device wall clock, for people; the window is counted by a monotonic clock."""
+    starts: int = 0
+    """Of the agent since; each is written down before it serves."""
+    before_latency_ns: int | None = None
+    """Median of a call of the package before."""
+
+
+class BadPackage(Record):
+    """A package that served badly here; it is not tried again by itself."""
+
+    package_sha256: str
+    reason: str
+    at_ns: int
+
+
 class Slot(Record):
     """A complete, verified installation."""
 
@@ -59,6 +99,10 @@ class Slot(Record):
     variant: str | None = None
     """What answers where a request names neither variant nor interpreter; None: the first that runs here."""
     interpreter: str | None = None
+    release: str | None = None
+    """`family/version` in the repository it came from; None: it came by another way."""
+    variants: tuple[str, ...] | None = None
+    """Only these of the package's variants are in the slot; None: all."""
 
     @property
     def answers(self) -> str | None:
@@ -72,3 +116,7 @@ class SlotState(Record):
     schema: int = 1
     active: Slot | None = None
     previous: Slot | None = None
+    trial: Trial | None = None
+    """Of the active slot; None: it is confirmed."""
+    bad: tuple[BadPackage, ...] = ()
+    """The newest `BAD_MAX`."""

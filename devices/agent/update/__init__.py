@@ -1,0 +1,1 @@
+"""The device side of updates over the air: trust, fetch, stage, install, watch."""

@@ -1,0 +1,1 @@
+"""The publisher's side of updates over the air: keys, signed metadata, packs of pieces."""

@@ -1,0 +1,1 @@
+"""Rollouts: which devices should run what, ring by ring."""
