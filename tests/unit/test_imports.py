@@ -22,6 +22,9 @@ MAY_IMPORT = {
 HOST_ONLY = ("torch", "executorch", "litert_torch", "torchao", "ferryman.converter")
 BASE = {"click", "msgspec", "numpy", "paho", "psutil", "ferryman"}
 """What `pip install ferryman` brings; everything else a device may lack."""
+OTA_FOLDERS = ("runtime/pieces/", "devices/agent/update/")
+OTA = {"backports", "tuf", "urllib3"}
+"""What the extra `ota` brings, for these folders; nothing else loads them before an update is asked for."""
 HOST_FOLDERS = ("devices/fleet/", "converter/")
 HOST_FILES = ("devices/transport/ssh.py", "profiler/report", "profiler/pareto", "profiler/operators_plot")
 BUILD_FILES = ("runtime/native/",)
@@ -91,7 +94,13 @@ def test_nothing_that_talks_to_devices_needs_the_converter(name):
 @pytest.mark.parametrize("name", DEVICE_FILES)
 def test_the_device_side_loads_with_the_base_dependencies(name):
     heads = {module.partition(".")[0] for module in imported(name, top_level_only=True)}
-    assert heads <= BASE | sys.stdlib_module_names
+    assert heads <= BASE | sys.stdlib_module_names | (OTA if name.startswith(OTA_FOLDERS) else set())
+
+
+@pytest.mark.parametrize("name", [name for name in DEVICE_FILES if not name.startswith(OTA_FOLDERS)])
+def test_nothing_loads_the_updates_packages_before_they_are_needed(name):
+    modules = {f"ferryman.{folder.strip('/').replace('/', '.')}" for folder in OTA_FOLDERS}
+    assert not {m for m in imported(name, top_level_only=True) if m.startswith(tuple(modules))}
 
 
 def test_the_device_agent_does_not_reach_into_the_hosts_half():
