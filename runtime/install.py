@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import math
 import os
 import re
 import secrets
@@ -25,10 +24,11 @@ from msgspec.structs import replace
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, FerrymanError, to_wire
 from ferryman.runtime.contracts.manifest import Manifest, Variant
 from ferryman.runtime.contracts.record import Record, encode
-from ferryman.runtime.contracts.slot import Pick, Slot, SlotName, SlotState, parse_pick
+from ferryman.runtime.contracts.slot import Slot, SlotName, SlotState, parse_pick
 from ferryman.runtime.cpu import CPUINFO, instruction_sets
 from ferryman.runtime.golden import GoldenResult, check_golden, missing_operators, usable_interpreters
 from ferryman.runtime.package import MANIFEST, Package, open_package
+from ferryman.runtime.picking import choose, measured
 from ferryman.runtime.slots import SlotStore, activated, inactive
 
 DEFAULT_ROOT = Path("/var/lib/ferryman")
@@ -41,8 +41,6 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 _STALE_S = 60.0
 """An upload nobody wrote to for so long is dead: its connection would have timed out."""
 _BLOCK_BYTES = 4096
-_TIE = 1.1
-"""Latencies so near each other are the same."""
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -270,43 +268,11 @@ def pick_variant(slot: Slot, manifest: Manifest, results: Sequence[GoldenResult]
     """
     if pick == "first" or not results:
         return slot
-    how = parse_pick(pick)
-    sizes = {payload.path: payload.size_bytes for payload in manifest.payloads}
-
-    def latency(result: GoldenResult) -> float:
-        return result.latency_ns or math.inf
-
-    def share(result: GoldenResult) -> float:
-        found = manifest.variant(result.variant).share
-        return 1.0 if found is None else found
-
-    candidates = [result for result in results if _within(result, how)]
-    if not candidates:
+    best = choose(measured(manifest, results), pick)
+    if best is None:
         said = "; ".join(map(describe_golden, results))
         raise DeviceError(f"no variant of {manifest.name} is within {pick} on this device: {said}; allow more")
-    if how.kind == "largest":
-        best = max(
-            candidates,
-            key=lambda result: (share(result), result.sqnr_db, -latency(result)),
-        )
-        return replace(slot, pick=pick, variant=best.variant, interpreter=best.interpreter)
-    if how.kind == "fastest":
-        least = min(map(latency, candidates))
-        candidates = [result for result in candidates if latency(result) <= _TIE * least]
-    if how.kind == "smallest":
-        best = min(candidates, key=lambda result: (sizes[manifest.variant(result.variant).payload], latency(result)))
-    else:
-        best = max(candidates, key=lambda result: result.sqnr_db)
     return replace(slot, pick=pick, variant=best.variant, interpreter=best.interpreter)
-
-
-def _within(result: GoldenResult, how: Pick) -> bool:
-    """Whether a variant keeps to a budget; what was not measured does not."""
-    latency_ms = math.inf if result.latency_ns is None else result.latency_ns / 1e6
-    memory_mb = math.inf if result.memory_bytes is None else result.memory_bytes / 1e6
-    return (how.latency_ms is None or latency_ms <= how.latency_ms) and (
-        how.memory_mb is None or memory_mb <= how.memory_mb
-    )
 
 
 def _stands(slot: Slot, manifest: Manifest) -> bool:

@@ -36,8 +36,11 @@ class Desired(Record):
     rollout: str
     """Id of what asks for it."""
     release: str
-    """`family/version`."""
+    """`family/version`; empty: of no release, see `previous`."""
     package_sha256: str
+    previous: bool = False
+    """The way back: where this package is in a slot, it serves again from there, at once and without a trial; else
+    the release is fetched, or refused where none is named. That the device holds it for bad does not matter."""
     pick: str = "first"
     """See `parse_pick`."""
     variants: tuple[str, ...] = ()
@@ -58,6 +61,10 @@ class Measured(Record):
     latency_ns: int | None
     memory_bytes: int | None
     sqnr_db: float
+    size_bytes: int = 0
+    """Of the variant's payload."""
+    share: float | None = None
+    """Of a nested network's width that the variant keeps; None: it is not nested."""
 
 
 class Health(Record):
@@ -75,6 +82,8 @@ class Health(Record):
     """The same of the package before."""
     energy_j: float | None = None
     """Of a call, where the device has a meter and was asked to use it."""
+    before_energy_j: float | None = None
+    """The same of the package before."""
     drift: float | None = None
     """See `ferryman.runtime.contracts.drift`: the largest distance of an output from the package before; None: none
     is kept."""
