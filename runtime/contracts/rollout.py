@@ -6,7 +6,7 @@ from typing import Literal
 
 from ferryman.runtime.contracts.errors import WireError
 from ferryman.runtime.contracts.record import Record
-from ferryman.runtime.contracts.slot import HealthRules
+from ferryman.runtime.contracts.slot import HealthRules, Measured
 
 State = Literal[
     "waiting",  # for a maintenance window, for power, for less heat, for the day's data budget
@@ -48,16 +48,6 @@ class Desired(Record):
     window: Window | None = None
     force: bool = False
     """Try again what this device holds for bad."""
-
-
-class Measured(Record):
-    """What a variant's golden vectors showed on a device."""
-
-    variant: str
-    interpreter: str
-    latency_ns: int | None
-    memory_bytes: int | None
-    sqnr_db: float
 
 
 class Health(Record):
