@@ -11,7 +11,7 @@ import hashlib
 import re
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from ferryman.runtime.contracts.slot import Slot, SlotName, SlotState, Trial, pa
 from ferryman.runtime.cpu import CPUINFO, instruction_sets
 from ferryman.runtime.golden import GoldenResult, check_golden
 from ferryman.runtime.package import MANIFEST, Package, open_package
-from ferryman.runtime.picking import as_measured, pick_variant, stands
+from ferryman.runtime.picking import pick_variant, stands
 from ferryman.runtime.slots import SlotStore, activated, disk_errors, inactive
 
 DEFAULT_ROOT = Path("/var/lib/ferryman")
@@ -244,7 +244,7 @@ def _apply(
         progress("golden vectors", 0, 0)
         results = golden(verified.directory, verified.manifest)
         proven = time.perf_counter_ns()
-        slot = _proven(slot, content.manifest, results, pick)
+        slot = pick_variant(slot, content.manifest, results, pick)
         progress("activate", 0, 0)
         new_state = activated(cleared, slot, trial)
         with disk_errors(store):
@@ -279,11 +279,6 @@ def _undo(store: SlotStore, before: SlotState, slot: Slot, error: BaseException)
         ) from error
 
 
-def _proven(slot: Slot, manifest: Manifest, results: Sequence[GoldenResult], pick: str) -> Slot:
-    """The slot with what the golden vectors showed, and what answers by that."""
-    return pick_variant(replace(slot, measured=tuple(map(as_measured, results))), manifest, results, pick)
-
-
 def repick(root: Path | str, pick: str, *, golden: GoldenCheck = check_golden) -> InstallResult:
     """Pick anew among the active package's variants; nothing else changes: the way back stays, and so does a trial.
 
@@ -305,7 +300,7 @@ def _repick(store: SlotStore, pick: str, golden: GoldenCheck) -> InstallResult:
     results = golden(installed.directory, installed.manifest)
     golden_ns = time.perf_counter_ns() - started
     plain = replace(installed.slot, pick="first", variant=None, interpreter=None)
-    slot = _proven(plain, installed.manifest, results, pick)
+    slot = pick_variant(plain, installed.manifest, results, pick)
     state = store.read_state()
     with disk_errors(store):
         store.write_state(replace(state, active=slot))

@@ -22,6 +22,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from msgspec.structs import replace
+
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, PackageError
 from ferryman.runtime.contracts.manifest import Manifest, Payload
 from ferryman.runtime.contracts.record import decode, encode
@@ -255,16 +257,29 @@ class SlotStore:
             raise DeviceError(f"no package is active in {self.root}; push one")
         return self.verify(slot)
 
-    def rollback(self) -> SlotState:
-        """Let the previous slot serve again.
+    def rollback(self, reason: str = "rolled back by hand", package_sha256: str | None = None) -> SlotState:
+        """Let the previous slot serve again, for good; what served is bad, or an agent would bring it back by itself.
+
+        Args:
+            reason: for people.
+            package_sha256: only if the previous slot holds this package; None: whichever.
 
         Raises:
-            DeviceError: there is none, its files are damaged, or an install is at work; nothing was changed.
+            DeviceError: there is none, it holds another package, its files are damaged, or an install is at work;
+                nothing was changed.
         """
         with self.lock():
-            state = rolled_back(self.read_state(), at_ns=time.time_ns())
-            if state.active:
-                self.verify(state.active)
+            state = rolled_back(self.read_state(), reason, time.time_ns())
+            active = state.active
+            if active is not None:
+                if package_sha256 not in (None, active.package_sha256):
+                    raise DeviceError(
+                        f"the way back is {active.package_name} {active.package_sha256[:12]}, not "
+                        f"{str(package_sha256)[:12]}; push that package"
+                    )
+                self.verify(active)
+                wanted = tuple(one for one in state.bad if one.package_sha256 != active.package_sha256)
+                state = replace(state, bad=wanted)
             self.write_state(state)
             return state
 

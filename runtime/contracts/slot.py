@@ -64,6 +64,10 @@ class Measured(Record):
     latency_ns: int | None
     memory_bytes: int | None
     sqnr_db: float
+    size_bytes: int = 0
+    """Of the variant's payload."""
+    share: float | None = None
+    """Of a nested network's multiplications, over those of the largest; None: it is not nested."""
     energy_j: float | None = None
     """Of a call, above idle; None: nobody measured it."""
 

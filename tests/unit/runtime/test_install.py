@@ -335,7 +335,7 @@ def test_what_answers_is_picked_by_what_the_golden_vectors_show(pick, variant, i
     )
     sizes = {"fp32": 32, "4bit": 4, "2bit": 2}
     payloads = [SimpleNamespace(path=name, size_bytes=size) for name, size in sizes.items()]
-    manifest = SimpleNamespace(payloads=payloads, variant=lambda name: SimpleNamespace(payload=name))
+    manifest = SimpleNamespace(payloads=payloads, variant=lambda name: SimpleNamespace(payload=name, share=None))
     slot = Slot(name="a", package_sha256="", package_name="", manifest_sha256="", installed_at_ns=0)
     picked = pick_variant(slot, manifest, results, pick)
     assert (picked.pick, picked.variant, picked.interpreter) == (pick, variant, interpreter)
@@ -371,7 +371,11 @@ def test_where_nothing_is_within_the_budget_the_old_slot_stays(store, new):
         picked_of_nested("largest-0.5ms")
     first = install(new, store.root)
     with pytest.raises(DeviceError, match=r"is within fastest-0\.001ms"):
-        repick(store.root, "fastest-0.001ms", golden=lambda *_: NESTED)
+        repick(
+            store.root,
+            "fastest-0.001ms",
+            golden=lambda _, manifest: (found(manifest.variants[0].name, "litert", 130.0, 2_000),),
+        )
     assert store.read_state().active == first.active
 
 
@@ -418,7 +422,8 @@ def test_another_is_picked_in_place_and_the_way_back_stays(store, new):
 
 
 def test_the_closest_of_those_as_fast_is_the_fastest():
-    manifest = SimpleNamespace(payloads=[], variant=None)
+    payloads = [SimpleNamespace(path="all", size_bytes=1)]
+    manifest = SimpleNamespace(payloads=payloads, variant=lambda _: SimpleNamespace(payload="all", share=None))
     slot = Slot(name="a", package_sha256="", package_name="", manifest_sha256="", installed_at_ns=0)
     results = [
         found("4bit", "litert", 30.0, 300),

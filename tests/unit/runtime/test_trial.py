@@ -180,6 +180,23 @@ def test_a_rollback_by_hand_during_a_trial_ends_it_and_the_package_does_not_come
     assert store.read_state().bad == ()
 
 
+def test_a_rollback_to_a_package_that_is_not_the_way_back_changes_nothing(store, packages):
+    before = store.read_state()
+    with pytest.raises(DeviceError, match=r"the way back is add-1 .*, not ffffffffffff; push that package"):
+        store.rollback("rollout r went back", "f" * 64)
+    assert store.read_state() == before
+    state = store.rollback("rollout r went back", sha256_of(packages[0]))
+    assert is_bad(state, sha256_of(packages[1])).reason == "rollout r went back"
+
+
+def test_a_bad_package_that_someone_goes_back_to_is_bad_no_more(alone, packages):
+    fail(alone, "slow")
+    put_on_trial(alone, packages[2])
+    assert is_bad(alone.rollback(), sha256_of(packages[1])) is None
+    assert is_bad(alone.read_state(), sha256_of(packages[2]))
+    assert serving(alone) == "add-2"
+
+
 def test_the_newest_bad_packages_are_kept_each_once():
     slot = Slot(name="a", package_sha256="", package_name="", manifest_sha256="", installed_at_ns=0)
     state = SlotState()
