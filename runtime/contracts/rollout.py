@@ -6,7 +6,9 @@ from typing import Literal
 
 from ferryman.runtime.contracts.errors import WireError
 from ferryman.runtime.contracts.record import Record
-from ferryman.runtime.contracts.slot import HealthRules
+from ferryman.runtime.contracts.slot import HealthRules, Measured
+
+__all__ = ["Desired", "Health", "Measured", "Reported", "State", "Window"]
 
 State = Literal[
     "waiting",  # for a maintenance window, for power, for less heat, for the day's data budget
@@ -51,20 +53,6 @@ class Desired(Record):
     window: Window | None = None
     force: bool = False
     """Try again what this device holds for bad."""
-
-
-class Measured(Record):
-    """What a variant's golden vectors showed on a device."""
-
-    variant: str
-    interpreter: str
-    latency_ns: int | None
-    memory_bytes: int | None
-    sqnr_db: float
-    size_bytes: int = 0
-    """Of the variant's payload."""
-    share: float | None = None
-    """Of a nested network's width that the variant keeps; None: it is not nested."""
 
 
 class Health(Record):
