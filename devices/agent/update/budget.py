@@ -213,7 +213,9 @@ class DataBudget:
         except FileNotFoundError:
             return passed(Usage(), self._clocks())
         except OSError as error:
-            raise DeviceError(f"cannot read {self._path}: {error.strerror}; what updates cost is counted there") from error
+            raise DeviceError(
+                f"cannot read {self._path}: {error.strerror}; what updates cost is counted there"
+            ) from error
         try:
             usage = decode(data, Usage)
             if min(usage.day_bytes, usage.day_elapsed_s, usage.total_bytes, *usage.updates.values()) < 0:
@@ -250,4 +252,6 @@ def write_durable(path: Path, data: bytes) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        raise DeviceError(f"cannot write {path}: {error.strerror}; make room on the device, or put that right") from error
+        raise DeviceError(
+            f"cannot write {path}: {error.strerror}; make room on the device, or put that right"
+        ) from error
