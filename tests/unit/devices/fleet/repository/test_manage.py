@@ -1,6 +1,7 @@
 """Every change of keys and roles, seen by a TUF client that is not ours; and every step of writing it survived."""
 
 import json
+from datetime import timedelta
 
 import pytest
 from tuf.api.exceptions import ExpiredMetadataError
@@ -147,6 +148,24 @@ def test_refresh_signs_what_expires_soon_and_needs_no_root(tmp_path):
         client.updater(now + days(348))
     assert "root" in refresh(made.path, made.keyring, now + days(350)).signed
     client.updater(now + days(351))
+
+
+def test_signed_time_never_goes_back_by_the_same_keys(tmp_path):
+    made = make_repository(tmp_path)
+    now = utc_now()
+
+    def signed_at():
+        return made.roles().timestamp.signed.unrecognized_fields[SIGNED_AT]
+
+    refresh(made.path, made.keyring, now + timedelta(minutes=50))
+    last = signed_at()
+    refresh(made.path, made.keyring, now)
+    assert signed_at() == last == int((now + timedelta(minutes=50)).timestamp())
+    refresh(made.path, made.keyring, now + days(400))
+    with pytest.raises(CallerError, match="set it; if the other one was wrong, ferryman keys rotate timestamp"):
+        refresh(made.path, made.keyring, now)
+    rotate(made.path, ["timestamp"], made.keyring, now)
+    assert signed_at() == int(now.timestamp())
 
 
 def test_refresh_leaves_what_no_snapshot_could_name(tmp_path):
