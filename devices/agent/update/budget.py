@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from ferryman.runtime.contracts.errors import BudgetError, DeviceError
 from ferryman.runtime.contracts.record import Record, decode, encode
 
@@ -52,7 +54,7 @@ class Usage(Record):
     """Of the day, at those clocks."""
     day_bytes: int = 0
     total_bytes: int = 0
-    updates: dict[str, int] = {}
+    updates: dict[str, int] = msgspec.field(default_factory=dict)
     """Of the newest few, the last one last."""
 
 
@@ -228,6 +230,12 @@ class DataBudget:
     def _write(self, usage: Usage) -> None:
         write_durable(self._path, encode(usage))
         self._usage = usage
+
+
+def _checked(usage: Usage) -> Usage:
+    if min(usage.day_bytes, usage.day_elapsed_s, usage.total_bytes, *usage.updates.values()) < 0:
+        raise ValueError("a count is less than 0")
+    return usage
 
 
 def write_durable(path: Path, data: bytes) -> None:

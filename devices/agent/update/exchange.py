@@ -164,7 +164,8 @@ class Exchange:
     def _put(self, item: bytes | Exception | None) -> None:
         while not self._left.is_set():
             with contextlib.suppress(queue.Full):
-                return self._queue.put(item, timeout=POLL_S)
+                self._queue.put(item, timeout=POLL_S)
+                return
 
     def _open(self) -> None:
         """Ask, follow redirects, and see that the answer is to what was asked."""

@@ -6,7 +6,8 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -55,7 +56,7 @@ class Http:
         """Of a file of the repository."""
         return f"{self.config.url.rstrip('/')}/{path}"
 
-    def stream(self, url: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+    def stream(self, url: str, start: int = 0, length: int | None = None) -> Generator[bytes]:
         """Yield the bytes of a file from `start` on, exactly `length` of them, or all up to its end.
 
         Raises:
@@ -129,7 +130,7 @@ class Http:
     def _pool(self, url: str) -> urllib3.PoolManager:
         proxy = self._proxy(url)
         if proxy not in self._pools:
-            options = {
+            options: dict[str, Any] = {
                 "timeout": urllib3.Timeout(connect=self.config.timeout_s, read=self.config.timeout_s),
                 "socket_options": self._socket_options(),
                 "maxsize": 2,

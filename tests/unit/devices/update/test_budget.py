@@ -103,7 +103,9 @@ def test_updates_are_counted_apart(tmp_path):
     assert one.left() == 900
     one.begin("a", 1000)  # long ago
     assert one.left() == 1000
-    with pytest.raises(BudgetError, match="1001 bytes on the wire, and an update may cost 1000, of which this one spent 0"):
+    with pytest.raises(
+        BudgetError, match="1001 bytes on the wire, and an update may cost 1000, of which this one spent 0"
+    ):
         one.check(1001, "it")
 
 

@@ -129,7 +129,10 @@ def test_endless_data_is_cut_off_where_the_span_ends(tmp_path):
 
 
 def test_endless_data_is_cut_off_at_the_limit(tmp_path):
-    with serving({"f": DATA}, Bad(endless=True)) as server, pytest.raises(RepositoryError, match="after the 10000 bytes"):
+    with (
+        serving({"f": DATA}, Bad(endless=True)) as server,
+        pytest.raises(RepositoryError, match="after the 10000 bytes"),
+    ):
         Client(tmp_path, server.url).get(limit=10_000)
 
 
@@ -213,7 +216,11 @@ def test_redirects_are_followed_and_keep_the_range(tmp_path):
 
 @pytest.mark.parametrize(
     ("target", "message"),
-    [("/f", "redirects more than 3 times"), ("file:///etc/passwd", "no web address"), ("gopher://x/", "no web address")],
+    [
+        ("/f", "redirects more than 3 times"),
+        ("file:///etc/passwd", "no web address"),
+        ("gopher://x/", "no web address"),
+    ],
 )
 def test_redirects_that_lead_nowhere(tmp_path, target, message):
     with pytest.raises(RepositoryError, match=message):
@@ -229,7 +236,9 @@ def test_a_budget_is_hard(tmp_path, hasty):
     with serving({"f": DATA}) as server:
         client = Client(tmp_path, server.url, update_max=50_000)
         got = []
-        with pytest.raises(BudgetError, match=r"150\d\d\d bytes on the wire, and an update may cost 50000, of which this one spent"):
+        with pytest.raises(
+            BudgetError, match=r"150\d\d\d bytes on the wire, and an update may cost 50000, of which this one spent"
+        ):
             for block in client.http.stream(client.http.url("f"), 0, 200_000):
                 got.append(block)
         assert b"".join(got) == DATA[: len(b"".join(got))]
