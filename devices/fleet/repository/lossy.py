@@ -149,7 +149,9 @@ def _artifacts(base: Package, new: Package, codec: Codec) -> tuple[dict[str, _Ma
         else:
             made[path] = one
     if not made:
-        why = f"the float32 weights of {', '.join(same)} did not change" if same else "no artifact holds float32 weights"
+        why = (
+            f"the float32 weights of {', '.join(same)} did not change" if same else "no artifact holds float32 weights"
+        )
         raise CallerError(f"{why}; publish {new.path} without --lossy")
     return made, exact
 
@@ -163,7 +165,9 @@ def check_alike(path: str, before: Weights, after: Weights) -> None:
     shapes = [[one.shape for one in weights.uses] for weights in (before, after)]
     if shapes[0] != shapes[1]:
         raise CallerError(
-            _another(f"{path} has {len(shapes[0])} float32 constants in one and {len(shapes[1])} in the other, or of other shapes")
+            _another(
+                f"{path} has {len(shapes[0])} float32 constants in one and {len(shapes[1])} in the other, or of other shapes"
+            )
         )
     first = [[weights.uses.index(one) for one in weights.uses] for weights in (before, after)]
     if first[0] != first[1]:
@@ -184,7 +188,9 @@ def _lossy(old: bytes, before: Weights, new: bytes, after: Weights, codec: Codec
     was = {f"{at:06}": floats_at(old, one) for at, (_, one) in enumerate(pairs)}
     meant = {f"{at:06}": floats_at(new, one) for at, (one, _) in enumerate(pairs)}
     if not all(np.isfinite(one).all() for one in (*was.values(), *meant.values())):
-        raise CallerError("some weights are not finite; look for the training that diverged, or publish without --lossy")
+        raise CallerError(
+            "some weights are not finite; look for the training that diverged, or publish without --lossy"
+        )
     update = {name: meant[name] - was[name] for name in was}
     if not any(one.any() for one in update.values()):
         return None

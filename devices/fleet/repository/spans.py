@@ -21,9 +21,7 @@ _BETWEEN_MAX_BYTES = 4096
 """Equal bytes between two constants that a piece may span: fewer than a piece of their own costs."""
 
 
-def put_weights(
-    old: bytes, before: Weights, new: bytes, after: Weights, made: Mapping[Weight, bytes]
-) -> bytes:
+def put_weights(old: bytes, before: Weights, new: bytes, after: Weights, made: Mapping[Weight, bytes]) -> bytes:
     """`new` with other contents of its constants, under names that no other contents have.
 
     Args:
@@ -51,9 +49,7 @@ def put_weights(
     return bytes(data)
 
 
-def sparse_pieces(
-    old: bytes, new: bytes, changes: Sequence[tuple[Weight, Weight, Floats]]
-) -> tuple[EncodedPiece, ...]:
+def sparse_pieces(old: bytes, new: bytes, changes: Sequence[tuple[Weight, Weight, Floats]]) -> tuple[EncodedPiece, ...]:
     """Pieces of codec `sparse`, as few as their bounds allow.
 
     Args:
@@ -68,9 +64,7 @@ _Part = tuple[int, int, Floats]
 """Offset in the old file and in the new one, and what is added there."""
 
 
-def _groups(
-    old: bytes, new: bytes, changes: Sequence[tuple[Weight, Weight, Floats]]
-) -> Iterator[list[_Part]]:
+def _groups(old: bytes, new: bytes, changes: Sequence[tuple[Weight, Weight, Floats]]) -> Iterator[list[_Part]]:
     group: list[_Part] = []
     for was, now, added in changes:
         for part in _parts(was, now, added):
