@@ -14,6 +14,7 @@ from backports import zstd
 from ferryman.runtime.contracts.errors import PackageError
 from ferryman.runtime.pieces.elements import decode_elements
 from ferryman.runtime.pieces.index import PIECE_MAX_BYTES, Piece
+from ferryman.runtime.pieces.sparse import decode_sparse
 
 Decode = Callable[[bytes, memoryview, int], bytes]
 """(stored, base, size) -> the piece; raises ValueError or ZstdError where `stored` is not of this codec."""
@@ -81,6 +82,7 @@ CODECS: dict[str, Codec] = {
     "raw": Codec(_raw),
     "zstd": Codec(_zstd),
     "patch": Codec(_patch, based=True),
+    "sparse": Codec(decode_sparse, based=True),
     "copy": Codec(_copy, stored=False, based=True, size_max=1 << 40),
     "residual": Codec(_residual, based=True),
     "entropy": Codec(_entropy),
