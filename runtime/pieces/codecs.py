@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from backports import zstd
 
 from ferryman.runtime.contracts.errors import PackageError
-from ferryman.runtime.pieces.index import PIECE_MAX_BYTES, Piece
+from ferryman.runtime.pieces.adapter import decode_adapter
+from ferryman.runtime.pieces.index import PIECE_MAX_BYTES, WHOLE_TENSOR_MAX_BYTES, Piece
 from ferryman.runtime.pieces.sparse import decode_sparse
 
 Decode = Callable[[bytes, memoryview, int], bytes]
@@ -72,6 +73,7 @@ CODECS: dict[str, Codec] = {
     "zstd": Codec(_zstd),
     "patch": Codec(_patch, based=True),
     "sparse": Codec(decode_sparse, based=True),
+    "adapter": Codec(decode_adapter, based=True, size_max=WHOLE_TENSOR_MAX_BYTES),
     "copy": Codec(_copy, stored=False, based=True, size_max=1 << 40),
 }
 """`copy` takes any size, and may be read and written in parts."""
