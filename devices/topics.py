@@ -9,11 +9,13 @@ from ferryman.runtime.contracts.errors import CallerError
 PREFIX = "ferryman/v1"
 ALL_STATUS = f"{PREFIX}/+/status"
 ALL_TELEMETRY = f"{PREFIX}/+/telemetry"
+ALL_DESIRED = f"{PREFIX}/+/desired"
 ALL_REPORTED = f"{PREFIX}/+/reported"
 
 REQUEST_MAX_BYTES = 64 << 20
 """What one request may hold, and all that wait at an agent together."""
 
+_LEAVES = {"status", "telemetry", "desired", "reported"}
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
 
@@ -75,12 +77,12 @@ def is_response(topic: str, device: str) -> bool:
 
 
 def device_of(topic: str) -> str:
-    """Name the device a status, telemetry or reported topic belongs to.
+    """Name the device a status, telemetry, desired or reported topic belongs to.
 
     Raises:
         ValueError: not a topic of ours, or a device name nobody may have.
     """
     device, _, leaf = topic.removeprefix(f"{PREFIX}/").partition("/")
-    if not topic.startswith(f"{PREFIX}/") or leaf not in {"status", "telemetry", "reported"} or not is_name(device):
-        raise ValueError(f"topic {topic!r} is not {PREFIX}/<device>/status, /telemetry or /reported")
+    if not topic.startswith(f"{PREFIX}/") or leaf not in _LEAVES or not is_name(device):
+        raise ValueError(f"topic {topic!r} is not {PREFIX}/<device>/status, /telemetry, /desired or /reported")
     return device

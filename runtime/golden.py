@@ -36,6 +36,8 @@ class GoldenResult(Record):
     an older ferryman."""
     memory_bytes: int | None = None
     """Of the process that ran it, after that, what is its alone (USS); None: the kernel does not tell."""
+    energy_j: float | None = None
+    """Of a call, above idle; None: nobody measured it."""
 
 
 def usable_interpreters(variant: Variant) -> dict[str, str]:

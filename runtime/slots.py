@@ -11,23 +11,32 @@ Files are never changed in place: a running agent may have them mapped, and an u
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
 import shutil
+import stat
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ferryman.runtime.contracts.errors import DeviceError, PackageError
+from msgspec.structs import replace
+
+from ferryman.runtime.contracts.errors import CallerError, DeviceError, PackageError
 from ferryman.runtime.contracts.manifest import Manifest, Payload
 from ferryman.runtime.contracts.record import decode, encode
-from ferryman.runtime.contracts.slot import Slot, SlotName, SlotState
+from ferryman.runtime.contracts.slot import BAD_MAX, BadPackage, Slot, SlotName, SlotState, Trial
 from ferryman.runtime.package import MANIFEST, read_manifest
 
 _CHUNK_BYTES = 1 << 20
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _STATE_SCHEMA = 1
+_LOCK_POLL_S = 0.05
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
+"""What file systems say that have no hard links, or no more of them."""
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,7 @@ class Installed:
     slot: Slot
     directory: Path
     manifest: Manifest
+    """Of what the slot holds: where that is a part of the package's variants, it tells of no others."""
 
 
 def inactive(state: SlotState) -> SlotName:
@@ -44,13 +54,14 @@ def inactive(state: SlotState) -> SlotName:
     return "b" if state.active and state.active.name == "a" else "a"
 
 
-def activated(state: SlotState, slot: Slot) -> SlotState:
-    """The state once `slot` serves; what served before becomes the way back."""
-    return SlotState(active=slot, previous=state.active)
+def activated(state: SlotState, slot: Slot, trial: Trial | None = None) -> SlotState:
+    """The state once `slot` serves; what served before becomes the way back. Who activates a bad package means it."""
+    bad = tuple(one for one in state.bad if one.package_sha256 != slot.package_sha256)
+    return SlotState(active=slot, previous=state.active, trial=trial, bad=bad)
 
 
-def rolled_back(state: SlotState) -> SlotState:
-    """The state once the previous slot serves again; the way back is used up.
+def rolled_back(state: SlotState, reason: str = "rolled back by hand", at_ns: int = 0) -> SlotState:
+    """The state once the previous slot serves again; the way back is used up, and what served is bad.
 
     Raises:
         DeviceError: there is no previous slot.
@@ -58,7 +69,16 @@ def rolled_back(state: SlotState) -> SlotState:
     if state.previous is None:
         serving = f"{state.active.package_name} in slot {state.active.name}" if state.active else "nothing"
         raise DeviceError(f"no previous slot to roll back to ({serving} is active); push a package instead")
-    return SlotState(active=state.previous, previous=None)
+    return SlotState(active=state.previous, bad=with_bad(state, reason, at_ns))
+
+
+def with_bad(state: SlotState, reason: str, at_ns: int) -> tuple[BadPackage, ...]:
+    """The bad packages, with the one that serves added."""
+    if state.active is None:
+        return state.bad
+    sha256 = state.active.package_sha256
+    kept = tuple(one for one in state.bad if one.package_sha256 != sha256)
+    return (*kept, BadPackage(package_sha256=sha256, reason=reason, at_ns=at_ns))[-BAD_MAX:]
 
 
 class SlotStore:
@@ -75,8 +95,11 @@ class SlotStore:
         return self._slots / name
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, wait_s: float = 0.0) -> Iterator[None]:
         """Hold the store for a change; creates it if need be. The kernel lets go when the process ends.
+
+        Args:
+            wait_s: for whoever holds it.
 
         Raises:
             DeviceError: someone else holds it, or the root cannot be written.
@@ -92,13 +115,11 @@ class SlotStore:
                 "put that right, run as a user who may, or name another --root"
             ) from error
         try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _locked(lock, wait_s):
                 holder = os.read(lock, 20).decode(errors="replace").strip() or "unknown"
                 raise DeviceError(
                     f"another install (process {holder}) is at work in {self.root}; wait until it is done"
-                ) from None
+                )
             with contextlib.suppress(OSError):  # a full disk; the process only tells whom to wait for
                 os.ftruncate(lock, 0)
                 os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
@@ -167,6 +188,26 @@ class SlotStore:
         except (FileExistsError, NotADirectoryError) as error:
             raise PackageError(f"payload path {path!r} collides with another of the package") from error
 
+    def adopt(self, name: SlotName, path: str, source: Path) -> None:
+        """Make a file that is on this file system already a file of a slot too, by a hard link.
+
+        `source` stays, so what was downloaded is there still if the install does not come to its end; it must not be
+        written to any more. Where the file system has no hard links, it is moved.
+
+        Raises:
+            PackageError: as `write`; or `source` is no plain file.
+            CallerError: it is on another file system.
+            OSError: it is not there, or the disk refused.
+        """
+        target = self._target(name, path)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _refuse_links(self.directory(name), target.parent)
+            _sync_file(source)
+            _link(source, target)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise PackageError(f"payload path {path!r} collides with another of the package") from error
+
     def sync(self, name: SlotName) -> None:
         """Bring a slot's folders to the disk, innermost first."""
         directory = self.directory(name)
@@ -184,7 +225,7 @@ class SlotStore:
         directory = self.directory(slot.name)
         with _blaming(slot):
             _expect(directory, MANIFEST, slot.manifest_sha256)
-            manifest = read_manifest((directory / MANIFEST).read_bytes())
+            manifest = _held(read_manifest((directory / MANIFEST).read_bytes()), slot)
             for payload in manifest.payloads:
                 self._read_back(slot.name, payload)
         return Installed(slot, directory, manifest)
@@ -216,24 +257,113 @@ class SlotStore:
             raise DeviceError(f"no package is active in {self.root}; push one")
         return self.verify(slot)
 
-    def rollback(self) -> SlotState:
-        """Let the previous slot serve again.
+    def rollback(self, reason: str = "rolled back by hand", package_sha256: str | None = None) -> SlotState:
+        """Let the previous slot serve again, for good; what served is bad, or an agent would bring it back by itself.
+
+        Args:
+            reason: for people.
+            package_sha256: only if the previous slot holds this package; None: whichever.
 
         Raises:
-            DeviceError: there is none, its files are damaged, or an install is at work; nothing was changed.
+            DeviceError: there is none, it holds another package, its files are damaged, or an install is at work;
+                nothing was changed.
         """
         with self.lock():
-            state = rolled_back(self.read_state())
-            if state.active:
-                self.verify(state.active)
+            state = rolled_back(self.read_state(), reason, time.time_ns())
+            active = state.active
+            if active is not None:
+                if package_sha256 not in (None, active.package_sha256):
+                    raise DeviceError(
+                        f"the way back is {active.package_name} {active.package_sha256[:12]}, not "
+                        f"{str(package_sha256)[:12]}; push that package"
+                    )
+                self.verify(active)
+                wanted = tuple(one for one in state.bad if one.package_sha256 != active.package_sha256)
+                state = replace(state, bad=wanted)
             self.write_state(state)
             return state
+
+    def intact(self, slot: Slot | None) -> bool:
+        """Whether there is such a slot, and its files are what they should be."""
+        if slot is None:
+            return False
+        try:
+            self.verify(slot)
+        except DeviceError:
+            return False
+        return True
 
     def _target(self, name: SlotName, path: str) -> Path:
         parts = PurePosixPath(path).parts
         if not parts or "/".join(parts) != path or path.startswith("/") or ".." in parts or "\0" in path:
             raise PackageError(f"payload path {path!r} is not a plain relative path")
         return self.directory(name).joinpath(*parts)
+
+
+@contextlib.contextmanager
+def disk_errors(store: SlotStore) -> Iterator[None]:
+    """Make what the disk refuses an error that says so.
+
+    Raises:
+        DeviceError: the disk is full, or failed.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise DeviceError(f"the disk that holds {store.root} is full: {error}; make room on the device") from error
+        raise DeviceError(f"the disk that holds {store.root} failed: {error}") from error
+
+
+def _locked(descriptor: int, wait_s: float) -> bool:
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_LOCK_POLL_S)
+        else:
+            return True
+
+
+def _held(manifest: Manifest, slot: Slot) -> Manifest:
+    try:
+        return manifest.only(slot.variants)
+    except CallerError as error:
+        raise PackageError(f"state.json says of it what its manifest does not: {error}") from error
+
+
+def _sync_file(path: Path) -> None:
+    """Bring a file to the disk that someone else wrote, and see that it is one."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise PackageError(f"{path} is a symbolic link, and ferryman makes none") from error
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise PackageError(f"{path} is no plain file")
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError as error:
+        if error.errno == errno.EXDEV:
+            raise CallerError(
+                f"{source} is on another file system than the slot store; stage downloads below the store's root"
+            ) from error
+        if error.errno not in _NO_LINKS:
+            raise
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, "exists", str(target)) from error
+        source.rename(target)
 
 
 def _refuse_links(top: Path, bottom: Path) -> None:

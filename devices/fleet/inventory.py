@@ -4,6 +4,7 @@
 host = "kitchen.lan"
 user = "pi"
 broker = "mqtt://hub.lan"
+labels = {site = "lab", stage = "canary"}
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Annotated
 
 import msgspec
 
+from ferryman.devices.labels import check_labels
 from ferryman.devices.transport.base import Transport
 from ferryman.devices.transport.local import LocalTransport
 from ferryman.runtime.contracts.errors import CallerError
@@ -36,6 +38,8 @@ class _Entry(Record, forbid_unknown_fields=True):
     """How to call ferryman there, as a shell would."""
     broker: str | None = None
     """URL of the MQTT broker the device's agent talks to."""
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    """What queries find it by (see `ferryman.devices.fleet.rollout.query`); beside those its agent announces."""
 
 
 class LocalDevice(_Entry):
@@ -127,6 +131,10 @@ def _checked(device: Device) -> Device:
         if "\0" in str(getattr(device, field)):
             raise ValueError(f"{field} has a NUL in it")
     shlex.split(device.command)
+    try:
+        check_labels(device.labels)
+    except CallerError as error:
+        raise ValueError(str(error)) from error
     if isinstance(device, LocalDevice):
         return msgspec.structs.replace(device, root=_expanded("root", device.root))
     try:

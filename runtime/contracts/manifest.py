@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
+from msgspec.structs import replace
 
+from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.record import Record
 from ferryman.runtime.contracts.tensor import Signature, Tensor
 
@@ -144,3 +147,25 @@ class Manifest(Record, kw_only=True):
             if variant.name == name:
                 return variant
         raise KeyError(f"no variant {name!r}; there are: {', '.join(v.name for v in self.variants)}")
+
+    def only(self, variants: Sequence[str] | None) -> Manifest:
+        """What is left of it where a device holds only some variants: those, their payloads and golden vectors.
+
+        None: all. The order is the manifest's.
+
+        Raises:
+            CallerError: there is no such variant, or none is named.
+        """
+        if variants is None:
+            return self
+        names = [variant.name for variant in self.variants]
+        if not variants or (unknown := sorted(set(variants) - set(names))):
+            asked = ", ".join(unknown) if variants else "none"
+            raise CallerError(f"package {self.name} has no variant {asked}; there are: {', '.join(names)}")
+        held = tuple(variant for variant in self.variants if variant.name in set(variants))
+        shared = any(not variant.golden for variant in held)  # else the vectors of variants of their own will do
+        golden = self.golden if shared else held[0].golden
+        paths = {*golden, *(path for variant in held for path in (variant.payload, *variant.golden))}
+        return replace(
+            self, variants=held, golden=golden, payloads=tuple(one for one in self.payloads if one.path in paths)
+        )

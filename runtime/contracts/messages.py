@@ -75,6 +75,10 @@ class Status(Record, tag="status"):
     interpreters: dict[str, str] = msgspec.field(default_factory=dict)
     standing: dict[str, str] = msgspec.field(default_factory=dict)
     """What moves measurements and stays (see `ferryman.profiler.standing`); empty from agents that do not tell."""
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    """What the device is called by in queries, such as site=lab; as `ferryman agent --label` was told."""
+    model: str = ""
+    """The kind of device, as in `Reported`; empty from agents that do not tell."""
     outbox_pending: int = 0
     outbox_dropped: int = 0
 

@@ -6,7 +6,9 @@ from typing import Literal
 
 from ferryman.runtime.contracts.errors import WireError
 from ferryman.runtime.contracts.record import Record
-from ferryman.runtime.contracts.slot import HealthRules
+from ferryman.runtime.contracts.slot import HealthRules, Measured
+
+__all__ = ["Desired", "Health", "Measured", "Reported", "State", "Window"]
 
 State = Literal[
     "waiting",  # for a maintenance window, for power, for less heat, for the day's data budget
@@ -36,8 +38,11 @@ class Desired(Record):
     rollout: str
     """Id of what asks for it."""
     release: str
-    """`family/version`."""
+    """`family/version`; empty: of no release, see `previous`."""
     package_sha256: str
+    previous: bool = False
+    """The way back: where this package is in a slot, it serves again from there, at once and without a trial; else
+    the release is fetched, or refused where none is named. That the device holds it for bad does not matter."""
     pick: str = "first"
     """See `parse_pick`."""
     variants: tuple[str, ...] = ()
@@ -48,16 +53,6 @@ class Desired(Record):
     window: Window | None = None
     force: bool = False
     """Try again what this device holds for bad."""
-
-
-class Measured(Record):
-    """What a variant's golden vectors showed on a device."""
-
-    variant: str
-    interpreter: str
-    latency_ns: int | None
-    memory_bytes: int | None
-    sqnr_db: float
 
 
 class Health(Record):
@@ -75,6 +70,8 @@ class Health(Record):
     """The same of the package before."""
     energy_j: float | None = None
     """Of a call, where the device has a meter and was asked to use it."""
+    before_energy_j: float | None = None
+    """The same of the package before."""
     drift: float | None = None
     """See `ferryman.runtime.contracts.drift`: the largest distance of an output from the package before; None: none
     is kept."""

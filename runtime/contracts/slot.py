@@ -12,7 +12,10 @@ from ferryman.runtime.contracts.record import Record
 SlotName = Literal["a", "b"]
 BAD_MAX = 32
 PICKS = ("first", "fastest", "smallest", "closest", "largest")
-_PICK = re.compile(rf"({'|'.join(PICKS)})(?:-(\d{{1,6}}(?:\.\d{{1,3}})?)ms)?(?:-(\d{{1,6}})mb)?", re.ASCII)
+_PICK = re.compile(
+    rf"({'|'.join(PICKS)})(?:-(\d{{1,6}}(?:\.\d{{1,3}})?)ms)?(?:-(\d{{1,6}})mb)?(?:-(\d{{1,6}}(?:\.\d{{1,3}})?)mj)?",
+    re.ASCII,
+)
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,12 @@ class Pick:
     """Of a call with the first golden vector, at most; None: no matter."""
     memory_mb: int | None
     """Of the process that runs it, at most, in 10^6 bytes that are its alone; None: no matter."""
+    energy_mj: float | None = None
+    """Of a call, at most, above idle; None: no matter. Only where the device measured it."""
 
 
 def parse_pick(name: str) -> Pick:
-    """Read `first`, `fastest`, `smallest`, `closest` or `largest`, with `-20ms`, `-60mb` or both behind it.
+    """Read `first`, `fastest`, `smallest`, `closest` or `largest`, with `-20ms`, `-60mb`, `-5mj` or several behind it.
 
     Raises:
         CallerError: it is something else.
@@ -40,9 +45,31 @@ def parse_pick(name: str) -> Pick:
     if read is None or (read[1] == "first" and name != "first"):
         raise CallerError(
             f"pick {name!r} is not known; there are: {', '.join(PICKS)}, the last four with a budget of latency, "
-            "memory or both, such as largest-20ms or fastest-60mb"
+            "memory or energy, in this order, such as largest-20ms, fastest-60mb or largest-20ms-60mb-5mj"
         )
-    return Pick(read[1], None if read[2] is None else float(read[2]), None if read[3] is None else int(read[3]))
+    latency, memory, energy = read[2], read[3], read[4]
+    return Pick(
+        read[1],
+        None if latency is None else float(latency),
+        None if memory is None else int(memory),
+        None if energy is None else float(energy),
+    )
+
+
+class Measured(Record):
+    """What a variant's golden vectors showed on a device."""
+
+    variant: str
+    interpreter: str
+    latency_ns: int | None
+    memory_bytes: int | None
+    sqnr_db: float
+    size_bytes: int = 0
+    """Of the variant's payload."""
+    share: float | None = None
+    """Of a nested network's multiplications, over those of the largest; None: it is not nested."""
+    energy_j: float | None = None
+    """Of a call, above idle; None: nobody measured it."""
 
 
 class HealthRules(Record):
@@ -103,6 +130,8 @@ class Slot(Record):
     """`family/version` in the repository it came from; None: it came by another way."""
     variants: tuple[str, ...] | None = None
     """Only these of the package's variants are in the slot; None: all."""
+    measured: tuple[Measured, ...] = ()
+    """What the golden vectors showed when it was proven."""
 
     @property
     def answers(self) -> str | None:

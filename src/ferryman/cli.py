@@ -18,15 +18,15 @@ from ferryman.compare_cli import compare
 from ferryman.options import PATH, Seconds, devices_option, find
 from ferryman.profile_cli import profile
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, FerrymanError
-from ferryman.runtime.install import (
-    DEFAULT_ROOT,
-    describe_golden,
+from ferryman.runtime.install import DEFAULT_ROOT
+from ferryman.runtime.install_cli import (
     install_command,
     pick_option,
     prepare_command,
     repick_command,
     rollback_command,
 )
+from ferryman.runtime.picking import describe_golden
 
 if TYPE_CHECKING:
     from ferryman.runtime.contracts.tensor import Array

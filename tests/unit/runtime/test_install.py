@@ -13,7 +13,6 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from ferryman.runtime import install as install_module
 from ferryman.runtime.contracts.errors import (
     CallerError,
     DeviceError,
@@ -25,17 +24,9 @@ from ferryman.runtime.contracts.errors import (
 from ferryman.runtime.contracts.record import decode
 from ferryman.runtime.contracts.slot import Slot, SlotState
 from ferryman.runtime.golden import GoldenResult
-from ferryman.runtime.install import (
-    InstallResult,
-    Prepared,
-    install,
-    install_command,
-    pick_variant,
-    prepare,
-    prepare_command,
-    repick,
-    rollback_command,
-)
+from ferryman.runtime.install import InstallResult, Prepared, install, prepare, repick
+from ferryman.runtime.install_cli import install_command, prepare_command, rollback_command
+from ferryman.runtime.picking import pick_variant
 from ferryman.runtime.slots import SlotStore
 from tests.support.disk import disk_free, small_disk
 from tests.support.packages import sha256_of, write_tiny_package
@@ -74,6 +65,7 @@ def test_install_writes_the_inactive_slot_and_keeps_the_old_one(store, new):
     assert min(result.write_ns, result.read_back_ns, result.golden_ns, result.activate_ns) > 0
     assert list(dict.fromkeys(step for step, _, _ in steps)) == [
         "verify",
+        "clear",
         "write",
         "read back",
         "golden vectors",
@@ -169,7 +161,7 @@ def test_a_package_this_device_cannot_run_costs_nothing(store, tmp_path, needs, 
 def test_a_disk_without_room_is_told_before_anything_is_destroyed(store, new, monkeypatch):
     before = store.read_state()
     real = os.statvfs(store.root)
-    monkeypatch.setattr(install_module.os, "statvfs", lambda _: os.statvfs_result((*real[:4], 0, *real[5:])))
+    monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result((*real[:4], 0, *real[5:])))
     with pytest.raises(DeviceError, match="bytes free, found"):
         install(new, store.root, golden=accept)
     with pytest.raises(DeviceError, match="make room"):
@@ -343,7 +335,7 @@ def test_what_answers_is_picked_by_what_the_golden_vectors_show(pick, variant, i
     )
     sizes = {"fp32": 32, "4bit": 4, "2bit": 2}
     payloads = [SimpleNamespace(path=name, size_bytes=size) for name, size in sizes.items()]
-    manifest = SimpleNamespace(payloads=payloads, variant=lambda name: SimpleNamespace(payload=name))
+    manifest = SimpleNamespace(payloads=payloads, variant=lambda name: SimpleNamespace(payload=name, share=None))
     slot = Slot(name="a", package_sha256="", package_name="", manifest_sha256="", installed_at_ns=0)
     picked = pick_variant(slot, manifest, results, pick)
     assert (picked.pick, picked.variant, picked.interpreter) == (pick, variant, interpreter)
@@ -379,7 +371,11 @@ def test_where_nothing_is_within_the_budget_the_old_slot_stays(store, new):
         picked_of_nested("largest-0.5ms")
     first = install(new, store.root)
     with pytest.raises(DeviceError, match=r"is within fastest-0\.001ms"):
-        repick(store.root, "fastest-0.001ms", golden=lambda *_: NESTED)
+        repick(
+            store.root,
+            "fastest-0.001ms",
+            golden=lambda _, manifest: (found(manifest.variants[0].name, "litert", 130.0, 2_000),),
+        )
     assert store.read_state().active == first.active
 
 
@@ -426,7 +422,8 @@ def test_another_is_picked_in_place_and_the_way_back_stays(store, new):
 
 
 def test_the_closest_of_those_as_fast_is_the_fastest():
-    manifest = SimpleNamespace(payloads=[], variant=None)
+    payloads = [SimpleNamespace(path="all", size_bytes=1)]
+    manifest = SimpleNamespace(payloads=payloads, variant=lambda _: SimpleNamespace(payload="all", share=None))
     slot = Slot(name="a", package_sha256="", package_name="", manifest_sha256="", installed_at_ns=0)
     results = [
         found("4bit", "litert", 30.0, 300),

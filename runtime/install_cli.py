@@ -1,0 +1,129 @@
+"""The commands of an install on this device; `ferryman push` calls them over SSH."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import click
+
+from ferryman.runtime.contracts.errors import CallerError, FerrymanError, to_wire
+from ferryman.runtime.contracts.record import Record, encode
+from ferryman.runtime.contracts.slot import SlotState, parse_pick
+from ferryman.runtime.install import DEFAULT_ROOT, install, prepare, repick
+from ferryman.runtime.picking import describe_golden
+from ferryman.runtime.slots import SlotStore, disk_errors
+
+R = TypeVar("R", bound=Record)
+
+
+def _checked(pick: str) -> str:
+    try:
+        parse_pick(pick)
+    except CallerError as error:
+        raise click.BadParameter(str(error)) from error
+    return pick
+
+
+_root_option = click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_ROOT,
+    show_default=True,
+    help="Directory of the slot store.",
+)
+pick_option = click.option(
+    "--pick",
+    callback=lambda _context, _option, value: _checked(value),
+    metavar="PICK",
+    default="first",
+    show_default=True,
+    help="Which variant answers requests that name none: the package's first, or what the golden vectors show on the "
+    "device to be the fastest, the smallest, the closest to eager, or of nested ones the largest; within a budget, "
+    "such as largest-20ms or largest-20ms-60mb.",
+)
+_SETTINGS = {"help_option_names": ["-h", "--help"]}
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, of errors too.")
+
+
+@click.command("install", context_settings=_SETTINGS)
+@click.argument("package", type=click.Path(path_type=Path))
+@_root_option
+@pick_option
+@_json_option
+def install_command(package: Path, root: Path, pick: str, as_json: bool) -> None:
+    """Install PACKAGE on this device: write the inactive slot, prove it, activate it."""
+
+    def show(step: str, done: int, total: int) -> None:
+        if not as_json:
+            click.echo(f"{step} {done}/{total} bytes" if total else step, err=True)
+
+    result = _answer(lambda: install(package, root, pick=pick, progress=show), as_json)
+    what = "is now active" if result.changed else "was active already"
+    click.echo(f"{result.active.package_name} {what} in slot {result.active.name}")
+    for golden in result.golden:
+        click.echo(f"  {describe_golden(golden)}")
+    if result.active.answers:
+        click.echo(f"  {result.active.answers}, answers")
+
+
+@click.command("prepare", hidden=True, context_settings=_SETTINGS)
+@click.argument("sha256")
+@click.argument("size_bytes", type=int)
+@_root_option
+@_json_option
+def prepare_command(sha256: str, size_bytes: int, root: Path, as_json: bool) -> None:
+    """Get ready for the upload of a package (what `ferryman push` calls first)."""
+    prepared = _answer(lambda: prepare(root, sha256, size_bytes), as_json)
+    click.echo(f"upload to {prepared.upload_to}" if prepared.active is None else "active already")
+
+
+@click.command("repick", hidden=True, context_settings=_SETTINGS)
+@_root_option
+@pick_option
+@_json_option
+def repick_command(root: Path, pick: str, as_json: bool) -> None:
+    """Pick anew among the active package's variants (what `ferryman push` calls where it is active already)."""
+    click.echo(_answer(lambda: repick(root, pick), as_json).active.answers or "the package's first")
+
+
+@click.command("rollback", context_settings=_SETTINGS)
+@_root_option
+@_json_option
+def rollback_command(root: Path, as_json: bool) -> None:
+    """Let the previously active package of this device serve again."""
+
+    def work() -> SlotState:
+        store = SlotStore(root)
+        with disk_errors(store):
+            return store.rollback()
+
+    state = _answer(work, as_json)
+    if state.active:
+        click.echo(f"{state.active.package_name} is active again in slot {state.active.name}")
+
+
+def _answer(work: Callable[[], R], as_json: bool) -> R:
+    """Do the work; as JSON, print the result or the error as a record and end the process."""
+    try:
+        result = work()
+    except Exception as error:
+        if as_json:
+            if not isinstance(error, FerrymanError):
+                traceback.print_exc()  # a bug: the other side gets one line of it, the rest is for the log
+            click.echo(encode(to_wire(error)))
+            sys.exit(1)
+        if isinstance(error, FerrymanError):
+            raise click.ClickException(f"{error.party}: {error}") from error
+        raise
+    if as_json:
+        click.echo(encode(result))
+        sys.exit(0)
+    return result
+
+
+if __name__ == "__main__":
+    click.Group(commands=[install_command, prepare_command, repick_command, rollback_command])()
