@@ -47,18 +47,29 @@ BULK = os.urandom(120_000)
 AHEAD = 2**31 - 10
 
 
-@pytest.fixture
-def made(tmp_path):
-    """The true repository, with release 1."""
-    made = make_repository(tmp_path / "true", families=("digits", "speech"), root_keys=3, threshold=2)
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """A repository with release 1 in families of its own, and a device; copied for each test."""
+    folder = tmp_path_factory.mktemp("template")
+    made = make_repository(folder / "true", families=("digits", "speech"), root_keys=3, threshold=2)
     made.publish_tiny(1.0, "1", padding=BULK)
-    return made
+    Device(folder / "device", made.root, write_tiny_package(folder / "old.ferry", added=7.0))
+    return folder
 
 
 @pytest.fixture
-def device(made, tmp_path):
+def made(template, tmp_path):
+    """The true repository, with release 1."""
+    true = tmp_path / "true"
+    shutil.copytree(template / "true", true)
+    return TestRepository(true / "repository", true / "keys", true / "offline")
+
+
+@pytest.fixture
+def device(template, tmp_path):
     """Runs something that was pushed to it by hand."""
-    return Device(tmp_path / "device", made.root, write_tiny_package(tmp_path / "old.ferry", added=7.0))
+    shutil.copytree(template / "device", tmp_path / "device")
+    return Device(tmp_path / "device")
 
 
 @pytest.fixture

@@ -21,14 +21,16 @@ def no_golden(_directory: Path, _manifest: Any) -> tuple[()]:
 class Device:
     """One device; `clock_ahead` moves its clock."""
 
-    def __init__(self, folder: Path, trusted_root: bytes, package: Path) -> None:
+    def __init__(self, folder: Path, trusted_root: bytes | None = None, package: Path | None = None) -> None:
+        """A new one, which runs `package`; or the one whose store is there."""
         self.root = folder
         self.clock_ahead = timedelta()
         self.wire_bytes = 0
         """Of the last update, whatever became of it."""
-        install(package, folder, golden=no_golden)
-        (folder / "trust").mkdir()
-        (folder / "trust" / "root.json").write_bytes(trusted_root)
+        if package is not None and trusted_root is not None:
+            install(package, folder, golden=no_golden)
+            (folder / "trust").mkdir()
+            (folder / "trust" / "root.json").write_bytes(trusted_root)
         self.store = SlotStore(folder)
 
     def update(self, name: str, url: str, *, between: Callable[[], object] = lambda: None, **config: Any) -> Staged:
