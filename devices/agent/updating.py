@@ -30,7 +30,7 @@ from ferryman.runtime.contracts.release import Release
 from ferryman.runtime.contracts.rollout import Desired, Health, Reported, State
 from ferryman.runtime.contracts.slot import Slot, SlotState, Trial
 from ferryman.runtime.golden import check_golden
-from ferryman.runtime.install import GoldenCheck
+from ferryman.runtime.install import GoldenCheck, Progress
 from ferryman.runtime.slots import SlotStore
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ _FINAL: tuple[State, ...] = ("confirmed", "rolled-back", "refused", "failed")
 class Hands:
     """What updating needs of others; tests bring their own."""
 
-    client: Callable[[], UpdateClient]
-    """Opens the repository; called for every attempt."""
+    client: Callable[[threading.Event], UpdateClient]
+    """Opens the repository, once for every attempt; the attempt ends when the event is set."""
     ready: Callable[[Desired], str]
     """Why this device should not be touched just now; empty: it may."""
     health: Callable[[Trial], Health]
@@ -222,17 +222,18 @@ class Updating:
         from ferryman.runtime.staged import install_staged
 
         self._say(desired, "downloading")
-        with self._hands.client() as client:
-            release = client.release(desired.release)
+        with self._hands.client(self._cancelled) as client:
+            release = client.check(desired.release)
             _expect(release, desired)
             staged = client.fetch(
                 release,
                 desired.variants,
                 update_max_bytes=desired.update_max_bytes,
                 progress=self._progress(desired),
-                cancelled=self._cancelled,
             )
-            self._say(desired, "installing", wire_bytes=staged.wire_bytes, wire_total_bytes=staged.wire_bytes)
+            for note in staged.notes:
+                log.warning("update %s: %s", desired.rollout, note)
+            self._say(desired, "installing", wire_bytes=staged.wire_bytes, wire_total_bytes=staged.planned_bytes)
             result = install_staged(
                 self._store,
                 staged.directory,
@@ -245,7 +246,7 @@ class Updating:
                 force=desired.force or desired.previous,
                 golden=self._hands.golden,
             )
-            client.discard(staged)
+            client.discard(release)
         if result.active.measured:
             self._said = replace(self._said, measured=result.active.measured)
         self._say(desired, "confirmed" if desired.previous else "trial")
@@ -259,10 +260,10 @@ class Updating:
             starts=1,
         )
 
-    def _progress(self, desired: Desired) -> Callable[[int, int], None]:
+    def _progress(self, desired: Desired) -> Progress:
         told = time.monotonic()
 
-        def progress(done: int, total: int) -> None:
+        def progress(_step: str, done: int, total: int) -> None:
             nonlocal told
             if time.monotonic() - told >= PROGRESS_S:
                 told = time.monotonic()

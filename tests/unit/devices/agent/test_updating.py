@@ -13,11 +13,12 @@ from ferryman.devices.agent.update.budget import DayBudgetError
 from ferryman.devices.agent.update.config import Cancelled
 from ferryman.devices.agent.updating import Hands, Updating
 from ferryman.runtime.contracts.errors import BudgetError, LinkError, ParityError, TrustError
+from ferryman.runtime.contracts.record import encode
 from ferryman.runtime.contracts.release import Release
 from ferryman.runtime.contracts.rollout import Desired, Health, Reported
 from ferryman.runtime.contracts.slot import HealthRules, Trial
 from ferryman.runtime.install import install
-from ferryman.runtime.package import MANIFEST, open_package
+from ferryman.runtime.package import open_package
 from ferryman.runtime.slots import SlotStore
 from tests.support.packages import sha256_of, write_tiny_package
 
@@ -42,7 +43,7 @@ class Repository:
     def __exit__(self, *_):
         pass
 
-    def release(self, name):
+    def check(self, name):
         path = self.packages[name]
         family, _, version = name.partition("/")
         with open_package(path) as opened:
@@ -56,7 +57,7 @@ class Repository:
                 payloads=(),
             )
 
-    def fetch(self, release, variants, *, update_max_bytes, progress, cancelled):
+    def fetch(self, release, variants, *, update_max_bytes, progress):
         if self.trouble:
             raise self.trouble.pop(0)
         self.fetched.append(release.name)
@@ -65,12 +66,11 @@ class Repository:
             for payload in opened.manifest.payloads:
                 (directory / payload.path).parent.mkdir(parents=True, exist_ok=True)
                 (directory / payload.path).write_bytes(opened.read(payload.path))
-        from ferryman.runtime.contracts.record import encode
-
         with open_package(self.packages[release.name]) as opened:
             manifest = encode(opened.manifest)
-        assert MANIFEST
-        return SimpleNamespace(directory=directory, manifest=manifest, variants=(), wire_bytes=7)
+        return SimpleNamespace(
+            directory=directory, manifest=manifest, variants=(), wire_bytes=7, planned_bytes=6, notes=()
+        )
 
     def discard(self, staged):
         pass
@@ -90,14 +90,17 @@ class Device:
         self.golden = no_golden
         self.updating = self.fresh()
 
+    def prove(self, directory, manifest):
+        return self.golden(directory, manifest)
+
     def fresh(self) -> Updating:
         """As a restarted agent has it."""
         self.hands = Hands(
-            client=lambda: self.repository,
+            client=lambda _cancelled: self.repository,
             ready=lambda _desired: self.why_not,
             health=lambda _trial: self.health,
             report=self.said.append,
-            golden=lambda directory, manifest: self.golden(directory, manifest),
+            golden=self.prove,
         )
         return Updating(self.store, "pi", "a board", self.hands)
 
