@@ -6,23 +6,22 @@ import contextlib
 import fcntl
 import logging
 import os
-import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import ferryman
 from ferryman.devices import topics
+from ferryman.devices.agent.desk import Body, Desk
 from ferryman.devices.agent.outbox import Counts, Outbox
 from ferryman.devices.agent.publisher import Publisher
 from ferryman.devices.agent.recorder import Recorder, as_record
 from ferryman.devices.agent.serving import Serving
 from ferryman.devices.broker import BrokerConfig
-from ferryman.devices.mqtt import Delivery, Link, Message
+from ferryman.devices.mqtt import Link, Message
 from ferryman.profiler.conditions import read_conditions
 from ferryman.profiler.drift import PERIOD_S, DriftMonitor
 from ferryman.profiler.standing import standing
@@ -30,27 +29,18 @@ from ferryman.runtime.contracts.drift import Drift
 from ferryman.runtime.contracts.errors import (
     CallerError,
     DeviceError,
-    FerrymanError,
     LinkError,
-    RequestTimeout,
-    to_wire,
 )
 from ferryman.runtime.contracts.manifest import RuntimeName
 from ferryman.runtime.contracts.messages import (
-    CancelRequest,
-    Failure,
-    InferReply,
     InferRequest,
     ProfileReply,
     ProfileRequest,
     Request,
-    Response,
     Status,
-    StatusRequest,
 )
-from ferryman.runtime.contracts.record import Record, encode
+from ferryman.runtime.contracts.record import encode
 from ferryman.runtime.contracts.slot import Slot, SlotState
-from ferryman.runtime.contracts.tensor import pack, unpack
 from ferryman.runtime.session import INTERPRETERS, installed
 from ferryman.runtime.slots import SlotStore
 
@@ -63,16 +53,8 @@ POLL_S = 1.0
 """How late a newly activated slot may be noticed."""
 STOP_GRACE_S = 5.0
 """How long a request under way may take to end once the agent is told to stop."""
-TIMEOUT_MAX_S = 86_400.0
-"""The most a request is given, whatever it asks for."""
-QUEUE_MAX = 16
-"""Requests waiting; one more is told that the device is busy. Together they hold `topics.REQUEST_MAX_BYTES`."""
 PACKET_MAX_BYTES = topics.REQUEST_MAX_BYTES + 1024
 """With the topic and what MQTT adds."""
-
-
-Body = InferReply | ProfileReply | Status | Failure
-"""What an answer holds."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +67,6 @@ class AgentConfig:
     confirm: Literal["collector", "broker"] = "collector"
     drift_s: float = PERIOD_S
     """Every so often, statistics of what was served become a telemetry record; 0: never."""
-
-
-class _Addressed(Record):
-    """The least of a request that an answer needs."""
-
-    id: str
-    reply_to: str
 
 
 class Agent:
@@ -125,15 +100,9 @@ class Agent:
         self._link = Link(
             config.broker, f"ferryman-agent-{config.device}", will=self._will, packet_max_bytes=PACKET_MAX_BYTES
         )
-        self._link.subscribe(topics.request(config.device), self._on_request)
+        self._desk = Desk(config.device, self._link, self._do)
         self._link.on_ready(self._announce)
         self._publisher = Publisher(self._outbox, config.device, self._link, confirm=config.confirm)
-        self._requests: queue.Queue[tuple[Request, float, int]] = queue.Queue(QUEUE_MAX)
-        """Each with its deadline and size."""
-        self._waiting_bytes = 0
-        self._enqueuing = threading.Lock()
-        self._cancelled: dict[str, threading.Event] = {}
-        """Id of every request that waits or is worked on -> set once nobody waits for its answer any more."""
         self._seen: SlotState | None = None
         self._trouble = ""
 
@@ -144,7 +113,9 @@ class Agent:
             DeviceError: another agent serves this root.
         """
         with _only_one(self._config.root):
-            worker = threading.Thread(target=self._work, args=(stop,), name="requests", daemon=True)
+            worker = threading.Thread(
+                target=self._desk.work_until, args=(stop, self._follow_drift), name="requests", daemon=True
+            )
             self._note_changes()
             self._link.start()
             self._publisher.start()
@@ -156,8 +127,7 @@ class Agent:
                 stop.set()
                 worker.join(STOP_GRACE_S)
                 self._serving.abort()
-                for cancelled in list(self._cancelled.values()):
-                    cancelled.set()
+                self._desk.cancel_all()
                 worker.join(STOP_GRACE_S)
                 self._recorder.put([("drift", one) for one in self._drift.flush()])
                 if self._recorder.waiting:
@@ -236,95 +206,11 @@ class Agent:
             outbox_dropped=counts.dropped + self._recorder.lost,
         )
 
-    def _on_request(self, delivery: Delivery) -> None:
-        if delivery.retained:  # it would come again on every connection
-            log.warning("request on %s is a retained message, ignored; clear it on the broker", delivery.topic)
-            return
-        try:
-            request = unpack(delivery.payload, Request)
-        except ValueError as error:
-            log.warning("request on %s cannot be read, ignored: %s", delivery.topic, error)
-            self._answer_unread(delivery.payload, error)
-            return
-        if not topics.is_response(request.reply_to, self._config.device):
-            log.warning("request %s wants its answer on %s, ignored", request.id, request.reply_to)
-            return
-        if isinstance(request.body, CancelRequest):
-            if (cancelled := self._cancelled.get(request.body.request)) is not None:
-                cancelled.set()
-            return
-        given_s = min(request.timeout_s, TIMEOUT_MAX_S)  # none where it is no number, and then time is up at once
-        deadline = time.monotonic() + given_s
-        if isinstance(request.body, StatusRequest):  # quick, and must not wait behind a profile
-            self._answer_with(request, partial(self._do, request, deadline))
-            return
-        self._cancelled[request.id] = threading.Event()
-        try:
-            self._enqueue(request, deadline, len(delivery.payload))
-        except FerrymanError as error:
-            self._cancelled.pop(request.id, None)
-            self._answer(request, Failure(error=to_wire(error)))
-
-    def _answer_unread(self, payload: bytes, problem: ValueError) -> None:
-        """Tell whoever wrote what is no request, where it says who that is."""
-        with contextlib.suppress(ValueError):
-            asked = unpack(payload, _Addressed)
-            if topics.is_response(asked.reply_to, self._config.device):
-                error = CallerError(
-                    f"the request cannot be read: {problem}; see that both ferrymans are of one version"
-                )
-                self._answer(asked, Failure(error=to_wire(error)))
-
-    def _enqueue(self, request: Request, deadline: float, size_bytes: int) -> None:
-        most = topics.REQUEST_MAX_BYTES
-        if size_bytes > most:
-            raise CallerError(f"a request may hold {most:,} bytes, found {size_bytes:,}; send less at once")
-        with self._enqueuing:
-            if self._waiting_bytes + size_bytes > most:
-                held = self._waiting_bytes >> 20
-                raise DeviceError(f"busy: the requests that wait hold {held} MiB already; ask again later")
-            try:
-                self._requests.put_nowait((request, deadline, size_bytes))
-            except queue.Full:
-                raise DeviceError(f"busy: {QUEUE_MAX} requests are waiting") from None
-            self._waiting_bytes += size_bytes
-
-    def _work(self, stop: threading.Event) -> None:
-        while not stop.is_set():
-            try:
-                request, deadline, size_bytes = self._requests.get(timeout=POLL_S)
-            except queue.Empty:
-                continue
-            with self._enqueuing:
-                self._waiting_bytes -= size_bytes
-            self._answer_with(request, partial(self._do, request, deadline))
-            self._cancelled.pop(request.id, None)
-            self._follow_drift()  # once nobody waits for it
-            del request  # it may be large, and the next one long in coming
-
-    def _answer_with(self, request: Request, work: Callable[[], Body]) -> None:
-        body: Body
-        begin = time.monotonic()
-        try:
-            body = work()
-        except FerrymanError as error:
-            body = Failure(error=to_wire(error))
-        except Exception as error:  # one bad request must not end the agent
-            log.exception("request %s failed", request.id)
-            body = Failure(error=to_wire(error))
-        ended = f"{body.error.party}: {body.error.message}" if isinstance(body, Failure) else "done"
-        kind = request.body.__struct_config__.tag
-        log.info("request %s %s: %s in %.3f s", kind, request.id, ended, time.monotonic() - begin)
-        self._answer(request, body)
-
-    def _do(self, request: Request, deadline: float) -> Body:
-        left_s = deadline - time.monotonic()
-        if not left_s > 0:
-            raise RequestTimeout(f"the request waited longer than its {request.timeout_s:g} s behind others")
+    def _do(self, request: Request, left_s: float, cancelled: threading.Event | None) -> Body:
         if isinstance(request.body, InferRequest):
             return self._serving.infer(request.body, left_s)
         if isinstance(request.body, ProfileRequest):
-            return self._profile(request.body, left_s, self._cancelled.get(request.id))
+            return self._profile(request.body, left_s, cancelled)
         return self._status(self._store.read_state().active)
 
     def _profile(self, request: ProfileRequest, left_s: float, cancelled: threading.Event | None) -> ProfileReply:
@@ -355,13 +241,6 @@ class Agent:
         self._recorder.put([("measurement", as_record(one)) for one in measurements])
         self._publisher.wake()
         return ProfileReply(measurements=measurements)
-
-    def _answer(self, request: Request | _Addressed, body: Body) -> None:
-        response = Response(id=request.id, device=self._config.device, body=body)
-        try:
-            self._link.publish(Message(topic=request.reply_to, payload=pack(response)))
-        except (LinkError, ValueError) as error:  # ValueError: what paho says of a message MQTT cannot carry
-            log.warning("answer to %s not sent: %s", request.id, error)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from backports import zstd
 
 from ferryman.runtime.contracts.errors import PackageError
 from ferryman.runtime.pieces.index import PIECE_MAX_BYTES, Piece
+from ferryman.runtime.pieces.sparse import decode_sparse
 
 Decode = Callable[[bytes, memoryview, int], bytes]
 """(stored, base, size) -> the piece; raises ValueError or ZstdError where `stored` is not of this codec."""
@@ -70,6 +71,7 @@ CODECS: dict[str, Codec] = {
     "raw": Codec(_raw),
     "zstd": Codec(_zstd),
     "patch": Codec(_patch, based=True),
+    "sparse": Codec(decode_sparse, based=True),
     "copy": Codec(_copy, stored=False, based=True, size_max=1 << 40),
 }
 """`copy` takes any size, and may be read and written in parts."""

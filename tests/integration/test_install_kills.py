@@ -1,113 +1,115 @@
-"""SIGKILL at every system call an install makes under its root: the store is old and whole, or new and whole.
+"""Whatever cuts an install short, the store is old and whole, or new and whole.
 
-strace counts the calls of one undisturbed install, then each of them is the last of an install of its own. The golden
-check is the identity here (its process changes nothing on disk); test_push_ssh.py runs the real one.
+SIGKILL at every system call that a program makes under the store's root; an error instead of every such call; power
+cuts after each, on a model of a disk that loses what was not synced. What is found is held against the table of states.
+The golden check is the identity here (its process changes nothing on disk); test_push_ssh.py runs the real one.
 """
 
 from __future__ import annotations
 
-import os
+import random
 import re
 import shutil
-import signal
-import subprocess
-import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from ferryman.runtime.install import install
+from ferryman.runtime.contracts.errors import FerrymanError
 from ferryman.runtime.slots import SlotStore
-from tests.support.packages import sha256_of, write_tiny_package
+from ferryman.runtime.states import BY_NAME, STATES, at_rest
+from tests.support.cuts import Did, Disk, cuts, record
+from tests.support.installs import PROGRAM, SCENARIOS, Packages, Scenario, served, write_packages
+from tests.support.strace import Call, calls, killed_at, traced, why_not
 
-# `?`: some processors have only the ...at calls.
-CHANGING = (
-    "?openat,?open,?creat,?write,?writev,?pwrite64,?fsync,?fdatasync,?rename,?renameat,?renameat2,?unlink,?unlinkat,"
-    "?rmdir,?mkdir,?mkdirat,?link,?linkat,?symlink,?symlinkat,?truncate,?ftruncate,?fallocate,?chmod,?fchmod,"
-    "?fchmodat,?utimensat,?flock"
-)
-INSTALL = """
-import sys
-from pathlib import Path
-from ferryman.runtime.install import install
-install(Path(sys.argv[1]), Path(sys.argv[2]), golden=lambda _directory, _manifest: ())
-"""
-_CALL = re.compile(r"^(?P<pid>\d+) +(?P<name>\w+)\((?P<rest>.*)$")
-
-
-def _strace_can_inject() -> str:
-    """Why not; empty if it can."""
-    if shutil.which("strace") is None:
-        return "strace is not installed: apt-get install strace"
-    tried = subprocess.run(
-        ["strace", "-o", "/dev/null", "--inject=fsync:signal=KILL:when=1", "true"], capture_output=True, check=False
-    )
-    return tried.stderr.decode().strip() if tried.returncode else ""
-
-
-_WHY_NOT = _strace_can_inject()
+_WHY_NOT = why_not()
 pytestmark = pytest.mark.skipif(bool(_WHY_NOT), reason=f"strace --inject does not work here: {_WHY_NOT}")
+OF_STEP = {state.step: state.name for state in STATES if state.step}
+LONG = ("first install", "update", "push over a trial", "first download", "download", "download over a trial")
+SHORT = tuple(name for name in SCENARIOS if name not in LONG)
+ERRORS = ("ENOSPC", "EIO", "EROFS")
 
 
-@dataclass(frozen=True)
-class Call:
-    """The `nth` call of its name, which touches the store."""
+class Scene:
+    """A scenario's store before it, and what was seen of one that nobody cut short."""
 
-    name: str
-    nth: int
-    line: str
+    def __init__(self, name: str, packages: Packages, place: Path) -> None:
+        self.scenario: Scenario = SCENARIOS[name]
+        self.packages, self.place = packages, place
+        self.template = place / "template"
+        self.scenario.before(self.template, packages)
+        self.points = self._count()
+
+    def _count(self) -> list[Call]:
+        root = shutil.copytree(self.template, self.place / "counted")
+        ended = traced(PROGRAM, self.arguments(root), self.place / "log", "-s", "64")
+        assert ended.code == 0, ended.stderr
+        assert served(SlotStore(root), self.packages) == self.scenario.ends_with
+        return calls(self.place / "log", root)
+
+    def arguments(self, root: Path) -> tuple[str, ...]:
+        return self.packages.arguments(self.scenario.what, root)
+
+    def copy(self, name: str) -> Path:
+        return shutil.copytree(self.template, self.place / name / "root")
+
+    def state(self, point: Call) -> str:
+        """Of the table."""
+        return self.scenario.state or OF_STEP.get(point.step, "staged")
+
+    def check(self, root: Path, state: str) -> int:
+        """See that what is left is what the table says; returns which package serves."""
+        store = SlotStore(root)
+        found = served(store, self.packages)
+        assert found in self.scenario.may_serve, (state, found)
+        expected = set(BY_NAME[state].cut)
+        if self.scenario.what == "install":  # nothing is staged, and it is confirmed at once
+            expected = {"idle"}
+        if "over a trial" in self.scenario.name and state in ("staged", "clearing"):
+            expected.add("trial")  # that of the package before
+        assert at_rest(store, root / "download") in expected, state
+        return found
+
+    def finish(self, root: Path) -> None:
+        """Do it again, and see that it comes to its end and leaves nothing behind."""
+        ended = traced(PROGRAM, self.arguments(root), root.parent / "log of the end")
+        again = self.scenario.what == "rollback" and SlotStore(root).read_state().trial is None
+        assert (ended.code == 0) != (again and "no previous slot" in ended.stderr), ended.stderr
+        assert served(SlotStore(root), self.packages) == self.scenario.ends_with
+        assert {path.name for path in root.iterdir()} - {"download"} == {"incoming", "lock", "slots", "state.json"}
 
 
-def _traced(package: Path, root: Path, log: Path, *options: str) -> int:
-    """Install under strace; the exit code, negative for a signal."""
-    argv = ["strace", "-f", "-y", "-s", "0", "-e", f"trace={CHANGING}", *options, "-o", str(log)]
-    done = subprocess.run(
-        [*argv, sys.executable, "-c", INSTALL, str(package), str(root)],
-        capture_output=True,
-        check=False,
-        env={**os.environ, "PYTHONHASHSEED": "0"},
-    )
-    assert done.returncode in {0, -signal.SIGKILL}, done.stderr.decode()
-    return done.returncode
-
-
-def _calls(log: Path, root: Path) -> list[Call]:
-    """The calls under `root` that can change something, in order."""
-    counts: dict[tuple[str, str], int] = {}
-    found = []
-    for line in log.read_text().splitlines():
-        if match := _CALL.match(line):
-            key = match["pid"], match["name"]  # strace counts for each thread
-            counts[key] = counts.get(key, 0) + 1
-            if str(root) in match["rest"] and not (match["name"].startswith("open") and "O_CREAT" not in line):
-                found.append(Call(match["name"], counts[key], line))
-    return found
-
-
-def _no_golden(_directory, _manifest):
-    return ()
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory) -> Packages:
+    return write_packages(tmp_path_factory.mktemp("packages"))
 
 
 @pytest.fixture
-def packages(tmp_path):
-    return [write_tiny_package(tmp_path / f"{n}.ferry", added=float(n)) for n in (1, 2, 3)]
+def scene(request, packages, tmp_path) -> Scene:
+    return Scene(request.param, packages, tmp_path)
 
 
-def _store_with(root: Path, *packages: Path) -> Path:
-    for package in packages:
-        install(package, root, golden=_no_golden)
-    return root
+def kill_at_each(scene: Scene, points: Iterable[Call]) -> list[int]:
+    """What serves after a kill at each call, in their order."""
+
+    def kill_at(point: Call) -> int:
+        root = scene.copy(f"{point.name}-{point.nth}")
+        killed_at(PROGRAM, scene.arguments(root), root, root.parent / "log", point)
+        found = scene.check(root, scene.state(point))
+        scene.finish(root)
+        shutil.rmtree(root.parent)
+        return found
+
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        return list(pool.map(kill_at, points))
 
 
-def test_all_is_on_the_disk_before_the_state_names_it(packages, tmp_path):
-    root = _store_with(tmp_path / "root", *packages[:2])
-    log = tmp_path / "log"
-    assert _traced(packages[2], root, log) == 0
-    calls = _calls(log, root)
-    activation = max(i for i, call in enumerate(calls) if call.name.startswith("rename"))
-    before, after = calls[:activation], calls[activation + 1 :]
+@pytest.mark.parametrize("scene", ["update"], indirect=True)
+def test_all_is_on_the_disk_before_the_state_names_it(scene):
+    root, found = scene.place / "counted", scene.points
+    activation = max(i for i, call in enumerate(found) if call.name.startswith("rename"))
+    before, after = found[:activation], found[activation + 1 :]
 
     def last(names: tuple[str, ...], path: Path) -> int:
         """Position of the last of these calls on exactly this path; -1: there was none."""
@@ -116,7 +118,7 @@ def test_all_is_on_the_disk_before_the_state_names_it(packages, tmp_path):
 
     slot = root / "slots" / "a"
     files = [path for path in slot.rglob("*") if path.is_file()]
-    assert len(files) == 3
+    assert len(files) == 5
     for file in [*files, root / "state.json.new"]:
         assert last(("fsync",), file) > last(("open", "write", "pwrite"), file) >= 0, file
     for folder in [slot, *(path for path in slot.rglob("*") if path.is_dir())]:
@@ -127,42 +129,131 @@ def test_all_is_on_the_disk_before_the_state_names_it(packages, tmp_path):
     assert f"<{root}>" in after[0].line
 
 
+@pytest.mark.parametrize("scene", ["download"], indirect=True)
+def test_kill_at_the_first_and_last_call_of_every_step(scene):
+    steps = list(dict.fromkeys(call.step for call in scene.points))
+    assert steps == ["", "clear", "write", "activate"]  # reading and proving change nothing
+    ends = [[call for call in scene.points if call.step == step] for step in steps]
+    found = kill_at_each(scene, dict.fromkeys(one for calls_of in ends for one in (calls_of[0], calls_of[-1])))
+    assert found[-1] == 3
+    assert set(found[:-1]) == {2}
+
+
+@pytest.mark.parametrize("scene", ["start", "crash loop", "confirm"], indirect=True)
+def test_kill_around_the_one_rename_of_a_trials_step(scene):
+    (switch,) = (i for i, call in enumerate(scene.points) if call.name.startswith("rename"))
+    found = kill_at_each(scene, scene.points[switch - 1 :])
+    assert found == [scene.scenario.may_serve[0]] * 2 + [scene.scenario.ends_with]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("installed_before", [0, 2], ids=["first install", "update"])
-def test_kill_at_every_call(packages, tmp_path, installed_before):
-    template = _store_with(tmp_path / "template", *packages[:installed_before])
-    template.mkdir(exist_ok=True)
-    old = sha256_of(packages[installed_before - 1]) if installed_before else None
-    new = sha256_of(packages[2])
-    counted = shutil.copytree(template, tmp_path / "counted")
-    assert _traced(packages[2], counted, tmp_path / "log") == 0
-    points = _calls(tmp_path / "log", counted)
-    assert len(points) > 20
+@pytest.mark.parametrize("scene", list(SCENARIOS), indirect=True)
+def test_kill_at_every_call(scene):
+    assert len(scene.points) > (20 if scene.scenario.name in LONG else 5)
+    found = kill_at_each(scene, scene.points)
+    # What serves changes by single renames, in one order.
+    assert list(dict.fromkeys(found)) == [*scene.scenario.may_serve]
+    assert found == sorted(found, key=scene.scenario.may_serve.index)
+    assert found.count(scene.scenario.ends_with) == 1 or scene.scenario.may_serve == (scene.scenario.ends_with,)
 
-    def kill_at(point: Call) -> str:
-        case = tmp_path / f"{point.name}-{point.nth}"
-        root = shutil.copytree(template, case / "root")
-        inject = f"--inject={point.name}:signal=KILL:when={point.nth}"
-        assert _traced(packages[2], root, case / "log", inject) == -signal.SIGKILL, f"{point} was not reached"
-        hit = _calls(case / "log", root)
-        assert (hit[-1].name, hit[-1].nth) == (point.name, point.nth), f"hit {hit[-1]} instead of {point}"
 
-        store = SlotStore(root)
-        state = store.read_state()
-        served = store.verify(state.active).slot.package_sha256 if state.active else None
-        assert served in {old, new}, point
-        if state.previous:
-            store.verify(state.previous)
+def refuse_each(scene: Scene, points: Iterable[Call], errors: tuple[str, ...]) -> None:
+    """An error instead of a call: it is told, and what served or shall serve does."""
 
-        again = install(packages[2], root, golden=_no_golden)
-        assert again.changed == (served != new)
-        assert store.active().slot.package_sha256 == new
-        assert {path.name for path in root.iterdir()} == {"incoming", "lock", "slots", "state.json"}
-        shutil.rmtree(case)
-        return "new" if served == new else "old"
+    def refuse(case: tuple[Call, str]) -> None:
+        point, error = case
+        root = scene.copy(f"{point.name}-{point.nth}-{error}")
+        inject = f"--inject={point.name}:error={error}:when={point.nth}"
+        ended = traced(PROGRAM, scene.arguments(root), root.parent / "log", inject)
+        if ended.code:
+            said = ended.stderr.strip().splitlines()[-1]
+            assert said.startswith("ferryman.runtime.contracts.errors."), (point, ended.stderr)
+            scene.check(root, scene.state(point))
+        else:  # it did not matter
+            assert served(SlotStore(root), scene.packages) == scene.scenario.ends_with
+        scene.finish(root)
+        shutil.rmtree(root.parent)
 
     with ThreadPoolExecutor(max_workers=2) as pool:
-        served = list(pool.map(kill_at, points))
-    # The switch is one rename: old before it, new after it.
-    assert served == sorted(served, reverse=True)
-    assert served.count("new") == 1
+        list(pool.map(refuse, [(point, error) for point in points for error in errors]))
+
+
+def refusable(scene: Scene) -> list[Call]:
+    return [call for call in scene.points if call.name != "flock"]
+
+
+@pytest.mark.parametrize("scene", ["download"], indirect=True)
+def test_a_disk_that_fails_now_and_then_is_told_and_loses_nothing(scene):
+    for number, point in enumerate(refusable(scene)[::12]):
+        refuse_each(scene, [point], (ERRORS[number % len(ERRORS)],))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scene", ["push over a trial", "download", "crash loop", "confirm", "fail"], indirect=True)
+def test_an_error_instead_of_every_call(scene):
+    refuse_each(scene, refusable(scene), ERRORS)
+
+
+def recorded(scene: Scene, program: str) -> tuple[list[Did], Path]:
+    """What a program does to the scenario's store, and where that is, as it was before."""
+    root = shutil.copytree(scene.template, scene.place / "recorded")
+    pristine = shutil.copytree(root, scene.place / "pristine")
+    did = record(program, scene.arguments(root), root, scene.place / "record")
+    root.rename(scene.place / "real")
+    pristine.rename(root)
+    return did, root
+
+
+def cut_each(scene: Scene, program: str, draws: int) -> list[int]:
+    """Cut the power after each call, on the model of a disk: what serves after each."""
+    did, root = recorded(scene, program)
+    work = scene.place / "cuts"
+    work.mkdir()
+    found = []
+    for made, how, place in cuts(did, root, work, draws):
+        last = did[max(made - 1, 0)]
+        state = scene.scenario.state or OF_STEP.get(last.step, "staged")
+        try:
+            found.append(scene.check(place, state))
+        except Exception as error:
+            error.add_note(f"after {made} of {len(did)} calls ({last}), keeping {how}")
+            raise
+        shutil.rmtree(place)
+    return found
+
+
+@pytest.mark.parametrize("scene", ["start", "crash loop", "confirm", "download"], indirect=True)
+def test_power_cuts_that_lose_what_was_not_synced(scene):
+    assert set(cut_each(scene, PROGRAM, draws=2)) == {*scene.scenario.may_serve}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scene", list(SCENARIOS), indirect=True)
+def test_many_power_cuts_that_lose_what_was_not_synced(scene):
+    found = cut_each(scene, PROGRAM, draws=60)
+    assert len(found) >= 64 * (30 if scene.scenario.name in LONG else 7)
+    assert set(found) == {*scene.scenario.may_serve}
+
+
+@pytest.mark.parametrize("scene", ["download"], indirect=True)
+@pytest.mark.parametrize("forgets", ["slots._fsync_directory", "os.fsync"])
+def test_the_model_notices_an_install_that_forgets_to_sync(scene, forgets):
+    sloppy = PROGRAM.replace("store = slots", f"{forgets} = lambda *_: None\nstore = slots", 1)
+    with pytest.raises((FerrymanError, AssertionError)) as caught:
+        cut_each(scene, sloppy, draws=2)
+    assert "calls" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize("scene", ["download over a trial"], indirect=True)
+def test_the_model_of_a_disk_ends_where_the_real_one_does(scene):
+    did, root = recorded(scene, PROGRAM)
+    disk = Disk(root)
+    for one in did:
+        disk.do(one)
+    disk.cut(scene.place / "model", "most", random.Random(0))  # noqa: S311  # nothing is secret
+    assert contents(scene.place / "model") == contents(scene.place / "real")
+
+
+def contents(root: Path) -> dict[Path, bytes | None]:
+    """Of every file, below a root; folders are None."""
+    return {path.relative_to(root): path.read_bytes() if path.is_file() else None for path in root.rglob("*")}

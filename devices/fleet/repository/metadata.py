@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +33,8 @@ TOP_ROLES = ("root", "targets", "snapshot", "timestamp")
 _LIFETIME_DAYS = {"root": 365, "targets": 365, "snapshot": 30, "timestamp": 7}
 _FAMILY_DAYS = 180
 _SOON_DAYS_MAX = 30
+_SKEW_S = 3600
+"""By which the clocks of two publishers may differ."""
 
 
 @dataclass
@@ -154,7 +156,7 @@ def signed_again(
         Files, in the order in which they are to be written.
 
     Raises:
-        CallerError: a key is not there.
+        CallerError: a key is not there, or the clock is behind what was signed last.
     """
     roles, changed = deepcopy(roles), affected(changed)
     written: list[tuple[str, bytes]] = []
@@ -182,7 +184,7 @@ def signed_again(
     if "snapshot" in changed:
         roles.timestamp.signed.snapshot_meta = sign("snapshot", roles.snapshot)
     if "timestamp" in changed:
-        roles.timestamp.signed.unrecognized_fields[SIGNED_AT] = int(now.timestamp())
+        roles.timestamp.signed.unrecognized_fields[SIGNED_AT] = _signed_at(roles, now, new_keys="timestamp" in also)
         sign("timestamp", roles.timestamp, "timestamp.json")
     if "root" in changed:
         sign("root", roles.root)
@@ -193,6 +195,19 @@ def write_roles(repository: Path, files: Sequence[tuple[str, bytes]], work: Path
     """Write what `signed_again` gave; the caller holds the lock."""
     for name, data in files:
         put(repository / FOLDER / name, data, work)
+
+
+def _signed_at(roles: Roles, now: datetime, *, new_keys: bool) -> int:
+    """The time to sign: never before the last one by the same keys, which devices would take for a rollback."""
+    second, last = int(now.timestamp()), roles.timestamp.signed.unrecognized_fields.get(SIGNED_AT, 0)
+    if new_keys or last <= second:
+        return second
+    if last > second + _SKEW_S:
+        raise CallerError(
+            f"the timestamp was signed at {datetime.fromtimestamp(last, UTC):%Y-%m-%d %H:%M} UTC, and the clock here "
+            f"says {now:%Y-%m-%d %H:%M}: set it; if the other one was wrong, ferryman keys rotate timestamp"
+        )
+    return int(last)
 
 
 def _delegations(targets: Targets) -> list[str]:

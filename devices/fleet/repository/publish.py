@@ -43,6 +43,8 @@ from ferryman.runtime.package import MANIFEST, Package, open_package
 from ferryman.runtime.pieces.index import wire_bytes, write_index
 
 DELTA_FROM = 3
+_WORTH = 0.98
+"""A delta of more than that share of what it saves would store a payload twice for next to nothing."""
 WITHDRAWN = "x-ferryman-withdrawn"
 """A field of a family's role: target path -> package SHA-256 of a release that was taken back; its name stays used."""
 Hinting = Callable[[str, bytes, bytes], Sequence[EncodedPiece]]
@@ -208,14 +210,14 @@ class _Making:
         return payloads
 
     def _delta(self, path: str, old: ReleasePayload, new: bytes, chunks: _Draft, pack: NewPack) -> list[_Draft]:
-        """A recipe from `old`, if it costs whoever has that less than the chunks it lacks."""
+        """A recipe from `old`, if it costs whoever has that clearly less than the chunks it lacks."""
         had = {piece.sha256 for piece in self._packs.index(old.recipes[0], old.size_bytes).pieces}
         missing = _wire({one.piece.sha256: one for one in chunks.placed if one.piece.sha256 not in had}.values())
         before = read_payload(old, self._packs)
         hints = self._hinting(path, before, new) if self._hinting else ()
         encoded = encode_delta(before, new, hints)
         tried = [Placed(one.piece(0, 0), None) for one in encoded]
-        if _wire(tried) + _index_bytes(tried) >= missing + _index_bytes(chunks.placed):
+        if _wire(tried) + _index_bytes(tried) > _WORTH * (missing + _index_bytes(chunks.placed)):
             return []
         self._progress(f"{path}: {_wire(tried)} bytes from {old.sha256[:12]}, {missing} without")
         return [_Draft(old.sha256, [self._placed(one, pack) for one in encoded])]
