@@ -17,6 +17,7 @@ from ferryman import __version__
 from ferryman.compare_cli import compare
 from ferryman.options import PATH, Seconds, devices_option, find, update_config, update_options
 from ferryman.profile_cli import profile
+from ferryman.repository_cli import keys, publish, repository, serve, withdraw
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, FerrymanError
 from ferryman.runtime.install import DEFAULT_ROOT
 from ferryman.runtime.install_cli import (
@@ -33,6 +34,11 @@ if TYPE_CHECKING:
 
 _INSTALL = {
     "convert": "torch==2.13.0, then 'ferryman[convert]'",  # torch alone first: pip would take its build for GPUs
+    "keys": "'ferryman[publish]'",
+    "publish": "'ferryman[publish]'",
+    "withdraw": "'ferryman[publish]'",
+    "repository": "'ferryman[publish]'",
+    "agent": "'ferryman[ota]'",
     "push": "'ferryman[push]'",
     "rollback": "'ferryman[push]'",
     "profile": "'ferryman[collector]'",
@@ -355,7 +361,7 @@ def rollback(
 @click.option(
     "--repository",
     metavar="URL",
-    envvar="FERRYMAN_REPOSITORY",
+    envvar="FERRYMAN_REPOSITORY_URL",
     show_envvar=True,
     help="Where updates come from [default: nowhere, only `ferryman push` brings packages].",
 )
@@ -471,6 +477,8 @@ def status(device: str, devices_file: Path | None, as_json: bool, timeout: float
 
 main.add_command(profile)
 main.add_command(compare)
+for command in (keys, publish, withdraw, repository, serve):
+    main.add_command(command)
 
 
 @main.command()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ferryman.devices import topics
-from ferryman.devices.broker import BrokerConfig
+from ferryman.devices.broker import BrokerConfig, parse_broker
 from ferryman.devices.fleet.client import AgentClient
 from ferryman.devices.mqtt import Delivery, Link, Message
 from ferryman.runtime.contracts.envelope import Envelope
@@ -19,6 +19,7 @@ from ferryman.runtime.contracts.slot import HealthRules
 from ferryman.runtime.install import install
 from tests.support.agent import AgentProcess
 from tests.support.broker import running_broker
+from tests.support.mosquitto import free_port
 from tests.support.packages import write_tiny_package
 from tests.support.repository import flip, make_repository
 
@@ -64,6 +65,10 @@ class Host:
         final = {"confirmed", "rolled-back", "refused", "failed"}
         return self.wait(lambda one: one.desired_version == version and one.state in final)
 
+    def forget(self, device: str) -> None:
+        """Clear what the broker keeps of the wish."""
+        self._link.publish(Message(topic=topics.desired(device), payload=b"", retain=True))
+
     def stop(self) -> None:
         self._link.stop()
 
@@ -74,7 +79,7 @@ class Host:
 @pytest.fixture
 def broker(tmp_path):
     with running_broker(tmp_path) as running:
-        yield running
+        yield parse_broker(running.url)
 
 
 @pytest.fixture
@@ -171,15 +176,18 @@ def test_the_way_back_is_taken_at_once(broker, repository, host, agent):
     assert answer(broker) == 1
 
 
-def test_a_wish_that_waits_for_the_link_survives_a_restart(tmp_path, broker, repository, host, agent):
+def test_a_wish_that_waits_for_the_link_survives_a_restart(tmp_path, broker, repository, host):
     release = repository.publish_tiny(2, "2")
-    repository.metadata.rename(tmp_path / "away")
-    version = host.want("digits/2", release.package_sha256)
-    host.wait(lambda one: one.desired_version == version)
-    agent.kill()
-    (tmp_path / "away").rename(repository.metadata)
-    agent.start()
-    host.wait(lambda one: one.state == "failed" or one.state == "confirmed")
+    root = tmp_path / "root"
+    (root / "trust").mkdir(parents=True)
+    (root / "trust" / "root.json").write_bytes(repository.root)
+    with AgentProcess(broker, root, options=("--repository", f"http://127.0.0.1:{free_port()}")):
+        version = host.want("digits/2", release.package_sha256)
+        waiting = host.wait(lambda one: one.desired_version == version and one.error is not None)
+        assert (waiting.state, waiting.error.party) == ("downloading", "link")
+    host.forget("pi")
+    with repository.serve() as url, AgentProcess(broker, root, options=("--repository", url)):
+        assert host.end_of(version).state == "confirmed"
 
 
 def test_the_data_budget_holds(broker, repository, host, agent):
