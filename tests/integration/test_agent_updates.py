@@ -176,6 +176,7 @@ def test_the_way_back_is_taken_at_once(broker, repository, host, agent):
     assert answer(broker) == 1
 
 
+@pytest.mark.slow
 def test_a_wish_that_waits_for_the_link_survives_a_restart(tmp_path, broker, repository, host):
     release = repository.publish_tiny(2, "2")
     root = tmp_path / "root"
