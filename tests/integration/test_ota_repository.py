@@ -21,6 +21,7 @@ from ferryman.devices.fleet.repository.upkeep import check
 from ferryman.runtime.contracts.record import decode
 from ferryman.runtime.contracts.release import Release
 from tests.integration.test_install_kills import _WHY_NOT, CHANGING
+from tests.support.disk import small_disk
 from tests.support.nginx import nginx
 from tests.support.packages import write_tiny_package
 from tests.support.repository import TestRepository, make_repository, utc_now
@@ -89,6 +90,21 @@ def test_nothing_else_is_served(made, url):
         assert b"PRIVATE" not in body
     assert _get(url, "/metadata/timestamp.json", "DELETE")[0] in {403, 405, 501}
     assert _get(url, "/metadata/timestamp.json", "PUT")[0] in {403, 405, 501}
+
+
+def test_a_full_disk_leaves_the_repository_before(tmp_path):
+    with small_disk(tmp_path / "disk", "2m") as place:
+        made = make_repository(place)
+        made.publish_tiny(1.0, "1")
+        client = TufClient(tmp_path / "device", made.path, made.root)
+        large = write_tiny_package(tmp_path / "large.ferry", added=2.0, padding=os.urandom(3 << 20))
+        with pytest.raises(OSError, match="No space left"):
+            made.publish(large, "2")
+        assert client.release("digits/1")
+        assert client.release("digits/2") is None
+        assert check(made.path) == []
+        assert made.publish_tiny(3.0, "2").version == "2"  # what was half done is gone
+        assert client.release("digits/2")
 
 
 PUBLISH = """
