@@ -21,7 +21,7 @@ from ferryman.runtime.contracts.record import Record, decode, encode
 DAY_S = 86_400.0
 _SET_S = 1_700_000_000
 """An earlier wall clock was never set."""
-_AHEAD_BYTES = 1 << 18
+_AHEAD_BYTES = 4 << 20
 _AHEAD_LEAST_BYTES = 1 << 14
 _UPDATES_MAX = 8
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
