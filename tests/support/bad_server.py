@@ -96,7 +96,10 @@ class _Handler(BaseHTTPRequestHandler):
         if bad.endless:
             self._head(200, {"Connection": "close"})
             return self._body(ENDLESS, endless=True)
-        start, end = 0, len(data)
+        return self._file(data, asked)
+
+    def _file(self, data: bytes, asked: str) -> None:
+        bad, start, end = self.server.bad, 0, len(data)
         read = re.fullmatch(r"bytes=(\d+)-(\d*)", asked)
         if read and not bad.ignore_range:
             start, end = int(read[1]), min(end, int(read[2] or end - 1) + 1)

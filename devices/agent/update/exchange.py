@@ -22,7 +22,7 @@ POLL_S = 0.2
 """How soon a cancel is seen."""
 SKIP_BYTES = 1 << 16
 """So much of an answer that ignores Range is skipped in any case, beside what was asked for."""
-_AHEAD_BLOCKS = 8
+_AHEAD_BLOCKS = 2
 _DISMISS_BYTES = 1 << 12
 _REDIRECTS_MAX = 3
 _HEAD_BYTES = 60

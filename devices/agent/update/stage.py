@@ -89,6 +89,7 @@ class Download:
         """Remove what was downloaded of other packages.
 
         Raises:
+            PackageError: somebody put a link in the folder's place.
             OSError: the disk refused.
         """
         for other in self._others():
@@ -96,11 +97,14 @@ class Download:
 
     def _others(self) -> list[Path]:
         folder = self.root / "download"
+        if folder.is_symlink():
+            raise PackageError(f"{folder} is no folder, or a link; remove it")
         return [one for one in folder.iterdir() if one != self.directory] if folder.is_dir() else []
 
     def discard(self) -> None:
         """Remove it."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        if not self.directory.parent.is_symlink():
+            shutil.rmtree(self.directory, ignore_errors=True)
 
     @contextlib.contextmanager
     def opened(self, path: str, *, write: bool = False) -> Iterator[int | None]:
@@ -156,7 +160,8 @@ class Download:
     def lacking(self, payload: ReleasePayload, index: Index) -> list[int]:
         """Numbers of the pieces that are not in the staged file."""
         with self.opened(payload.path) as descriptor:
-            if descriptor is None or not os.fstat(descriptor).st_blocks:
+            found = None if descriptor is None else os.fstat(descriptor)
+            if descriptor is None or found is None or not found.st_blocks or found.st_nlink > 1:  # gives way
                 return list(range(len(index.pieces)))
             places = zip(index.pieces, offsets(index), strict=True)
             return [

@@ -359,9 +359,8 @@ def test_any_damage_to_what_is_served_is_refused(tmp_path_factory, served, name,
     names = sorted(name for name in files if name.startswith(("metadata", "targets")))
     chosen = names[name % len(names)]
     device = Device(tmp_path_factory.mktemp("device"), root)
-    with serving({**files, chosen: changed(files[chosen], changes)}) as server:
-        with contextlib.suppress(RepositoryError):
-            assert device.look(server.url).name == "digits/1"
+    with serving({**files, chosen: changed(files[chosen], changes)}) as server, contextlib.suppress(RepositoryError):
+        assert device.look(server.url).name == "digits/1"
 
 
 @pytest.fixture(scope="module")
