@@ -6,6 +6,7 @@ import contextlib
 import re
 import select
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -61,7 +62,8 @@ class BadServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        return f"http://{self.server_address[0]}:{self.server_address[1]}"
+        scheme = "https" if isinstance(self.socket, ssl.SSLSocket) else "http"
+        return f"{scheme}://{self.server_address[0]}:{self.server_address[1]}"
 
     def find(self, path: str) -> bytes | None:
         if isinstance(self.files, dict):
@@ -153,9 +155,15 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serving(files: dict[str, bytes] | Path, bad: Bad | None = None, host: str = "127.0.0.1") -> Iterator[BadServer]:
-    """A server on a port of its own."""
+def serving(
+    files: dict[str, bytes] | Path, bad: Bad | None = None, host: str = "127.0.0.1", certificate: Path | None = None
+) -> Iterator[BadServer]:
+    """A server on a port of its own; with TLS, if it has a certificate and its key."""
     with BadServer(files, bad, host) as server:
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         try:
             yield server

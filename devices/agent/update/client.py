@@ -94,6 +94,11 @@ class UpdateClient(Closing):
         """Spent so far by this client."""
         return self._budget.total_bytes - self._begin_bytes
 
+    @property
+    def retries(self) -> int:
+        """Requests so far that broke and were asked again."""
+        return self._http.retries
+
     def check(self, name: str) -> Release:
         """The release `family/version`, or the newest of `family`.
 

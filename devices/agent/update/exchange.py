@@ -65,10 +65,10 @@ class Ask:
 
 
 class Rate:
-    """A token bucket: bytes may pass at this rate, a quarter of a second's worth at once."""
+    """A token bucket: bytes may pass at this rate, a tenth of a second's worth at once."""
 
     def __init__(self, bytes_s: int | None) -> None:
-        self.block_bytes = BLOCK_BYTES if bytes_s is None else max(512, min(BLOCK_BYTES, bytes_s // 8))
+        self.block_bytes = BLOCK_BYTES if bytes_s is None else max(512, min(BLOCK_BYTES, bytes_s // 20))
         self._bytes_s = bytes_s
         self._debt_bytes = 0.0
         self._at_s = time.monotonic()
@@ -78,7 +78,7 @@ class Rate:
         if self._bytes_s is None:
             return 0.0
         now_s = time.monotonic()
-        burst = self._bytes_s / 4
+        burst = self._bytes_s / 10
         self._debt_bytes = max(-burst, self._debt_bytes - (now_s - self._at_s) * self._bytes_s) + count
         self._at_s = now_s
         return max(0.0, self._debt_bytes / self._bytes_s)
