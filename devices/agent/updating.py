@@ -46,7 +46,8 @@ WATCH_S = 1.0
 RETRY_FIRST_S, RETRY_CAP_S = 5.0, 600.0
 WAIT_S = 60.0
 """How often a device that waits looks whether it must still."""
-_FINAL: tuple[State, ...] = ("confirmed", "rolled-back", "refused", "failed")
+FINAL: tuple[State, ...] = ("confirmed", "rolled-back", "refused", "failed")
+"""Until something else is desired, that was it."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,12 @@ class Hands:
     """Opens the repository, once for every attempt; the attempt ends when the event is set."""
     ready: Callable[[Desired], str]
     """Why this device should not be touched just now; empty: it may."""
-    health: Callable[[Trial], Health]
-    """How the active package has served since its trial began, or since the agent started."""
+    health: Callable[[], Health | None]
+    """How the active package has served since its trial began, or since the agent started; None: nothing serves."""
     report: Callable[[Reported], None]
     """Told of every change."""
+    before_latency_ns: Callable[[], int | None] = lambda: None
+    """Median of a call of what serves now; None: nobody asked."""
     golden: GoldenCheck = check_golden
 
 
@@ -162,7 +165,7 @@ class Updating:
 
     def _open(self, desired: Desired) -> bool:
         """Whether there is something to do for it still."""
-        return self._said.desired_version < desired.version or self._said.state not in _FINAL
+        return self._said.desired_version < desired.version or self._said.state not in FINAL
 
     def _bring(self, desired: Desired, state: SlotState) -> float | None:
         """One attempt, and what its end means."""
@@ -258,6 +261,7 @@ class Updating:
             rules=desired.health,
             began_at_ns=time.time_ns(),
             starts=1,
+            before_latency_ns=self._hands.before_latency_ns(),
         )
 
     def _progress(self, desired: Desired) -> Progress:
@@ -275,7 +279,9 @@ class Updating:
         """Look how the package on trial serves."""
         from ferryman.runtime.trial import confirm, fail, judge
 
-        health = self._hands.health(trial)
+        health = self._hands.health()
+        if health is None:
+            return WATCH_S
         sha256 = state.active.package_sha256 if state.active else None
         if reason := judge(trial.rules, health):
             fail(self._store, reason, sha256)

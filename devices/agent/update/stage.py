@@ -89,7 +89,7 @@ class Download:
         """Remove what was downloaded of other packages.
 
         Raises:
-            PackageError: somebody put a link in the folder's place.
+            PackageError: the folder is a symbolic link.
             OSError: the disk refused.
         """
         for other in self._others():
@@ -98,7 +98,7 @@ class Download:
     def _others(self) -> list[Path]:
         folder = self.root / "download"
         if folder.is_symlink():
-            raise PackageError(f"{folder} is no folder, or a link; remove it")
+            raise PackageError(f"{folder} is a symbolic link, and what it leads to is not ours; remove it")
         return [one for one in folder.iterdir() if one != self.directory] if folder.is_dir() else []
 
     def discard(self) -> None:

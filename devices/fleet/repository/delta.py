@@ -9,21 +9,28 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
-from ferryman.devices.fleet.repository.matching import Match, find_matches
+from ferryman.devices.fleet.repository.alignment import MATCH_MIN_BYTES, Run, align
+from ferryman.devices.fleet.repository.matching import find_matches
+from ferryman.devices.fleet.repository.segments import PIECE_BYTES, WAYS, cut
 from ferryman.runtime.contracts.errors import CallerError
-from ferryman.runtime.pieces.codecs import CODECS, compress, make
+from ferryman.runtime.pieces.codecs import CODECS, PREFIX_MIN_BYTES, compress, make
+from ferryman.runtime.pieces.elements import encode_elements
 from ferryman.runtime.pieces.index import PIECE_MAX_BYTES, Piece
 
-_COPY_MIN_BYTES = 4096
-"""A shorter equal span is not worth a piece of its own."""
+_COPY_MIN_BYTES = (4096, 64 << 10, 1 << 20)
+"""Of spans that are copied by pieces of their own; of these plans the best is kept."""
 _AROUND_BYTES = 64 << 10
-"""Of the base on either side of where a piece comes from."""
-
-_BASE_MIN_BYTES = 8
-"""zstd takes no shorter prefix."""
+"""Of the base on either side of where a piece comes from, for zstd to find what moved a little."""
+_RUN_MAX_BYTES = PIECE_MAX_BYTES - 2 * _AROUND_BYTES
+_NEAR = 1.02
+"""Ways whose estimates are so near the best are tried."""
+_FAST, _HOPELESS = 3, 1.25
+"""zstd's slow level is tried where its fast one is so near to the best so far."""
+_SMALL_BYTES = 16 << 10
 
 
 @dataclass(frozen=True)
@@ -79,36 +86,70 @@ def encode_delta(old: bytes, new: bytes, hints: Sequence[EncodedPiece] = ()) -> 
     return [_checked(old, new, one) for one in pieces]
 
 
-def _encoded(old: bytes, new: bytes, start: int, end: int) -> Iterator[EncodedPiece]:
-    """Pieces of `new[start:end]`."""
+def _encoded(old: bytes, new: bytes, start: int, end: int) -> list[EncodedPiece]:
+    """Pieces of `new[start:end]`: with copies of long spans only, or of short ones too, whichever needs fewer bytes."""
     if start == end:
-        return
-    matches = find_matches(np.frombuffer(old, np.uint8), np.frombuffer(new, np.uint8)[start:end], _COPY_MIN_BYTES)
-    at, shift = start, 0
-    for match in (*(Match(one.start + start, one.size, one.shift + start) for one in matches), Match(end, 0, 0)):
-        if match.start > at:
-            yield from _changed(old, new, at, match.start, shift)
-        if match.size:
-            yield EncodedPiece(match.start, match.size, "copy", b"", match.start - match.shift, match.size)
-        at, shift = match.start + match.size, match.shift
+        return []
+    before, after = np.frombuffer(old, np.uint8), np.frombuffer(new, np.uint8)[start:end]
+    matches = find_matches(before, after, MATCH_MIN_BYTES)
+    made: dict[Run, list[EncodedPiece]] = {}
+    plans = []
+    for copy_min in _COPY_MIN_BYTES:
+        runs = align(before, after, matches, copy_min)
+        for run in runs:
+            if run not in made:
+                there = Run(run.start + start, run.end + start, run.shift + start, run.equal)
+                made[run] = [_copied(there)] if run.equal else list(_changed(old, new, there))
+        plans.append([piece for run in runs for piece in made[run]])
+    return min(plans, key=lambda plan: sum(len(one.stored) + PIECE_BYTES for one in plan))
 
 
-def _changed(old: bytes, new: bytes, start: int, end: int, shift: int) -> Iterator[EncodedPiece]:
-    """Pieces of `new[start:end]`, which lay `shift` bytes before in `old` when it was something else."""
-    for at in range(start, end, PIECE_MAX_BYTES):
-        size = min(PIECE_MAX_BYTES, end - at)
-        around = min(_AROUND_BYTES, (PIECE_MAX_BYTES - size) // 2)
-        first = min(max(at - shift - around, 0), len(old))
-        last = min(max(at - shift + size + around, 0), len(old))
-        piece = new[at : at + size]
-        ways = [
-            EncodedPiece(at, size, "raw", piece),
-            EncodedPiece(at, size, "zstd", compress(piece)),
-        ]
-        if last - first >= _BASE_MIN_BYTES:
-            stored = compress(piece, old[first:last])
-            ways.append(EncodedPiece(at, size, "patch", stored, first, last - first))
+def _copied(run: Run) -> EncodedPiece:
+    return EncodedPiece(run.start, run.end - run.start, "copy", b"", run.start - run.shift, run.end - run.start)
+
+
+def _changed(old: bytes, new: bytes, run: Run) -> Iterator[EncodedPiece]:
+    """Pieces of a run that changed; what lies outside of the base has none but what is near."""
+    inside = (min(max(one, run.start), run.end) for one in (run.shift, run.shift + len(old)))
+    bounds = (run.start, *inside, run.end)
+    for part, (first, last) in enumerate(pairwise(bounds)):
+        for start in range(first, last, _RUN_MAX_BYTES):
+            end = min(start + _RUN_MAX_BYTES, last)
+            base = old[start - run.shift : end - run.shift] if part == 1 else None
+            yield from _cut(old, new, Run(start, end, run.shift, equal=False), base)
+
+
+def _cut(old: bytes, new: bytes, run: Run, base: bytes | None) -> Iterator[EncodedPiece]:
+    data = np.frombuffer(new, np.uint8)[run.start : run.end]
+    lead = -run.start % 16
+    for segment in cut(data, None if base is None else np.frombuffer(base, np.uint8), lead):
+        start, end = run.start + segment.start, run.start + segment.end
+        piece = new[start:end]
+        ways = [EncodedPiece(start, len(piece), "raw", piece)]
+        least = float(segment.costs.min())
+        for way, cost in zip(WAYS, segment.costs.tolist(), strict=True):
+            if way.kind and cost <= least * _NEAR:
+                offset, there = (
+                    (start - run.shift, base[segment.start : segment.end]) if base and way.based else (0, None)
+                )
+                stored = encode_elements(way.kind, piece, there, -start % way.kind.width)
+                codec = "entropy" if there is None else "residual"
+                ways.append(EncodedPiece(start, len(piece), codec, stored, offset, len(there or b"")))
+        ways += _by_zstd(old, piece, start, run.shift, min(len(way.stored) for way in ways))
         yield min(ways, key=lambda way: len(way.stored))
+
+
+def _by_zstd(old: bytes, piece: bytes, start: int, shift: int, least: int) -> Iterator[EncodedPiece]:
+    """What zstd makes of a piece, alone and behind what is around its place in the base, unless that is hopeless."""
+    around = min(_AROUND_BYTES, (PIECE_MAX_BYTES - len(piece)) // 2)
+    first, last = (min(max(one, 0), len(old)) for one in (start - shift - around, start - shift + len(piece) + around))
+    prefix = old[first:last] if last - first >= PREFIX_MIN_BYTES else None
+    for codec, before in (("zstd", None), ("patch", prefix)):
+        if codec == "patch" and before is None:
+            continue
+        if len(piece) <= _SMALL_BYTES or len(compress(piece, before, _FAST)) < least * _HOPELESS:
+            based = (first, last - first) if before is not None else (0, 0)
+            yield EncodedPiece(start, len(piece), codec, compress(piece, before), *based)
 
 
 def _checked(old: bytes, new: bytes, encoded: EncodedPiece) -> EncodedPiece:

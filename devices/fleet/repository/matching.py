@@ -15,6 +15,7 @@ _WINDOW = 32
 """Bytes that an anchor looks at."""
 _ONE_IN = 6
 """Of 2^6 positions one is an anchor, wherever its bytes lie."""
+_TIMES = 4
 _BLOCK = 1 << 20
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 _OTHER = np.uint64(0xC2B2AE3D27D4EB4F)
@@ -31,19 +32,19 @@ class Match(NamedTuple):
 def find_matches(old: Bytes, new: Bytes, size_min: int) -> list[Match]:
     """Equal spans of at least `size_min` bytes, in the order of `new`, none over another.
 
-    One that goes on where its neighbour ended wins over one elsewhere, so that what did not move is found unmoved.
+    Of two as long, the one that goes on where its neighbour ended wins: what did not move is found unmoved.
     """
     found: list[Match] = []
     end = shift = 0
     for position, source in _common_anchors(old, new):
         if position < end:
             continue
-        for candidate in dict.fromkeys((shift, 0, position - source)):
-            start, size = _extended(old, new, position, position - candidate, end)
-            if size >= size_min:
-                found.append(Match(start, size, candidate))
-                end, shift = start + size, candidate
-                break
+        candidates = dict.fromkeys((shift, 0, position - source))
+        matches = [_extended(old, new, position, one, end) for one in candidates]
+        best = max(matches, key=lambda match: match.size)
+        if best.size >= size_min:
+            found.append(best)
+            end, shift = best.start + best.size, best.shift
     return found
 
 
@@ -60,25 +61,24 @@ def equal_bytes(one: Bytes, other: Bytes) -> int:
     return most
 
 
-def _extended(old: Bytes, new: Bytes, at: int, source: int, floor: int) -> tuple[int, int]:
-    """Start and size of the equal span around `new[at]`, not before `floor`; 0 bytes where they differ."""
-    if not 0 <= source < len(old):
-        return at, 0
-    ahead = equal_bytes(new[at:], old[source:])
+def _extended(old: Bytes, new: Bytes, at: int, shift: int, floor: int) -> Match:
+    """The equal span around `new[at]`, not before `floor`; of 0 bytes where they differ."""
+    source = at - shift
+    ahead = equal_bytes(new[at:], old[source:]) if 0 <= source < len(old) else 0
     if not ahead:
-        return at, 0
+        return Match(at, 0, shift)
     back = min(at - floor, source)
     behind = equal_bytes(new[at - back : at][::-1], old[source - back : source][::-1])
-    return at - behind, ahead + behind
+    return Match(at - behind, ahead + behind, shift)
 
 
 def _common_anchors(old: Bytes, new: Bytes) -> Iterator[tuple[int, int]]:
-    """(position in new, position in old) of equal anchors; those that are many times in `old` say nothing."""
+    """(position in new, first in old) of equal anchors; those that are many times in `old` say nothing."""
     keys, places = _anchors(old)
     order = np.argsort(keys, kind="stable")
     keys, places = keys[order], places[order]
     known, first, count = np.unique(keys, return_index=True, return_counts=True)
-    known, first = known[count == 1], first[count == 1]
+    known, first = known[count <= _TIMES], first[count <= _TIMES]
     wanted, positions = _anchors(new)
     if not len(known) or not len(wanted):
         return

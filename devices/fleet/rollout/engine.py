@@ -203,8 +203,10 @@ class Engine:
             return
         if self.progress.phase == "returning":
             if not any(self._standing(row, now_ns) == "returning" for row in self.rows.values()):
-                self._log(now_ns, self.progress.ending, self.progress.why)
-                self._set(phase=self.progress.ending)
+                self._end(self.progress.ending, self.progress.why, now_ns)
+            return
+        if all(row.state == "superseded" for row in self.rows.values()):
+            self._end("aborted", "later rollouts have all of its devices", now_ns)
             return
         complete = self._complete(now_ns)
         for ring in range(self.progress.ring + 1):
@@ -259,9 +261,7 @@ class Engine:
         if now_ns - since_ns < self.plan.soak_s * 1e9:
             return
         if ring + 1 >= self.progress.rings:
-            told = self._told(None, now_ns)
-            self._log(now_ns, "done", told)
-            self._set(phase="done", why=told)
+            self._end("done", self._told(None, now_ns), now_ns)
         elif not self.plan.manual or self.progress.approved > ring:
             self._open(ring + 1, now_ns)
         elif self.progress.phase != "approval":
@@ -292,16 +292,15 @@ class Engine:
             return
         busy = [row for row in opened if self._standing(row, now_ns) in UNDER_WAY]
         free = len(pending) if self.plan.parallel is None else self.plan.parallel - len(busy)
-        measuring = {row.kind for row in busy} - {
-            row.kind for row in opened if row.report and row.report.state in _SETTLED
-        }
+        measuring = {row.kind for row in busy}
+        tried = {row.kind for row in opened if row.report and row.report.state in _SETTLED}
         for row in pending:
             if free <= 0:
                 return
             variants: tuple[str, ...] = ()
             if self.plan.pick != "first" and row.kind and not row.all_variants:
                 found = self._found.get(row.kind, {})
-                if not found and row.kind in measuring:
+                if not found and row.kind in measuring - tried:
                     continue  # one of its kind measures all variants: this one need not fetch them
                 variants = variants_for((one.measured for one in found.values()), self.plan.pick)
                 measuring.add(row.kind)
@@ -336,6 +335,10 @@ class Engine:
         version = max(self._versions[row.device], row.version) + 1
         self._versions[row.device] = version
         return version
+
+    def _end(self, phase: Phase, why: str, now_ns: int) -> None:
+        self._log(now_ns, phase, why)
+        self._set(phase=phase, why=why)
 
     def _halt(self, why: str, now_ns: int) -> None:
         self._log(now_ns, "halts", why)

@@ -98,7 +98,7 @@ class Device:
         self.hands = Hands(
             client=lambda _cancelled: self.repository,
             ready=lambda _desired: self.why_not,
-            health=lambda _trial: self.health,
+            health=lambda: self.health,
             report=self.said.append,
             golden=self.prove,
         )

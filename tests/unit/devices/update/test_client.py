@@ -392,7 +392,7 @@ def test_no_link_is_followed(device, where, tmp_path):
         assert staged_model(device.fetch("digits/1")).endswith(PAD)
         assert not place.is_symlink()
     else:
-        with pytest.raises((PackageError, DeviceError), match="is no folder, or a link; remove it"):
+        with pytest.raises((PackageError, DeviceError), match=r"is no folder, or a link; remove it|is a symbolic link"):
             device.fetch("digits/1")
     assert {path.name: path.read_bytes() for path in victim.iterdir()} == {"model.tflite": b"precious"}
 
