@@ -19,7 +19,7 @@ from ferryman.devices.agent.probe import CALLS, Answers, distance, holds, run_be
 from ferryman.devices.agent.serving import HANG_S, Serving, picked
 from ferryman.profiler.drift_distance import distances
 from ferryman.runtime.contracts.drift import Drift
-from ferryman.runtime.contracts.errors import CallerError, FerrymanError
+from ferryman.runtime.contracts.errors import CallerError, DeviceError, FerrymanError
 from ferryman.runtime.contracts.manifest import GoldenVector, Variant
 from ferryman.runtime.contracts.messages import InferReply, InferRequest
 from ferryman.runtime.contracts.rollout import Health
@@ -89,7 +89,10 @@ class HealthWatch:
         """The package on trial, the variant of it, and what the package before answers to its golden inputs."""
 
     def follow(self, state: SlotState) -> None:
-        """Take in which slots count; a package that serves newly begins at zero, and so does a new trial."""
+        """Take in which slots count; a package that serves newly begins at zero, and so does a new trial.
+
+        `health` and `idle` do it themselves; sooner is better, for a request that comes before is not counted.
+        """
         with self._lock:
             old, self._state = self._state, state
             tally, active = self._tally, state.active
@@ -139,12 +142,17 @@ class HealthWatch:
         with self._lock:
             return _median(self._tally)
 
-    def health(self) -> Health | None:
-        """As it stands; None: nothing serves."""
+    def health(self) -> Health:
+        """As it stands, of what the store says serves now; zeros where nothing does.
+
+        Raises:
+            DeviceError: the store cannot be read.
+        """
+        self.follow(self._store.read_state())
         with self._lock:
             tally, trial = self._tally, self._state.trial
             if tally is None:
-                return None
+                return Health(seconds=0, starts=0, requests=0, errors=0, latency_ns=None, before_latency_ns=None)
             latency, before = _median(tally), trial.before_latency_ns if trial else None
             if latency is None or before is None:  # like with like: of the golden vectors both
                 latency, before = tally.probed.median() or latency, self._before_ns(tally)
@@ -171,6 +179,11 @@ class HealthWatch:
 
         The serving thread calls it when no request waits. Not raising: what goes wrong is counted.
         """
+        try:
+            self.follow(self._store.read_state())
+        except DeviceError as error:
+            log.warning("%s", error)
+            return False
         with self._lock:
             quiet_s = self._clock() - max(self._asked, self._probed)
             due = self._state.trial is not None and quiet_s >= PROBE_S
