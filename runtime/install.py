@@ -274,8 +274,8 @@ def _apply(
             store.write_state(new_state)
     except BaseException:
         with contextlib.suppress(OSError, FerrymanError):
-            now = store.read_state().active
-            if now is None or now.name != target:
+            now = store.read_state()
+            if target not in {one.name for one in (now.active, now.previous) if one}:
                 store.clear(target)
         raise
     return InstallResult(
