@@ -6,53 +6,52 @@ import contextlib
 import fcntl
 import logging
 import os
-import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import ferryman
 from ferryman.devices import topics
+from ferryman.devices.agent.desk import Body, Desk
+from ferryman.devices.agent.health import HealthWatch
 from ferryman.devices.agent.outbox import Counts, Outbox
 from ferryman.devices.agent.publisher import Publisher
 from ferryman.devices.agent.recorder import Recorder, as_record
 from ferryman.devices.agent.serving import Serving
+from ferryman.devices.agent.stepdown import StepDown
+from ferryman.devices.agent.update.ready import Limits, read_now, why_not_yet
+from ferryman.devices.agent.updating import FINAL, Hands, Updating
 from ferryman.devices.broker import BrokerConfig
+from ferryman.devices.labels import check_labels
 from ferryman.devices.mqtt import Delivery, Link, Message
-from ferryman.profiler.conditions import read_conditions
+from ferryman.profiler.conditions import kind_of_device, read_conditions
 from ferryman.profiler.drift import PERIOD_S, DriftMonitor
 from ferryman.profiler.standing import standing
 from ferryman.runtime.contracts.drift import Drift
 from ferryman.runtime.contracts.errors import (
     CallerError,
     DeviceError,
-    FerrymanError,
     LinkError,
-    RequestTimeout,
-    to_wire,
 )
 from ferryman.runtime.contracts.manifest import RuntimeName
 from ferryman.runtime.contracts.messages import (
-    CancelRequest,
-    Failure,
-    InferReply,
     InferRequest,
     ProfileReply,
     ProfileRequest,
     Request,
-    Response,
     Status,
-    StatusRequest,
 )
-from ferryman.runtime.contracts.record import Record, encode
+from ferryman.runtime.contracts.record import decode, encode
+from ferryman.runtime.contracts.rollout import Desired, Health, Reported
 from ferryman.runtime.contracts.slot import Slot, SlotState
-from ferryman.runtime.contracts.tensor import pack, unpack
 from ferryman.runtime.session import INTERPRETERS, installed
 from ferryman.runtime.slots import SlotStore
+
+if TYPE_CHECKING:
+    from ferryman.devices.agent.update.config import UpdateConfig
 
 log = logging.getLogger(__name__)
 
@@ -63,16 +62,10 @@ POLL_S = 1.0
 """How late a newly activated slot may be noticed."""
 STOP_GRACE_S = 5.0
 """How long a request under way may take to end once the agent is told to stop."""
-TIMEOUT_MAX_S = 86_400.0
-"""The most a request is given, whatever it asks for."""
-QUEUE_MAX = 16
-"""Requests waiting; one more is told that the device is busy. Together they hold `topics.REQUEST_MAX_BYTES`."""
+_CLOCK_FLOOR_NS = 1_750_000_000 * 10**9
+"""An earlier clock was never set."""
 PACKET_MAX_BYTES = topics.REQUEST_MAX_BYTES + 1024
 """With the topic and what MQTT adds."""
-
-
-Body = InferReply | ProfileReply | Status | Failure
-"""What an answer holds."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +78,14 @@ class AgentConfig:
     confirm: Literal["collector", "broker"] = "collector"
     drift_s: float = PERIOD_S
     """Every so often, statistics of what was served become a telemetry record; 0: never."""
-
-
-class _Addressed(Record):
-    """The least of a request that an answer needs."""
-
-    id: str
-    reply_to: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """What queries find this device by."""
+    update: UpdateConfig | None = None
+    """Where updates come from; None: only by push."""
+    mains: bool = False
+    """Update only while something supplies power."""
+    idle_s: float = 0.0
+    """Update only when nobody asked for an inference for so long."""
 
 
 class Agent:
@@ -105,7 +99,9 @@ class Agent:
             DeviceError: the root cannot be made, or the outbox not be opened.
         """
         self._config = config
+        check_labels(config.labels)
         self._drift = DriftMonitor(config.drift_s)
+        self._kind = kind_of_device(read_conditions({}))
         self._will = Message(
             topic=topics.status(config.device),
             payload=encode(Status(device=config.device, online=False)),
@@ -120,20 +116,17 @@ class Agent:
             ) from error
         self._outbox = Outbox(config.root / OUTBOX)
         self._store = SlotStore(config.root)
-        self._serving = Serving(self._store)
+        self._health = HealthWatch(self._store)
+        self._serving = Serving(self._store, self._health, StepDown())
         self._recorder = Recorder(self._outbox)
         self._link = Link(
             config.broker, f"ferryman-agent-{config.device}", will=self._will, packet_max_bytes=PACKET_MAX_BYTES
         )
-        self._link.subscribe(topics.request(config.device), self._on_request)
+        self._updating = self._updater(config.update) if config.update else None
+        self._desk = Desk(config.device, self._link, self._do)
         self._link.on_ready(self._announce)
         self._publisher = Publisher(self._outbox, config.device, self._link, confirm=config.confirm)
-        self._requests: queue.Queue[tuple[Request, float, int]] = queue.Queue(QUEUE_MAX)
-        """Each with its deadline and size."""
-        self._waiting_bytes = 0
-        self._enqueuing = threading.Lock()
-        self._cancelled: dict[str, threading.Event] = {}
-        """Id of every request that waits or is worked on -> set once nobody waits for its answer any more."""
+        self._recorded: Reported | None = None
         self._seen: SlotState | None = None
         self._trouble = ""
 
@@ -144,20 +137,30 @@ class Agent:
             DeviceError: another agent serves this root.
         """
         with _only_one(self._config.root):
-            worker = threading.Thread(target=self._work, args=(stop,), name="requests", daemon=True)
+            if self._updating:
+                self._updating.note_start()
+            worker = threading.Thread(
+                target=self._desk.work_until,
+                args=(stop, self._follow_drift, self._while_idle),
+                name="requests",
+                daemon=True,
+            )
             self._note_changes()
             self._link.start()
             self._publisher.start()
             worker.start()
+            updater = self._start_updating(stop)
             try:
                 while not stop.wait(POLL_S):
                     self._note_changes()
             finally:
                 stop.set()
+                if self._updating and updater:
+                    self._updating.wake()
+                    updater.join(STOP_GRACE_S)
                 worker.join(STOP_GRACE_S)
                 self._serving.abort()
-                for cancelled in list(self._cancelled.values()):
-                    cancelled.set()
+                self._desk.cancel_all()
                 worker.join(STOP_GRACE_S)
                 self._recorder.put([("drift", one) for one in self._drift.flush()])
                 if self._recorder.waiting:
@@ -168,6 +171,64 @@ class Agent:
                     self._serving.close()
                     self._outbox.close()
 
+    def _updater(self, update: UpdateConfig) -> Updating:
+        """What brings updates here; the link tells it what is desired, and others what it reports."""
+        from ferryman.devices.agent.update.client import UpdateClient
+        from ferryman.devices.agent.update.config import check_config
+
+        check_config(update)
+        hands = Hands(
+            client=lambda cancelled: UpdateClient(self._config.root, update, cancelled=cancelled),
+            ready=self._why_not_yet,
+            health=self._health_now,
+            before_latency_ns=self._health.latency_ns,
+            report=self._report,
+        )
+        updating = Updating(self._store, self._config.device, self._kind, hands)
+        self._link.subscribe(topics.desired(self._config.device), self._on_desired)
+        self._link.on_ready(lambda: self._report(updating.said))
+        return updating
+
+    def _why_not_yet(self, desired: Desired) -> str:
+        limits = Limits(mains=self._config.mains, idle_s=self._config.idle_s)
+        return why_not_yet(limits, desired.window, read_now(self._health.idle_s(), _CLOCK_FLOOR_NS)) or ""
+
+    def _health_now(self) -> Health | None:
+        self._health.follow(self._store.read_state())  # it may have changed since the last poll
+        return self._health.health()
+
+    def _start_updating(self, stop: threading.Event) -> threading.Thread | None:
+        if self._updating is None:
+            return None
+        thread = threading.Thread(target=self._updating.run, args=(stop,), name="updates", daemon=True)
+        thread.start()
+        return thread
+
+    def _on_desired(self, delivery: Delivery) -> None:
+        if not delivery.payload:  # a retained message that was cleared
+            return
+        try:
+            desired = decode(delivery.payload, Desired)
+        except ValueError as error:
+            log.warning(
+                "%s cannot be read, ignored: %s; see that both ferrymans are of one version", delivery.topic, error
+            )
+            return
+        if self._updating:
+            self._updating.desire(desired)
+
+    def _report(self, reported: Reported) -> None:
+        """Say how an update goes; what ended, and what went wrong, is telemetry too."""
+        if reported.rollout and (reported.state in FINAL or reported.error) and reported != self._recorded:
+            self._recorded = reported
+            self._recorder.put([("update", reported)])
+            self._publisher.wake()
+        try:
+            topic = topics.reported(self._config.device)
+            self._link.publish(Message(topic=topic, payload=encode(reported), retain=True))
+        except (LinkError, DeviceError) as error:
+            log.debug("not reported: %s", error)
+
     def _note_changes(self) -> None:
         """Announce a slot that another process activated, and put it on record."""
         try:
@@ -177,6 +238,9 @@ class Agent:
                 log.error("%s", error)  # noqa: TRY400  # the message says it all
             self._trouble = str(error)
             return
+        self._health.follow(state)
+        if self._serving.adapt(read_now(self._health.idle_s(), _CLOCK_FLOOR_NS)):
+            self._announce()
         self._tell_drift(self._drift.due(time.time_ns(), state.active.package_sha256 if state.active else None))
         if state == self._seen:
             self._recorder.put([])
@@ -199,8 +263,12 @@ class Agent:
         except Exception:
             log.exception("the inference is not in the drift statistics")
 
+    def _while_idle(self) -> None:
+        self._health.idle(self._serving)
+
     def _tell_drift(self, records: Sequence[Drift]) -> None:
         if records:
+            self._health.saw_drift(records)
             self._recorder.put([("drift", one) for one in records])
             self._publisher.wake()
 
@@ -229,102 +297,20 @@ class Agent:
             ferryman=ferryman.__version__,
             package_sha256=slot.package_sha256 if slot else None,
             package_name=slot.package_name if slot else None,
-            answers=slot.answers if slot else None,
+            answers=self._serving.answers or (slot.answers if slot else None),
             interpreters={name: version for r in runtimes for name, version in installed(r).items()},
             standing=standing(read_conditions({})),
+            labels=dict(self._config.labels),
+            model=self._kind,
             outbox_pending=counts.records + self._recorder.waiting,
             outbox_dropped=counts.dropped + self._recorder.lost,
         )
 
-    def _on_request(self, delivery: Delivery) -> None:
-        if delivery.retained:  # it would come again on every connection
-            log.warning("request on %s is a retained message, ignored; clear it on the broker", delivery.topic)
-            return
-        try:
-            request = unpack(delivery.payload, Request)
-        except ValueError as error:
-            log.warning("request on %s cannot be read, ignored: %s", delivery.topic, error)
-            self._answer_unread(delivery.payload, error)
-            return
-        if not topics.is_response(request.reply_to, self._config.device):
-            log.warning("request %s wants its answer on %s, ignored", request.id, request.reply_to)
-            return
-        if isinstance(request.body, CancelRequest):
-            if (cancelled := self._cancelled.get(request.body.request)) is not None:
-                cancelled.set()
-            return
-        given_s = min(request.timeout_s, TIMEOUT_MAX_S)  # none where it is no number, and then time is up at once
-        deadline = time.monotonic() + given_s
-        if isinstance(request.body, StatusRequest):  # quick, and must not wait behind a profile
-            self._answer_with(request, partial(self._do, request, deadline))
-            return
-        self._cancelled[request.id] = threading.Event()
-        try:
-            self._enqueue(request, deadline, len(delivery.payload))
-        except FerrymanError as error:
-            self._cancelled.pop(request.id, None)
-            self._answer(request, Failure(error=to_wire(error)))
-
-    def _answer_unread(self, payload: bytes, problem: ValueError) -> None:
-        """Tell whoever wrote what is no request, where it says who that is."""
-        with contextlib.suppress(ValueError):
-            asked = unpack(payload, _Addressed)
-            if topics.is_response(asked.reply_to, self._config.device):
-                error = CallerError(
-                    f"the request cannot be read: {problem}; see that both ferrymans are of one version"
-                )
-                self._answer(asked, Failure(error=to_wire(error)))
-
-    def _enqueue(self, request: Request, deadline: float, size_bytes: int) -> None:
-        most = topics.REQUEST_MAX_BYTES
-        if size_bytes > most:
-            raise CallerError(f"a request may hold {most:,} bytes, found {size_bytes:,}; send less at once")
-        with self._enqueuing:
-            if self._waiting_bytes + size_bytes > most:
-                held = self._waiting_bytes >> 20
-                raise DeviceError(f"busy: the requests that wait hold {held} MiB already; ask again later")
-            try:
-                self._requests.put_nowait((request, deadline, size_bytes))
-            except queue.Full:
-                raise DeviceError(f"busy: {QUEUE_MAX} requests are waiting") from None
-            self._waiting_bytes += size_bytes
-
-    def _work(self, stop: threading.Event) -> None:
-        while not stop.is_set():
-            try:
-                request, deadline, size_bytes = self._requests.get(timeout=POLL_S)
-            except queue.Empty:
-                continue
-            with self._enqueuing:
-                self._waiting_bytes -= size_bytes
-            self._answer_with(request, partial(self._do, request, deadline))
-            self._cancelled.pop(request.id, None)
-            self._follow_drift()  # once nobody waits for it
-            del request  # it may be large, and the next one long in coming
-
-    def _answer_with(self, request: Request, work: Callable[[], Body]) -> None:
-        body: Body
-        begin = time.monotonic()
-        try:
-            body = work()
-        except FerrymanError as error:
-            body = Failure(error=to_wire(error))
-        except Exception as error:  # one bad request must not end the agent
-            log.exception("request %s failed", request.id)
-            body = Failure(error=to_wire(error))
-        ended = f"{body.error.party}: {body.error.message}" if isinstance(body, Failure) else "done"
-        kind = request.body.__struct_config__.tag
-        log.info("request %s %s: %s in %.3f s", kind, request.id, ended, time.monotonic() - begin)
-        self._answer(request, body)
-
-    def _do(self, request: Request, deadline: float) -> Body:
-        left_s = deadline - time.monotonic()
-        if not left_s > 0:
-            raise RequestTimeout(f"the request waited longer than its {request.timeout_s:g} s behind others")
+    def _do(self, request: Request, left_s: float, cancelled: threading.Event | None) -> Body:
         if isinstance(request.body, InferRequest):
             return self._serving.infer(request.body, left_s)
         if isinstance(request.body, ProfileRequest):
-            return self._profile(request.body, left_s, self._cancelled.get(request.id))
+            return self._profile(request.body, left_s, cancelled)
         return self._status(self._store.read_state().active)
 
     def _profile(self, request: ProfileRequest, left_s: float, cancelled: threading.Event | None) -> ProfileReply:
@@ -355,13 +341,6 @@ class Agent:
         self._recorder.put([("measurement", as_record(one)) for one in measurements])
         self._publisher.wake()
         return ProfileReply(measurements=measurements)
-
-    def _answer(self, request: Request | _Addressed, body: Body) -> None:
-        response = Response(id=request.id, device=self._config.device, body=body)
-        try:
-            self._link.publish(Message(topic=request.reply_to, payload=pack(response)))
-        except (LinkError, ValueError) as error:  # ValueError: what paho says of a message MQTT cannot carry
-            log.warning("answer to %s not sent: %s", request.id, error)
 
 
 @contextlib.contextmanager

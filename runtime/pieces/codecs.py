@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from backports import zstd
 
 from ferryman.runtime.contracts.errors import PackageError
-from ferryman.runtime.pieces.index import PIECE_MAX_BYTES, Piece
+from ferryman.runtime.pieces.adapter import decode_adapter
+from ferryman.runtime.pieces.elements import decode_elements
+from ferryman.runtime.pieces.index import PIECE_MAX_BYTES, WHOLE_TENSOR_MAX_BYTES, Piece
+from ferryman.runtime.pieces.sparse import decode_sparse
 
 Decode = Callable[[bytes, memoryview, int], bytes]
 """(stored, base, size) -> the piece; raises ValueError or ZstdError where `stored` is not of this codec."""
@@ -46,6 +49,14 @@ def _copy(_stored: bytes, base: memoryview, _size: int) -> bytes:
     return bytes(base)
 
 
+def _residual(stored: bytes, base: memoryview, size: int) -> bytes:
+    return decode_elements(stored, base, size)
+
+
+def _entropy(stored: bytes, _base: memoryview, size: int) -> bytes:
+    return decode_elements(stored, None, size)
+
+
 def unframe(stored: bytes, size: int, prefix: zstd.ZstdDict | None) -> bytes:
     """One zstd frame of `size` bytes; more are never made.
 
@@ -66,13 +77,19 @@ def unframe(stored: bytes, size: int, prefix: zstd.ZstdDict | None) -> bytes:
 _WINDOW_LOG = 24
 """Holds a piece and its base, twice."""
 
+PREFIX_MIN_BYTES = 8
+"""zstd takes no shorter prefix."""
 CODECS: dict[str, Codec] = {
     "raw": Codec(_raw),
     "zstd": Codec(_zstd),
     "patch": Codec(_patch, based=True),
     "copy": Codec(_copy, stored=False, based=True, size_max=1 << 40),
+    "residual": Codec(_residual, based=True),
+    "entropy": Codec(_entropy),
+    "sparse": Codec(decode_sparse, based=True),
+    "adapter": Codec(decode_adapter, based=True, size_max=WHOLE_TENSOR_MAX_BYTES),
 }
-"""`copy` takes any size, and may be read and written in parts."""
+"""`copy` takes any size, and may be read and written in parts; `residual` and `entropy` are of weights, see `elements`."""
 
 
 def make(piece: Piece, stored: bytes, base: memoryview) -> bytes:
@@ -98,7 +115,7 @@ def make(piece: Piece, stored: bytes, base: memoryview) -> bytes:
 
 
 def compress(data: bytes, prefix: bytes | None = None, level: int = 19) -> bytes:
-    """One zstd frame, for `zstd` or, behind a prefix, `patch`; the level is the publisher's matter."""
+    """One zstd frame, for `zstd` or, behind a prefix of `PREFIX_MIN_BYTES` or more, `patch`."""
     options: dict[int, int] = {
         zstd.CompressionParameter.compression_level: level,
         zstd.CompressionParameter.window_log: _WINDOW_LOG,

@@ -17,6 +17,7 @@ import pytest
 
 from ferryman.devices import topics
 from ferryman.devices.agent import agent as agent_module
+from ferryman.devices.agent.desk import QUEUE_MAX
 from ferryman.devices.agent.outbox import BODY_MAX_BYTES
 from ferryman.devices.agent.recorder import UNRECORDED_MAX, as_record
 from ferryman.devices.broker import BrokerConfig
@@ -462,7 +463,7 @@ def test_more_requests_than_the_queue_holds_are_told_that_it_is_busy(agent, clie
         except (DeviceError, RequestTimeout) as error:
             return error
 
-    count = agent_module.QUEUE_MAX + 5
+    count = QUEUE_MAX + 5
     with ThreadPoolExecutor(count) as pool:
         answers = list(pool.map(ask, range(count)))
     busy = [answer for answer in answers if "busy: 16 requests are waiting" in str(answer)]

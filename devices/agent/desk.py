@@ -1,0 +1,171 @@
+"""Where requests come in: each is checked, waits its turn, is worked on, and answered."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+
+from ferryman.devices import topics
+from ferryman.devices.mqtt import Delivery, Link, Message
+from ferryman.runtime.contracts.errors import (
+    CallerError,
+    DeviceError,
+    FerrymanError,
+    LinkError,
+    RequestTimeout,
+    to_wire,
+)
+from ferryman.runtime.contracts.messages import (
+    CancelRequest,
+    Failure,
+    InferReply,
+    ProfileReply,
+    Request,
+    Response,
+    Status,
+    StatusRequest,
+)
+from ferryman.runtime.contracts.record import Record
+from ferryman.runtime.contracts.tensor import pack, unpack
+
+log = logging.getLogger(__name__)
+
+_POLL_S = 1.0
+TIMEOUT_MAX_S = 86_400.0
+"""The most a request is given, whatever it asks for."""
+QUEUE_MAX = 16
+"""Requests waiting; one more is told that the device is busy. Together they hold `topics.REQUEST_MAX_BYTES`."""
+
+Body = InferReply | ProfileReply | Status | Failure
+"""What an answer holds."""
+Work = Callable[[Request, float, threading.Event | None], Body]
+"""(request, seconds left, set once nobody waits for the answer) -> the answer; errors of the tree are raised."""
+
+
+class _Addressed(Record):
+    """The least of a request that an answer needs."""
+
+    id: str
+    reply_to: str
+
+
+class Desk:
+    """One device's requests; one is worked on at a time, by the thread that calls `work_until`."""
+
+    def __init__(self, device: str, link: Link, work: Work) -> None:
+        self._device = device
+        self._link = link
+        self._do = work
+        self._requests: queue.Queue[tuple[Request, float, int]] = queue.Queue(QUEUE_MAX)
+        """Each with its deadline and size."""
+        self._waiting_bytes = 0
+        self._enqueuing = threading.Lock()
+        self._cancelled: dict[str, threading.Event] = {}
+        """Id of every request that waits or is worked on -> set once nobody waits for its answer any more."""
+        link.subscribe(topics.request(device), self._on_request)
+
+    def work_until(self, stop: threading.Event, after: Callable[[], None], idle: Callable[[], None]) -> None:
+        """Work until `stop` is set; `after` is called behind every answer, `idle` now and then where none waits."""
+        while not stop.is_set():
+            try:
+                request, deadline, size_bytes = self._requests.get(timeout=_POLL_S)
+            except queue.Empty:
+                idle()
+                continue
+            with self._enqueuing:
+                self._waiting_bytes -= size_bytes
+            self._answer_with(request, partial(self._work, request, deadline))
+            self._cancelled.pop(request.id, None)
+            after()
+            del request  # it may be large, and the next one long in coming
+
+    def cancel_all(self) -> None:
+        """Nobody waits for anything any more."""
+        for cancelled in list(self._cancelled.values()):
+            cancelled.set()
+
+    def _on_request(self, delivery: Delivery) -> None:
+        if delivery.retained:  # it would come again on every connection
+            log.warning("request on %s is a retained message, ignored; clear it on the broker", delivery.topic)
+            return
+        try:
+            request = unpack(delivery.payload, Request)
+        except ValueError as error:
+            log.warning("request on %s cannot be read, ignored: %s", delivery.topic, error)
+            self._answer_unread(delivery.payload, error)
+            return
+        if not topics.is_response(request.reply_to, self._device):
+            log.warning("request %s wants its answer on %s, ignored", request.id, request.reply_to)
+            return
+        if isinstance(request.body, CancelRequest):
+            if (cancelled := self._cancelled.get(request.body.request)) is not None:
+                cancelled.set()
+            return
+        given_s = min(request.timeout_s, TIMEOUT_MAX_S)  # none where it is no number, and then time is up at once
+        deadline = time.monotonic() + given_s
+        if isinstance(request.body, StatusRequest):  # quick, and must not wait behind a profile
+            self._answer_with(request, partial(self._work, request, deadline))
+            return
+        self._cancelled[request.id] = threading.Event()
+        try:
+            self._enqueue(request, deadline, len(delivery.payload))
+        except FerrymanError as error:
+            self._cancelled.pop(request.id, None)
+            self._answer(request, Failure(error=to_wire(error)))
+
+    def _answer_unread(self, payload: bytes, problem: ValueError) -> None:
+        """Tell whoever wrote what is no request, where it says who that is."""
+        with contextlib.suppress(ValueError):
+            asked = unpack(payload, _Addressed)
+            if topics.is_response(asked.reply_to, self._device):
+                error = CallerError(
+                    f"the request cannot be read: {problem}; see that both ferrymans are of one version"
+                )
+                self._answer(asked, Failure(error=to_wire(error)))
+
+    def _enqueue(self, request: Request, deadline: float, size_bytes: int) -> None:
+        most = topics.REQUEST_MAX_BYTES
+        if size_bytes > most:
+            raise CallerError(f"a request may hold {most:,} bytes, found {size_bytes:,}; send less at once")
+        with self._enqueuing:
+            if self._waiting_bytes + size_bytes > most:
+                held = self._waiting_bytes >> 20
+                raise DeviceError(f"busy: the requests that wait hold {held} MiB already; ask again later")
+            try:
+                self._requests.put_nowait((request, deadline, size_bytes))
+            except queue.Full:
+                raise DeviceError(f"busy: {QUEUE_MAX} requests are waiting") from None
+            self._waiting_bytes += size_bytes
+
+    def _work(self, request: Request, deadline: float) -> Body:
+        left_s = deadline - time.monotonic()
+        if not left_s > 0:
+            raise RequestTimeout(f"the request waited longer than its {request.timeout_s:g} s behind others")
+        return self._do(request, left_s, self._cancelled.get(request.id))
+
+    def _answer_with(self, request: Request, work: Callable[[], Body]) -> None:
+        body: Body
+        begin = time.monotonic()
+        try:
+            body = work()
+        except FerrymanError as error:
+            body = Failure(error=to_wire(error))
+        except Exception as error:  # one bad request must not end the agent
+            log.exception("request %s failed", request.id)
+            body = Failure(error=to_wire(error))
+        ended = f"{body.error.party}: {body.error.message}" if isinstance(body, Failure) else "done"
+        kind = request.body.__struct_config__.tag
+        log.info("request %s %s: %s in %.3f s", kind, request.id, ended, time.monotonic() - begin)
+        self._answer(request, body)
+
+    def _answer(self, request: Request | _Addressed, body: Body) -> None:
+        response = Response(id=request.id, device=self._device, body=body)
+        try:
+            self._link.publish(Message(topic=request.reply_to, payload=pack(response)))
+        except (LinkError, ValueError) as error:  # ValueError: what paho says of a message MQTT cannot carry
+            log.warning("answer to %s not sent: %s", request.id, error)

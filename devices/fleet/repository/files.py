@@ -1,0 +1,76 @@
+"""How a repository's files reach the disk: whole or not at all, one publisher at a time.
+
+ROOT/lock      held by whoever changes anything
+ROOT/.work     what a publisher is about to put in its place; emptied by the next one
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from ferryman.runtime.contracts.errors import CallerError
+
+WORK = ".work"
+
+
+@contextlib.contextmanager
+def locked(root: Path) -> Iterator[Path]:
+    """Hold a repository for a change; yields an empty folder beside it to work in. The kernel lets go with the process.
+
+    Raises:
+        CallerError: another publisher holds it, or it cannot be written.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise CallerError(f"cannot write the repository {root}: {error.strerror}") from error
+    work = root / WORK
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(lock, 20).decode(errors="replace").strip() or "unknown"
+            raise CallerError(f"process {holder} is changing the repository {root}; wait until it is done") from None
+        with contextlib.suppress(OSError):  # a full disk; the process only tells whom to wait for
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        os.close(lock)
+
+
+def put(path: Path, data: bytes, work: Path) -> None:
+    """Write a file in one step that survives a power cut, by way of `work` on the same disk."""
+    partial = work / path.name
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    move(partial, path)
+
+
+def move(partial: Path, path: Path) -> None:
+    """Give a file that is on the disk its place."""
+    missing = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial.replace(path)
+    for folder in (path.parent, *(folder.parent for folder in missing)):
+        sync_folder(folder)
+
+
+def sync_folder(path: Path) -> None:
+    """Bring a folder's entries to the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

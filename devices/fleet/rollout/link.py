@@ -1,0 +1,198 @@
+"""A rollout's side of the broker: what devices say comes in batches, what they should run goes out and stays there."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from ferryman.devices import topics
+from ferryman.devices.broker import BrokerConfig
+from ferryman.devices.fleet.collector import parse_status
+from ferryman.devices.mqtt import Delivery, Link, Message
+from ferryman.runtime.contracts.errors import LinkError
+from ferryman.runtime.contracts.messages import Status
+from ferryman.runtime.contracts.record import decode
+from ferryman.runtime.contracts.rollout import Desired, Reported
+
+log = logging.getLogger(__name__)
+
+QUIET_S = 0.5
+"""The broker has sent what it kept once nothing came for so long,"""
+QUIET_MAX_S = 20.0
+"""or after so long, in a fleet where something always comes."""
+MESSAGE_MAX_BYTES = 256 << 10
+RECEIVE_MAX = 2000
+_BATCH_MAX = 2000
+_INBOX_MAX = 20_000
+_TURN_S = 0.2
+
+
+class Heard(NamedTuple):
+    """A `Desired` and whom it is for, or what a device said."""
+
+    device: str
+    body: Status | Reported | Desired
+
+
+class FleetLink:
+    """Listens to the whole fleet, and tells devices what one rollout wants of them."""
+
+    def __init__(self, broker: BrokerConfig, rollout: str = "") -> None:
+        """Describe the connection; `start` opens it."""
+        self._rollout = rollout
+        self._link = Link(
+            broker,
+            f"ferryman-rollout-{secrets.token_hex(4)}",
+            receive_max=RECEIVE_MAX,
+            packet_max_bytes=MESSAGE_MAX_BYTES + 1024,
+        )
+        self._inbox: queue.Queue[Delivery | None] = queue.Queue(_INBOX_MAX)
+        """None: a connection begins."""
+        for topic in (topics.ALL_STATUS, topics.ALL_REPORTED, topics.ALL_DESIRED):
+            self._link.subscribe(topic, self._inbox.put)
+        self._link.on_ready(self._begin)
+        self.connected_at_ns = 0
+        """Wall clock; 0: not yet."""
+        self._connected_s = 0.0
+        self._heard_s = 0.0
+        self._kept: dict[str, bytes] = {}
+        """Device -> the `Desired` that the broker keeps for it, as it was heard on this connection."""
+        self._unsettled = True
+        self._waiting = 0
+        self._problem: str | None = None
+        self._changed = threading.Condition()
+
+    def start(self, timeout_s: float) -> None:
+        """Connect.
+
+        Raises:
+            LinkError: the broker cannot be reached in that time, or refuses us.
+        """
+        self._link.start()
+        try:
+            self._link.wait_ready(timeout_s)
+        except LinkError:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Disconnect."""
+        self._link.stop()
+
+    def take(self) -> list[Heard]:
+        """What came, after a moment at most.
+
+        Raises:
+            LinkError: the broker refuses what is sent.
+        """
+        if self._problem is not None:
+            raise LinkError(self._problem)
+        found: list[Heard] = []
+        deadline = time.monotonic() + _TURN_S
+        for _ in range(_BATCH_MAX):
+            try:
+                delivery = self._inbox.get(timeout=max(0.0, deadline - time.monotonic()) if not found else 0)
+            except queue.Empty:
+                break
+            if delivery is None:
+                self.connected_at_ns, self._connected_s = time.time_ns(), time.monotonic()
+                self._heard_s, self._unsettled = self._connected_s, True
+                self._kept = {}
+                continue
+            self._heard_s = time.monotonic()
+            if (heard := self._read(delivery)) is not None:
+                found.append(heard)
+        return found
+
+    def settled(self) -> bool:
+        """Whether what the broker had kept has come, on this connection."""
+        if not self.connected_at_ns:
+            return False
+        now_s = time.monotonic()
+        return not self._unsettled or now_s - self._heard_s >= QUIET_S or now_s - self._connected_s >= QUIET_MAX_S
+
+    def resync(self, wanted: Mapping[str, bytes]) -> None:
+        """Once a connection, when it is settled, send what the broker should keep and does not."""
+        if self._unsettled and self.settled():
+            self._unsettled = False
+            for device, payload in wanted.items():
+                self.tell(device, payload)
+
+    def tell(self, device: str, payload: bytes) -> None:
+        """Have the broker keep `payload` for a device; empty: nothing of this rollout any more.
+
+        What cannot be sent now is sent by `resync`.
+        """
+        kept = self._kept.get(device, b"")
+        if self._unsettled or kept == payload or (not payload and not self._is_ours(kept)):
+            return
+        self._kept[device] = payload
+        with self._changed:
+            self._waiting += 1
+        try:
+            self._link.publish(
+                Message(topic=topics.desired(device), payload=payload, retain=True),
+                lambda problem: self._sent(device, problem),
+            )
+        except LinkError:
+            self._sent(device, None)
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until the broker has all that was sent; false: it has not, in that time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._waiting <= 0, timeout_s)
+
+    def _sent(self, device: str, problem: str | None) -> None:
+        with self._changed:
+            self._waiting -= 1
+            self._changed.notify_all()
+        if problem is not None:
+            self._problem = (
+                f"broker {self._link.broker.address} refuses to keep {topics.desired(device)}: {problem}; give this "
+                "user the right to publish there"
+            )
+
+    def _is_ours(self, payload: bytes) -> bool:
+        try:
+            return decode(payload, Desired).rollout == self._rollout
+        except ValueError:
+            return False
+
+    def _begin(self) -> None:
+        with self._changed:
+            self._waiting = 0  # what was under way on the last connection is not answered any more
+        self._inbox.put(None)
+
+    def _read(self, delivery: Delivery) -> Heard | None:
+        try:
+            device = topics.device_of(delivery.topic)
+            if delivery.topic.endswith("/desired"):
+                self._kept[device] = delivery.payload
+            return _parse(device, delivery) if delivery.payload else None  # empty: somebody cleared it
+        except ValueError as error:
+            log.warning("message on %s ignored: %s", delivery.topic, error)
+            return None
+
+
+def _parse(device: str, delivery: Delivery) -> Heard:
+    """Read what came on one of our topics.
+
+    Raises:
+        ValueError: it is nothing that belongs there.
+    """
+    topic, payload = delivery.topic, delivery.payload
+    if len(payload) > MESSAGE_MAX_BYTES:
+        raise ValueError(f"{len(payload)} bytes, at most {MESSAGE_MAX_BYTES} are taken")
+    if topic.endswith("/desired"):
+        return Heard(device, decode(payload, Desired))
+    if topic.endswith("/status"):
+        return Heard(device, parse_status(topic, payload))
+    report = decode(payload, Reported)
+    if report.device != device:
+        raise ValueError(f"the topic says device {device!r}, the message {report.device!r}")
+    return Heard(device, report)

@@ -1,0 +1,316 @@
+"""The way from what a device runs to what it should, with a repository that is a folder of packages."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from ferryman.devices.agent.update.budget import DayBudgetError
+from ferryman.devices.agent.update.config import Cancelled
+from ferryman.devices.agent.updating import Hands, Updating
+from ferryman.runtime.contracts.errors import BudgetError, LinkError, ParityError, TrustError
+from ferryman.runtime.contracts.record import encode
+from ferryman.runtime.contracts.release import Release
+from ferryman.runtime.contracts.rollout import Desired, Health, Reported
+from ferryman.runtime.contracts.slot import HealthRules, Trial
+from ferryman.runtime.install import install
+from ferryman.runtime.package import open_package
+from ferryman.runtime.slots import SlotStore
+from tests.support.packages import sha256_of, write_tiny_package
+
+RULES = HealthRules(window_s=10.0)
+
+
+def no_golden(_directory, _manifest):
+    return ()
+
+
+class Repository:
+    """Releases by name; stands for the client of one."""
+
+    def __init__(self, root: Path, packages: dict[str, Path]) -> None:
+        self.root, self.packages = root, packages
+        self.fetched: list[str] = []
+        self.trouble: list[Exception] = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def check(self, name):
+        path = self.packages[name]
+        family, _, version = name.partition("/")
+        with open_package(path) as opened:
+            return Release(
+                family=family,
+                version=version,
+                package_sha256=opened.sha256,
+                package_name=opened.manifest.name,
+                package_bytes=path.stat().st_size,
+                published_at_ns=1,
+                payloads=(),
+            )
+
+    def fetch(self, release, variants, *, update_max_bytes, progress):
+        if self.trouble:
+            raise self.trouble.pop(0)
+        self.fetched.append(release.name)
+        directory = self.root / "download" / release.package_sha256
+        with open_package(self.packages[release.name]) as opened:
+            for payload in opened.manifest.payloads:
+                (directory / payload.path).parent.mkdir(parents=True, exist_ok=True)
+                (directory / payload.path).write_bytes(opened.read(payload.path))
+        with open_package(self.packages[release.name]) as opened:
+            manifest = encode(opened.manifest)
+        return SimpleNamespace(
+            directory=directory, manifest=manifest, variants=(), wire_bytes=7, planned_bytes=6, notes=()
+        )
+
+    def discard(self, staged):
+        pass
+
+
+class Device:
+    def __init__(self, tmp_path: Path) -> None:
+        self.store = SlotStore(tmp_path / "root")
+        (tmp_path / "root").mkdir()
+        self.packages = {
+            f"add/{number}": write_tiny_package(tmp_path / f"{number}.ferry", added=number) for number in (1, 2, 3)
+        }
+        self.repository = Repository(tmp_path / "root", self.packages)
+        self.said: list[Reported] = []
+        self.health = Health(seconds=0.0, starts=1, requests=0, errors=0, latency_ns=None, before_latency_ns=None)
+        self.why_not = ""
+        self.golden = no_golden
+        self.updating = self.fresh()
+
+    def prove(self, directory, manifest):
+        return self.golden(directory, manifest)
+
+    def fresh(self) -> Updating:
+        """As a restarted agent has it."""
+        self.hands = Hands(
+            client=lambda _cancelled: self.repository,
+            ready=lambda _desired: self.why_not,
+            health=lambda: self.health,
+            report=self.said.append,
+            golden=self.prove,
+        )
+        return Updating(self.store, "pi", "a board", self.hands)
+
+    def want(self, name: str, version: int = 1, **more) -> Desired:
+        desired = Desired(
+            version=version,
+            rollout="r",
+            release=name,
+            package_sha256=sha256_of(self.packages[name]),
+            **{"health": RULES, **more},
+        )
+        self.updating.desire(desired)
+        return desired
+
+    def step(self) -> float | None:
+        return self.updating._step()
+
+    def served(self, seconds: float, **more) -> None:
+        self.health = Health(
+            **{"starts": 1, "requests": 9, "errors": 0, "latency_ns": 10, "before_latency_ns": 10, **more},
+            seconds=seconds,
+        )
+
+    @property
+    def states(self) -> list[str]:
+        return [one.state for one in self.said]
+
+    @property
+    def active(self) -> str | None:
+        slot = self.store.read_state().active
+        return slot.package_name if slot else None
+
+
+@pytest.fixture
+def device(tmp_path):
+    return Device(tmp_path)
+
+
+def test_it_fetches_installs_watches_and_confirms(device):
+    device.want("add/1")
+    device.step()
+    assert device.states == ["downloading", "installing", "trial"]
+    device.served(5.0)
+    assert 0 < device.step() <= 5.0
+    device.served(10.0)
+    device.step()
+    last = device.said[-1]
+    assert (last.state, last.release, last.wire_bytes, last.desired_version) == ("confirmed", "add/1", 7, 1)
+    assert last.health == device.health
+    assert device.store.read_state().trial is None
+    assert device.step() is None
+
+
+def test_one_that_serves_badly_is_rolled_back_and_not_tried_again(device):
+    install(device.packages["add/1"], device.store.root, golden=no_golden)
+    device.want("add/2")
+    device.step()
+    assert device.active == "add-2"
+    device.served(3.0, errors=9)
+    device.step()
+    assert device.said[-1].state == "rolled-back"
+    assert "9 of 9 requests failed" in device.said[-1].error.message
+    assert device.active == "add-1"
+    device.want("add/2", 2)
+    device.step()
+    assert device.said[-1].state == "refused"
+    assert device.repository.fetched == ["add/2"]
+    device.want("add/2", 3, force=True)
+    device.step()
+    assert device.active == "add-2"
+
+
+def test_a_crash_loop_ends_the_trial_before_anything_is_served(device):
+    install(device.packages["add/1"], device.store.root, golden=no_golden)
+    device.want("add/2")
+    device.step()
+    for _ in range(RULES.starts_max - 1):
+        device.updating = device.fresh()
+        device.updating.note_start()
+        assert device.active == "add-2"
+    device.updating = device.fresh()
+    device.updating.note_start()
+    assert device.active == "add-1"
+    assert device.said[-1].state == "rolled-back"
+    assert "crash loop" in device.said[-1].error.message
+    assert device.step() is None
+
+
+def test_an_older_wish_is_ignored_and_a_wish_survives_a_restart(device):
+    device.want("add/2", 5)
+    device.want("add/1", 4)
+    device.updating = device.fresh()
+    device.step()
+    assert device.active == "add-2"
+
+
+@pytest.mark.parametrize(
+    ("trouble", "state", "again"),
+    [
+        (LinkError("no link"), "downloading", True),
+        (DayBudgetError("tomorrow"), "waiting", True),
+        (BudgetError("too much"), "refused", False),
+        (TrustError("forged"), "failed", False),
+    ],
+)
+def test_what_goes_wrong_is_said_and_the_old_one_serves(device, trouble, state, again):
+    install(device.packages["add/1"], device.store.root, golden=no_golden)
+    device.want("add/2")
+    device.repository.trouble.append(trouble)
+    wait_s = device.step()
+    assert device.said[-1].state == state
+    assert device.said[-1].error.party == trouble.party
+    assert device.active == "add-1"
+    if again:
+        assert wait_s > 0
+        device.step()
+        assert device.active == "add-2"
+    else:
+        assert device.step() is None
+
+
+def test_a_cancelled_one_says_nothing_and_goes_on(device):
+    device.want("add/2")
+    device.repository.trouble.append(Cancelled("stop"))
+    assert device.step() == 0.0
+    device.step()
+    assert device.active == "add-2"
+
+
+def test_golden_vectors_that_fail_leave_the_old_one(device):
+    install(device.packages["add/1"], device.store.root, golden=no_golden)
+
+    def golden(_directory, _manifest):
+        raise ParityError("wrong")
+
+    device.golden = golden
+    device.want("add/2")
+    device.step()
+    assert (device.said[-1].state, device.said[-1].error.party) == ("failed", "artifact")
+    assert device.active == "add-1"
+
+
+def test_the_way_back_needs_no_network_and_no_trial(device):
+    install(device.packages["add/1"], device.store.root, golden=no_golden)
+    device.want("add/2")
+    device.step()
+    desired = device.want("add/1", 2, previous=True)
+    device.step()
+    assert device.active == "add-1"
+    assert device.said[-1].state == "confirmed"
+    assert device.said[-1].desired_version == desired.version
+    assert device.repository.fetched == ["add/2"]
+
+
+def test_the_way_back_is_fetched_where_it_is_gone(device):
+    for name in ("add/2", "add/3"):
+        install(device.packages[name], device.store.root, golden=no_golden)
+    device.want("add/1", previous=True)
+    device.step()
+    assert device.active == "add-1"
+    assert device.store.read_state().trial is None
+
+
+def test_a_release_of_another_package_is_not_trusted(device):
+    device.updating.desire(
+        Desired(version=1, rollout="r", release="add/2", package_sha256=sha256_of(device.packages["add/1"]))
+    )
+    device.step()
+    assert (device.said[-1].state, device.said[-1].error.party) == ("failed", "trust")
+
+
+def test_it_waits_until_the_device_is_ready(device):
+    device.want("add/1")
+    device.why_not = "the battery is low"
+    device.updating._changed.set()
+    device.step()
+    assert device.said[-1].state == "waiting"
+    assert device.said[-1].error.message == "the battery is low"
+    device.why_not = ""
+    device.step()
+    assert device.active == "add-1"
+
+
+def test_what_serves_already_is_confirmed(device):
+    install(device.packages["add/1"], device.store.root, golden=no_golden)
+    device.want("add/1")
+    device.step()
+    assert device.said[-1].state == "confirmed"
+    assert device.repository.fetched == []
+
+
+def test_the_thread_notices_wishes_and_ends(device):
+    stop = threading.Event()
+    thread = threading.Thread(target=device.updating.run, args=(stop,))
+    thread.start()
+    device.served(10.0)
+    device.want("add/1")
+    deadline = time.monotonic() + 10
+    while "confirmed" not in device.states:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    stop.set()
+    device.updating.wake()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_a_trial_is_of_the_rules_asked_for(device):
+    device.want("add/1")
+    device.step()
+    trial = device.store.read_state().trial
+    assert isinstance(trial, Trial)
+    assert (trial.rules, trial.rollout, trial.starts) == (RULES, "r", 1)

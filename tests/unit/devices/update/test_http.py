@@ -1,0 +1,361 @@
+"""GET against servers that drop, lie, stall and never end."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import threading
+import time
+
+import pytest
+
+from ferryman.devices.agent.update import http as http_module
+from ferryman.devices.agent.update.budget import DataBudget
+from ferryman.devices.agent.update.config import Cancelled, UpdateConfig
+from ferryman.devices.agent.update.http import Http
+from ferryman.runtime.contracts.errors import BudgetError, CallerError, LinkError, RepositoryError
+from tests.support.bad_server import Bad, proxying, serving
+
+DATA = os.urandom(300_000)
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch):
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    """Backoff as ever, only faster."""
+    monkeypatch.setattr(http_module, "_BACKOFF_S", 0.002)
+
+
+class Client:
+    def __init__(self, tmp_path, url, *, update_max=None, **config):
+        self.budget = DataBudget(tmp_path / "usage.json")
+        self.budget.begin("u", update_max)
+        self.cancelled = threading.Event()
+        self.http = Http(UpdateConfig(url=url, **{"timeout_s": 2.0, **config}), self.budget, self.cancelled)
+
+    def get(self, path="f", start=0, length=None, limit=1 << 30):
+        try:
+            return self.http.read(self.http.url(path), start, length, limit)
+        finally:
+            self.http.close()
+
+
+def get(tmp_path, bad, start=0, length=None, **config):
+    with serving({"f": DATA}, bad) as server:
+        client = Client(tmp_path, server.url, **config)
+        return client.get("f", start, length), server, client
+
+
+def test_a_span(tmp_path):
+    read, server, client = get(tmp_path, None, 1000, 200_000)
+    assert read == DATA[1000:201_000]
+    assert server.asked == [("f", "bytes=1000-200999")]
+    assert 200_000 < client.budget.total_bytes < 200_700
+    assert client.http.server_date is not None
+
+
+def test_a_whole_file(tmp_path):
+    assert get(tmp_path, None)[0] == DATA
+
+
+def test_heads_are_counted_close_to_what_they_are(tmp_path):
+    """The estimate against the bytes a raw socket sees."""
+    import socket
+
+    with serving({"f": b"abc"}) as server:
+        client = Client(tmp_path, server.url)
+        client.get("f", 0, 3)
+        with socket.create_connection(server.server_address) as raw:
+            request = (
+                b"GET /f HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nAccept-Encoding: identity\r\nUser-Agent: ferryman\r\n"
+                b"Range: bytes=0-2\r\nConnection: close\r\n\r\n" % server.server_address[1]
+            )
+            raw.sendall(request)
+            answer = b"".join(iter(lambda: raw.recv(4096), b""))
+        truth = len(request) - len("Connection: close\r\n") + len(answer)
+        assert abs(client.budget.total_bytes - truth) < 100
+
+
+@pytest.mark.parametrize("drop_every", [700, 4096, 65_536])
+def test_a_link_that_drops_is_resumed_at_the_very_byte(tmp_path, hasty, drop_every):
+    read, server, client = get(tmp_path, Bad(drop_every=drop_every), 5, 200_000 if drop_every > 700 else 20_000)
+    assert read == DATA[5 : 5 + len(read)]
+    assert server.sent == len(read), "a byte was sent twice"
+    assert client.http.retries == len(server.asked) - 1 >= len(read) // drop_every - 1
+
+
+def test_a_whole_file_is_resumed_too(tmp_path, hasty):
+    read, server, _ = get(tmp_path, Bad(drop_every=100_000))
+    assert read == DATA
+    assert server.asked == [("f", ""), ("f", "bytes=100000-"), ("f", "bytes=200000-")]
+
+
+def test_an_answer_cut_short_is_asked_for_again(tmp_path, hasty):
+    assert get(tmp_path, Bad(truncate=90_000), 0, 200_000)[0] == DATA[:200_000]
+
+
+def test_a_server_that_ignores_range_is_read_where_that_is_cheap(tmp_path, hasty):
+    read, _, client = get(tmp_path, Bad(ignore_range=True), 50_000, 100_000)
+    assert read == DATA[50_000:150_000]
+    assert client.budget.total_bytes > 150_000, "skipped bytes count"
+
+
+def test_a_server_that_ignores_range_is_refused_where_it_is_not(tmp_path):
+    with pytest.raises(RepositoryError, match="ignores Range: 250000 bytes would come"):
+        get(tmp_path, Bad(ignore_range=True), 250_000, 10_000)
+
+
+def test_a_server_that_answers_another_range_is_refused(tmp_path):
+    with pytest.raises(RepositoryError, match="bytes from 5 on were asked for, it answers 'bytes 6-14/300000'"):
+        get(tmp_path, Bad(wrong_range=True), 5, 10)
+
+
+def test_endless_data_is_cut_off_where_the_span_ends(tmp_path):
+    began = time.monotonic()
+    read, server, client = get(tmp_path, Bad(endless=True), 0, 100_000)
+    assert read == b"x" * 100_000
+    assert client.budget.total_bytes < 101_000
+    assert time.monotonic() - began < 2
+    time.sleep(0.1)
+    sent = server.sent
+    time.sleep(0.1)
+    assert server.sent == sent, "the connection is open still"
+
+
+def test_endless_data_is_cut_off_at_the_limit(tmp_path):
+    with (
+        serving({"f": DATA}, Bad(endless=True)) as server,
+        pytest.raises(RepositoryError, match="after the 10000 bytes"),
+    ):
+        Client(tmp_path, server.url).get(limit=10_000)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 416, 429])
+def test_4xx_is_final(tmp_path, status):
+    with serving({"f": DATA}, Bad(status_of={"f": status})) as server:
+        with pytest.raises(RepositoryError, match=rf"http://.*/f answers {status}"):
+            Client(tmp_path, server.url).get()
+        assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("status", [204, 304])
+def test_other_answers_are_final_too(tmp_path, status):
+    with pytest.raises(RepositoryError, match=f"answers {status}"):
+        get(tmp_path, Bad(status_of={"f": status}))
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504])
+def test_5xx_is_tried_again(tmp_path, hasty, status):
+    read, _, client = get(tmp_path, Bad(statuses=[status] * 3), 0, 10)
+    assert read == DATA[:10]
+    assert client.http.retries == 3
+
+
+def test_5xx_for_ever_is_a_dead_link(tmp_path, hasty):
+    with serving({"f": DATA}, Bad(status_of={"f": 503})) as server:
+        with pytest.raises(LinkError, match="answers 503; gave up after 11 tries"):
+            Client(tmp_path, server.url).get()
+        assert len(server.asked) == 11
+
+
+def test_a_server_may_ask_for_patience(tmp_path, hasty):
+    began = time.monotonic()
+    assert get(tmp_path, Bad(statuses=[503], headers={"Retry-After": "1"}), 0, 10)[0] == DATA[:10]
+    assert time.monotonic() - began >= 1
+
+
+def test_patience_ends(tmp_path, hasty):
+    began = time.monotonic()
+    with serving({"f": DATA}, Bad(silent_after=1000)) as server:
+        client = Client(tmp_path, server.url, timeout_s=0.3, patience_s=0.5)
+        blocks = client.http.stream(client.http.url("f"))
+        assert next(blocks) == DATA[:1000]
+        server.bad.silent_after = 0
+        with pytest.raises(LinkError, match=r"gave up after \d+ tries and \d s without progress, at byte 1000"):
+            next(blocks)
+    assert time.monotonic() - began < 4
+
+
+def test_backoff_grows_is_jittered_and_capped(tmp_path, monkeypatch):
+    waits = []
+    client = Client(tmp_path, "http://127.0.0.1:9")
+    monkeypatch.setattr(http_module.random, "uniform", lambda low, high: waits.append((low, high)) or 0.0)
+    for failures in range(1, 11):
+        client.http._pause(failures, 0.0)
+    assert waits[:4] == [(0, 0.2), (0, 0.4), (0, 0.8), (0, 1.6)]
+    assert waits[-1] == (0, 20.0)
+
+
+def test_nobody_listens(tmp_path, hasty):
+    with pytest.raises(LinkError, match="refused"):
+        Client(tmp_path, "http://127.0.0.1:9").get()
+
+
+def test_a_slow_answer_is_a_dead_link(tmp_path, hasty, monkeypatch):
+    monkeypatch.setattr(http_module, "_FAILURES_MAX", 1)
+    with pytest.raises(LinkError, match="bytes/s are fewer than 5000"):
+        get(tmp_path, Bad(bytes_s=400), timeout_s=0.5, floor_bytes_s=5000)
+
+
+def test_no_answer_at_all(tmp_path, hasty, monkeypatch):
+    monkeypatch.setattr(http_module, "_FAILURES_MAX", 1)
+    with pytest.raises(LinkError, match="timed out"):
+        get(tmp_path, Bad(delay_s=1.0), timeout_s=0.3)
+
+
+def test_redirects_are_followed_and_keep_the_range(tmp_path):
+    with serving({"real/f": DATA}, Bad(redirects={"f": "/real/f"})) as server:
+        assert Client(tmp_path, server.url).get("f", 100, 50) == DATA[100:150]
+        assert server.asked[1] == ("real/f", "bytes=100-149")
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("/f", "redirects more than 3 times"),
+        ("file:///etc/passwd", "no web address"),
+        ("gopher://x/", "no web address"),
+    ],
+)
+def test_redirects_that_lead_nowhere(tmp_path, target, message):
+    with pytest.raises(RepositoryError, match=message):
+        get(tmp_path, Bad(redirects={"f": target}))
+
+
+def test_a_compressed_answer_is_refused(tmp_path):
+    with pytest.raises(RepositoryError, match="comes compressed"):
+        get(tmp_path, Bad(headers={"Content-Encoding": "gzip"}))
+
+
+def test_a_budget_is_hard(tmp_path, hasty):
+    with serving({"f": DATA}) as server:
+        client = Client(tmp_path, server.url, update_max=50_000)
+        got = bytearray()
+
+        def take():
+            for block in client.http.stream(client.http.url("f"), 0, 200_000):
+                got.extend(block)
+
+        with pytest.raises(BudgetError, match=r"150\d\d\d bytes on the wire, and an update may cost 50000, of which"):
+            take()
+        assert got == DATA[: len(got)]
+        assert 48_000 < server.sent <= client.budget.update_bytes <= 50_000
+
+
+def test_retries_count_against_the_budget(tmp_path, hasty):
+    with serving({"f": DATA}, Bad(drop_every=600)) as server, pytest.raises(BudgetError):
+        Client(tmp_path, server.url, update_max=15_000).get("f", 0, 14_000)
+
+
+def test_a_bandwidth_cap_holds(tmp_path):
+    with serving({"f": DATA}) as server:
+        client = Client(tmp_path, server.url, rate_bytes_s=100_000)
+        began = time.monotonic()
+        assert len(client.get("f", 0, 150_000)) == 150_000
+        took = time.monotonic() - began
+    assert 1.1 < took < 2.5, took
+
+
+@pytest.mark.parametrize(
+    "bad", [Bad(bytes_s=20_000), Bad(silent_after=5000), Bad(delay_s=20), Bad(statuses=[503] * 99)], ids=str
+)
+def test_a_cancel_ends_it_within_a_second(tmp_path, bad):
+    with serving({"f": DATA}, bad) as server:
+        client = Client(tmp_path, server.url, timeout_s=15.0)
+        threading.Timer(0.4, client.cancelled.set).start()
+        began = time.monotonic()
+        with pytest.raises(Cancelled, match="cancelled"):
+            client.get()
+        assert 0.3 < time.monotonic() - began < 1.4
+
+
+def test_a_reader_that_leaves_cuts_the_connection(tmp_path):
+    with serving({"f": bytes(20_000_000)}) as server:
+        client = Client(tmp_path, server.url)
+        blocks = client.http.stream(client.http.url("f"))
+        next(blocks)
+        blocks.close()
+        time.sleep(0.2)
+        sent = server.sent
+        time.sleep(0.2)
+        assert server.sent == sent < 20_000_000
+        assert threading.active_count() < 10
+
+
+def test_connections_are_kept(tmp_path):
+    with serving({"f": DATA}) as server:
+        opened = []
+        before = server.process_request
+        server.process_request = lambda *given: opened.append(1) or before(*given)
+        client = Client(tmp_path, server.url)
+        for number in range(5):
+            client.http.read(client.http.url("f"), number, 10)
+            with pytest.raises(RepositoryError):
+                client.http.read(client.http.url("none"))
+        client.http.close()
+        assert len(opened) == 1
+
+
+def test_a_proxy_by_setting(tmp_path):
+    with serving({"f": DATA}) as server, proxying() as proxy:
+        url = proxy.url.replace("http://", "http://me:secret@")
+        assert Client(tmp_path, server.url, proxy=url).get("f", 0, 99) == DATA[:99]
+        assert proxy.asked == [f"{server.url}/f"]
+        assert proxy.authorization == ["Basic bWU6c2VjcmV0"]
+
+
+def test_a_proxy_by_the_environment(tmp_path, monkeypatch):
+    with serving({"f": DATA}) as server, proxying() as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        assert Client(tmp_path, server.url).get("f", 0, 99) == DATA[:99]
+        assert len(proxy.asked) == 1
+        assert Client(tmp_path, server.url, proxy="").get("f", 0, 99) == DATA[:99]
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        assert Client(tmp_path, server.url).get("f", 0, 99) == DATA[:99]
+        assert len(proxy.asked) == 1
+
+
+def test_a_proxy_that_refuses_is_final(tmp_path):
+    with proxying(refuse=407) as proxy:
+        with pytest.raises(LinkError, match="the proxy refuses: 407"):
+            Client(tmp_path, "https://nowhere.invalid", proxy=proxy.url).get()
+        assert len(proxy.asked) == 1
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"url": "ftp://x/"},
+        {"url": "http://"},
+        {"url": "http://x/?a=b"},
+        {"url": "http://x:y/"},
+        {"url": "http://x", "proxy": "socks5://x"},
+        {"url": "http://x", "rate_bytes_s": 0},
+        {"url": "http://x", "day_max_bytes": -1},
+    ],
+)
+def test_a_config_that_cannot_be(tmp_path, config):
+    with pytest.raises(CallerError, match=re.escape(str(next(iter(reversed(config.values())))))):
+        Http(UpdateConfig(**config), DataBudget(tmp_path / "u"))
+
+
+def test_memory_stays_flat(tmp_path):
+    """However slowly it is taken, no more than some blocks wait."""
+    import tracemalloc
+
+    with serving({"f": bytes(30_000_000)}) as server:
+        client = Client(tmp_path, server.url)
+        digest = hashlib.sha256()
+        tracemalloc.start()
+        base, _ = tracemalloc.get_traced_memory()
+        for block in client.http.stream(client.http.url("f"), 0, 30_000_000):
+            digest.update(block)
+        peak = tracemalloc.get_traced_memory()[1] - base
+        tracemalloc.stop()
+    assert peak < 3_000_000, peak

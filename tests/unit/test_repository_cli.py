@@ -1,0 +1,76 @@
+"""The publisher's commands from keys to prune; what they do is tested where it is done."""
+
+import json
+import os
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from ferryman import repository_cli as cli
+from ferryman.runtime.contracts.errors import CallerError
+from tests.support.packages import write_tiny_package
+from tests.support.repository import flip
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.setenv("FERRYMAN_REPOSITORY", str(tmp_path / "r"))
+    monkeypatch.setenv("FERRYMAN_KEYS", os.pathsep.join(str(tmp_path / one) for one in ("keys", "safe")))
+    group = click.Group(
+        commands={one.name: one for one in (cli.keys, cli.publish, cli.withdraw, cli.repository, cli.serve)}
+    )
+
+    def call(*words, code=0):
+        done = CliRunner().invoke(group, [str(word) for word in words])
+        if isinstance(done.exception, Exception) and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        assert done.exit_code == code, done.output
+        return done.output
+
+    return call
+
+
+def test_a_publishers_day(run, tmp_path):
+    package = write_tiny_package(tmp_path / "p.ferry")
+    root = ["--root-keys", 3, "--threshold", 2, "--offline", tmp_path / "safe"]
+    assert "digits" in run("keys", "init", tmp_path / "keys", "--family", "digits", *root)
+    assert json.loads(run("keys", "root"))["signed"]["_type"] == "root"
+    run("keys", "root", "-o", tmp_path / "root.json")
+    assert json.loads((tmp_path / "root.json").read_bytes())["signed"]["version"] == 1
+    assert "published digits/1" in run("publish", package)
+    assert "nothing was changed" in run("publish", package)
+    assert "speech has a key" in run("keys", "add-family", "speech")
+    assert "digits/1  add-1" in run("repository", "list")
+    assert "speech: no releases" in run("repository", "list")
+    assert "is whole" in run("repository", "check")
+    assert "signed: timestamp" in run("keys", "refresh")
+    assert "no longer count" in run("keys", "rotate", "timestamp", "snapshot")
+    shown = run("keys", "show").splitlines()
+    assert [line.split()[0] for line in shown] == ["root", "targets", "snapshot", "timestamp", "digits", "speech"]
+    assert "version 2     2 of 3 keys" in shown[0]
+    assert "withdrew digits/1" in run("withdraw", "digits/1")
+    assert "deleted" in run("repository", "prune", "--grace", 0)
+    assert "digits: no releases" in run("repository", "list")
+
+
+def test_damage_is_an_exit_code(run, tmp_path):
+    run("keys", "init", tmp_path / "keys", "--family", "digits")
+    run("publish", write_tiny_package(tmp_path / "p.ferry"))
+    for pack in (tmp_path / "r" / "packs").glob("*/*"):
+        flip(pack)
+    assert "damaged" in run("repository", "check", code=3)
+
+
+def test_an_error_names_its_party(run, tmp_path):
+    with pytest.raises(CallerError, match="keys init"):
+        run("publish", write_tiny_package(tmp_path / "p.ferry"))
+    with pytest.raises(CallerError, match="no repository"):
+        run("serve", tmp_path)
+
+
+@pytest.mark.parametrize("command", [cli.keys, cli.publish, cli.withdraw, cli.repository, cli.serve])
+def test_help_is_written(command):
+    assert command.help
+    for inner in getattr(command, "commands", {}).values():
+        assert inner.help
