@@ -19,10 +19,10 @@ from ferryman.devices.agent.desk import Body, Desk
 from ferryman.devices.agent.health import HealthWatch
 from ferryman.devices.agent.outbox import Counts, Outbox
 from ferryman.devices.agent.publisher import Publisher
+from ferryman.devices.agent.ready import Limits, read_now, why_not_yet
 from ferryman.devices.agent.recorder import Recorder, as_record
 from ferryman.devices.agent.serving import Serving
 from ferryman.devices.agent.stepdown import StepDown
-from ferryman.devices.agent.update.ready import Limits, read_now, why_not_yet
 from ferryman.devices.agent.updating import FINAL, Hands, Updating
 from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.labels import check_labels

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ferryman.devices.agent.update.ready import Limits, Readings, is_open, read_now, why_not_yet
+from ferryman.devices.agent.ready import Limits, Readings, is_open, read_now, why_not_yet
 from ferryman.runtime.contracts.record import Unavailable
 from ferryman.runtime.contracts.rollout import Window
 from tests.unit.profiler.trees import write_tree
