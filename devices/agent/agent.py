@@ -194,7 +194,8 @@ class Agent:
         return why_not_yet(limits, desired.window, read_now(self._health.idle_s(), _CLOCK_FLOOR_NS)) or ""
 
     def _health_now(self) -> Health | None:
-        self._health.follow(self._store.read_state())  # it may have changed since the last poll
+        if self._health.wants_drift():
+            self._tell_drift(self._drift.flush())
         return self._health.health()
 
     def _start_updating(self, stop: threading.Event) -> threading.Thread | None:

@@ -37,6 +37,7 @@ _SERVED_MIN = 5
 _INFERENCES_MIN = 100
 """Fewer tell nothing of drift: values of one inference resemble each other."""
 _RECORDS_MAX = 16
+_AHEAD_S = 0.5
 
 
 @dataclass
@@ -71,6 +72,8 @@ class _Tally:
     drift: float | None = None
     """On the golden inputs."""
     records: list[Drift] = field(default_factory=list)
+    told_drift: bool = False
+    """Whether `wants_drift` said so already."""
 
 
 class HealthWatch:
@@ -132,6 +135,20 @@ class HealthWatch:
                 kept[:] = [one for one in (*kept, record) if one.package_sha256 == record.package_sha256][
                     -_RECORDS_MAX:
                 ]
+
+    def wants_drift(self) -> bool:
+        """Whether a trial that asks for drift is about over: once, when statistics of what was served must be ended.
+
+        Raises:
+            DeviceError: the store cannot be read.
+        """
+        self.follow(self._store.read_state())
+        with self._lock:
+            tally, trial = self._tally, self._state.trial
+            if tally is None or trial is None or trial.rules.drift_max is None or tally.told_drift:
+                return False
+            tally.told_drift = self._clock() - tally.began >= trial.rules.window_s - _AHEAD_S
+            return tally.told_drift
 
     def idle_s(self) -> float:
         """How long nobody has asked for an inference."""

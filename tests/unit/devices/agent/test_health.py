@@ -274,6 +274,20 @@ def test_what_is_served_may_drift_from_what_the_package_before_served(watch):
     assert len(watch._tally.records) == health_module._RECORDS_MAX
 
 
+def test_statistics_are_ended_once_when_a_window_that_asks_for_drift_is_about_over(watch, clock):
+    asks = replace(TRIAL, rules=HealthRules(window_s=60, drift_max=0.5))
+    for trial, expected in ((TRIAL, [False] * 4), (asks, [False, True, False, False])):
+        watch.serve(SlotState())
+        watch.serve(SlotState(active=NEW, previous=OLD, trial=trial))
+        found = []
+        for seconds in (59, 0.6, 1, 100):
+            clock.now += seconds
+            found.append(watch.wants_drift())
+        assert found == expected
+    watch.serve(SlotState(active=NEW))
+    assert not watch.wants_drift()
+
+
 def test_how_far_outputs_moved():
     one = [np.array([3.0, 4.0], np.float32)]
     assert distance(one, one) == 0.0
