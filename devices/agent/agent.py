@@ -104,7 +104,8 @@ class Agent:
         self._kind = kind_of_device(read_conditions({}))
         self._will = Message(
             topic=topics.status(config.device),
-            payload=encode(Status(device=config.device, online=False)),
+            # Queries find a device that is off by these, too.
+            payload=encode(Status(device=config.device, online=False, labels=dict(config.labels), model=self._kind)),
             retain=True,
         )
         try:

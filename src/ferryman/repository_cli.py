@@ -207,6 +207,29 @@ def root_command(repository: Path, output: Any) -> None:  # noqa: ANN401  # a cl
     show_default=True,
     help="Make deltas against so many newest releases of the family.",
 )
+@click.option(
+    "--lossy",
+    metavar="CODEC",
+    help="Publish something less exact that takes far fewer bytes, such as fedzip; it must hold --min-sqnr on the "
+    "golden vectors, and the release states its error [default: exact].",
+)
+@click.option(
+    "--base", type=PATH, help="With --lossy: the package that devices have; of a second update, the first's -o."
+)
+@click.option(
+    "--min-sqnr",
+    type=click.FloatRange(5, 200),
+    default=20.0,
+    show_default=True,
+    help="With --lossy: the bar in dB against the model's own answers.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=PATH,
+    help="With --lossy: where the package goes that devices will have; the next update's base [default: beside "
+    "PACKAGE, -lossy].",
+)
 def publish(
     package: Path,
     repository: Path,
@@ -214,6 +237,10 @@ def publish(
     family: str | None,
     version: str | None,
     delta_from: int,
+    lossy: str | None,
+    base: Path | None,
+    min_sqnr: float,
+    output: Path | None,
 ) -> None:
     """Publish PACKAGE: pieces nobody has yet, deltas from what devices may have, and signed metadata.
 
@@ -222,15 +249,29 @@ def publish(
     """
     from ferryman.devices.fleet.repository.publish import publish as run
 
+    if (lossy is None) != (base is None):
+        raise click.UsageError("--lossy and --base go together: a lossy update is one from what devices have")
+    keyring = _keyring(key_folders)
+    options: dict[str, Any] = {"family": family, "version": version, "delta_from": delta_from}
+    if lossy is not None and base is not None:
+        from ferryman.devices.fleet.repository.lossy import lossy_package
+
+        output = output or package.with_name(f"{package.stem}-lossy{package.suffix}")
+        made = lossy_package(base, package, lossy, output, sqnr_min_db=min_sqnr)
+        options |= {"lossy": made.lossy, "hinting": made.hinting}
+        package = made.package
+        click.echo(
+            f"{package}: {made.lossy.sqnr_min_db:.1f} dB on the golden vectors, {made.lossy.relative_error:.3f} of the "
+            f"update lost, weights in 1/{made.lossy.ratio:.0f} of their bytes; keep it for the next update",
+            err=True,
+        )
     done = run(
         package,
         repository,
-        _keyring(key_folders),
+        keyring,
         _now(),
-        family=family,
-        version=version,
-        delta_from=delta_from,
         progress=lambda step: click.echo(f"  {step}", err=True),
+        **options,
     )
     if done.is_new:
         click.echo(f"published {done.release.name}: {done.new_bytes} bytes for {done.release.package_bytes}")

@@ -1,7 +1,8 @@
 """The attack table of docs/ota/trust.md: each is carried out on a served repository, against the device's real client.
 
-Every one is refused with an error that names what is wrong; nothing of it is staged or installed, and what served
-before serves. `test_without_an_attack...` shows that the same device takes the same release where nobody attacks.
+The agent's own loop reports every one with an error that names what is wrong; nothing of it is staged or installed, and
+what served before serves. `test_without_an_attack...` shows that the same device takes the same release where nobody
+attacks.
 """
 
 from __future__ import annotations
@@ -29,11 +30,9 @@ from ferryman.runtime.contracts.errors import (
     PackageError,
     RepositoryError,
     TrustError,
-    WireError,
     from_wire,
-    to_wire,
 )
-from ferryman.runtime.contracts.record import decode, encode
+from ferryman.runtime.contracts.rollout import Reported
 from ferryman.runtime.package import open_package
 from tests.support.bad_server import Bad
 from tests.support.bad_server import serving as serving_badly
@@ -66,10 +65,12 @@ def made(template, tmp_path):
 
 
 @pytest.fixture
-def device(template, tmp_path):
+def device(template, made, tmp_path):
     """Runs something that was pushed to it by hand."""
     shutil.copytree(template / "device", tmp_path / "device")
-    return Device(tmp_path / "device")
+    device = Device(tmp_path / "device")
+    device.made = made
+    return device
 
 
 @pytest.fixture
@@ -123,17 +124,28 @@ def signed_release(made: TestRepository, name: str, change, keyring=None) -> Non
     )
 
 
-def refused(device: Device, name: str, url: str, kind: type[FerrymanError], match: str, **options) -> WireError:
-    """Update, and be refused; returns the record that the agent reports."""
+def refused(device: Device, name: str, url: str, kind: type[FerrymanError], match: str, **options) -> Reported:
+    """Ask the agent for a release and have it refused; returns what it reports."""
     before = device.serving(), device.store.read_state()
-    with pytest.raises(kind, match=match) as caught:
-        device.update(name, url, **options)
+    said = device.told(name, _package_of(device.made, name), url, **options)
+    assert said.error is not None, "it was taken"
+    assert said.state in {"failed", "refused"} or kind is LinkError
+    error = from_wire(said.error)
+    assert isinstance(error, kind), error
+    assert re.search(match, str(error)), error
     assert (device.serving(), device.store.read_state()) == before
+    assert said.release == (before[1].active and before[1].active.release)
+    assert said.package_sha256 == before[0]
     assert not device.holds(EVIL[:200])
-    event = decode(encode(to_wire(caught.value)), WireError)
-    assert isinstance(from_wire(event), kind)
-    assert event.message
-    return event
+    return said
+
+
+def _package_of(made: TestRepository, name: str) -> str:
+    """The host asks for what is published there, if anything is."""
+    try:
+        return made.release(name).package_sha256
+    except (FerrymanError, KeyError):
+        return "0" * 64
 
 
 def nothing_staged(device: Device) -> bool:
@@ -143,7 +155,8 @@ def nothing_staged(device: Device) -> bool:
 def test_without_an_attack_the_device_takes_it(made, device, url):
     release = made.publish_tiny(2.0, "2", padding=BULK)
     device.update("digits/1", url)
-    device.update("digits/2", url)
+    said = device.told("digits/2", release.package_sha256, url)
+    assert (said.state, said.error, said.release) == ("trial", None, "digits/2")
     assert device.serving() == release.package_sha256
 
 
@@ -451,8 +464,8 @@ def test_tampered_delta(made, device, url, budget):
         assert device.serving() == release.package_sha256
         assert any("pieces are damaged on the server or on the way" in note for note in done.notes)
     else:
-        event = refused(device, "digits/2", url, BudgetError, "before that: .*damaged", update_max_bytes=budget)
-        assert event.party == "budget"
+        said = refused(device, "digits/2", url, BudgetError, "before that: .*damaged", update_max_bytes=budget)
+        assert (said.state, said.error.party) == ("refused", "budget")
     assert not device.holds(tampered)
 
 

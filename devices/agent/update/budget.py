@@ -6,6 +6,7 @@ clock, where it was set before and after it, and else by the time since boot: a 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -182,8 +183,8 @@ class DataBudget:
                 self._ahead -= count
 
     def settle(self) -> None:
-        """Give back what was set aside and not spent."""
-        with self._lock:
+        """Give back what was set aside and not spent; where the disk refuses, it stays counted."""
+        with self._lock, contextlib.suppress(DeviceError):
             self._settle()
 
     def _settle(self) -> None:
@@ -219,9 +220,7 @@ class DataBudget:
                 f"cannot read {self._path}: {error.strerror}; what updates cost is counted there"
             ) from error
         try:
-            usage = decode(data, Usage)
-            if min(usage.day_bytes, usage.day_elapsed_s, usage.total_bytes, *usage.updates.values()) < 0:
-                raise ValueError("a count is less than 0")
+            usage = _checked(decode(data, Usage))
         except ValueError as error:
             self.note = f"{self._path} was damaged ({error}); this day's data budget counts as spent"
             usage = Usage(boot=self._clocks().boot, uptime_s=self._clocks().uptime_s, day_bytes=self._day_max or 0)

@@ -22,7 +22,7 @@ POLL_S = 0.2
 """How soon a cancel is seen."""
 SKIP_BYTES = 1 << 16
 """So much of an answer that ignores Range is skipped in any case, beside what was asked for."""
-_AHEAD_BLOCKS = 8
+_AHEAD_BLOCKS = 2
 _DISMISS_BYTES = 1 << 12
 _REDIRECTS_MAX = 3
 _HEAD_BYTES = 60
@@ -65,10 +65,10 @@ class Ask:
 
 
 class Rate:
-    """A token bucket: bytes may pass at this rate, a quarter of a second's worth at once."""
+    """A token bucket: bytes may pass at this rate, a tenth of a second's worth at once."""
 
     def __init__(self, bytes_s: int | None) -> None:
-        self.block_bytes = BLOCK_BYTES if bytes_s is None else max(512, min(BLOCK_BYTES, bytes_s // 8))
+        self.block_bytes = BLOCK_BYTES if bytes_s is None else max(512, min(BLOCK_BYTES, bytes_s // 20))
         self._bytes_s = bytes_s
         self._debt_bytes = 0.0
         self._at_s = time.monotonic()
@@ -78,7 +78,7 @@ class Rate:
         if self._bytes_s is None:
             return 0.0
         now_s = time.monotonic()
-        burst = self._bytes_s / 4
+        burst = self._bytes_s / 10
         self._debt_bytes = max(-burst, self._debt_bytes - (now_s - self._at_s) * self._bytes_s) + count
         self._at_s = now_s
         return max(0.0, self._debt_bytes / self._bytes_s)

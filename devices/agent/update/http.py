@@ -163,6 +163,6 @@ class Http:
         """Under a bandwidth cap, the kernel must not take in what may not be read yet."""
         options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
         if self.config.rate_bytes_s is not None:
-            buffer = max(_BUFFER_LEAST_BYTES, min(1 << 18, self.config.rate_bytes_s // 4))
+            buffer = max(_BUFFER_LEAST_BYTES, min(1 << 18, self.config.rate_bytes_s // 10))
             options.append((socket.SOL_SOCKET, socket.SO_RCVBUF, buffer))
         return options

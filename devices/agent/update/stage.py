@@ -103,7 +103,8 @@ class Download:
 
     def discard(self) -> None:
         """Remove it."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        if not self.directory.parent.is_symlink():
+            shutil.rmtree(self.directory, ignore_errors=True)
 
     @contextlib.contextmanager
     def opened(self, path: str, *, write: bool = False) -> Iterator[int | None]:
@@ -159,7 +160,8 @@ class Download:
     def lacking(self, payload: ReleasePayload, index: Index) -> list[int]:
         """Numbers of the pieces that are not in the staged file."""
         with self.opened(payload.path) as descriptor:
-            if descriptor is None or not os.fstat(descriptor).st_blocks:
+            found = None if descriptor is None else os.fstat(descriptor)
+            if descriptor is None or found is None or not found.st_blocks or found.st_nlink > 1:  # gives way
                 return list(range(len(index.pieces)))
             places = zip(index.pieces, offsets(index), strict=True)
             return [
