@@ -239,7 +239,7 @@ def choose(variants: tuple[Variant, ...], name: str | None, interpreter: str | N
     """
     named = [variant for variant in variants if name in (None, variant.name)]
     if not named:
-        raise CallerError(f"no variant {name!r} here; there are: {', '.join(v.name for v in variants)}")
+        raise CallerError(f"no variant {name!r}; there are: {', '.join(v.name for v in variants)}")
     for variant in named:
         for usable in usable_interpreters(variant):
             if interpreter in (None, usable):

@@ -269,7 +269,7 @@ def test_a_slot_that_holds_one_variant_proves_serves_picks_and_profiles_it(store
         assert reply.variant == name
         np.testing.assert_array_equal(reply.outputs[0].to_array(), X + np.float32(added))
         other = "small" if name == "large" else "large"
-        with pytest.raises(CallerError, match=f"no variant '{other}' .*; there are: {name}"):
+        with pytest.raises(CallerError, match=f"no variant '{other}'; there are: {name}"):
             serving.infer(InferRequest(inputs=to_tensors([X]), variant=other), 20.0)
         active = serving.current()
     finally:
