@@ -6,8 +6,8 @@ import logging
 import time
 from typing import Protocol
 
+from ferryman.devices.agent.ready import Readings
 from ferryman.devices.agent.stepdown import Rung, StepDown, ladder
-from ferryman.devices.agent.update.ready import Readings
 from ferryman.profiler.drift import Served
 from ferryman.runtime.contracts.errors import CallerError, DeviceError
 from ferryman.runtime.contracts.manifest import Variant

@@ -217,7 +217,7 @@ class Updating:
         """The package serves already; perhaps another of its variants should answer."""
         from ferryman.runtime.install import repick
 
-        if active.pick != desired.pick:
+        if active.pick != desired.pick and not desired.previous:  # the way back is to what it was, its pick too
             repick(self._store.root, desired.pick, golden=self._hands.golden)
         self._say(desired, "confirmed")
 
@@ -352,6 +352,8 @@ def _holds(slot: Slot | None, desired: Desired) -> bool:
     """Whether a slot has what is desired, and the variants of it."""
     if slot is None or slot.package_sha256 != desired.package_sha256:
         return False
+    if desired.previous:  # what it had, whatever of it that was
+        return True
     return slot.variants is None or (bool(desired.variants) and set(desired.variants) <= set(slot.variants))
 
 

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from ferryman.devices.fleet.repository.alignment import MATCH_MIN_BYTES, Run, align
+from ferryman.devices.fleet.repository.alignment import COPY_MIN_BYTES, MATCH_MIN_BYTES, Run, align
 from ferryman.devices.fleet.repository.matching import find_matches
 from ferryman.devices.fleet.repository.segments import PIECE_BYTES, WAYS, cut
 from ferryman.runtime.contracts.errors import CallerError
@@ -21,15 +21,15 @@ from ferryman.runtime.pieces.codecs import CODECS, PREFIX_MIN_BYTES, compress, m
 from ferryman.runtime.pieces.elements import encode_elements
 from ferryman.runtime.pieces.index import PIECE_MAX_BYTES, Piece
 
-_COPY_MIN_BYTES = (4096, 64 << 10, 1 << 20)
+_COPY_MIN_BYTES = (1 << 20, 64 << 10, COPY_MIN_BYTES)
 """Of spans that are copied by pieces of their own; of these plans the best is kept."""
 _AROUND_BYTES = 64 << 10
 """Of the base on either side of where a piece comes from, for zstd to find what moved a little."""
 _RUN_MAX_BYTES = PIECE_MAX_BYTES - 2 * _AROUND_BYTES
 _NEAR = 1.02
 """Ways whose estimates are so near the best are tried."""
-_FAST, _HOPELESS = 3, 1.25
-"""zstd's slow level is tried where its fast one is so near to the best so far."""
+_FAST, _HOPELESS, _RANDOM = 3, 1.25, 0.995
+"""zstd's slow level is tried where its fast one is so near to the best so far, and finds anything at all."""
 _SMALL_BYTES = 16 << 10
 
 
@@ -93,15 +93,20 @@ def _encoded(old: bytes, new: bytes, start: int, end: int) -> list[EncodedPiece]
     before, after = np.frombuffer(old, np.uint8), np.frombuffer(new, np.uint8)[start:end]
     matches = find_matches(before, after, MATCH_MIN_BYTES)
     made: dict[Run, list[EncodedPiece]] = {}
-    plans = []
+    best: list[EncodedPiece] = []
+    least = float("inf")
     for copy_min in _COPY_MIN_BYTES:
         runs = align(before, after, matches, copy_min)
+        if len(runs) * PIECE_BYTES >= least:
+            continue
         for run in runs:
             if run not in made:
                 there = Run(run.start + start, run.end + start, run.shift + start, run.equal)
                 made[run] = [_copied(there)] if run.equal else list(_changed(old, new, there))
-        plans.append([piece for run in runs for piece in made[run]])
-    return min(plans, key=lambda plan: sum(len(one.stored) + PIECE_BYTES for one in plan))
+        plan = [piece for run in runs for piece in made[run]]
+        if (cost := sum(len(one.stored) + PIECE_BYTES for one in plan)) < least:
+            best, least = plan, cost
+    return best
 
 
 def _copied(run: Run) -> EncodedPiece:
@@ -147,7 +152,8 @@ def _by_zstd(old: bytes, piece: bytes, start: int, shift: int, least: int) -> It
     for codec, before in (("zstd", None), ("patch", prefix)):
         if codec == "patch" and before is None:
             continue
-        if len(piece) <= _SMALL_BYTES or len(compress(piece, before, _FAST)) < least * _HOPELESS:
+        fast = len(compress(piece, before, _FAST))
+        if len(piece) <= _SMALL_BYTES or fast < min(least * _HOPELESS, len(piece) * _RANDOM):
             based = (first, last - first) if before is not None else (0, 0)
             yield EncodedPiece(start, len(piece), codec, compress(piece, before), *based)
 

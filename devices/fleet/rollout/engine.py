@@ -48,6 +48,18 @@ _ALLOWED: dict[Verb, frozenset[Phase]] = {
 }
 
 
+def check_verb(plan: Plan, progress: Progress, verb: Verb) -> None:
+    """See that a rollout is in a phase for what a person asks.
+
+    Raises:
+        CallerError: it is not; the message says what can be asked.
+    """
+    phase = progress.phase
+    if phase not in _ALLOWED[verb]:
+        fit = ", ".join(sorted(name for name, phases in _ALLOWED.items() if phase in phases)) or "nothing yet"
+        raise CallerError(f"rollout {plan.id} is {phase}, and cannot {verb} now; it can {fit}")
+
+
 class Engine:
     """One rollout in memory; `take` what changed after each step, commit it, and only then send it."""
 
@@ -78,7 +90,8 @@ class Engine:
         self._reports: dict[str, Reported] = {}
         self._serving: dict[str, str] = {}
         """Device -> package, as its status told last."""
-        self._heard_since_ns = 0
+        self.heard_since_ns = 0
+        """Since when the broker is there."""
         self._saved = progress
         self._dirty: dict[str, Row] = {}
         self._entries: list[Entry] = []
@@ -104,7 +117,7 @@ class Engine:
 
     def connected(self, now_ns: int) -> None:
         """The broker is there, and devices can be heard from now on."""
-        self._heard_since_ns = now_ns
+        self.heard_since_ns = now_ns
 
     def hear_status(self, status: Status) -> None:
         """Take note of what a device serves."""
@@ -172,10 +185,7 @@ class Engine:
         Raises:
             CallerError: the rollout is in no phase for it.
         """
-        phase = self.progress.phase
-        if phase not in _ALLOWED[verb]:
-            fit = ", ".join(sorted(name for name, phases in _ALLOWED.items() if phase in phases)) or "nothing yet"
-            raise CallerError(f"rollout {self.plan.id} is {phase}, and cannot {verb} now; it can {fit}")
+        check_verb(self.plan, self.progress, verb)
         if verb == "retry":
             again = [row for row in self._opened() if self._standing(row, now_ns) in _AGAIN]
             if not again:
@@ -238,7 +248,7 @@ class Engine:
         return ring_health([self._standing(row, now_ns) for row in rows], healths)
 
     def _standing(self, row: Row, now_ns: int) -> Standing:
-        return standing(row, self.plan, now_ns, self._heard_since_ns)
+        return standing(row, self.plan, now_ns, self.heard_since_ns)
 
     def _opened(self) -> list[Row]:
         return [row for row in self.rows.values() if row.ring <= self.progress.ring]
