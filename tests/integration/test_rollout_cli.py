@@ -183,17 +183,9 @@ def test_no_broker_and_no_rollouts_are_told(made, monkeypatch):
 
 
 def test_interrupted_it_can_go_on_and_be_paused_in_between(fleet, tmp_path):
+    program = "from ferryman.rollout_cli import rollout; rollout()"
     driver = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "from ferryman.rollout_cli import rollout; rollout()",
-            "start",
-            "digits/2",
-            "--to",
-            "all",
-        ]
-        + ["--rings", "1,100%", "--soak", "1h"],
+        [sys.executable, "-c", program, "start", "digits/2", "--to", "all", "--rings", "1,100%", "--soak", "1h"],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -7,17 +7,19 @@ code; some hundred share a process. What serving a model would show is made up, 
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
 import os
 import random
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,10 +98,8 @@ class LightDevice:
         self._say(topics.reported(self.name), encode(reported))
 
     def _say(self, topic: str, payload: bytes) -> None:
-        try:
+        with contextlib.suppress(LinkError):  # said again on the next connection
             self._link.publish(Message(topic=topic, payload=payload, retain=True))
-        except LinkError:
-            pass  # said again on the next connection
 
     def _health(self) -> Health | None:
         state = self.store.read_state()
@@ -122,7 +122,7 @@ def run_devices(port: int, url: str, folder: Path, seed: int, names: Sequence[st
     """Run devices until killed."""
     # Times are shorter than a device's own, or the test would wait for them.
     updating_module.RETRY_FIRST_S, updating_module.RETRY_CAP_S, updating_module.WATCH_S = 0.5, 5.0, 0.3
-    chance = random.Random(seed)
+    chance = random.Random(seed)  # noqa: S311  # no secret
     threading.stack_size(256 << 10)
     for name in names:
         LightDevice(name, folder / name, BrokerConfig(host="127.0.0.1", port=port), url).start()
@@ -132,10 +132,19 @@ def run_devices(port: int, url: str, folder: Path, seed: int, names: Sequence[st
 
 
 class FlakyServer(RepositoryServer):
-    """Drops a share of the connections unanswered."""
+    """Drops a share of the connections unanswered, and counts what went over the others, both ways, heads too."""
 
     dropped = 0.0
-    chance = random.Random(5)
+    chance = random.Random(5)  # noqa: S311  # no secret
+    wire_bytes = 0
+    _counting = threading.Lock()
+
+    def shutdown_request(self, request: Any) -> None:
+        info = request.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+        acknowledged, received = struct.unpack_from("QQ", info, 120)  # struct tcp_info of linux/tcp.h
+        with self._counting:
+            self.wire_bytes += acknowledged + received
+        super().shutdown_request(request)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if self.chance.random() < self.dropped:
@@ -148,7 +157,11 @@ def run_server(repository: Path, dropped: float, port: int) -> None:
     FlakyServer.dropped = dropped
     with FlakyServer(repository, port=port) as server:
         print(server.url, flush=True)
-        server.serve_forever()
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+        try:
+            server.serve_forever()
+        finally:
+            print(server.wire_bytes, flush=True)
 
 
 @dataclass
@@ -205,14 +218,6 @@ class Fleet:
                 found[name] = f"bricked: {error}"
         return found
 
-    def spent_bytes(self) -> list[int]:
-        """What each device fetched, over all attempts, metadata and retries included."""
-        spent = []
-        for name in self.names:
-            usage = self.folder / name / "update" / "usage.json"
-            spent.append(json.loads(usage.read_bytes())["total_bytes"] if usage.exists() else 0)
-        return spent
-
 
 def spawn(words: Sequence[object], log: Path) -> subprocess.Popen[str]:
     with log.open("ab") as errors:
@@ -224,18 +229,6 @@ def spawn(words: Sequence[object], log: Path) -> subprocess.Popen[str]:
             cwd=Path(__file__).parents[2],
             env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
-
-
-def every(seconds: float, stop: threading.Event, work: Callable[[], None]) -> threading.Thread:
-    """Do it now and then, in a thread."""
-
-    def run() -> None:
-        while not stop.wait(seconds):
-            work()
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    return thread
 
 
 if __name__ == "__main__":
