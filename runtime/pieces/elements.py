@@ -83,8 +83,7 @@ def split(kind: Kind, new: Bytes, base: Bytes | None) -> Split:
     negative = apart >> (kind.bits - 1) & 1
     size = np.where(negative, ~apart + 1, apart) & _mask(kind)
     levels, counts = split_numbers(size)
-    symbols: Symbols = np.left_shift(levels, _ONE_BIT) | negative.astype(np.uint8)
-    return Split(symbols, contexts, size, counts)
+    return Split((levels.astype(np.uint32) << 1 | negative).astype(np.uint8), contexts, size, counts)
 
 
 def span_of(counts: npt.NDArray[np.int64]) -> tuple[int, int]:
