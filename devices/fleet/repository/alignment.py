@@ -16,7 +16,7 @@ from ferryman.devices.fleet.repository.matching import Bytes, Match, find_matche
 MATCH_MIN_BYTES = 48
 """Enough to say where bytes around it came from."""
 COPY_MIN_BYTES = 4096
-"""A shorter equal span is never worth a piece of its own."""
+"""A shorter equal span is not worth a piece of its own."""
 _BLOCK = 4096
 """Of a changed run; each gets the shift at which most of it is as it was."""
 _SHIFTS_MAX = 8
@@ -38,22 +38,18 @@ class Run(NamedTuple):
     equal: bool
 
 
-def align(old: Bytes, new: Bytes, matches: Sequence[Match], copy_min: int) -> list[Run]:
-    """Runs of `new`, one after the other.
-
-    A span that is equal and long is a run. So is one of `COPY_MIN_BYTES` or more that moved to another place than the
-    one before it: nothing else but a copy gets there.
+def align(old: Bytes, new: Bytes, matches: Sequence[Match]) -> list[Run]:
+    """Runs of `new`, one after the other; those that are equal are at least `COPY_MIN_BYTES` long.
 
     Args:
         old: the older payload.
         new: the newer.
         matches: as `find_matches` finds them, of `MATCH_MIN_BYTES` or more.
-        copy_min: bytes of an equal span that did not move.
     """
     runs: list[Run] = []
     at, shift, small = 0, 0, Counter[int]()
     for match in (*matches, Match(len(new), 0, len(new) - len(old))):
-        if match.size and match.size < (copy_min if match.shift == shift else COPY_MIN_BYTES):
+        if match.size and match.size < COPY_MIN_BYTES:
             small[match.shift] += match.size
             continue
         if match.start > at:
