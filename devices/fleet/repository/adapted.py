@@ -122,16 +122,9 @@ def _merged(path: str, old: bytes, weights: Weights, tensors: Mapping[str, Tenso
             if not np.isfinite(merged).all():
                 raise CallerError(f"{name} with its adapter is not finite; look for the training that diverged")
             contents[weight] = np.ascontiguousarray(merged.transpose(axes), "<f4").tobytes()
-            pieces.append(
-                EncodedPiece(
-                    offset=weight.offset,
-                    size=weight.size_bytes,
-                    codec="adapter",
-                    stored=encode_adapter(one.adapter, axes),
-                    base_offset=weight.offset,
-                    base_size=weight.size_bytes,
-                )
-            )
+            at, size, stored = weight.offset, weight.size_bytes, encode_adapter(one.adapter, axes)
+            if len(stored) < size:  # a bias is smaller than its factors, and takes a plain delta
+                pieces.append(EncodedPiece(at, size, "adapter", stored, base_offset=at, base_size=size))
     data = put_weights(old, weights, old, weights, contents)
     return data, Hints(sha256_hex(old), sha256_hex(data), tuple(sorted(pieces, key=lambda piece: piece.offset)))
 
