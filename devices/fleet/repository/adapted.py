@@ -82,7 +82,7 @@ def adapter_package(base_package: Path, adapters: Path, output: Path, *, answers
         hints = {}
         for path, runtime in sorted(runtimes.items()):
             old = payloads[path]
-            payloads[path], hints[path] = _merged(path, old, find_weights(old, runtime), tensors)
+            payloads[path], hints[path] = merge_artifact(path, old, runtime, tensors)
         golden = _golden(base, payloads, answers)
         payloads |= {path: pack(vector) for path, vector in zip(manifest.golden, golden, strict=True)}
         variants, _ = prove(manifest, payloads, set(runtimes))
@@ -100,8 +100,16 @@ def adapter_package(base_package: Path, adapters: Path, output: Path, *, answers
     return AdapterResult(output, sha256, hints, factors)
 
 
-def _merged(path: str, old: bytes, weights: Weights, tensors: Mapping[str, TensorAdapter]) -> tuple[bytes, Hints]:
-    """An artifact with its adapters."""
+def merge_artifact(
+    path: str, old: bytes, runtime: RuntimeName, tensors: Mapping[str, TensorAdapter]
+) -> tuple[bytes, Hints]:
+    """An artifact with its adapters, and the pieces that make it.
+
+    Raises:
+        CallerError: it does not hold a tensor as its adapter was trained on it, or what comes out is not finite.
+        PackageError: it is damaged.
+    """
+    weights = find_weights(old, runtime)
     contents: dict[Weight, bytes] = {}
     pieces = []
     for name, one in tensors.items():
