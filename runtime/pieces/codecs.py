@@ -95,7 +95,7 @@ CODECS: dict[str, Codec] = {
     "sparse": Codec(decode_sparse, based=True),
     "adapter": Codec(decode_adapter, based=True, size_max=WHOLE_TENSOR_MAX_BYTES),
 }
-"""`copy` takes any size, and may be read and written in parts; `residual` and `entropy` are of weights, see `elements`."""
+"""`copy` takes any size, and may be read and written in parts; of `residual` and `entropy` see `elements`."""
 
 
 def make(piece: Piece, stored: bytes, base: memoryview) -> bytes:
