@@ -19,10 +19,10 @@ from ferryman.devices.agent.desk import Body, Desk
 from ferryman.devices.agent.health import HealthWatch
 from ferryman.devices.agent.outbox import Counts, Outbox
 from ferryman.devices.agent.publisher import Publisher
+from ferryman.devices.agent.ready import Limits, read_now, why_not_yet
 from ferryman.devices.agent.recorder import Recorder, as_record
 from ferryman.devices.agent.serving import Serving
 from ferryman.devices.agent.stepdown import StepDown
-from ferryman.devices.agent.update.ready import Limits, read_now, why_not_yet
 from ferryman.devices.agent.updating import FINAL, Hands, Updating
 from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.labels import check_labels
@@ -195,7 +195,8 @@ class Agent:
         return why_not_yet(limits, desired.window, read_now(self._health.idle_s(), _CLOCK_FLOOR_NS)) or ""
 
     def _health_now(self) -> Health | None:
-        self._health.follow(self._store.read_state())  # it may have changed since the last poll
+        if self._health.wants_drift():
+            self._tell_drift(self._drift.flush())
         return self._health.health()
 
     def _start_updating(self, stop: threading.Event) -> threading.Thread | None:

@@ -19,7 +19,7 @@ from ferryman.devices.agent.probe import CALLS, Answers, distance, holds, run_be
 from ferryman.devices.agent.serving import HANG_S, Serving, picked
 from ferryman.profiler.drift_distance import distances
 from ferryman.runtime.contracts.drift import Drift
-from ferryman.runtime.contracts.errors import CallerError, FerrymanError
+from ferryman.runtime.contracts.errors import CallerError, DeviceError, FerrymanError
 from ferryman.runtime.contracts.manifest import GoldenVector, Variant
 from ferryman.runtime.contracts.messages import InferReply, InferRequest
 from ferryman.runtime.contracts.rollout import Health
@@ -37,6 +37,7 @@ _SERVED_MIN = 5
 _INFERENCES_MIN = 100
 """Fewer tell nothing of drift: values of one inference resemble each other."""
 _RECORDS_MAX = 16
+_AHEAD_S = 0.5
 
 
 @dataclass
@@ -71,6 +72,8 @@ class _Tally:
     drift: float | None = None
     """On the golden inputs."""
     records: list[Drift] = field(default_factory=list)
+    told_drift: bool = False
+    """Whether `wants_drift` said so already."""
 
 
 class HealthWatch:
@@ -89,7 +92,10 @@ class HealthWatch:
         """The package on trial, the variant of it, and what the package before answers to its golden inputs."""
 
     def follow(self, state: SlotState) -> None:
-        """Take in which slots count; a package that serves newly begins at zero, and so does a new trial."""
+        """Take in which slots count; a package that serves newly begins at zero, and so does a new trial.
+
+        `health` and `idle` do it themselves; sooner is better, for a request that comes before is not counted.
+        """
         with self._lock:
             old, self._state = self._state, state
             tally, active = self._tally, state.active
@@ -130,6 +136,20 @@ class HealthWatch:
                     -_RECORDS_MAX:
                 ]
 
+    def wants_drift(self) -> bool:
+        """Whether a trial that asks for drift is about over: once, when statistics of what was served must be ended.
+
+        Raises:
+            DeviceError: the store cannot be read.
+        """
+        self.follow(self._store.read_state())
+        with self._lock:
+            tally, trial = self._tally, self._state.trial
+            if tally is None or trial is None or trial.rules.drift_max is None or tally.told_drift:
+                return False
+            tally.told_drift = self._clock() - tally.began >= trial.rules.window_s - _AHEAD_S
+            return tally.told_drift
+
     def idle_s(self) -> float:
         """How long nobody has asked for an inference."""
         return self._clock() - self._asked
@@ -139,12 +159,17 @@ class HealthWatch:
         with self._lock:
             return _median(self._tally)
 
-    def health(self) -> Health | None:
-        """As it stands; None: nothing serves."""
+    def health(self) -> Health:
+        """As it stands, of what the store says serves now; zeros where nothing does.
+
+        Raises:
+            DeviceError: the store cannot be read.
+        """
+        self.follow(self._store.read_state())
         with self._lock:
             tally, trial = self._tally, self._state.trial
             if tally is None:
-                return None
+                return Health(seconds=0, starts=0, requests=0, errors=0, latency_ns=None, before_latency_ns=None)
             latency, before = _median(tally), trial.before_latency_ns if trial else None
             if latency is None or before is None:  # like with like: of the golden vectors both
                 latency, before = tally.probed.median() or latency, self._before_ns(tally)
@@ -171,6 +196,11 @@ class HealthWatch:
 
         The serving thread calls it when no request waits. Not raising: what goes wrong is counted.
         """
+        try:
+            self.follow(self._store.read_state())
+        except DeviceError as error:
+            log.warning("%s", error)
+            return False
         with self._lock:
             quiet_s = self._clock() - max(self._asked, self._probed)
             due = self._state.trial is not None and quiet_s >= PROBE_S

@@ -6,8 +6,8 @@ import logging
 import time
 from typing import Protocol
 
+from ferryman.devices.agent.ready import Readings
 from ferryman.devices.agent.stepdown import Rung, StepDown, ladder
-from ferryman.devices.agent.update.ready import Readings
 from ferryman.profiler.drift import Served
 from ferryman.runtime.contracts.errors import CallerError, DeviceError
 from ferryman.runtime.contracts.manifest import Variant
@@ -239,7 +239,7 @@ def choose(variants: tuple[Variant, ...], name: str | None, interpreter: str | N
     """
     named = [variant for variant in variants if name in (None, variant.name)]
     if not named:
-        raise CallerError(f"no variant {name!r} here; there are: {', '.join(v.name for v in variants)}")
+        raise CallerError(f"no variant {name!r}; there are: {', '.join(v.name for v in variants)}")
     for variant in named:
         for usable in usable_interpreters(variant):
             if interpreter in (None, usable):

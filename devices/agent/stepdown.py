@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from ferryman.devices.agent.update.ready import BATTERY_MIN, Readings
+from ferryman.devices.agent.ready import BATTERY_MIN, Readings
 from ferryman.runtime.contracts.manifest import Variant
 from ferryman.runtime.contracts.record import Record, Unavailable
 from ferryman.runtime.contracts.slot import Measured

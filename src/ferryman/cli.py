@@ -18,6 +18,7 @@ from ferryman.compare_cli import compare
 from ferryman.options import PATH, Seconds, devices_option, find, update_config, update_options
 from ferryman.profile_cli import profile
 from ferryman.repository_cli import keys, publish, repository, serve, withdraw
+from ferryman.rollout_cli import rollout
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, FerrymanError
 from ferryman.runtime.install import DEFAULT_ROOT
 from ferryman.runtime.install_cli import (
@@ -28,6 +29,8 @@ from ferryman.runtime.install_cli import (
     rollback_command,
 )
 from ferryman.runtime.picking import describe_golden
+from ferryman.ship_cli import ship
+from ferryman.update_cli import update
 
 if TYPE_CHECKING:
     from ferryman.runtime.contracts.tensor import Array
@@ -38,7 +41,10 @@ _INSTALL = {
     "publish": "'ferryman[publish]'",
     "withdraw": "'ferryman[publish]'",
     "repository": "'ferryman[publish]'",
+    "rollout": "'ferryman[publish]'",
+    "ship": "torch==2.13.0, then 'ferryman[convert,publish]'",
     "agent": "'ferryman[ota]'",
+    "update": "'ferryman[ota]'",
     "push": "'ferryman[push]'",
     "rollback": "'ferryman[push]'",
     "profile": "'ferryman[collector]'",
@@ -90,6 +96,13 @@ def main(verbose: int) -> None:
       compare   packages -> which is slower, by how much, for sure
       collect   telemetry -> database;  report: database -> table and page
       pareto    packages -> accuracy against bytes and latency
+
+    \b
+    Over the air, to many devices:
+      keys      what a repository is signed with;  serve: a small web server for it
+      publish   package -> signed repository, as pieces and deltas
+      rollout   release -> devices, ring by ring, and back where they do badly
+      ship      convert, publish and rollout in one
     """  # noqa: D301  # click wants the very character, where it shall not wrap
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.basicConfig(level=logging.WARNING, format=_LOG_FORMAT)
@@ -477,7 +490,7 @@ def status(device: str, devices_file: Path | None, as_json: bool, timeout: float
 
 main.add_command(profile)
 main.add_command(compare)
-for command in (keys, publish, withdraw, repository, serve):
+for command in (keys, publish, withdraw, repository, serve, update, rollout, ship):
     main.add_command(command)
 
 

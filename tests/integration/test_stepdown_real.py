@@ -9,9 +9,9 @@ from torch import nn
 
 from ferryman.converter.api import convert
 from ferryman.converter.nested.network import nest
+from ferryman.devices.agent.ready import Readings
 from ferryman.devices.agent.serving import Serving
 from ferryman.devices.agent.stepdown import StepDown, StepLimits
-from ferryman.devices.agent.update.ready import Readings
 from ferryman.runtime.contracts.messages import InferRequest
 from ferryman.runtime.contracts.record import Unavailable
 from ferryman.runtime.contracts.tensor import to_tensors

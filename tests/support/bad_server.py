@@ -138,7 +138,7 @@ class _Handler(BaseHTTPRequestHandler):
             count = min(len(rest), 65536 if bad.bytes_s is None else max(1, int(bad.bytes_s / 20)))
             stop = bad.drop_every if bad.drop_every is not None else bad.silent_after
             if stop is not None:
-                count = min(count, stop - sent)
+                count = max(0, min(count, stop - sent))
             if not count:
                 if bad.silent_after is not None:
                     time.sleep(30)

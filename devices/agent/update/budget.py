@@ -227,7 +227,8 @@ class DataBudget:
         return passed(usage, self._clocks())
 
     def _write(self, usage: Usage) -> None:
-        write_durable(self._path, encode(usage))
+        """A kill loses nothing of it; a power cut only where there is no limit to keep to."""
+        write_durable(self._path, encode(usage), sync=self._day_max is not None or self._update_max is not None)
         self._usage = usage
 
 
@@ -237,8 +238,8 @@ def _checked(usage: Usage) -> Usage:
     return usage
 
 
-def write_durable(path: Path, data: bytes) -> None:
-    """Replace a file in one step that survives a power cut.
+def write_durable(path: Path, data: bytes, *, sync: bool = True) -> None:
+    """Replace a file in one step that survives a power cut; without `sync`, a kill.
 
     Raises:
         DeviceError: the disk refused; the old file is as it was.
@@ -251,8 +252,11 @@ def write_durable(path: Path, data: bytes) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(descriptor)
+            if sync:
+                os.fsync(descriptor)
         new.replace(path)
+        if not sync:
+            return
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(folder)

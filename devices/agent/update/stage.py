@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -26,8 +27,8 @@ from ferryman.runtime.pieces.index import Index, Piece
 GAP_BYTES = 512
 """Fewer bytes between two spans cost less than a request of their own."""
 _PART_BYTES = 1 << 20
-_SYNC_BYTES = 4 << 20
-"""Bounds what a power cut can take."""
+_SYNC_BYTES, _SYNC_S = 4 << 20, 1.0
+"""What a power cut can take: no more than the greater of both."""
 _EMPTY = memoryview(b"")
 
 
@@ -217,7 +218,7 @@ class Writer:
         self._index = index
         self._http = http
         self._progress = progress
-        self._unsynced = 0
+        self._unsynced, self._synced_s = 0, time.monotonic()
         self.damaged: set[Path] = set()
         """Files of slots that did not hold the piece they should."""
 
@@ -319,9 +320,9 @@ class Writer:
             written = os.pwrite(self._file, rest[:_PART_BYTES], at)
             at, rest = at + written, rest[written:]
             self._unsynced += written
-        if self._unsynced >= _SYNC_BYTES:
+        if self._unsynced >= _SYNC_BYTES and time.monotonic() - self._synced_s >= _SYNC_S:
             os.fdatasync(self._file)
-            self._unsynced = 0
+            self._unsynced, self._synced_s = 0, time.monotonic()
 
 
 class Passing:

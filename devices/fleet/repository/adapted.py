@@ -82,7 +82,7 @@ def adapter_package(base_package: Path, adapters: Path, output: Path, *, answers
         hints = {}
         for path, runtime in sorted(runtimes.items()):
             old = payloads[path]
-            payloads[path], hints[path] = _merged(path, old, find_weights(old, runtime), tensors)
+            payloads[path], hints[path] = merge_artifact(path, old, runtime, tensors)
         golden = _golden(base, payloads, answers)
         payloads |= {path: pack(vector) for path, vector in zip(manifest.golden, golden, strict=True)}
         variants, _ = prove(manifest, payloads, set(runtimes))
@@ -100,8 +100,16 @@ def adapter_package(base_package: Path, adapters: Path, output: Path, *, answers
     return AdapterResult(output, sha256, hints, factors)
 
 
-def _merged(path: str, old: bytes, weights: Weights, tensors: Mapping[str, TensorAdapter]) -> tuple[bytes, Hints]:
-    """An artifact with its adapters."""
+def merge_artifact(
+    path: str, old: bytes, runtime: RuntimeName, tensors: Mapping[str, TensorAdapter]
+) -> tuple[bytes, Hints]:
+    """An artifact with its adapters, and the pieces that make it.
+
+    Raises:
+        CallerError: it does not hold a tensor as its adapter was trained on it, or what comes out is not finite.
+        PackageError: it is damaged.
+    """
+    weights = find_weights(old, runtime)
     contents: dict[Weight, bytes] = {}
     pieces = []
     for name, one in tensors.items():
@@ -122,16 +130,9 @@ def _merged(path: str, old: bytes, weights: Weights, tensors: Mapping[str, Tenso
             if not np.isfinite(merged).all():
                 raise CallerError(f"{name} with its adapter is not finite; look for the training that diverged")
             contents[weight] = np.ascontiguousarray(merged.transpose(axes), "<f4").tobytes()
-            pieces.append(
-                EncodedPiece(
-                    offset=weight.offset,
-                    size=weight.size_bytes,
-                    codec="adapter",
-                    stored=encode_adapter(one.adapter, axes),
-                    base_offset=weight.offset,
-                    base_size=weight.size_bytes,
-                )
-            )
+            at, size, stored = weight.offset, weight.size_bytes, encode_adapter(one.adapter, axes)
+            if len(stored) < size:  # a bias is smaller than its factors, and takes a plain delta
+                pieces.append(EncodedPiece(at, size, "adapter", stored, base_offset=at, base_size=size))
     data = put_weights(old, weights, old, weights, contents)
     return data, Hints(sha256_hex(old), sha256_hex(data), tuple(sorted(pieces, key=lambda piece: piece.offset)))
 

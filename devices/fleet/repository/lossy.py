@@ -52,16 +52,17 @@ class LossyResult:
 
 
 @dataclass(frozen=True)
-class _Made:
-    """One artifact."""
+class LossyArtifact:
+    """What a device will have of an artifact, and how it gets there."""
 
     data: bytes
     hints: Hints
     stored_bytes: int
     weight_bytes: int
     wrong: float
-    """Squared, over all weights."""
+    """|sent - meant|^2, over all weights."""
     meant: float
+    """|meant - base|^2."""
 
 
 def lossy_package(
@@ -108,10 +109,10 @@ def lossy_package(
     return LossyResult(output, sha256, lossy, {path: one.hints for path, one in made.items()}, tuple(exact))
 
 
-def _artifacts(base: Package, new: Package, codec: Codec) -> tuple[dict[str, _Made], list[str]]:
+def _artifacts(base: Package, new: Package, codec: Codec) -> tuple[dict[str, LossyArtifact], list[str]]:
     had = {one.path for one in base.manifest.payloads}
     runtimes: dict[str, RuntimeName] = {one.payload: one.runtime for one in new.manifest.variants}
-    made: dict[str, _Made] = {}
+    made: dict[str, LossyArtifact] = {}
     exact: list[str] = []
     same: list[str] = []
     for path, runtime in sorted(runtimes.items()):
@@ -122,10 +123,7 @@ def _artifacts(base: Package, new: Package, codec: Codec) -> tuple[dict[str, _Ma
             continue
         if path not in had:
             raise CallerError(_another(f"{path} is not in {base.path}"))
-        old = base.read(path)
-        before = find_weights(old, runtime)
-        check_alike(path, before, after)
-        one = _lossy(old, before, data, after, codec)
+        one = lossy_artifact(path, base.read(path), data, runtime, codec)
         if one is None:
             same.append(path)
         else:
@@ -138,7 +136,7 @@ def _artifacts(base: Package, new: Package, codec: Codec) -> tuple[dict[str, _Ma
     return made, exact
 
 
-def check_alike(path: str, before: Weights, after: Weights) -> None:
+def _check_alike(path: str, before: Weights, after: Weights) -> None:
     """See that one artifact's constants stand for another's.
 
     Raises:
@@ -164,8 +162,25 @@ def _another(why: str) -> str:
     )
 
 
-def _lossy(old: bytes, before: Weights, new: bytes, after: Weights, codec: Codec) -> _Made | None:
-    """None: nothing changed."""
+def lossy_artifact(path: str, old: bytes, new: bytes, runtime: RuntimeName, codec: Codec) -> LossyArtifact | None:
+    """Make what a device with `old` will have after a lossy update towards `new`.
+
+    Args:
+        path: of the artifact, for messages.
+        old: what the device has.
+        new: what it should have.
+        runtime: of both.
+        codec: for the update of all its weights.
+
+    Returns:
+        None where no weight changed.
+
+    Raises:
+        CallerError: they are not two versions of one model, or hold weights that are not finite.
+        PackageError: one is damaged.
+    """
+    before, after = find_weights(old, runtime), find_weights(new, runtime)
+    _check_alike(path, before, after)
     pairs = list(dict(zip(after.uses, before.uses, strict=True)).items())
     pairs.sort(key=lambda pair: pair[0].offset)
     was = {f"{at:06}": floats_at(old, one) for at, (_, one) in enumerate(pairs)}
@@ -186,7 +201,7 @@ def _lossy(old: bytes, before: Weights, new: bytes, after: Weights, codec: Codec
         changes.append((then, now, decoded[name]))
     data = put_weights(old, before, new, after, contents)
     pieces = sparse_pieces(old, data, changes)
-    return _Made(
+    return LossyArtifact(
         data=data,
         hints=Hints(sha256_hex(old), sha256_hex(data), pieces),
         stored_bytes=sum(len(one.stored) for one in pieces),

@@ -43,43 +43,60 @@ def clock():
     return Clock()
 
 
+class Followed(HealthWatch):
+    """Of a store that no package is in: what `serve` says counts."""
+
+    def serve(self, state):
+        with self._store.lock():
+            self._store.write_state(state)
+        self.follow(state)
+
+
 @pytest.fixture
 def watch(tmp_path, clock):
-    return HealthWatch(SlotStore(tmp_path / "root"), clock)
+    return Followed(SlotStore(tmp_path / "root"), clock)
 
 
 def test_nothing_serves_and_nothing_is_healthy(watch):
-    assert watch.health() is None
-    watch.follow(SlotState(active=OLD))
-    watch.follow(SlotState())
-    assert watch.health() is None
+    assert watch.health().seconds == 0
+    watch.serve(SlotState(active=OLD))
+    watch.serve(SlotState())
+    assert watch.health().seconds == 0
 
 
 def test_a_new_package_begins_at_zero_and_a_new_trial_of_it_too(watch, clock):
-    watch.follow(SlotState(active=OLD))
+    watch.serve(SlotState(active=OLD))
     watch.answered("old", 50)
     clock.now += 7
     assert (watch.health().seconds, watch.health().requests) == (7, 1)
     state = SlotState(active=NEW, previous=OLD, trial=TRIAL)
-    watch.follow(state)
+    watch.serve(state)
     clock.now += 2
     watch.answered("old", 50)  # it was under way
     watch.failed("old")
-    watch.follow(state)
+    watch.serve(state)
     found = watch.health()
     assert (found.seconds, found.requests, found.errors, found.starts) == (2, 0, 0, 2)
     watch.failed("new")
-    watch.follow(replace(state, trial=replace(TRIAL, starts=3)))
+    watch.serve(replace(state, trial=replace(TRIAL, starts=3)))
     assert (watch.health().errors, watch.health().starts) == (1, 3)
-    watch.follow(replace(state, trial=replace(TRIAL, began_at_ns=2)))
+    watch.serve(replace(state, trial=replace(TRIAL, began_at_ns=2)))
     assert watch.health().errors == 0
-    watch.follow(replace(state, trial=None))
+    watch.serve(replace(state, trial=None))
     clock.now += 1
     assert (watch.health().seconds, watch.health().starts) == (1, 0)
 
 
+def test_a_package_that_was_just_activated_is_not_taken_for_the_one_before(watch, clock):
+    watch.serve(SlotState(active=OLD))
+    clock.now += 1000
+    with watch._store.lock():
+        watch._store.write_state(SlotState(active=NEW, previous=OLD, trial=TRIAL))  # and nobody told the watch
+    assert watch.health().seconds == 0
+
+
 def test_the_median_of_served_calls_stands_beside_that_of_the_package_before(watch):
-    watch.follow(SlotState(active=NEW, previous=OLD, trial=TRIAL))
+    watch.serve(SlotState(active=NEW, previous=OLD, trial=TRIAL))
     for latency in (10, 20, 30, 1000):
         watch.answered("new", latency)
     assert (watch.latency_ns(), watch.health().latency_ns) == (None, None)  # too few
@@ -90,7 +107,7 @@ def test_the_median_of_served_calls_stands_beside_that_of_the_package_before(wat
 
 
 def test_what_is_kept_of_many_calls_is_bounded_and_even(watch):
-    watch.follow(SlotState(active=OLD))
+    watch.serve(SlotState(active=OLD))
     threads = [threading.Thread(target=lambda: [watch.answered("old", n) for n in range(10_000)]) for _ in range(3)]
     for thread in threads:
         thread.start()
@@ -241,10 +258,10 @@ def drift_of(sha256, values, inferences=200):
 
 def test_what_is_served_may_drift_from_what_the_package_before_served(watch):
     pytest.importorskip("datasketches")
-    watch.follow(SlotState(active=OLD))
+    watch.serve(SlotState(active=OLD))
     values = np.random.default_rng(0).normal(size=2000)
     watch.saw_drift([drift_of("old", values)])
-    watch.follow(SlotState(active=NEW, previous=OLD, trial=TRIAL))
+    watch.serve(SlotState(active=NEW, previous=OLD, trial=TRIAL))
     assert watch.health().drift is None
     watch.saw_drift([drift_of("new", values + 1, inferences=60)])
     assert watch.health().drift is None  # too few
@@ -255,6 +272,20 @@ def test_what_is_served_may_drift_from_what_the_package_before_served(watch):
     for _ in range(100):
         watch.saw_drift([drift_of("new", values)])
     assert len(watch._tally.records) == health_module._RECORDS_MAX
+
+
+def test_statistics_are_ended_once_when_a_window_that_asks_for_drift_is_about_over(watch, clock):
+    asks = replace(TRIAL, rules=HealthRules(window_s=60, drift_max=0.5))
+    for trial, expected in ((TRIAL, [False] * 4), (asks, [False, True, False, False])):
+        watch.serve(SlotState())
+        watch.serve(SlotState(active=NEW, previous=OLD, trial=trial))
+        found = []
+        for seconds in (59, 0.6, 1, 100):
+            clock.now += seconds
+            found.append(watch.wants_drift())
+        assert found == expected
+    watch.serve(SlotState(active=NEW))
+    assert not watch.wants_drift()
 
 
 def test_how_far_outputs_moved():
@@ -275,6 +306,6 @@ def test_how_far_outputs_moved():
 
 
 def test_health_crosses_the_wire(watch):
-    watch.follow(SlotState(active=OLD))
+    watch.serve(SlotState(active=OLD))
     found = watch.health()
     assert msgspec.json.decode(msgspec.json.encode(found), type=type(found)) == found

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from ferryman.devices.agent.ready import Readings
 from ferryman.devices.agent.serving import Serving
 from ferryman.devices.agent.stepdown import Rung, StepDown, StepLimits, ladder
-from ferryman.devices.agent.update.ready import Readings
 from ferryman.runtime.contracts.messages import InferRequest
 from ferryman.runtime.contracts.record import Unavailable
 from ferryman.runtime.contracts.slot import Measured

@@ -1,5 +1,7 @@
 """SCALLION and SCAFCOM against training without compression, on devices that each see two classes of digits."""
 
+from itertools import islice
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,7 @@ from ferryman.runtime.updates.base import shapes_of
 from ferryman.runtime.updates.control import Scafcom, Scallion, Server, zeros
 from ferryman.runtime.updates.fedzip import FedZip
 from ferryman.runtime.updates.unbiased import RandomK, StochasticQuantizer
-from tests.unit.runtime.updates import nets
+from tests.support import federated as nets
 
 DEVICES, STEPS, RATE = 5, 5, 0.5
 TRAIN, TEST = nets.digits()
@@ -16,41 +18,9 @@ PARTS = nets.by_class(*TRAIN, DEVICES)
 EXACT = FedZip(1.0, 256)
 
 
-class Plain:
-    """No compression."""
-
-    name = "plain"
-
-    def encode(self, update, state):
-        return b"".join(update[name].tobytes() for name in sorted(update))
-
-    def decode(self, data, shapes):
-        whole = np.frombuffer(data, np.float32)
-        ends = np.cumsum([int(np.prod(shapes[name])) for name in sorted(shapes)])
-        parts = np.split(whole, ends[:-1])
-        return {name: one.reshape(shapes[name]) for name, one in zip(sorted(shapes), parts, strict=True)}
-
-
-def train(make, codec, rounds, hidden=0, present=DEVICES, seed=0):
+def train(make, codec, rounds, hidden=0, present=None):
     """A server, and the bytes that went up."""
-    model = nets.start(hidden)
-    server = Server(codec, model, DEVICES)
-    devices = [make(codec, shapes_of(model)) for _ in range(DEVICES)]
-    random = np.random.default_rng(seed)
-    up = 0
-    for _ in range(rounds):
-        received = []
-        for at in random.choice(DEVICES, present, replace=False):
-            device, (x, y) = devices[at], PARTS[at]
-            local, correction = server.model, device.correction(server.mean)
-            for _ in range(STEPS):
-                slope = nets.gradient(local, x, y)
-                local = nets.walk(local, {name: one + correction[name] for name, one in slope.items()}, RATE)
-            received.append(device.send(server.model, local, server.mean, RATE, STEPS))
-            device.accepted()
-        up += sum(map(len, received))
-        server.step(received, RATE * STEPS)
-    return server, up
+    return next(islice(nets.rounds_of(nets.Setting(PARTS, STEPS, RATE), make, codec, hidden, present), rounds - 1, None))
 
 
 def scaffold(rounds):
@@ -75,7 +45,7 @@ def scaffold(rounds):
 
 
 def test_without_compression_it_is_scaffold():
-    server, _ = train(Scallion, Plain(), 10)
+    server, _ = train(Scallion, nets.Plain(), 10)
     wanted = scaffold(10)
     for name, one in server.model.items():
         assert np.allclose(one, wanted[name], rtol=1e-3, atol=1e-5)
@@ -92,7 +62,7 @@ def test_plain_averaging_does_worse_where_devices_differ():
                 local = nets.walk(local, nets.gradient(local, *part), RATE)
             ends.append(local)
         model = {name: np.mean([one[name] for one in ends], 0) for name in model}
-    server, _ = train(Scallion, Plain(), 30)
+    server, _ = train(Scallion, nets.Plain(), 30)
     assert nets.loss(server.model, *TRAIN) < nets.loss(model, *TRAIN)
 
 
@@ -108,7 +78,7 @@ def test_plain_averaging_does_worse_where_devices_differ():
 )
 def test_compressed_training_ends_where_the_uncompressed_does(make, codec, least_ratio, hidden):
     rounds = 60
-    exact, exact_bytes = train(Scallion, Plain(), rounds, hidden)
+    exact, exact_bytes = train(Scallion, nets.Plain(), rounds, hidden)
     server, sent = train(make, codec, rounds, hidden)
     assert nets.accuracy(exact.model, *TEST) > 0.9
     assert nets.accuracy(server.model, *TEST) > nets.accuracy(exact.model, *TEST) - 0.02

@@ -68,11 +68,9 @@ def read_now(
     )
 
 
-def why_not_yet(limits: Limits, window: Window | None, now: Readings) -> str | None:
-    """What speaks against an update at this moment; None: nothing does."""
-    return next(
-        filter(None, (_hours(window, now), _power_low(limits, now), _hot(limits, now), _busy(limits, now))), None
-    )
+def why_not_yet(limits: Limits, window: Window | None, now: Readings) -> str:
+    """What speaks against an update at this moment; empty: nothing does."""
+    return _hours(window, now) or _power_low(limits, now) or _hot(limits, now) or _busy(limits, now)
 
 
 def is_open(window: Window, minute: int) -> bool:
@@ -118,41 +116,41 @@ def _power(root: Path) -> Power:
         return "mains"
 
 
-def _hours(window: Window | None, now: Readings) -> str | None:
+def _hours(window: Window | None, now: Readings) -> str:
     if window is None:
-        return None
+        return ""
     hours = f"the maintenance window, {_clock(window.begin_minute)} to {_clock(window.end_minute)}"
     if isinstance(now.minute, Unavailable):
         return f"{hours}, cannot be told from a clock that is wrong: {now.minute.reason}"
-    return None if is_open(window, now.minute) else f"outside of {hours}; it is {_clock(now.minute)} here"
+    return "" if is_open(window, now.minute) else f"outside of {hours}; it is {_clock(now.minute)} here"
 
 
-def _power_low(limits: Limits, now: Readings) -> str | None:
+def _power_low(limits: Limits, now: Readings) -> str:
     if limits.mains and now.power != "mains":
         told = "is not told" if isinstance(now.power, Unavailable) else "comes from the battery"
         return f"an update waits for mains, and power {told}"
     if now.power == "mains":
-        return None
+        return ""
     if isinstance(now.battery, Unavailable):
-        return None if limits.battery_min is None else f"the battery's charge cannot be read: {now.battery.reason}"
+        return "" if limits.battery_min is None else f"the battery's charge cannot be read: {now.battery.reason}"
     least = BATTERY_MIN if limits.battery_min is None else limits.battery_min
-    return None if now.battery >= least else f"the battery holds {now.battery:.0%}, less than {least:.0%}"
+    return "" if now.battery >= least else f"the battery holds {now.battery:.0%}, less than {least:.0%}"
 
 
-def _hot(limits: Limits, now: Readings) -> str | None:
+def _hot(limits: Limits, now: Readings) -> str:
     if limits.hottest_max_c is not None:
         if isinstance(now.hottest_c, Unavailable):
             return f"the temperature cannot be read: {now.hottest_c.reason}"
         if now.hottest_c > limits.hottest_max_c:
             return f"the device is at {now.hottest_c:.1f} degrees, more than {limits.hottest_max_c:g}"
     if isinstance(now.throttled, Unavailable) or not now.throttled:
-        return None
+        return ""
     return f"the clock is held down: {', '.join(now.throttled)}"
 
 
-def _busy(limits: Limits, now: Readings) -> str | None:
+def _busy(limits: Limits, now: Readings) -> str:
     if now.idle_s >= limits.idle_s:
-        return None
+        return ""
     return f"the last request was {now.idle_s:.0f} s ago, and an update waits for {limits.idle_s:g} s without one"
 
 

@@ -1,7 +1,12 @@
 """A small network in numpy that learns scikit-learn's digits, and devices that each see few of the classes."""
 
+from typing import NamedTuple
+
 import numpy as np
 from sklearn.datasets import load_digits
+
+from ferryman.runtime.updates.base import shapes_of
+from ferryman.runtime.updates.control import Server
 
 CLASSES = 10
 
@@ -66,3 +71,49 @@ def loss(model, x, y):
 def walk(model, gradients, rate):
     """One step."""
     return {name: one - np.float32(rate) * gradients[name] for name, one in model.items()}
+
+
+class Plain:
+    """No compression."""
+
+    name = "plain"
+
+    def encode(self, update, state):
+        return b"".join(update[name].tobytes() for name in sorted(update))
+
+    def decode(self, data, shapes):
+        whole = np.frombuffer(data, np.float32)
+        ends = np.cumsum([int(np.prod(shapes[name])) for name in sorted(shapes)])
+        parts = np.split(whole, ends[:-1])
+        return {name: one.reshape(shapes[name]) for name, one in zip(sorted(shapes), parts, strict=True)}
+
+
+class Setting(NamedTuple):
+    """Devices that train together."""
+
+    parts: list
+    steps: int = 5
+    rate: float = 0.5
+
+
+def rounds_of(setting, make, codec, hidden=0, present=None, seed=0):
+    """Server and bytes that went up so far, after each round; `make` gives a device's half for (codec, shapes)."""
+    model = start(hidden)
+    count = len(setting.parts)
+    server = Server(codec, model, count)
+    devices = [make(codec, shapes_of(model)) for _ in range(count)]
+    random = np.random.default_rng(seed)
+    sent = 0
+    while True:
+        received = []
+        for at in random.choice(count, present or count, replace=False):
+            device, (x, y) = devices[at], setting.parts[at]
+            local, correction = server.model, device.correction(server.mean)
+            for _ in range(setting.steps):
+                slope = gradient(local, x, y)
+                local = walk(local, {name: one + correction[name] for name, one in slope.items()}, setting.rate)
+            received.append(device.send(server.model, local, server.mean, setting.rate, setting.steps))
+            device.accepted()
+        sent += sum(map(len, received))
+        server.step(received, setting.rate * setting.steps)
+        yield server, sent
