@@ -13,6 +13,7 @@ import time
 import pytest
 
 from ferryman.devices import topics
+from ferryman.devices.fleet.rollout import link as link_module
 from ferryman.devices.fleet.rollout.drive import drive
 from ferryman.devices.fleet.rollout.records import Thresholds, standing
 from ferryman.devices.fleet.rollout.start import begin, cut, known_devices, make_plan, select
@@ -214,6 +215,31 @@ def parse(port):
     from ferryman.devices.broker import parse_broker
 
     return parse_broker(f"mqtt://127.0.0.1:{port}")
+
+
+def test_a_report_that_the_broker_dropped_is_heard_later(broker, store, monkeypatch):
+    dropped = []
+    parse_all = link_module._parse
+
+    def parse_most(device, delivery):
+        heard = parse_all(device, delivery)
+        if not delivery.retained and getattr(heard.body, "state", "") == "confirmed":
+            dropped.append(device)
+            raise ValueError("dropped")
+        return heard
+
+    monkeypatch.setattr(link_module, "_parse", parse_most)
+    monkeypatch.setattr(link_module, "REFRESH_S", 1.0)
+    with fleet(broker, 3):
+        started(store, broker, rings="100%")
+        assert drive(store, None, broker.config)[1].phase == "done"
+    assert sorted(dropped) == ["d0", "d1", "d2"]
+
+
+def test_a_fleet_larger_than_a_broker_s_queue_is_known_whole(broker, store):
+    with fleet(broker, 2500) as devices:
+        names = {one.target.name for one in known_devices(broker.config) if one.online and one.package_sha256 == OLD}
+    assert names == set(devices.devices)
 
 
 def test_nonsense_on_the_broker_is_ignored(broker, store):
