@@ -195,9 +195,7 @@ def _workers(x: np.ndarray, y: np.ndarray, codec: Codec, momentum: float) -> tup
 def _fit(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, epochs: int, *, frozen: bool) -> nn.Module:
     """Train; `frozen`: by plain steps, with batch norms as they are, which is how a model is tuned."""
     parameters = model.parameters()
-    optimizer = (
-        torch.optim.SGD(parameters, lr=0.01, momentum=0.9) if frozen else torch.optim.AdamW(parameters, lr=3e-3)
-    )
+    optimizer = torch.optim.SGD(parameters, lr=0.01, momentum=0.9) if frozen else torch.optim.AdamW(parameters, lr=3e-3)
     model.train(not frozen)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     for _ in range(epochs):

@@ -101,7 +101,7 @@ class Device:
             ready=lambda _desired: self.why_not,
             health=lambda: self.health,
             report=self.said.append,
-            golden=self.prove,
+            golden=lambda _pick: self.prove,
         )
         return Updating(self.store, "pi", "a board", self.hands)
 

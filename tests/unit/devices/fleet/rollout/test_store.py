@@ -70,8 +70,8 @@ def test_one_process_drives(store):
         assert alone
         with other.driving(plan.id) as too:
             assert not too
-        with other.driving("another") as alone:
-            assert alone
+        with other.driving("another") as own:
+            assert own
     with other.driving(plan.id) as alone:
         assert alone
     other.close()
@@ -98,7 +98,7 @@ def test_a_later_version_and_a_damaged_row_are_told(store):
     plan = added(store)
     with sqlite3.connect(store.path) as connection:
         connection.execute("UPDATE rollout_devices SET row = '{}'")
-    with pytest.raises(StoreError, match="is damaged: .* restore it"):
+    with pytest.raises(StoreError, match=r"is damaged: .* restore it"):
         store.rows(plan.id)
     with sqlite3.connect(store.path) as connection:
         connection.execute("PRAGMA user_version = 99")
