@@ -231,6 +231,7 @@ class Updating:
             staged = client.fetch(
                 release,
                 desired.variants,
+                update=f"{desired.rollout} {desired.version}",
                 update_max_bytes=desired.update_max_bytes,
                 progress=self._progress(desired),
             )

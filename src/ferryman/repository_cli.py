@@ -58,7 +58,7 @@ def keys() -> None:
 
     \b
     A repository has these roles, each with keys of its own (The Update Framework):
-      root       says which keys count; the only thing a device is given beforehand
+      root       says which keys count; the only thing a device is given before
       targets    says which family of models has which key
       FAMILY     signs the releases of one family, and no other's
       snapshot   says which of these are in force together

@@ -58,7 +58,7 @@ class Repository:
                 payloads=(),
             )
 
-    def fetch(self, release, variants, *, update_max_bytes, progress):
+    def fetch(self, release, variants, *, update, update_max_bytes, progress):
         if self.trouble:
             raise self.trouble.pop(0)
         self.fetched.append(release.name)

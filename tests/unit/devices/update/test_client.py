@@ -537,7 +537,7 @@ def test_a_root_that_cannot_be_written(tmp_path):
 
 
 def run(device, *arguments):
-    return CliRunner().invoke(update, [*arguments, "--url", device.url, "--root", str(device.root), "--proxy", ""])
+    return CliRunner().invoke(update, [*arguments, "--repository", device.url, "--root", str(device.root), "--proxy", ""])
 
 
 def test_a_dry_run_tells_what_it_would_cost(device, server):
