@@ -20,7 +20,9 @@ EXACT = FedZip(1.0, 256)
 
 def train(make, codec, rounds, hidden=0, present=None):
     """A server, and the bytes that went up."""
-    return next(islice(nets.rounds_of(nets.Setting(PARTS, STEPS, RATE), make, codec, hidden, present), rounds - 1, None))
+    return next(
+        islice(nets.rounds_of(nets.Setting(PARTS, STEPS, RATE), make, codec, hidden, present), rounds - 1, None)
+    )
 
 
 def scaffold(rounds):
