@@ -226,6 +226,19 @@ def test_pause_needs_nobody_to_drive(fleet):
     assert "is paused, and cannot pause" in call("rollout", "pause").stderr
 
 
+def test_the_same_as_functions(fleet, made, broker):
+    from ferryman.devices.fleet.rollout.api import preview_rollout, resume_rollout, roll_out, rollout_status
+
+    where = {"repository": made.path, "broker": f"mqtt://127.0.0.1:{broker.port}"}
+    told = preview_rollout("digits/2", "site=lab", **where)
+    assert [one.release for one in told.devices] == ["digits/1"] * 2
+    done = roll_out("digits/2", "site=lab", **where, rings="100%", soak_s=0.0)
+    assert (done.progress.phase, done.exit_code) == ("done", 0)
+    assert rollout_status().progress == done.progress
+    assert resume_rollout(broker=where["broker"]).exit_code == 0
+    assert serving(fleet) == ["digits/2"] * 2 + ["digits/1"] * 3
+
+
 def test_a_package_is_shipped(fleet, made, tmp_path):
     package = write_tiny_package(tmp_path / "three.ferry", added=3.0)
     words = ("ship", package, "--to", "pi0-*|model=pi0", "--keys", made.keys, *QUICK)
