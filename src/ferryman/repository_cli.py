@@ -57,7 +57,7 @@ def keys() -> None:
     """Make, show and replace the keys that a repository is signed with.
 
     \b
-    A repository has these roles, each with keys of its own (The Update Framework):
+    A repository has these roles, each with its own keys (The Update Framework):
       root       says which keys count; the only thing a device is given before
       targets    says which family of models has which key
       FAMILY     signs the releases of one family, and no other's

@@ -357,9 +357,10 @@ def test_a_tampered_index_is_refused(device, repository):
 
 def test_an_index_of_a_delta_that_this_ferryman_cannot_read_is_told(device, monkeypatch):
     device.update("digits/1")
-    monkeypatch.delitem(CODECS, "copy")
+    for codec in ("copy", "edits", "patch"):
+        monkeypatch.delitem(CODECS, codec)
     staged = device.fetch("digits/2")
-    assert "codec 'copy' is not known here" in staged.notes[0]
+    assert "is not known here" in staged.notes[0]
     assert staged_model(staged).endswith(edited(PAD))
 
 
