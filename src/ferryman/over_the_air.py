@@ -38,5 +38,5 @@ def publish(
     """
     folders = [keys] if isinstance(keys, str | Path) else keys
     keyring = Keyring([Path(one) for one in folders])
-    options = {"family": family, "version": version}
-    return run(Path(package), Path(repository), keyring, datetime.now(UTC), **options).release
+    now = datetime.now(UTC)
+    return run(Path(package), Path(repository), keyring, now, family=family, version=version).release
