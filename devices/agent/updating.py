@@ -29,7 +29,6 @@ from ferryman.runtime.contracts.record import R, Record, decode, encode
 from ferryman.runtime.contracts.release import Release
 from ferryman.runtime.contracts.rollout import Desired, Health, Reported, State
 from ferryman.runtime.contracts.slot import Slot, SlotState, Trial
-from ferryman.runtime.golden import check_golden
 from ferryman.runtime.install import GoldenCheck, Progress
 from ferryman.runtime.slots import SlotStore
 
@@ -64,7 +63,8 @@ class Hands:
     """Told of every change."""
     before_latency_ns: Callable[[], int | None] = lambda: None
     """Median of a call of what serves now; None: nobody asked."""
-    golden: GoldenCheck = check_golden
+    golden: Callable[[str], GoldenCheck] | None = None
+    """Pick -> how the golden vectors are run; None: a meter is beside them where the pick asks for energy."""
 
 
 class Updating:
@@ -218,7 +218,7 @@ class Updating:
         from ferryman.runtime.install import repick
 
         if active.pick != desired.pick and not desired.previous:  # the way back is to what it was, its pick too
-            repick(self._store.root, desired.pick, golden=self._hands.golden)
+            repick(self._store.root, desired.pick, golden=self._golden(desired))
         self._say(desired, "confirmed")
 
     def _fetch_and_install(self, desired: Desired) -> None:
@@ -231,6 +231,7 @@ class Updating:
             staged = client.fetch(
                 release,
                 desired.variants,
+                update=f"{desired.rollout} {desired.version}",
                 update_max_bytes=desired.update_max_bytes,
                 progress=self._progress(desired),
             )
@@ -247,12 +248,17 @@ class Updating:
                 pick=desired.pick,
                 trial=None if desired.previous else self._trial(desired),
                 force=desired.force or desired.previous,
-                golden=self._hands.golden,
+                golden=self._golden(desired),
             )
             client.discard(release)
         if result.active.measured:
             self._said = replace(self._said, measured=result.active.measured)
         self._say(desired, "confirmed" if desired.previous else "trial")
+
+    def _golden(self, desired: Desired) -> GoldenCheck:
+        from ferryman.devices.agent.update.energy import golden_check
+
+        return (self._hands.golden or golden_check)(desired.pick)
 
     def _trial(self, desired: Desired) -> Trial:
         return Trial(

@@ -15,7 +15,7 @@ import click
 
 from ferryman import __version__
 from ferryman.compare_cli import compare
-from ferryman.options import PATH, Seconds, devices_option, find, update_config, update_options
+from ferryman.options import PATH, Seconds, Size, devices_option, find, update_config, update_options
 from ferryman.profile_cli import profile
 from ferryman.repository_cli import keys, publish, repository, serve, withdraw
 from ferryman.rollout_cli import rollout
@@ -99,7 +99,7 @@ def main(verbose: int) -> None:
 
     \b
     Over the air, to many devices:
-      keys      what a repository is signed with;  serve: a small web server for it
+      keys      what a repository is signed with
       publish   package -> signed repository, as pieces and deltas
       rollout   release -> devices, ring by ring, and back where they do badly
       ship      convert, publish and rollout in one
@@ -379,6 +379,7 @@ def rollback(
     help="Where updates come from [default: nowhere, only `ferryman push` brings packages].",
 )
 @update_options
+@click.option("--day-max", type=Size(), help="What all updates of a day may cost on the wire [default: no matter].")
 @click.option("--mains", is_flag=True, help="Update only while something supplies power.")
 @click.option(
     "--idle", type=click.FloatRange(0, 86400), default=0.0, help="Update only when nobody asked for so many seconds."

@@ -57,8 +57,8 @@ def keys() -> None:
     """Make, show and replace the keys that a repository is signed with.
 
     \b
-    A repository has these roles, each with keys of its own (The Update Framework):
-      root       says which keys count; the only thing a device is given beforehand
+    A repository has these roles, each with its own keys (The Update Framework):
+      root       says which keys count; the only thing a device is given before
       targets    says which family of models has which key
       FAMILY     signs the releases of one family, and no other's
       snapshot   says which of these are in force together
@@ -217,6 +217,13 @@ def root_command(repository: Path, output: Any) -> None:  # noqa: ANN401  # a cl
     "--base", type=PATH, help="With --lossy: the package that devices have; of a second update, the first's -o."
 )
 @click.option(
+    "--adapter",
+    type=PATH,
+    metavar="FILE",
+    help="Publish what PACKAGE becomes with these adapters merged into it: devices that have PACKAGE fetch their "
+    "factors (see `save_adapters` in docs/ota/models.md).",
+)
+@click.option(
     "--min-sqnr",
     type=click.FloatRange(5, 200),
     default=20.0,
@@ -227,8 +234,8 @@ def root_command(repository: Path, output: Any) -> None:  # noqa: ANN401  # a cl
     "-o",
     "--output",
     type=PATH,
-    help="With --lossy: where the package goes that devices will have; the next update's base [default: beside "
-    "PACKAGE, -lossy].",
+    help="With --lossy or --adapter: where the package goes that devices will have; the next update's base [default: "
+    "beside PACKAGE, -lossy or -adapted].",
 )
 def publish(
     package: Path,
@@ -239,6 +246,7 @@ def publish(
     delta_from: int,
     lossy: str | None,
     base: Path | None,
+    adapter: Path | None,
     min_sqnr: float,
     output: Path | None,
 ) -> None:
@@ -251,8 +259,18 @@ def publish(
 
     if (lossy is None) != (base is None):
         raise click.UsageError("--lossy and --base go together: a lossy update is one from what devices have")
+    if lossy is not None and adapter is not None:
+        raise click.UsageError("--lossy and --adapter do not go together; publish one after the other")
     keyring = _keyring(key_folders)
     options: dict[str, Any] = {"family": family, "version": version, "delta_from": delta_from}
+    if adapter is not None:
+        from ferryman.devices.fleet.repository.adapted import adapter_package
+
+        output = output or package.with_name(f"{package.stem}-adapted{package.suffix}")
+        merged = adapter_package(package, adapter, output)
+        options["hinting"] = merged.hinting
+        package = merged.package
+        click.echo(f"{package}: factors of {merged.factor_bytes:,} bytes; keep it for the next update", err=True)
     if lossy is not None and base is not None:
         from ferryman.devices.fleet.repository.lossy import lossy_package
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ferryman.options import PATH, devices_option
+from ferryman.options import PATH, Size, devices_option
 from ferryman.runtime.contracts.errors import CallerError, LinkError
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ LEFT = 6
 """Exit code: the rollout goes on, or can."""
 _HANDLED_S = 10.0
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_SIZES = {"": 1, "kB": 1000, "MB": 10**6, "GB": 10**9}
 _DAY_MINUTES = 24 * 60
 
 
@@ -48,18 +47,6 @@ class Duration(click.ParamType[float]):
         if found is None:
             self.fail(f"{value!r} is not a duration, such as 90, 10m, 2h or 1d", param, ctx)
         return float(found[1]) * _UNITS[found[2] or "s"]
-
-
-class Size(click.ParamType[int]):
-    """Bytes, or with a unit: 500kB, 5MB."""
-
-    name = "SIZE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:  # noqa: ANN401, D102  # click's signature
-        found = re.fullmatch(r"(\d{1,12})(kB|MB|GB|)", str(value).strip(), re.ASCII)
-        if found is None:
-            self.fail(f"{value!r} is not a size, such as 500000, 500kB or 5MB", param, ctx)
-        return int(found[1]) * _SIZES[found[2]]
 
 
 class Limit(click.ParamType["float | str"]):
@@ -247,7 +234,7 @@ def rollout() -> None:
     """Bring a published release to many devices, ring by ring, and back where they do not do well with it.
 
     \b
-    A QUERY says which devices: terms with commas between must all hold, `|` means or.
+    A QUERY says which devices: terms between commas must all hold, | means or.
       all               every device that the devices file or the broker knows
       kitchen, pi-*     by name; * stands for anything
       site=lab          by label; also site!=lab, and site~la for a part of it
@@ -256,7 +243,7 @@ def rollout() -> None:
 
     \b
     The exit code of start, resume, approve, retry and abort:
-      0  all devices have it      3  halted      4  ended, and some devices do not have it
+      0  all devices have it      3  halted      4  ended, some do not have it
       5  aborted                  6  left, and it can go on      1, 2  an error
     """  # noqa: D301  # click wants the very character, where it shall not wrap
 

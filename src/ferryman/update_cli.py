@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ferryman.options import update_config, update_options
 from ferryman.runtime.contracts.errors import FerrymanError, to_wire
 from ferryman.runtime.contracts.record import Record, encode
 from ferryman.runtime.install import InstallResult
@@ -54,28 +55,31 @@ class UpdateShown(Record):
 
 @click.command()
 @click.argument("name", metavar="FAMILY[/VERSION]")
-@click.option("--url", envvar="FERRYMAN_REPOSITORY", required=True, help="Of the repository [$FERRYMAN_REPOSITORY].")
+@click.option(
+    "--repository",
+    metavar="URL",
+    envvar="FERRYMAN_REPOSITORY_URL",
+    show_envvar=True,
+    required=True,
+    help="Where it comes from.",
+)
 @root_option
 @pick_option
 @click.option("--variant", multiple=True, help="Only this variant; may be given twice [default: all that run here].")
 @click.option("--dry-run", is_flag=True, help="Tell how every payload would come, and what that would cost.")
-@click.option("--max-bytes", type=click.IntRange(min=1), help="What it may cost on the wire [default: no matter].")
-@click.option("--rate", type=click.IntRange(min=1), metavar="BYTES", help="Bandwidth cap, a second [default: none].")
-@click.option("--proxy", help="URL of an HTTP proxy [default: as http_proxy and https_proxy say].")
+@update_options
 @click.option("--force", is_flag=True, help="Install it though it served badly here before.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, of errors too.")
 def update(
     name: str,
-    url: str,
+    repository: str,
     root: Path,
     pick: str,
     variant: tuple[str, ...],
     dry_run: bool,
-    max_bytes: int | None,
-    rate: int | None,
-    proxy: str | None,
     force: bool,
     as_json: bool,
+    **spending: Any,  # noqa: ANN401  # what `update_options` adds
 ) -> None:
     """Bring this device a release from a signed repository: the newest of FAMILY, or FAMILY/VERSION.
 
@@ -83,11 +87,9 @@ def update(
     The device must have been given the repository's root: ROOT/trust/root.json.
     """
     from ferryman.devices.agent.update.client import UpdateClient
-    from ferryman.devices.agent.update.config import UpdateConfig
 
     try:
-        config = UpdateConfig(url=url, proxy=proxy, rate_bytes_s=rate, update_max_bytes=max_bytes)
-        with UpdateClient(root, config) as client:
+        with UpdateClient(root, update_config(repository, **spending)) as client:
             shown = _work(client, root, name, variant, pick, dry_run=dry_run, force=force, quiet=as_json)
     except FerrymanError as error:
         if not as_json:

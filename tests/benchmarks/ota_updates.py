@@ -20,7 +20,7 @@ from tests.benchmarks.frame import progress
 from tests.e2e import digits
 
 RUNTIMES = ("executorch", "tflite")
-_WIDE, _TOKENS, _RANK = 192, 16, 8
+_WIDE, _TOKENS, _RANK = 144, 16, 8
 _TUNED_BATCHES = 12
 
 
@@ -161,7 +161,7 @@ def updates() -> Iterator[Update]:
     again = copy.deepcopy(binary)
     fine_tune(again, digits.Batches(), epochs=1, lr=1e-4)
     yield from _pairs("re-binarized", lower(binary, "binary"), lower(again, "binary"))
-    vit = train(Transformer((0, 1)), 5e-4, 21)
+    vit = train(Transformer((0, 1)), 5e-4, 14)
     yield from _pairs("adapter, merged", lower(vit), lower(adapted(vit)))
     folded = train(Transformer((0, 1, 0, 1)), 5e-4, 10)
     changed = tuned(folded, lambda model: list(model.blocks[0].parameters()))  # type: ignore[index]

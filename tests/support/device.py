@@ -71,11 +71,9 @@ class Device:
         hands = Hands(
             client=lambda cancelled: self._client(url, between, cancelled, config),
             ready=lambda _desired: "",
-            health=lambda _trial: Health(
-                seconds=0, starts=1, requests=0, errors=0, latency_ns=None, before_latency_ns=None
-            ),
+            health=lambda: Health(seconds=0, starts=1, requests=0, errors=0, latency_ns=None, before_latency_ns=None),
             report=report,
-            golden=no_golden,
+            golden=lambda _pick: no_golden,
         )
         updating = Updating(self.store, "device", "a board", hands)
         desired = Desired(version=time.time_ns(), rollout="r", release=name, package_sha256=package_sha256)

@@ -62,7 +62,7 @@ class LightDevice:
             ready=lambda _: "",
             health=self._health,
             report=self._report,
-            golden=no_golden,
+            golden=lambda _pick: no_golden,
         )
         self._began = time.monotonic()
         self._trial: str | None = None

@@ -58,7 +58,7 @@ class Repository:
                 payloads=(),
             )
 
-    def fetch(self, release, variants, *, update_max_bytes, progress):
+    def fetch(self, release, variants, *, update, update_max_bytes, progress):
         if self.trouble:
             raise self.trouble.pop(0)
         self.fetched.append(release.name)
@@ -101,7 +101,7 @@ class Device:
             ready=lambda _desired: self.why_not,
             health=lambda: self.health,
             report=self.said.append,
-            golden=self.prove,
+            golden=lambda _pick: self.prove,
         )
         return Updating(self.store, "pi", "a board", self.hands)
 

@@ -357,9 +357,10 @@ def test_a_tampered_index_is_refused(device, repository):
 
 def test_an_index_of_a_delta_that_this_ferryman_cannot_read_is_told(device, monkeypatch):
     device.update("digits/1")
-    monkeypatch.delitem(CODECS, "copy")
+    for codec in ("copy", "edits", "patch"):
+        monkeypatch.delitem(CODECS, codec)
     staged = device.fetch("digits/2")
-    assert "codec 'copy' is not known here" in staged.notes[0]
+    assert "is not known here" in staged.notes[0]
     assert staged_model(staged).endswith(edited(PAD))
 
 
@@ -537,7 +538,7 @@ def test_a_root_that_cannot_be_written(tmp_path):
 
 
 def run(device, *arguments):
-    return CliRunner().invoke(update, [*arguments, "--url", device.url, "--root", str(device.root), "--proxy", ""])
+    return CliRunner().invoke(update, [*arguments, "--repository", device.url, "--root", str(device.root), "--proxy", ""])
 
 
 def test_a_dry_run_tells_what_it_would_cost(device, server):
