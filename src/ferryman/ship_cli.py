@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from ferryman.options import PATH, devices_option
-from ferryman.rollout_cli import broker_option, database_option, need_broker, plan_of, plan_options, run
+from ferryman.rollout_cli import need_broker, run
+from ferryman.rollout_options import broker_option, database_option, plan_of, plan_options
 
 
 @click.command()
