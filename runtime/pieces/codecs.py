@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from backports import zstd
 
 from ferryman.runtime.contracts.errors import PackageError
+from ferryman.runtime.pieces.adapter import decode_adapter
 from ferryman.runtime.pieces.edits import decode_edits
 from ferryman.runtime.pieces.elements import decode_elements
-from ferryman.runtime.pieces.index import PIECE_MAX_BYTES, Piece
+from ferryman.runtime.pieces.index import PIECE_MAX_BYTES, WHOLE_TENSOR_MAX_BYTES, Piece
 from ferryman.runtime.pieces.sparse import decode_sparse
 
 Decode = Callable[[bytes, memoryview, int], bytes]
@@ -87,13 +88,14 @@ CODECS: dict[str, Codec] = {
     "raw": Codec(_raw),
     "zstd": Codec(_zstd),
     "patch": Codec(_patch, based=True),
-    "sparse": Codec(decode_sparse, based=True),
     "copy": Codec(_copy, stored=False, based=True, size_max=1 << 40),
     "edits": Codec(_edits, based=True),
     "residual": Codec(_residual, based=True),
     "entropy": Codec(_entropy),
+    "sparse": Codec(decode_sparse, based=True),
+    "adapter": Codec(decode_adapter, based=True, size_max=WHOLE_TENSOR_MAX_BYTES),
 }
-"""`copy` takes any size, and may be read and written in parts; the last two are of weights, see `elements`."""
+"""`copy` takes any size, and may be read and written in parts; of `residual` and `entropy` see `elements`."""
 
 
 def make(piece: Piece, stored: bytes, base: memoryview) -> bytes:

@@ -58,7 +58,9 @@ class Loss(Record):
 def loss_of(data: bytes, update: Update, decoded: Update) -> Loss:
     """State what was won and lost."""
     plain = sum(4 * tensor.size for tensor in update.values())
-    wrong = math.sqrt(sum(float(np.square(decoded[name] - one, dtype=np.float64).sum()) for name, one in update.items()))
+    wrong = math.sqrt(
+        sum(float(np.square(decoded[name] - one, dtype=np.float64).sum()) for name, one in update.items())
+    )
     norm = math.sqrt(sum(float(np.square(one, dtype=np.float64).sum()) for one in update.values()))
     return Loss(bytes=len(data), ratio=plain / len(data), relative_error=wrong / norm if norm else 0.0)
 

@@ -124,8 +124,8 @@ class Server:
             raise CallerError("nobody took part in the round; wait for a device")
         shapes = {name: one.shape for name, one in self.model.items()}
         total = _sum([self.codec.decode(data, shapes) for data in received])
-        far, share = np.float32(rate), np.float32(len(received) / self.devices)
-        step = {name: one / np.float32(len(received)) for name, one in total.items()}
+        far, share, part = (np.float32(one) for one in (rate, len(received) / self.devices, 1 / len(received)))
+        step: Tensors = {name: part * one for name, one in total.items()}
         self.model = {name: one - far * (self.mean[name] + step[name]) for name, one in self.model.items()}
         self.mean = {name: one + share * step[name] for name, one in self.mean.items()}
 

@@ -8,7 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from ferryman.runtime.contracts.errors import CallerError, PackageError
-from ferryman.runtime.updates.base import Floats, Shapes, State, Update, flat, head, read_head, shaped, shapes_of, sizes_of
+from ferryman.runtime.updates.base import (
+    Floats,
+    Shapes,
+    State,
+    Update,
+    flat,
+    head,
+    read_head,
+    shaped,
+    shapes_of,
+    sizes_of,
+)
 from ferryman.runtime.updates.fedzip import largest
 from ferryman.runtime.updates.kept import read_plain, write_plain
 

@@ -92,7 +92,4 @@ def read_floats(reader: Reader, count: int) -> Floats:
 
 
 def _book(reader: Reader) -> Floats:
-    count = reader.varint()
-    if count > ALPHABET_MAX:
-        raise ValueError(f"a codebook of {count}")
-    return read_floats(reader, count)
+    return read_floats(reader, reader.varint_to(ALPHABET_MAX))

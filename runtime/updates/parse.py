@@ -13,7 +13,7 @@ from ferryman.runtime.updates.fedzip import FedZip
 _FORM = re.compile(r"(?P<name>[a-z]+)(-z(?P<kept>\d+(\.\d+)?))?(-k(?P<clusters>\d+))?", re.ASCII)
 _LONGEST = 40
 _MADE: dict[str, tuple[Callable[[float, int], Codec], float, int]] = {
-    "fedzip": (lambda kept, clusters: FedZip(kept, clusters), FedZip.kept, FedZip.clusters),
+    "fedzip": (FedZip, FedZip.kept, FedZip.clusters),
     "dgc": (lambda kept, _: Dgc(kept, momentum=0), Dgc.kept, 0),
 }
 """Name -> what makes it of a share and of clusters, and what these are where nothing is said."""

@@ -9,12 +9,14 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ferryman.runtime.updates.rans import Symbols, read_symbols, write_symbols
+from ferryman.runtime.updates.rans import Symbols, entropy_bits, read_symbols, write_symbols
 from ferryman.runtime.updates.varint import Reader
 
 Positions = npt.NDArray[np.int64]
 _FINE_MAX = 2
 _SIZE_BITS_MAX = 40
+_TABLE_BITS = 12
+"""Of a symbol's share, about."""
 
 
 def write_positions(positions: Positions) -> bytes:
@@ -22,7 +24,7 @@ def write_positions(positions: Positions) -> bytes:
     if not len(positions):
         return b""
     gaps = np.diff(positions, prepend=-1)
-    return min((_write(gaps, fine) for fine in range(_FINE_MAX + 1)), key=len)
+    return _write(gaps, min(range(_FINE_MAX + 1), key=lambda fine: _worth(gaps, fine)))
 
 
 def read_positions(reader: Reader, count: int, size: int) -> Positions:
@@ -50,12 +52,23 @@ def read_positions(reader: Reader, count: int, size: int) -> Positions:
     return np.cumsum(gaps) - 1
 
 
-def _write(gaps: Positions, fine: int) -> bytes:
+def _split(gaps: Positions, fine: int) -> tuple[Symbols, Positions]:
+    """What is coded of each gap, and how many of its low bits are not."""
     powers = _bit_lengths(gaps) - 1
     shown = np.minimum(powers, fine)
     lengths = powers - shown
     further = ((gaps >> lengths) - (1 << shown)) << (fine - shown)
-    symbols: Symbols = powers << fine | further
+    return powers << fine | further, lengths
+
+
+def _worth(gaps: Positions, fine: int) -> float:
+    """Bits, with those of the table."""
+    symbols, lengths = _split(gaps, fine)
+    return entropy_bits(symbols) + float(lengths.sum()) + _TABLE_BITS * len(np.unique(symbols))
+
+
+def _write(gaps: Positions, fine: int) -> bytes:
+    symbols, lengths = _split(gaps, fine)
     return bytes([fine]) + write_symbols(symbols) + write_bits(gaps & ((1 << lengths) - 1), lengths)
 
 

@@ -20,6 +20,8 @@ _LOW = 1 << _WORD_BITS
 """A state stays at or above it."""
 _LANE_SYMBOLS = 1024
 _LANES_MAX = 4096
+_ALONE_SYMBOLS = 16 * _LANE_SYMBOLS
+"""Fewer go in one lane, without arrays of a few elements a step."""
 
 
 def write_symbols(symbols: Symbols) -> bytes:
@@ -34,19 +36,17 @@ def write_symbols(symbols: Symbols) -> bytes:
     return head + _encode(symbols, shares)
 
 
-def read_symbols(reader: Reader, count: int) -> Symbols:
-    """Read `count` symbols, which the caller has found to be few enough to hold.
+def read_symbols(reader: Reader, count: int, alphabet: int = ALPHABET_MAX) -> Symbols:
+    """Read `count` symbols below `alphabet`; so many are held, and the caller has found that to be few enough.
 
     Raises:
         ValueError: the bytes are no such code.
     """
     if not count:
         return np.zeros(0, np.int64)
-    size = reader.varint()
-    if not 0 < size <= ALPHABET_MAX:
-        raise ValueError(f"an alphabet of {size} symbols")
+    size = reader.varint_to(alphabet)
     shares = np.array([reader.varint() for _ in range(size)], np.int64)
-    if shares.sum() != _WHOLE or shares.max() > _WHOLE:
+    if shares.sum() != _WHOLE or shares.max(initial=0) > _WHOLE:
         raise ValueError("shares of symbols do not add up")
     return _decode(reader, count, shares)
 
@@ -60,8 +60,7 @@ def entropy_bits(symbols: Symbols) -> float:
 
 def _shares(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Of `_WHOLE`, none of a symbol that occurs less than one."""
-    total = counts.sum()
-    shares = np.maximum(counts * _WHOLE // total, counts > 0)
+    shares: npt.NDArray[np.int64] = np.maximum(counts * _WHOLE // counts.sum(), counts > 0).astype(np.int64)
     while surplus := int(shares.sum()) - _WHOLE:
         # Where one step costs or wins the most bits, of those that can give.
         step = -1 if surplus > 0 else 1
@@ -69,15 +68,17 @@ def _shares(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
             gain = counts * np.log2((shares + step) / shares)
         gain[(shares + step < 1) | (counts == 0)] = -np.inf
         shares[int(np.argmax(gain))] += step
-    return shares.astype(np.int64)
+    return shares
 
 
 def _lanes(count: int) -> int:
-    return max(1, min(_LANES_MAX, count // _LANE_SYMBOLS))
+    return 1 if count < _ALONE_SYMBOLS else min(_LANES_MAX, count // _LANE_SYMBOLS)
 
 
 def _encode(symbols: Symbols, shares: npt.NDArray[np.int64]) -> bytes:
     lanes = _lanes(len(symbols))
+    if lanes == 1:
+        return _encode_alone(symbols, shares)
     starts = np.concatenate(([0], np.cumsum(shares)[:-1]))
     states = np.full(lanes, _LOW, np.int64)
     words: list[npt.NDArray[np.int64]] = []
@@ -98,6 +99,8 @@ def _decode(reader: Reader, count: int, shares: npt.NDArray[np.int64]) -> Symbol
     lanes = _lanes(count)
     starts = np.concatenate(([0], np.cumsum(shares)[:-1]))
     of_slot = np.repeat(np.arange(len(shares)), shares)
+    if lanes == 1:
+        return _decode_alone(reader, count, shares.tolist(), starts.tolist(), of_slot.tolist())
     states = np.frombuffer(reader.take(4 * lanes), "<u4").astype(np.int64)
     if states.min() < _LOW:
         raise ValueError("a state lies below its range")
@@ -122,3 +125,33 @@ def _decode(reader: Reader, count: int, shares: npt.NDArray[np.int64]) -> Symbol
         raise ValueError("coded symbols do not end where they should")
     reader.take(2 * used)
     return made
+
+
+def _encode_alone(symbols: Symbols, shares: npt.NDArray[np.int64]) -> bytes:
+    """The same for one lane: Python's own numbers are faster than arrays of one."""
+    share_of, start_of = shares.tolist(), (np.cumsum(shares) - shares).tolist()
+    state, words = _LOW, []
+    for symbol in reversed(symbols.tolist()):
+        share = share_of[symbol]
+        if state >= share << (2 * _WORD_BITS - _BITS):
+            words.append(state & (_LOW - 1))
+            state >>= _WORD_BITS
+        state = (state // share << _BITS) + state % share + start_of[symbol]
+    return state.to_bytes(4, "little") + np.array(words[::-1], "<u2").tobytes()
+
+
+def _decode_alone(reader: Reader, count: int, shares: list[int], starts: list[int], of_slot: list[int]) -> Symbols:
+    state = int.from_bytes(reader.take(4), "little")
+    if state < _LOW:
+        raise ValueError("a state lies below its range")
+    made = []
+    for _ in range(count):
+        slot = state & (_WHOLE - 1)
+        symbol = of_slot[slot]
+        made.append(symbol)
+        state = shares[symbol] * (state >> _BITS) + slot - starts[symbol]
+        if state < _LOW:
+            state = state << _WORD_BITS | int.from_bytes(reader.take(2), "little")
+    if state != _LOW:
+        raise ValueError("coded symbols do not end where they should")
+    return np.array(made, np.int64)

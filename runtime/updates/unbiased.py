@@ -9,7 +9,18 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ferryman.runtime.contracts.errors import CallerError, PackageError
-from ferryman.runtime.updates.base import Floats, Shapes, State, Update, flat, head, read_head, shaped, shapes_of, sizes_of
+from ferryman.runtime.updates.base import (
+    Floats,
+    Shapes,
+    State,
+    Update,
+    flat,
+    head,
+    read_head,
+    shaped,
+    shapes_of,
+    sizes_of,
+)
 from ferryman.runtime.updates.kept import read_floats
 from ferryman.runtime.updates.positions import Positions
 from ferryman.runtime.updates.rans import ALPHABET_MAX, read_symbols, write_symbols
@@ -65,11 +76,9 @@ class RandomK:
         whole = np.zeros(sum(sizes), np.float32)
         try:
             seed = int.from_bytes(reader.take(_SEED_BYTES), "little")
-            count = reader.varint()
+            count = reader.varint_to(whole.size)
             values = read_floats(reader, count)
             reader.end()
-            if count > whole.size:
-                raise ValueError(f"{count} numbers of {whole.size}")
         except ValueError as error:
             raise PackageError(f"an update by random-k is damaged: {error}") from error
         if count:
@@ -115,10 +124,8 @@ class StochasticQuantizer:
         sizes = sizes_of(shapes)
         try:
             scales = read_floats(reader, len(sizes))
-            symbols = read_symbols(reader, sum(sizes))
+            symbols = read_symbols(reader, sum(sizes), 2 * self.levels + 1)
             reader.end()
-            if symbols.max(initial=0) > 2 * self.levels:
-                raise ValueError("a level that there is not")
         except ValueError as error:
             raise PackageError(f"an update by stochastic quantization is damaged: {error}") from error
         levels = (symbols - self.levels).astype(np.float32) / np.float32(self.levels)

@@ -52,6 +52,16 @@ class Reader:
                 return value
         raise ValueError("a number of more than 63 bits")
 
+    def varint_to(self, most: int) -> int:
+        """A number up to `most`.
+
+        Raises:
+            ValueError: it is more, or none.
+        """
+        if (value := self.varint()) > most:
+            raise ValueError(f"{value}, where {most} is the most there can be")
+        return value
+
     def end(self) -> None:
         """See that nothing is left.
 

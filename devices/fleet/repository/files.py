@@ -51,7 +51,7 @@ def locked(root: Path) -> Iterator[Path]:
 def put(path: Path, data: bytes, work: Path) -> None:
     """Write a file in one step that survives a power cut, by way of `work` on the same disk."""
     partial = work / path.name
-    with partial.open("wb") as file:
+    with partial.open("xb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

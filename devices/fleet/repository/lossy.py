@@ -10,18 +10,16 @@ last lossy update made, so what that left out is part of this one (the residual 
 
 from __future__ import annotations
 
-import hashlib
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ferryman.devices.fleet.repository.delta import EncodedPiece
 from ferryman.devices.fleet.repository.proof import prove
-from ferryman.devices.fleet.repository.spans import floats_at, put_weights, sparse_pieces
+from ferryman.devices.fleet.repository.spans import Hints, floats_at, hints_for, put_weights, sha256_hex, sparse_pieces
 from ferryman.devices.fleet.repository.weights import Weight, Weights, find_weights
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.manifest import RuntimeName
@@ -34,15 +32,6 @@ SQNR_LEAST_DB = 20.0
 """Of the answers on golden vectors, where nothing else is asked: noise of a tenth of the signal."""
 _WEIGHTS_SHARE = 0.5
 """An artifact of which float32 weights are less is of another form, and travels exactly."""
-
-
-@dataclass(frozen=True)
-class Hints:
-    """Pieces that make one payload of another, for `encode_delta`."""
-
-    old_sha256: str
-    new_sha256: str
-    pieces: tuple[EncodedPiece, ...]
 
 
 @dataclass(frozen=True)
@@ -63,16 +52,17 @@ class LossyResult:
 
 
 @dataclass(frozen=True)
-class _Made:
-    """One artifact."""
+class LossyArtifact:
+    """What a device will have of an artifact, and how it gets there."""
 
     data: bytes
     hints: Hints
     stored_bytes: int
     weight_bytes: int
     wrong: float
-    """Squared, over all weights."""
+    """|sent - meant|^2, over all weights."""
     meant: float
+    """|meant - base|^2."""
 
 
 def lossy_package(
@@ -119,18 +109,10 @@ def lossy_package(
     return LossyResult(output, sha256, lossy, {path: one.hints for path, one in made.items()}, tuple(exact))
 
 
-def hints_for(hints: Mapping[str, Hints], path: str, old: bytes, new: bytes) -> Sequence[EncodedPiece]:
-    """Those of a payload, where both its versions are the ones they were made for."""
-    found = hints.get(path)
-    if found is None or (found.old_sha256, found.new_sha256) != (_sha256(old), _sha256(new)):
-        return ()
-    return found.pieces
-
-
-def _artifacts(base: Package, new: Package, codec: Codec) -> tuple[dict[str, _Made], list[str]]:
+def _artifacts(base: Package, new: Package, codec: Codec) -> tuple[dict[str, LossyArtifact], list[str]]:
     had = {one.path for one in base.manifest.payloads}
     runtimes: dict[str, RuntimeName] = {one.payload: one.runtime for one in new.manifest.variants}
-    made: dict[str, _Made] = {}
+    made: dict[str, LossyArtifact] = {}
     exact: list[str] = []
     same: list[str] = []
     for path, runtime in sorted(runtimes.items()):
@@ -141,21 +123,20 @@ def _artifacts(base: Package, new: Package, codec: Codec) -> tuple[dict[str, _Ma
             continue
         if path not in had:
             raise CallerError(_another(f"{path} is not in {base.path}"))
-        old = base.read(path)
-        before = find_weights(old, runtime)
-        check_alike(path, before, after)
-        one = _lossy(old, before, data, after, codec)
+        one = lossy_artifact(path, base.read(path), data, runtime, codec)
         if one is None:
             same.append(path)
         else:
             made[path] = one
     if not made:
-        why = f"the float32 weights of {', '.join(same)} did not change" if same else "no artifact holds float32 weights"
+        why = (
+            f"the float32 weights of {', '.join(same)} did not change" if same else "no artifact holds float32 weights"
+        )
         raise CallerError(f"{why}; publish {new.path} without --lossy")
     return made, exact
 
 
-def check_alike(path: str, before: Weights, after: Weights) -> None:
+def _check_alike(path: str, before: Weights, after: Weights) -> None:
     """See that one artifact's constants stand for another's.
 
     Raises:
@@ -164,7 +145,10 @@ def check_alike(path: str, before: Weights, after: Weights) -> None:
     shapes = [[one.shape for one in weights.uses] for weights in (before, after)]
     if shapes[0] != shapes[1]:
         raise CallerError(
-            _another(f"{path} has {len(shapes[0])} float32 constants in one and {len(shapes[1])} in the other, or of other shapes")
+            _another(
+                f"{path} has {len(shapes[0])} float32 constants in one and {len(shapes[1])} in the other, or of other "
+                "shapes"
+            )
         )
     first = [[weights.uses.index(one) for one in weights.uses] for weights in (before, after)]
     if first[0] != first[1]:
@@ -178,14 +162,33 @@ def _another(why: str) -> str:
     )
 
 
-def _lossy(old: bytes, before: Weights, new: bytes, after: Weights, codec: Codec) -> _Made | None:
-    """None: nothing changed."""
+def lossy_artifact(path: str, old: bytes, new: bytes, runtime: RuntimeName, codec: Codec) -> LossyArtifact | None:
+    """Make what a device with `old` will have after a lossy update towards `new`.
+
+    Args:
+        path: of the artifact, for messages.
+        old: what the device has.
+        new: what it should have.
+        runtime: of both.
+        codec: for the update of all its weights.
+
+    Returns:
+        None where no weight changed.
+
+    Raises:
+        CallerError: they are not two versions of one model, or hold weights that are not finite.
+        PackageError: one is damaged.
+    """
+    before, after = find_weights(old, runtime), find_weights(new, runtime)
+    _check_alike(path, before, after)
     pairs = list(dict(zip(after.uses, before.uses, strict=True)).items())
     pairs.sort(key=lambda pair: pair[0].offset)
     was = {f"{at:06}": floats_at(old, one) for at, (_, one) in enumerate(pairs)}
     meant = {f"{at:06}": floats_at(new, one) for at, (one, _) in enumerate(pairs)}
     if not all(np.isfinite(one).all() for one in (*was.values(), *meant.values())):
-        raise CallerError("some weights are not finite; look for the training that diverged, or publish without --lossy")
+        raise CallerError(
+            "some weights are not finite; look for the training that diverged, or publish without --lossy"
+        )
     update = {name: meant[name] - was[name] for name in was}
     if not any(one.any() for one in update.values()):
         return None
@@ -198,9 +201,9 @@ def _lossy(old: bytes, before: Weights, new: bytes, after: Weights, codec: Codec
         changes.append((then, now, decoded[name]))
     data = put_weights(old, before, new, after, contents)
     pieces = sparse_pieces(old, data, changes)
-    return _Made(
+    return LossyArtifact(
         data=data,
-        hints=Hints(_sha256(old), _sha256(data), pieces),
+        hints=Hints(sha256_hex(old), sha256_hex(data), pieces),
         stored_bytes=sum(len(one.stored) for one in pieces),
         weight_bytes=sum(one.nbytes for one in was.values()),
         wrong=_square({name: sent[name] - meant[name] for name in sent}),
@@ -210,7 +213,3 @@ def _lossy(old: bytes, before: Weights, new: bytes, after: Weights, codec: Codec
 
 def _square(tensors: Mapping[str, Floats]) -> float:
     return sum(float(np.square(one, dtype=np.float64).sum()) for one in tensors.values())
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

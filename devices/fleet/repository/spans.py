@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,9 +22,24 @@ _BETWEEN_MAX_BYTES = 4096
 """Equal bytes between two constants that a piece may span: fewer than a piece of their own costs."""
 
 
-def put_weights(
-    old: bytes, before: Weights, new: bytes, after: Weights, made: Mapping[Weight, bytes]
-) -> bytes:
+@dataclass(frozen=True)
+class Hints:
+    """Pieces that make one payload of another, for `encode_delta`."""
+
+    old_sha256: str
+    new_sha256: str
+    pieces: tuple[EncodedPiece, ...]
+
+
+def hints_for(hints: Mapping[str, Hints], path: str, old: bytes, new: bytes) -> Sequence[EncodedPiece]:
+    """Those of a payload, where both its versions are the ones they were made for."""
+    found = hints.get(path)
+    if found is None or (found.old_sha256, found.new_sha256) != (sha256_hex(old), sha256_hex(new)):
+        return ()
+    return found.pieces
+
+
+def put_weights(old: bytes, before: Weights, new: bytes, after: Weights, made: Mapping[Weight, bytes]) -> bytes:
     """`new` with other contents of its constants, under names that no other contents have.
 
     Args:
@@ -36,24 +52,21 @@ def put_weights(
     data = bytearray(new)
     for weight, contents in made.items():
         data[weight.offset : weight.end] = contents
-    kept = {weight.offset: contents for weight, contents in made.items()}
-    was = dict(zip((one.offset for one in after.uses), (one.offset for one in before.uses), strict=True))
     named = {of: old[at : at + _NAME_BYTES] for at, of in before.names}
-    held = {of: old[one.offset : one.end] for one in before.uses for of in (one.offset,)}
+    renamed = {}
+    for now, then in zip(after.uses, before.uses, strict=True):
+        name = named.get(then.offset)
+        if name is not None and now in made:
+            changed = made[now] != old[then.offset : then.end]
+            ending = sha256_hex(made[now])[:_RENAMED_BYTES].encode() if changed else name[-_RENAMED_BYTES:]
+            renamed[now.offset] = name[:-_RENAMED_BYTES] + ending
     for at, of in after.names:
-        name = named.get(was[of])
-        if of not in kept or name is None:
-            continue
-        if kept[of] != held[was[of]]:
-            digest = hashlib.sha256(kept[of]).hexdigest().encode()
-            name = name[:-_RENAMED_BYTES] + digest[:_RENAMED_BYTES]
-        data[at : at + _NAME_BYTES] = name
+        if of in renamed:
+            data[at : at + _NAME_BYTES] = renamed[of]
     return bytes(data)
 
 
-def sparse_pieces(
-    old: bytes, new: bytes, changes: Sequence[tuple[Weight, Weight, Floats]]
-) -> tuple[EncodedPiece, ...]:
+def sparse_pieces(old: bytes, new: bytes, changes: Sequence[tuple[Weight, Weight, Floats]]) -> tuple[EncodedPiece, ...]:
     """Pieces of codec `sparse`, as few as their bounds allow.
 
     Args:
@@ -68,9 +81,7 @@ _Part = tuple[int, int, Floats]
 """Offset in the old file and in the new one, and what is added there."""
 
 
-def _groups(
-    old: bytes, new: bytes, changes: Sequence[tuple[Weight, Weight, Floats]]
-) -> Iterator[list[_Part]]:
+def _groups(old: bytes, new: bytes, changes: Sequence[tuple[Weight, Weight, Floats]]) -> Iterator[list[_Part]]:
     group: list[_Part] = []
     for was, now, added in changes:
         for part in _parts(was, now, added):
@@ -114,3 +125,8 @@ def _piece(group: list[_Part]) -> EncodedPiece:
 def floats_at(data: bytes, weight: Weight) -> Floats:
     """Contents of a constant, flat."""
     return np.frombuffer(data, "<f4", count=weight.size_bytes // _ITEM, offset=weight.offset).astype(np.float32)
+
+
+def sha256_hex(data: bytes) -> str:
+    """Of an artifact, or of a constant's contents."""
+    return hashlib.sha256(data).hexdigest()

@@ -15,7 +15,7 @@ from ferryman.runtime.contracts.errors import PackageError
 from ferryman.runtime.contracts.manifest import RuntimeName
 from ferryman.runtime.flatbuffer import BrokenError, Table, number
 
-_TFLITE, _SUBGRAPHS, _BUFFERS, _TENSORS = b"TFL3", 2, 4, 0
+_TFLITE, _SUBGRAPHS, _BUFFERS, _TENSORS, _OPERATORS, _OPERANDS = b"TFL3", 2, 4, 0, 3, 1
 _TENSOR_SHAPE, _TENSOR_TYPE, _TENSOR_BUFFER, _FLOAT32 = 0, 1, 2, 0
 _CONTENTS, _OUTSIDE, _OUTSIDE_BYTES = 0, 1, 2
 _PTE, _HEADER = b"ET12", b"eh00"
@@ -87,7 +87,10 @@ def _tflite(data: bytes) -> Iterator[Weight]:
     root = Table.root(data, _TFLITE)
     buffers = [_contents(one) for one in root.tables(_BUFFERS)]
     for graph in root.tables(_SUBGRAPHS):
-        for tensor in graph.tables(_TENSORS):
+        tensors = graph.tables(_TENSORS)
+        # Tensors are listed in no order that two conversions share; operators are in that of their execution.
+        operands = (index for operator in graph.tables(_OPERATORS) for index in operator.integers(_OPERANDS))
+        for tensor in (tensors[index] for index in operands if index >= 0):
             start, size = buffers[tensor.integer(_TENSOR_BUFFER, "I")]
             shape = tensor.integers(_TENSOR_SHAPE)
             if tensor.integer(_TENSOR_TYPE, "b") == _FLOAT32 and size and size == _ITEM * math.prod(shape):

@@ -48,6 +48,18 @@ _ALLOWED: dict[Verb, frozenset[Phase]] = {
 }
 
 
+def check_verb(plan: Plan, progress: Progress, verb: Verb) -> None:
+    """See that a rollout is in a phase for what a person asks.
+
+    Raises:
+        CallerError: it is not; the message says what can be asked.
+    """
+    phase = progress.phase
+    if phase not in _ALLOWED[verb]:
+        fit = ", ".join(sorted(name for name, phases in _ALLOWED.items() if phase in phases)) or "nothing yet"
+        raise CallerError(f"rollout {plan.id} is {phase}, and cannot {verb} now; it can {fit}")
+
+
 class Engine:
     """One rollout in memory; `take` what changed after each step, commit it, and only then send it."""
 
@@ -78,7 +90,8 @@ class Engine:
         self._reports: dict[str, Reported] = {}
         self._serving: dict[str, str] = {}
         """Device -> package, as its status told last."""
-        self._heard_since_ns = 0
+        self.heard_since_ns = 0
+        """Since when the broker is there."""
         self._saved = progress
         self._dirty: dict[str, Row] = {}
         self._entries: list[Entry] = []
@@ -104,7 +117,7 @@ class Engine:
 
     def connected(self, now_ns: int) -> None:
         """The broker is there, and devices can be heard from now on."""
-        self._heard_since_ns = now_ns
+        self.heard_since_ns = now_ns
 
     def hear_status(self, status: Status) -> None:
         """Take note of what a device serves."""
@@ -172,10 +185,7 @@ class Engine:
         Raises:
             CallerError: the rollout is in no phase for it.
         """
-        phase = self.progress.phase
-        if phase not in _ALLOWED[verb]:
-            fit = ", ".join(sorted(name for name, phases in _ALLOWED.items() if phase in phases)) or "nothing yet"
-            raise CallerError(f"rollout {self.plan.id} is {phase}, and cannot {verb} now; it can {fit}")
+        check_verb(self.plan, self.progress, verb)
         if verb == "retry":
             again = [row for row in self._opened() if self._standing(row, now_ns) in _AGAIN]
             if not again:
@@ -203,8 +213,10 @@ class Engine:
             return
         if self.progress.phase == "returning":
             if not any(self._standing(row, now_ns) == "returning" for row in self.rows.values()):
-                self._log(now_ns, self.progress.ending, self.progress.why)
-                self._set(phase=self.progress.ending)
+                self._end(self.progress.ending, self.progress.why, now_ns)
+            return
+        if all(row.state == "superseded" for row in self.rows.values()):
+            self._end("aborted", "later rollouts have all of its devices", now_ns)
             return
         complete = self._complete(now_ns)
         for ring in range(self.progress.ring + 1):
@@ -236,7 +248,7 @@ class Engine:
         return ring_health([self._standing(row, now_ns) for row in rows], healths)
 
     def _standing(self, row: Row, now_ns: int) -> Standing:
-        return standing(row, self.plan, now_ns, self._heard_since_ns)
+        return standing(row, self.plan, now_ns, self.heard_since_ns)
 
     def _opened(self) -> list[Row]:
         return [row for row in self.rows.values() if row.ring <= self.progress.ring]
@@ -259,9 +271,7 @@ class Engine:
         if now_ns - since_ns < self.plan.soak_s * 1e9:
             return
         if ring + 1 >= self.progress.rings:
-            told = self._told(None, now_ns)
-            self._log(now_ns, "done", told)
-            self._set(phase="done", why=told)
+            self._end("done", self._told(None, now_ns), now_ns)
         elif not self.plan.manual or self.progress.approved > ring:
             self._open(ring + 1, now_ns)
         elif self.progress.phase != "approval":
@@ -292,16 +302,15 @@ class Engine:
             return
         busy = [row for row in opened if self._standing(row, now_ns) in UNDER_WAY]
         free = len(pending) if self.plan.parallel is None else self.plan.parallel - len(busy)
-        measuring = {row.kind for row in busy} - {
-            row.kind for row in opened if row.report and row.report.state in _SETTLED
-        }
+        measuring = {row.kind for row in busy}
+        tried = {row.kind for row in opened if row.report and row.report.state in _SETTLED}
         for row in pending:
             if free <= 0:
                 return
             variants: tuple[str, ...] = ()
             if self.plan.pick != "first" and row.kind and not row.all_variants:
                 found = self._found.get(row.kind, {})
-                if not found and row.kind in measuring:
+                if not found and row.kind in measuring - tried:
                     continue  # one of its kind measures all variants: this one need not fetch them
                 variants = variants_for((one.measured for one in found.values()), self.plan.pick)
                 measuring.add(row.kind)
@@ -336,6 +345,10 @@ class Engine:
         version = max(self._versions[row.device], row.version) + 1
         self._versions[row.device] = version
         return version
+
+    def _end(self, phase: Phase, why: str, now_ns: int) -> None:
+        self._log(now_ns, phase, why)
+        self._set(phase=phase, why=why)
 
     def _halt(self, why: str, now_ns: int) -> None:
         self._log(now_ns, "halts", why)

@@ -8,16 +8,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from msgspec.structs import replace
 
 from ferryman.devices.agent.update.budget import DayBudgetError
 from ferryman.devices.agent.update.config import Cancelled
 from ferryman.devices.agent.updating import Hands, Updating
 from ferryman.runtime.contracts.errors import BudgetError, LinkError, ParityError, TrustError
+from ferryman.runtime.contracts.record import encode
 from ferryman.runtime.contracts.release import Release
 from ferryman.runtime.contracts.rollout import Desired, Health, Reported
 from ferryman.runtime.contracts.slot import HealthRules, Trial
 from ferryman.runtime.install import install
-from ferryman.runtime.package import MANIFEST, open_package
+from ferryman.runtime.package import open_package
 from ferryman.runtime.slots import SlotStore
 from tests.support.packages import sha256_of, write_tiny_package
 
@@ -42,7 +44,7 @@ class Repository:
     def __exit__(self, *_):
         pass
 
-    def release(self, name):
+    def check(self, name):
         path = self.packages[name]
         family, _, version = name.partition("/")
         with open_package(path) as opened:
@@ -56,7 +58,7 @@ class Repository:
                 payloads=(),
             )
 
-    def fetch(self, release, variants, *, update_max_bytes, progress, cancelled):
+    def fetch(self, release, variants, *, update, update_max_bytes, progress):
         if self.trouble:
             raise self.trouble.pop(0)
         self.fetched.append(release.name)
@@ -65,12 +67,11 @@ class Repository:
             for payload in opened.manifest.payloads:
                 (directory / payload.path).parent.mkdir(parents=True, exist_ok=True)
                 (directory / payload.path).write_bytes(opened.read(payload.path))
-        from ferryman.runtime.contracts.record import encode
-
         with open_package(self.packages[release.name]) as opened:
             manifest = encode(opened.manifest)
-        assert MANIFEST
-        return SimpleNamespace(directory=directory, manifest=manifest, variants=(), wire_bytes=7)
+        return SimpleNamespace(
+            directory=directory, manifest=manifest, variants=(), wire_bytes=7, planned_bytes=6, notes=()
+        )
 
     def discard(self, staged):
         pass
@@ -90,14 +91,17 @@ class Device:
         self.golden = no_golden
         self.updating = self.fresh()
 
+    def prove(self, directory, manifest):
+        return self.golden(directory, manifest)
+
     def fresh(self) -> Updating:
         """As a restarted agent has it."""
         self.hands = Hands(
-            client=lambda: self.repository,
+            client=lambda _cancelled: self.repository,
             ready=lambda _desired: self.why_not,
-            health=lambda _trial: self.health,
+            health=lambda: self.health,
             report=self.said.append,
-            golden=lambda directory, manifest: self.golden(directory, manifest),
+            golden=lambda _pick: self.prove,
         )
         return Updating(self.store, "pi", "a board", self.hands)
 
@@ -105,9 +109,8 @@ class Device:
         desired = Desired(
             version=version,
             rollout="r",
-            release=name,
             package_sha256=sha256_of(self.packages[name]),
-            **{"health": RULES, **more},
+            **{"health": RULES, "release": name, **more},
         )
         self.updating.desire(desired)
         return desired
@@ -250,6 +253,24 @@ def test_the_way_back_needs_no_network_and_no_trial(device):
     assert device.said[-1].state == "confirmed"
     assert device.said[-1].desired_version == desired.version
     assert device.repository.fetched == ["add/2"]
+
+
+def test_the_way_back_is_to_what_it_was_with_its_variants_and_pick(device):
+    install(device.packages["add/1"], device.store.root, golden=no_golden)
+    state = device.store.read_state()
+    had = replace(state.active, variants=("fp32-tflite",), pick="smallest-20ms", variant="fp32-tflite")
+    device.store.write_state(replace(state, active=had))
+    device.want("add/1", previous=True, release="")  # it never took the other one
+    device.step()
+    assert device.store.read_state().active == had
+    device.want("add/2", version=2)
+    device.step()
+    device.served(11.0)
+    device.step()
+    device.want("add/1", version=3, previous=True, release="")
+    device.step()
+    assert device.states[-1] == "confirmed"
+    assert device.store.read_state().active == had
 
 
 def test_the_way_back_is_fetched_where_it_is_gone(device):
