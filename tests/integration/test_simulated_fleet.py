@@ -9,7 +9,7 @@ from tests.support.simulation import GOOD, simulate
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_a_bad_release_ends_at_the_canary_and_a_good_one_reaches_all(monkeypatch):
+def test_a_bad_release_ends_at_the_canary_and_a_good_one_reaches_all():
     found = simulate(1000, processes=8)
     print(found)
     assert found.kills + found.broker_outages >= 5

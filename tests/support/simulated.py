@@ -198,15 +198,13 @@ class Fleet:
 
     def kill_and_start(self, part: int) -> None:
         """With all its devices, wherever they are."""
-        self._running[part].kill()
-        self._running[part].wait()
+        _end(self._running[part])
         self.kills += 1
         self._start(part)
 
     def stop(self) -> None:
         for process in self._running.values():
-            process.kill()
-            process.wait()
+            _end(process)
 
     def serving(self) -> dict[str, str]:
         """Device -> name of the package that serves, every file of it verified; or what is wrong with it."""
@@ -217,6 +215,13 @@ class Fleet:
             except DeviceError as error:
                 found[name] = f"bricked: {error}"
         return found
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+    assert process.stdout is not None
+    process.stdout.close()
 
 
 def spawn(words: Sequence[object], log: Path) -> subprocess.Popen[str]:

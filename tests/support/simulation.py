@@ -80,6 +80,7 @@ def simulate(devices: int, *, processes: int = 4, dropped: float = 0.02, seed: i
                 fleet.stop()
                 server.kill()
                 server.wait()
+                server.stdout.close()
 
 
 def _roll_out(

@@ -219,13 +219,9 @@ class Engine:
             self._end("aborted", "later rollouts have all of its devices", now_ns)
             return
         complete = self._complete(now_ns)
-        for ring in range(self.progress.ring + 1):
-            past = complaint(
-                self.health(ring, now_ns), self.plan.thresholds, complete=complete or ring < self.progress.ring
-            )
-            if past is not None:
-                self._halt(f"ring {ring + 1}: {past}", now_ns)
-                return
+        if (why := self._past(now_ns, complete=complete)) is not None:
+            self._halt(why, now_ns)
+            return
         if self.progress.phase == "paused":
             return
         self._ask(now_ns)
@@ -233,6 +229,16 @@ class Engine:
             self._settled(now_ns)
         elif self.progress.settled_at_ns is not None:  # one that was late came after all
             self._set(settled_at_ns=None, phase="running")
+
+    def _past(self, now_ns: int, *, complete: bool) -> str | None:
+        """What is past a threshold, in any ring that was opened; None: nothing is."""
+        current = self.progress.ring
+        for ring in range(current + 1):
+            past = complaint(self.health(ring, now_ns), self.plan.thresholds, complete=complete or ring < current)
+            if past is not None:
+                return f"ring {ring + 1}: {past}"
+        past = self._failed_whole(now_ns)
+        return f"ring {current + 1}: {past}" if past else None
 
     def health(self, ring: int, now_ns: int) -> RingHealth:
         """How a ring does."""
@@ -255,12 +261,25 @@ class Engine:
 
     def _complete(self, now_ns: int) -> bool:
         """Whether nobody of the ring is waited for; a ring but the last needs one at least that does well."""
-        ring = self.progress.ring
-        found = [self._standing(row, now_ns) for row in self.rows.values() if row.ring == ring]
-        if any(one == "pending" or one in UNDER_WAY for one in found):
-            return False
-        last = ring + 1 >= self.progress.rings
-        return last or "confirmed" in found or all(one == "superseded" for one in found)
+        found = self._answers(now_ns)
+        return found is not None and (
+            self._is_last() or "confirmed" in found or all(one == "superseded" for one in found)
+        )
+
+    def _failed_whole(self, now_ns: int) -> str | None:
+        """What is wrong with a ring whose failures are within the bar, where nobody did well who could speak for it."""
+        found = self._answers(now_ns)
+        if found is None or self._is_last() or "confirmed" in found or not FAILURES & set(found):
+            return None
+        return f"{sum(one in FAILURES for one in found)} devices failed, and none confirmed the release"
+
+    def _answers(self, now_ns: int) -> list[Standing] | None:
+        """How the devices of the ring stand; None: somebody is waited for."""
+        found = [self._standing(row, now_ns) for row in self.rows.values() if row.ring == self.progress.ring]
+        return None if any(one == "pending" or one in UNDER_WAY for one in found) else found
+
+    def _is_last(self) -> bool:
+        return self.progress.ring + 1 >= self.progress.rings
 
     def _settled(self, now_ns: int) -> None:
         ring, since_ns = self.progress.ring, self.progress.settled_at_ns
@@ -270,7 +289,7 @@ class Engine:
             return
         if now_ns - since_ns < self.plan.soak_s * 1e9:
             return
-        if ring + 1 >= self.progress.rings:
+        if self._is_last():
             self._end("done", self._told(None, now_ns), now_ns)
         elif not self.plan.manual or self.progress.approved > ring:
             self._open(ring + 1, now_ns)

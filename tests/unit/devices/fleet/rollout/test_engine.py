@@ -142,6 +142,15 @@ def test_failures_within_the_bar_do_not_halt_and_one_more_does():
     assert {one.serves for one in world.devices.values()} == {OLD}
 
 
+def test_a_ring_where_all_fail_halts_even_within_the_bar():
+    world = World([FakeDevice(f"d{number}", ends=lambda _: "failed") for number in range(9)])
+    world.plan = replace(world.plan, thresholds=Thresholds(failures_max="1"))
+    world.restart()
+    assert world.run() == "halted"
+    assert "1 devices failed, and none confirmed" in world.engine.progress.why
+    assert world.asked() == 1
+
+
 def test_the_way_back_is_a_release_where_there_was_one_and_else_the_other_slot():
     devices = [
         FakeDevice("a", ends=lambda _: "rolled-back"),

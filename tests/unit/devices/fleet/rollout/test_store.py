@@ -70,10 +70,10 @@ def test_one_process_drives(store):
         assert alone
         with other.driving(plan.id) as too:
             assert not too
-        with other.driving("another") as own:
-            assert own
-    with other.driving(plan.id) as alone:
-        assert alone
+        with other.driving("another") as free:
+            assert free
+    with other.driving(plan.id) as free:
+        assert free
     other.close()
 
 
