@@ -269,7 +269,7 @@ def draw(path: Path) -> None:
         axes.set_yticks([-at for at in range(len(shown))], [row.update.name for row in shown])
         axes.set_xlim(0, 112)
         axes.set_xlabel("bytes of the update, % of the full artifact by zstd -19")
-        axes.legend(loc="lower right", frameon=False)
+        drawing.legend(loc="outside upper center", ncols=len(tools), frameon=False)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
         path.parent.mkdir(parents=True, exist_ok=True)

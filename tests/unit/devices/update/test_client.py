@@ -538,7 +538,8 @@ def test_a_root_that_cannot_be_written(tmp_path):
 
 
 def run(device, *arguments):
-    return CliRunner().invoke(update, [*arguments, "--repository", device.url, "--root", str(device.root), "--proxy", ""])
+    options = ["--repository", device.url, "--root", str(device.root), "--proxy", ""]
+    return CliRunner().invoke(update, [*arguments, *options])
 
 
 def test_a_dry_run_tells_what_it_would_cost(device, server):

@@ -16,7 +16,7 @@ from ferryman.runtime.pieces.elements import KINDS, encode_elements
 from ferryman.runtime.pieces.index import Piece
 
 OLD = bytes(range(256)) * 4
-NEW = bytes(value ^ (value % 7 == 0) for value in OLD)
+NEW = bytes(value ^ (value % 20 == 0) for value in OLD)
 STORED = {
     "raw": NEW,
     "zstd": compress(NEW),
