@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ferryman.cli import _Commands
+from ferryman.cli import main
 from ferryman.devices.fleet.rollout.store import RolloutStore
 from ferryman.rollout_cli import rollout
 from ferryman.ship_cli import ship
@@ -23,7 +23,6 @@ from tests.support.repository import make_repository
 from tests.support.rollouts import FakeDevice, FakeFleet
 
 QUICK = ("--soak", "0", "--rings", "1,100%")
-MAIN = _Commands(commands=[rollout, ship])
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +48,7 @@ def broker(tmp_path, monkeypatch):
 
 
 def call(*words):
-    result = CliRunner().invoke(MAIN, [str(word) for word in words])
+    result = CliRunner().invoke(main, [str(word) for word in words])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result
@@ -183,9 +182,21 @@ def test_no_broker_and_no_rollouts_are_told(made, monkeypatch):
 
 
 def test_interrupted_it_can_go_on_and_be_paused_in_between(fleet, tmp_path):
-    program = "from ferryman.rollout_cli import rollout; rollout()"
     driver = subprocess.Popen(
-        [sys.executable, "-c", program, "start", "digits/2", "--to", "all", "--rings", "1,100%", "--soak", "1h"],
+        [
+            sys.executable,
+            "-m",
+            "ferryman.cli",
+            "rollout",
+            "start",
+            "digits/2",
+            "--to",
+            "all",
+            "--rings",
+            "1,100%",
+            "--soak",
+            "1h",
+        ],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
