@@ -208,6 +208,8 @@ class Agent:
 
     def _on_desired(self, delivery: Delivery) -> None:
         if not delivery.payload:  # a retained message that was cleared
+            if self._updating:
+                self._updating.forget()
             return
         try:
             desired = decode(delivery.payload, Desired)

@@ -116,6 +116,13 @@ class Updating:
         self._cancelled.set()
         self._changed.set()
 
+    def forget(self) -> None:
+        """Nothing is desired any more: what is not installed yet will not be. Any thread may call."""
+        with self._lock:
+            self._desired = None
+            (self._folder / "desired.json").unlink(missing_ok=True)
+        self.wake()
+
     def note_start(self) -> None:
         """Count this start of the agent within a trial, before anything is served; a crash loop ends the trial."""
         from ferryman.runtime.trial import count_start

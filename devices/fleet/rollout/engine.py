@@ -370,11 +370,19 @@ class Engine:
         self._set(phase=phase, why=why)
 
     def _halt(self, why: str, now_ns: int) -> None:
+        why += self._example(now_ns)
         self._log(now_ns, "halts", why)
         if self.plan.roll_back:
             self._withdraw("halted", why, now_ns, everyone=True)
         else:
             self._set(phase="halted", why=why)
+
+    def _example(self, now_ns: int) -> str:
+        """What a device that failed said; devices of a ring often say the same."""
+        for row in self.rows.values():
+            if row.report and row.report.error and self._standing(row, now_ns) in FAILURES:
+                return f"; {row.device}: {row.report.error.party}: {row.report.error.message}"
+        return ""
 
     def _withdraw(self, ending: Phase, why: str, now_ns: int, *, everyone: bool) -> None:
         """Have devices go back to what they had: all that were asked, or those only that are not confirmed."""

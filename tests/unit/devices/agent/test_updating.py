@@ -222,6 +222,18 @@ def test_what_goes_wrong_is_said_and_the_old_one_serves(device, trouble, state, 
         assert device.step() is None
 
 
+def test_a_wish_that_is_taken_back_is_forgotten(device):
+    device.want("add/2")
+    device.updating.forget()
+    assert device.step() is None
+    device.updating = device.fresh()
+    assert device.step() is None
+    assert device.active is None
+    device.want("add/2")
+    device.step()
+    assert device.active == "add-2"
+
+
 def test_a_cancelled_one_says_nothing_and_goes_on(device):
     device.want("add/2")
     device.repository.trouble.append(Cancelled("stop"))
