@@ -105,7 +105,8 @@ class Updating:
     def desire(self, desired: Desired) -> None:
         """Take note of what this device should run; an older version is ignored. Any thread may call."""
         with self._lock:
-            if self._desired is not None and desired.version <= self._desired.version:
+            newest = self._desired.version if self._desired else self._said.desired_version
+            if desired.version < newest or (self._desired and desired.version == newest):
                 return
             try:
                 _write(self._folder / "desired.json", desired)
