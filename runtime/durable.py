@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from ferryman.runtime.contracts.errors import CallerError, PackageError
+from ferryman.runtime.contracts.errors import CallerError, DeviceError, PackageError
 
 _CHUNK_BYTES = 1 << 20
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -17,8 +17,8 @@ _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
 """What file systems say that have no hard links, or no more of them."""
 
 
-def write_new(path: Path, data: bytes | Iterable[bytes]) -> None:
-    """Write a file that is not there yet, and bring it to the disk; its folder takes `sync_directory`.
+def write_new(path: Path, data: bytes | Iterable[bytes], *, sync: bool = True) -> None:
+    """Write a file that is not there yet, and with `sync` bring it to the disk; its folder takes `sync_directory`.
 
     Raises:
         FileExistsError: it is there.
@@ -30,9 +30,30 @@ def write_new(path: Path, data: bytes | Iterable[bytes]) -> None:
             rest = memoryview(chunk)
             while rest:
                 rest = rest[os.write(descriptor, rest[:_CHUNK_BYTES]) :]
-        os.fsync(descriptor)
+        if sync:
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_durable(path: Path, data: bytes, *, sync: bool = True) -> None:
+    """Replace a file in one step that survives a power cut; without `sync`, a kill.
+
+    Raises:
+        DeviceError: the disk refused; the old file is as it was.
+    """
+    new = path.with_name(f"{path.name}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new.unlink(missing_ok=True)
+        write_new(new, data, sync=sync)
+        new.replace(path)
+        if sync:
+            sync_directory(path.parent)
+    except OSError as error:
+        raise DeviceError(
+            f"cannot write {path}: {error.strerror}; make room on the device, or put that right"
+        ) from error
 
 
 def sync_directory(path: Path) -> None:

@@ -29,6 +29,7 @@ from ferryman.runtime.contracts.record import R, Record, decode, encode
 from ferryman.runtime.contracts.release import Release
 from ferryman.runtime.contracts.rollout import Desired, Health, Reported, State
 from ferryman.runtime.contracts.slot import Slot, SlotState, Trial
+from ferryman.runtime.durable import write_durable
 from ferryman.runtime.install import GoldenCheck, Progress
 from ferryman.runtime.slots import SlotStore
 
@@ -391,6 +392,4 @@ def _read(path: Path, kind: type[R]) -> R | None:
 
 
 def _write(path: Path, record: Record) -> None:
-    from ferryman.devices.agent.update.budget import write_durable
-
     write_durable(path, encode(record))

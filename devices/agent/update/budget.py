@@ -7,7 +7,6 @@ clock, where it was set before and after it, and else by the time since boot: a 
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import msgspec
 
 from ferryman.runtime.contracts.errors import BudgetError, DeviceError
 from ferryman.runtime.contracts.record import Record, decode, encode
+from ferryman.runtime.durable import write_durable
 
 DAY_S = 86_400.0
 _SET_S = 1_700_000_000
@@ -236,33 +236,3 @@ def _checked(usage: Usage) -> Usage:
     if min(usage.day_bytes, usage.day_elapsed_s, usage.total_bytes, *usage.updates.values()) < 0:
         raise ValueError("a count is less than 0")
     return usage
-
-
-def write_durable(path: Path, data: bytes, *, sync: bool = True) -> None:
-    """Replace a file in one step that survives a power cut; without `sync`, a kill.
-
-    Raises:
-        DeviceError: the disk refused; the old file is as it was.
-    """
-    new = path.with_name(f"{path.name}.new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new.unlink(missing_ok=True)
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            if sync:
-                os.fsync(descriptor)
-        new.replace(path)
-        if not sync:
-            return
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise DeviceError(
-            f"cannot write {path}: {error.strerror}; make room on the device, or put that right"
-        ) from error

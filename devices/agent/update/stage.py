@@ -21,6 +21,7 @@ from ferryman.devices.agent.update.http import Http
 from ferryman.devices.agent.update.local import Chunk, Held, sha256_of
 from ferryman.runtime.contracts.errors import DeviceError, PackageError, TrustError
 from ferryman.runtime.contracts.release import ReleasePayload, pack_path
+from ferryman.runtime.durable import sync_directory
 from ferryman.runtime.pieces.codecs import make
 from ferryman.runtime.pieces.index import Index, Piece
 
@@ -206,8 +207,8 @@ class Download:
     def sync(self) -> None:
         """Bring the folders to the disk."""
         for top, _, _ in os.walk(self.directory, topdown=False):
-            _fsync_folder(Path(top))
-        _fsync_folder(self.directory.parent)
+            sync_directory(Path(top))
+        sync_directory(self.directory.parent)
 
 
 class Writer:
@@ -388,11 +389,3 @@ def _hash(descriptor: int, at: int, size: int) -> bytes:
     for part in range(at, at + size, _PART_BYTES):
         found.update(os.pread(descriptor, min(_PART_BYTES, at + size - part), part))
     return found.digest()
-
-
-def _fsync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

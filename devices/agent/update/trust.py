@@ -20,7 +20,6 @@ from tuf.api import exceptions as tuf
 from tuf.api.metadata import Root, TargetFile, Timestamp
 from tuf.ngclient import FetcherInterface, Updater
 
-from ferryman.devices.agent.update.budget import write_durable
 from ferryman.devices.agent.update.exchange import NotFound
 from ferryman.devices.agent.update.http import Http
 from ferryman.runtime.contracts.errors import (
@@ -42,6 +41,7 @@ from ferryman.runtime.contracts.release import (
     pack_path,
     target_path,
 )
+from ferryman.runtime.durable import write_durable
 from ferryman.runtime.package import LIMITS, MANIFEST
 
 _RELEASES_KEPT = 4
