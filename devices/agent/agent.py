@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -176,6 +177,7 @@ class Agent:
         """What brings updates here; the link tells it what is desired, and others what it reports."""
         from ferryman.devices.agent.update.client import UpdateClient
         from ferryman.devices.agent.update.config import check_config
+        from ferryman.devices.agent.update.energy import energy_of_both
 
         check_config(update)
         if not (self._config.root / "trust" / "root.json").is_file():
@@ -189,6 +191,7 @@ class Agent:
             health=self._health_now,
             before_latency_ns=self._health.latency_ns,
             report=self._report,
+            energy=partial(energy_of_both, self._store),
         )
         updating = Updating(self._store, self._config.device, self._kind, hands)
         self._link.subscribe(topics.desired(self._config.device), self._on_desired)

@@ -67,6 +67,8 @@ class Hands:
     """Told of every change."""
     before_latency_ns: Callable[[], int | None] = lambda: None
     """Median of a call of what serves now; None: nobody asked."""
+    energy: Callable[[SlotState], tuple[float | None, float | None]] = lambda _: (None, None)
+    """Joules of a call, of the package on trial and of the one before; None: there is no meter."""
     golden: Callable[[str], GoldenCheck] | None = None
     """Pick -> how the golden vectors are run; None: a meter is beside them where the pick asks for energy."""
 
@@ -329,6 +331,8 @@ class Updating:
             return 0.0
         if health.seconds < trial.rules.window_s:
             return max(0.05, min(WATCH_S, trial.rules.window_s - health.seconds))
+        now_j, before_j = self._hands.energy(state)
+        health = replace(health, energy_j=now_j, before_energy_j=before_j)
         if confirm(self._store, sha256).trial is None:
             self._say_of(trial, "confirmed", health=health)
         return 0.0

@@ -89,6 +89,7 @@ class Device:
         self.said: list[Reported] = []
         self.health = Health(seconds=0.0, starts=1, requests=0, errors=0, latency_ns=None, before_latency_ns=None)
         self.why_not = ""
+        self.joules = (None, None)
         self.golden = no_golden
         self.updating = self.fresh()
 
@@ -102,6 +103,7 @@ class Device:
             ready=lambda _desired: self.why_not,
             health=lambda: self.health,
             report=self.said.append,
+            energy=lambda _state: self.joules,
             golden=lambda _pick: self.prove,
         )
         return Updating(self.store, "pi", "a board", self.hands)
@@ -151,8 +153,19 @@ def test_it_fetches_installs_watches_and_confirms(device):
     last = device.said[-1]
     assert (last.state, last.release, last.wire_bytes, last.desired_version) == ("confirmed", "add/1", 7, 1)
     assert last.health == device.health
+    assert last.health.energy_j is None
     assert device.store.read_state().trial is None
     assert device.step() is None
+
+
+def test_what_a_call_takes_is_told_with_the_confirmation(device):
+    device.want("add/1")
+    device.step()
+    device.served(10.0)
+    device.joules = (0.002, 0.001)
+    device.step()
+    health = device.said[-1].health
+    assert (health.energy_j, health.before_energy_j) == (0.002, 0.001)
 
 
 def test_one_that_serves_badly_is_rolled_back_and_not_tried_again(device):
