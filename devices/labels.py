@@ -11,7 +11,7 @@ RESERVED = ("all", "model", "name")
 """Words of their own in a query (see `ferryman.devices.fleet.rollout.query`)."""
 LABELS_MAX = 64
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,63}", re.ASCII)
-_VALUE = re.compile(r"(?! )[^,;|*\x00-\x1f\x7f]{1,200}(?<! )")
+_VALUE = re.compile(r"(?!\s)[^,;|*\x00-\x1f\x7f]{1,200}(?<!\s)")
 
 
 def check_labels(labels: Mapping[str, str]) -> None:

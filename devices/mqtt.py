@@ -117,6 +117,7 @@ class Link:
         self._receive_max = receive_max
         self._packet_max_bytes = packet_max_bytes
         self._handlers: dict[str, Handler] = {}
+        self._qos: dict[str, int] = {}
         self._ready_callbacks: list[Callable[[], None]] = []
         self._down_callbacks: list[Callable[[], None]] = []
         self._connection: _Connection | None = None
@@ -127,9 +128,20 @@ class Link:
         self._knows_v5 = False
         self._thread = threading.Thread(target=self._run, name=f"link-{client_id}", daemon=True)
 
-    def subscribe(self, topic_filter: str, handler: Handler) -> None:
-        """Have `handler` called with what comes on `topic_filter`, on this and every later connection."""
+    def subscribe(self, topic_filter: str, handler: Handler, *, qos: int = 1) -> None:
+        """Have `handler` called with what comes on `topic_filter`, on this and every later connection.
+
+        With `qos` 1 a broker drops what is over its queue (mosquitto: 1,000 messages), silently; with 0 it does not
+        queue. What a whole fleet has retained is more than that: take 0 for it, and `refresh` now and then.
+        """
         self._handlers[topic_filter] = handler
+        self._qos[topic_filter] = qos
+
+    def refresh(self) -> None:
+        """Subscribe anew: what is retained comes once more. Does nothing while there is no connection."""
+        connection = self._connection
+        if connection is not None and self._ready.is_set():
+            connection.subscribe()
 
     def on_ready(self, callback: Callable[[], None]) -> None:
         """Have `callback` called each time the link is connected and subscribed."""
@@ -220,7 +232,7 @@ class Link:
             client = self._client(protocol)
         except (OSError, ValueError) as error:  # the certificates' files
             return f"TLS files: {type(error).__name__}: {error}"
-        connection = _Connection(self.broker, client, self._handlers)
+        connection = _Connection(self.broker, client, self._handlers, self._qos)
         self._connection = connection
         try:
             connection.open(self._connect_arguments(protocol))
@@ -298,7 +310,9 @@ class _Client(paho.Client):
 class _Connection:
     """One paho client, from connect to disconnect."""
 
-    def __init__(self, broker: BrokerConfig, client: _Client, handlers: dict[str, Handler]) -> None:
+    def __init__(
+        self, broker: BrokerConfig, client: _Client, handlers: dict[str, Handler], qos: dict[str, int]
+    ) -> None:
         self.problem: str | None = None
         self.takes = IN_FLIGHT_MAX
         self.settled = threading.Event()
@@ -307,6 +321,7 @@ class _Connection:
         self._broker = broker
         self._client = client
         self._handlers = handlers
+        self._qos = qos
         self._lock = threading.Lock()
         self._waiting: dict[int, Done] = {}
         self._early: dict[int, str | None] = {}
@@ -369,12 +384,16 @@ class _Connection:
             self.fail(f"it takes only {self.takes} messages in flight; connecting again with that")
             return
         if self._handlers:
-            if self._client.protocol == MQTTProtocolVersion.MQTTv5:
-                self._client.subscribe([(name, SubscribeOptions(qos=1)) for name in self._handlers])
-            else:
-                self._client.subscribe([(name, 1) for name in self._handlers])
+            self.subscribe()
         else:
             self.settled.set()
+
+    def subscribe(self) -> None:
+        """Ask for all topics, and so for what is retained there."""
+        if self._client.protocol == MQTTProtocolVersion.MQTTv5:
+            self._client.subscribe([(name, SubscribeOptions(qos=self._qos[name])) for name in self._handlers])
+        else:
+            self._client.subscribe([(name, self._qos[name]) for name in self._handlers])
 
     def _on_subscribe(self, _c: object, _u: object, _m: int, reasons: list[ReasonCode], _p: object) -> None:
         for name, reason in zip(self._handlers, reasons, strict=True):

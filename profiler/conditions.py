@@ -127,6 +127,12 @@ def read_conditions(versions: dict[str, str], root: Path = Path("/")) -> Conditi
     )
 
 
+def kind_of_device(conditions: Conditions) -> str:
+    """What devices have in common that answer alike: board and processor, as far as they tell."""
+    told = [one for one in (conditions.device_model, conditions.cpu_model) if isinstance(one, str) and one.strip()]
+    return ", ".join(one.strip() for one in told) or conditions.machine
+
+
 def device_model(root: Path) -> str:
     """Board or machine, from the device tree (Arm) or DMI (x86).
 

@@ -31,6 +31,7 @@ from typing import Literal
 
 from ferryman.runtime.contracts.errors import FerrymanError
 from ferryman.runtime.cpu import CPUINFO, fingerprint
+from ferryman.runtime.durable import sync_directory
 from ferryman.runtime.weights import checksum, log
 
 CacheUse = Literal["off", "memory", "built", "warm"]
@@ -237,20 +238,12 @@ def _publish(folder: Path, key: str, part: Path, descriptor: int, packed: int) -
     reader = os.open(part, os.O_RDONLY | os.O_CLOEXEC)
     try:
         part.rename(folder / f"{key}.{size:x}.{found:016x}.packed")
-        _sync(folder)
+        sync_directory(folder)
         _sweep(folder, key)
     except BaseException:
         os.close(reader)
         raise
     return Kept(reader, "built")
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sweep(folder: Path, fresh: str) -> None:

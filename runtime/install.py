@@ -181,7 +181,7 @@ def put_in(
 
     Raises: as `install`.
     """
-    state = store.read_state()
+    state = found = store.read_state()
     if state.active and _serves(store, state, content.package_sha256, content.variants):
         if state.active.pick == pick and stands(state.active, content.manifest):
             return InstallResult(changed=False, active=state.active, previous=state.previous)
@@ -193,7 +193,30 @@ def put_in(
             return _end_trial(store, state, pick, golden)
     decided = plan(content, state)
     check_space(store, decided.target, on_disk_bytes(decided.write_bytes, decided.files))
-    return _apply(store, state, decided, content, pick=pick, trial=trial, golden=golden, progress=progress)
+    try:
+        return _apply(store, state, decided, content, pick=pick, trial=trial, golden=golden, progress=progress)
+    except FerrymanError as error:
+        lost = ""
+        with contextlib.suppress(FerrymanError):
+            lost = _lost(found, store.read_state())
+        if lost:
+            raise type(error)(f"{error}; {lost}") from error
+        raise
+
+
+def _lost(before: SlotState, now: SlotState) -> str:
+    """What an install that failed took with it, in words."""
+    if before.active is None or now.active is None:
+        return ""
+    back = before.previous
+    if before.trial and back and now.active.package_sha256 == back.package_sha256:
+        return f"the trial of {before.active.package_name} has ended, and {now.active.package_name} serves again"
+    if back and now.previous is None:
+        return (
+            f"{now.active.package_name} serves still, but {back.package_name}, the way back, "
+            "made room for this package and is gone: push it again to have one"
+        )
+    return ""
 
 
 def _end_trial(store: SlotStore, before: SlotState, pick: str, golden: GoldenCheck) -> InstallResult:
@@ -249,8 +272,11 @@ def _apply(
         new_state = activated(cleared, slot, trial)
         with disk_errors(store):
             store.write_state(new_state)
-    except BaseException as error:
-        _undo(store, state, slot, error)
+    except BaseException:
+        with contextlib.suppress(OSError, FerrymanError):
+            now = store.read_state()
+            if target not in {one.name for one in (now.active, now.previous) if one}:
+                store.clear(target)
         raise
     return InstallResult(
         changed=True,
@@ -263,20 +289,6 @@ def _apply(
         activate_ns=time.perf_counter_ns() - proven,
         golden=results,
     )
-
-
-def _undo(store: SlotStore, before: SlotState, slot: Slot, error: BaseException) -> None:
-    """Clear what was written, and say so where the way back is gone."""
-    now = before
-    with contextlib.suppress(OSError, FerrymanError):
-        now = store.read_state()
-        if now.active is None or now.active.name != slot.name:
-            store.clear(slot.name)
-    if isinstance(error, FerrymanError) and before.active and before.previous and now.previous is None:
-        raise type(error)(
-            f"{error}; {before.active.package_name} serves still, but {before.previous.package_name}, the way back, "
-            "made room for this package and is gone: push it again to have one"
-        ) from error
 
 
 def repick(root: Path | str, pick: str, *, golden: GoldenCheck = check_golden) -> InstallResult:

@@ -28,7 +28,7 @@ def _checked(pick: str) -> str:
     return pick
 
 
-_root_option = click.option(
+root_option = click.option(
     "--root",
     type=click.Path(path_type=Path),
     default=DEFAULT_ROOT,
@@ -51,7 +51,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print one J
 
 @click.command("install", context_settings=_SETTINGS)
 @click.argument("package", type=click.Path(path_type=Path))
-@_root_option
+@root_option
 @pick_option
 @_json_option
 def install_command(package: Path, root: Path, pick: str, as_json: bool) -> None:
@@ -73,7 +73,7 @@ def install_command(package: Path, root: Path, pick: str, as_json: bool) -> None
 @click.command("prepare", hidden=True, context_settings=_SETTINGS)
 @click.argument("sha256")
 @click.argument("size_bytes", type=int)
-@_root_option
+@root_option
 @_json_option
 def prepare_command(sha256: str, size_bytes: int, root: Path, as_json: bool) -> None:
     """Get ready for the upload of a package (what `ferryman push` calls first)."""
@@ -82,7 +82,7 @@ def prepare_command(sha256: str, size_bytes: int, root: Path, as_json: bool) -> 
 
 
 @click.command("repick", hidden=True, context_settings=_SETTINGS)
-@_root_option
+@root_option
 @pick_option
 @_json_option
 def repick_command(root: Path, pick: str, as_json: bool) -> None:
@@ -91,7 +91,7 @@ def repick_command(root: Path, pick: str, as_json: bool) -> None:
 
 
 @click.command("rollback", context_settings=_SETTINGS)
-@_root_option
+@root_option
 @_json_option
 def rollback_command(root: Path, as_json: bool) -> None:
     """Let the previously active package of this device serve again."""

@@ -79,7 +79,7 @@ def choose(found: Sequence[Measured], pick: str) -> Measured | None:
     how = parse_pick(pick)
     if how.kind == "first":
         return next(iter(found), None)
-    candidates = [one for one in found if _within(one, how)]
+    candidates = [one for one in found if within(one, how)]
     if not candidates:
         return None
     if how.kind == "largest":
@@ -100,7 +100,7 @@ def _share(one: Measured) -> float:
     return 1.0 if one.share is None else one.share
 
 
-def _within(one: Measured, how: Pick) -> bool:
+def within(one: Measured, how: Pick) -> bool:
     """Whether a variant keeps to a budget; what was not measured does not."""
     latency_ms = math.inf if one.latency_ns is None else one.latency_ns / 1e6
     memory_mb = math.inf if one.memory_bytes is None else one.memory_bytes / 1e6

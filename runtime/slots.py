@@ -13,10 +13,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import os
 import shutil
-import stat
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -28,14 +26,11 @@ from ferryman.runtime.contracts.errors import CallerError, DeviceError, PackageE
 from ferryman.runtime.contracts.manifest import Manifest, Payload
 from ferryman.runtime.contracts.record import decode, encode
 from ferryman.runtime.contracts.slot import BAD_MAX, BadPackage, Slot, SlotName, SlotState, Trial
+from ferryman.runtime.durable import expect_hash, link_or_move, refuse_links, sync_directory, sync_file, write_new
 from ferryman.runtime.package import MANIFEST, read_manifest
 
-_CHUNK_BYTES = 1 << 20
-_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _STATE_SCHEMA = 1
 _LOCK_POLL_S = 0.05
-_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
-"""What file systems say that have no hard links, or no more of them."""
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -160,9 +155,9 @@ class SlotStore:
         """Replace the state in one step that survives a power cut."""
         new = self._state.with_name("state.json.new")
         new.unlink(missing_ok=True)
-        _write_new(new, encode(state))
+        write_new(new, encode(state))
         new.replace(self._state)
-        _fsync_directory(self.root)
+        sync_directory(self.root)
 
     def clear(self, name: SlotName) -> None:
         """Unlink everything in a slot that the state does not name."""
@@ -171,7 +166,7 @@ class SlotStore:
             shutil.rmtree(directory)
         else:
             directory.unlink(missing_ok=True)
-        _fsync_directory(self._slots)
+        sync_directory(self._slots)
 
     def write(self, name: SlotName, path: str, data: bytes | Iterable[bytes]) -> None:
         """Write one new file of a slot and bring it to the disk; `sync` does the same for its folders.
@@ -183,8 +178,8 @@ class SlotStore:
         target = self._target(name, path)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            _refuse_links(self.directory(name), target.parent)
-            _write_new(target, data)
+            refuse_links(self.directory(name), target.parent)
+            write_new(target, data)
         except (FileExistsError, NotADirectoryError) as error:
             raise PackageError(f"payload path {path!r} collides with another of the package") from error
 
@@ -202,9 +197,9 @@ class SlotStore:
         target = self._target(name, path)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            _refuse_links(self.directory(name), target.parent)
-            _sync_file(source)
-            _link(source, target)
+            refuse_links(self.directory(name), target.parent)
+            sync_file(source)
+            link_or_move(source, target)
         except (FileExistsError, NotADirectoryError) as error:
             raise PackageError(f"payload path {path!r} collides with another of the package") from error
 
@@ -212,9 +207,9 @@ class SlotStore:
         """Bring a slot's folders to the disk, innermost first."""
         directory = self.directory(name)
         for folder, _, _ in os.walk(directory, topdown=False):
-            _fsync_directory(Path(folder))
-        _fsync_directory(self._slots)
-        _fsync_directory(self.root)
+            sync_directory(Path(folder))
+        sync_directory(self._slots)
+        sync_directory(self.root)
 
     def verify(self, slot: Slot) -> Installed:
         """Read a slot back from the disk and compare every hash.
@@ -224,7 +219,7 @@ class SlotStore:
         """
         directory = self.directory(slot.name)
         with _blaming(slot):
-            _expect(directory, MANIFEST, slot.manifest_sha256)
+            expect_hash(directory, MANIFEST, slot.manifest_sha256)
             manifest = _held(read_manifest((directory / MANIFEST).read_bytes()), slot)
             for payload in manifest.payloads:
                 self._read_back(slot.name, payload)
@@ -242,8 +237,8 @@ class SlotStore:
 
     def _read_back(self, name: SlotName, payload: Payload) -> Path:
         target = self._target(name, payload.path)
-        _refuse_links(self.directory(name), target)
-        _expect(self.directory(name), payload.path, payload.sha256)
+        refuse_links(self.directory(name), target)
+        expect_hash(self.directory(name), payload.path, payload.sha256)
         return target
 
     def active(self) -> Installed:
@@ -335,59 +330,6 @@ def _held(manifest: Manifest, slot: Slot) -> Manifest:
         raise PackageError(f"state.json says of it what its manifest does not: {error}") from error
 
 
-def _sync_file(path: Path) -> None:
-    """Bring a file to the disk that someone else wrote, and see that it is one."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise PackageError(f"{path} is a symbolic link, and ferryman makes none") from error
-        raise
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise PackageError(f"{path} is no plain file")
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except OSError as error:
-        if error.errno == errno.EXDEV:
-            raise CallerError(
-                f"{source} is on another file system than the slot store; stage downloads below the store's root"
-            ) from error
-        if error.errno not in _NO_LINKS:
-            raise
-        if os.path.lexists(target):
-            raise FileExistsError(errno.EEXIST, "exists", str(target)) from error
-        source.rename(target)
-
-
-def _refuse_links(top: Path, bottom: Path) -> None:
-    """Raise PackageError if anything from `top` down to `bottom` is a symbolic link."""
-    while True:
-        if bottom.is_symlink():
-            raise PackageError(f"{bottom} is a symbolic link, and ferryman makes none")
-        if bottom == top:
-            return
-        bottom = bottom.parent
-
-
-def _write_new(path: Path, data: bytes | Iterable[bytes]) -> None:
-    descriptor = os.open(path, _NEW_FILE, 0o644)
-    try:
-        for chunk in (data,) if isinstance(data, bytes) else data:
-            rest = memoryview(chunk)
-            while rest:
-                rest = rest[os.write(descriptor, rest[:_CHUNK_BYTES]) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 @contextlib.contextmanager
 def _blaming(slot: Slot) -> Iterator[None]:
     """Say of which slot a file cannot be read or is not what was installed."""
@@ -398,21 +340,3 @@ def _blaming(slot: Slot) -> Iterator[None]:
         raise DeviceError(f"{where} cannot be read back: {error}; push the package again") from error
     except PackageError as error:
         raise DeviceError(f"{where}: {error}; push the package again") from error
-
-
-def _expect(directory: Path, path: str, sha256: str) -> None:
-    """Hash what the disk holds, not what memory remembers of writing it."""
-    descriptor = os.open(directory / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
-        raise PackageError(f"{path} has sha256 {found}, expected {sha256}: damaged")
-
-
-def _fsync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

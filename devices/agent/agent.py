@@ -8,21 +8,26 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import ferryman
 from ferryman.devices import topics
 from ferryman.devices.agent.desk import Body, Desk
+from ferryman.devices.agent.health import HealthWatch
 from ferryman.devices.agent.outbox import Counts, Outbox
 from ferryman.devices.agent.publisher import Publisher
+from ferryman.devices.agent.ready import Limits, read_now, why_not_yet
 from ferryman.devices.agent.recorder import Recorder, as_record
 from ferryman.devices.agent.serving import Serving
+from ferryman.devices.agent.stepdown import StepDown
+from ferryman.devices.agent.updating import FINAL, Hands, Updating
 from ferryman.devices.broker import BrokerConfig
-from ferryman.devices.mqtt import Link, Message
-from ferryman.profiler.conditions import read_conditions
+from ferryman.devices.labels import check_labels
+from ferryman.devices.mqtt import Delivery, Link, Message
+from ferryman.profiler.conditions import kind_of_device, read_conditions
 from ferryman.profiler.drift import PERIOD_S, DriftMonitor
 from ferryman.profiler.standing import standing
 from ferryman.runtime.contracts.drift import Drift
@@ -39,10 +44,14 @@ from ferryman.runtime.contracts.messages import (
     Request,
     Status,
 )
-from ferryman.runtime.contracts.record import encode
+from ferryman.runtime.contracts.record import decode, encode
+from ferryman.runtime.contracts.rollout import Desired, Health, Reported
 from ferryman.runtime.contracts.slot import Slot, SlotState
 from ferryman.runtime.session import INTERPRETERS, installed
 from ferryman.runtime.slots import SlotStore
+
+if TYPE_CHECKING:
+    from ferryman.devices.agent.update.config import UpdateConfig
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +62,8 @@ POLL_S = 1.0
 """How late a newly activated slot may be noticed."""
 STOP_GRACE_S = 5.0
 """How long a request under way may take to end once the agent is told to stop."""
+_CLOCK_FLOOR_NS = 1_750_000_000 * 10**9
+"""An earlier clock was never set."""
 PACKET_MAX_BYTES = topics.REQUEST_MAX_BYTES + 1024
 """With the topic and what MQTT adds."""
 
@@ -67,6 +78,14 @@ class AgentConfig:
     confirm: Literal["collector", "broker"] = "collector"
     drift_s: float = PERIOD_S
     """Every so often, statistics of what was served become a telemetry record; 0: never."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """What queries find this device by."""
+    update: UpdateConfig | None = None
+    """Where updates come from; None: only by push."""
+    mains: bool = False
+    """Update only while something supplies power."""
+    idle_s: float = 0.0
+    """Update only when nobody asked for an inference for so long."""
 
 
 class Agent:
@@ -80,10 +99,13 @@ class Agent:
             DeviceError: the root cannot be made, or the outbox not be opened.
         """
         self._config = config
+        check_labels(config.labels)
         self._drift = DriftMonitor(config.drift_s)
+        self._kind = kind_of_device(read_conditions({}))
         self._will = Message(
             topic=topics.status(config.device),
-            payload=encode(Status(device=config.device, online=False)),
+            # Queries find a device that is off by these, too.
+            payload=encode(Status(device=config.device, online=False, labels=dict(config.labels), model=self._kind)),
             retain=True,
         )
         try:
@@ -95,14 +117,17 @@ class Agent:
             ) from error
         self._outbox = Outbox(config.root / OUTBOX)
         self._store = SlotStore(config.root)
-        self._serving = Serving(self._store)
+        self._health = HealthWatch(self._store)
+        self._serving = Serving(self._store, self._health, StepDown())
         self._recorder = Recorder(self._outbox)
         self._link = Link(
             config.broker, f"ferryman-agent-{config.device}", will=self._will, packet_max_bytes=PACKET_MAX_BYTES
         )
+        self._updating = self._updater(config.update) if config.update else None
         self._desk = Desk(config.device, self._link, self._do)
         self._link.on_ready(self._announce)
         self._publisher = Publisher(self._outbox, config.device, self._link, confirm=config.confirm)
+        self._recorded: Reported | None = None
         self._seen: SlotState | None = None
         self._trouble = ""
 
@@ -113,18 +138,27 @@ class Agent:
             DeviceError: another agent serves this root.
         """
         with _only_one(self._config.root):
+            if self._updating:
+                self._updating.note_start()
             worker = threading.Thread(
-                target=self._desk.work_until, args=(stop, self._follow_drift), name="requests", daemon=True
+                target=self._desk.work_until,
+                args=(stop, self._follow_drift, self._while_idle),
+                name="requests",
+                daemon=True,
             )
             self._note_changes()
             self._link.start()
             self._publisher.start()
             worker.start()
+            updater = self._start_updating(stop)
             try:
                 while not stop.wait(POLL_S):
                     self._note_changes()
             finally:
                 stop.set()
+                if self._updating and updater:
+                    self._updating.wake()
+                    updater.join(STOP_GRACE_S)
                 worker.join(STOP_GRACE_S)
                 self._serving.abort()
                 self._desk.cancel_all()
@@ -138,6 +172,67 @@ class Agent:
                     self._serving.close()
                     self._outbox.close()
 
+    def _updater(self, update: UpdateConfig) -> Updating:
+        """What brings updates here; the link tells it what is desired, and others what it reports."""
+        from ferryman.devices.agent.update.client import UpdateClient
+        from ferryman.devices.agent.update.config import check_config
+
+        check_config(update)
+        hands = Hands(
+            client=lambda cancelled: UpdateClient(self._config.root, update, cancelled=cancelled),
+            ready=self._why_not_yet,
+            health=self._health_now,
+            before_latency_ns=self._health.latency_ns,
+            report=self._report,
+        )
+        updating = Updating(self._store, self._config.device, self._kind, hands)
+        self._link.subscribe(topics.desired(self._config.device), self._on_desired)
+        self._link.on_ready(lambda: self._report(updating.said))
+        return updating
+
+    def _why_not_yet(self, desired: Desired) -> str:
+        limits = Limits(mains=self._config.mains, idle_s=self._config.idle_s)
+        return why_not_yet(limits, desired.window, read_now(self._health.idle_s(), _CLOCK_FLOOR_NS)) or ""
+
+    def _health_now(self) -> Health | None:
+        if self._health.wants_drift():
+            self._tell_drift(self._drift.flush())
+        return self._health.health()
+
+    def _start_updating(self, stop: threading.Event) -> threading.Thread | None:
+        if self._updating is None:
+            return None
+        thread = threading.Thread(target=self._updating.run, args=(stop,), name="updates", daemon=True)
+        thread.start()
+        return thread
+
+    def _on_desired(self, delivery: Delivery) -> None:
+        if not delivery.payload:  # a retained message that was cleared
+            if self._updating:
+                self._updating.forget()
+            return
+        try:
+            desired = decode(delivery.payload, Desired)
+        except ValueError as error:
+            log.warning(
+                "%s cannot be read, ignored: %s; see that both ferrymans are of one version", delivery.topic, error
+            )
+            return
+        if self._updating:
+            self._updating.desire(desired)
+
+    def _report(self, reported: Reported) -> None:
+        """Say how an update goes; what ended, and what went wrong, is telemetry too."""
+        if reported.rollout and (reported.state in FINAL or reported.error) and reported != self._recorded:
+            self._recorded = reported
+            self._recorder.put([("update", reported)])
+            self._publisher.wake()
+        try:
+            topic = topics.reported(self._config.device)
+            self._link.publish(Message(topic=topic, payload=encode(reported), retain=True))
+        except (LinkError, DeviceError) as error:
+            log.debug("not reported: %s", error)
+
     def _note_changes(self) -> None:
         """Announce a slot that another process activated, and put it on record."""
         try:
@@ -147,6 +242,9 @@ class Agent:
                 log.error("%s", error)  # noqa: TRY400  # the message says it all
             self._trouble = str(error)
             return
+        self._health.follow(state)
+        if self._serving.adapt(read_now(self._health.idle_s(), _CLOCK_FLOOR_NS)):
+            self._announce()
         self._tell_drift(self._drift.due(time.time_ns(), state.active.package_sha256 if state.active else None))
         if state == self._seen:
             self._recorder.put([])
@@ -169,8 +267,12 @@ class Agent:
         except Exception:
             log.exception("the inference is not in the drift statistics")
 
+    def _while_idle(self) -> None:
+        self._health.idle(self._serving)
+
     def _tell_drift(self, records: Sequence[Drift]) -> None:
         if records:
+            self._health.saw_drift(records)
             self._recorder.put([("drift", one) for one in records])
             self._publisher.wake()
 
@@ -199,9 +301,11 @@ class Agent:
             ferryman=ferryman.__version__,
             package_sha256=slot.package_sha256 if slot else None,
             package_name=slot.package_name if slot else None,
-            answers=slot.answers if slot else None,
+            answers=self._serving.answers or (slot.answers if slot else None),
             interpreters={name: version for r in runtimes for name, version in installed(r).items()},
             standing=standing(read_conditions({})),
+            labels=dict(self._config.labels),
+            model=self._kind,
             outbox_pending=counts.records + self._recorder.waiting,
             outbox_dropped=counts.dropped + self._recorder.lost,
         )

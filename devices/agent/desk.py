@@ -69,12 +69,13 @@ class Desk:
         """Id of every request that waits or is worked on -> set once nobody waits for its answer any more."""
         link.subscribe(topics.request(device), self._on_request)
 
-    def work_until(self, stop: threading.Event, after: Callable[[], None]) -> None:
-        """Work until `stop` is set; `after` is called behind every answer."""
+    def work_until(self, stop: threading.Event, after: Callable[[], None], idle: Callable[[], None]) -> None:
+        """Work until `stop` is set; `after` is called behind every answer, `idle` now and then where none waits."""
         while not stop.is_set():
             try:
                 request, deadline, size_bytes = self._requests.get(timeout=_POLL_S)
             except queue.Empty:
+                idle()
                 continue
             with self._enqueuing:
                 self._waiting_bytes -= size_bytes

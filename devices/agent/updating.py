@@ -29,7 +29,7 @@ from ferryman.runtime.contracts.record import R, Record, decode, encode
 from ferryman.runtime.contracts.release import Release
 from ferryman.runtime.contracts.rollout import Desired, Health, Reported, State
 from ferryman.runtime.contracts.slot import Slot, SlotState, Trial
-from ferryman.runtime.golden import check_golden
+from ferryman.runtime.durable import write_durable
 from ferryman.runtime.install import GoldenCheck, Progress
 from ferryman.runtime.slots import SlotStore
 
@@ -46,7 +46,8 @@ WATCH_S = 1.0
 RETRY_FIRST_S, RETRY_CAP_S = 5.0, 600.0
 WAIT_S = 60.0
 """How often a device that waits looks whether it must still."""
-_FINAL: tuple[State, ...] = ("confirmed", "rolled-back", "refused", "failed")
+FINAL: tuple[State, ...] = ("confirmed", "rolled-back", "refused", "failed")
+"""Until something else is desired, that was it."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,14 @@ class Hands:
     """Opens the repository, once for every attempt; the attempt ends when the event is set."""
     ready: Callable[[Desired], str]
     """Why this device should not be touched just now; empty: it may."""
-    health: Callable[[Trial], Health]
-    """How the active package has served since its trial began, or since the agent started."""
+    health: Callable[[], Health | None]
+    """How the active package has served since its trial began, or since the agent started; None: nothing serves."""
     report: Callable[[Reported], None]
     """Told of every change."""
-    golden: GoldenCheck = check_golden
+    before_latency_ns: Callable[[], int | None] = lambda: None
+    """Median of a call of what serves now; None: nobody asked."""
+    golden: Callable[[str], GoldenCheck] | None = None
+    """Pick -> how the golden vectors are run; None: a meter is beside them where the pick asks for energy."""
 
 
 class Updating:
@@ -102,7 +106,8 @@ class Updating:
     def desire(self, desired: Desired) -> None:
         """Take note of what this device should run; an older version is ignored. Any thread may call."""
         with self._lock:
-            if self._desired is not None and desired.version <= self._desired.version:
+            newest = self._desired.version if self._desired else self._said.desired_version
+            if desired.version < newest or (self._desired and desired.version == newest):
                 return
             try:
                 _write(self._folder / "desired.json", desired)
@@ -112,6 +117,13 @@ class Updating:
             self._failures = 0
         self._cancelled.set()
         self._changed.set()
+
+    def forget(self) -> None:
+        """Nothing is desired any more: what is not installed yet will not be. Any thread may call."""
+        with self._lock:
+            self._desired = None
+            (self._folder / "desired.json").unlink(missing_ok=True)
+        self.wake()
 
     def note_start(self) -> None:
         """Count this start of the agent within a trial, before anything is served; a crash loop ends the trial."""
@@ -162,7 +174,7 @@ class Updating:
 
     def _open(self, desired: Desired) -> bool:
         """Whether there is something to do for it still."""
-        return self._said.desired_version < desired.version or self._said.state not in _FINAL
+        return self._said.desired_version < desired.version or self._said.state not in FINAL
 
     def _bring(self, desired: Desired, state: SlotState) -> float | None:
         """One attempt, and what its end means."""
@@ -214,8 +226,8 @@ class Updating:
         """The package serves already; perhaps another of its variants should answer."""
         from ferryman.runtime.install import repick
 
-        if active.pick != desired.pick:
-            repick(self._store.root, desired.pick, golden=self._hands.golden)
+        if active.pick != desired.pick and not desired.previous:  # the way back is to what it was, its pick too
+            repick(self._store.root, desired.pick, golden=self._golden(desired))
         self._say(desired, "confirmed")
 
     def _fetch_and_install(self, desired: Desired) -> None:
@@ -228,6 +240,7 @@ class Updating:
             staged = client.fetch(
                 release,
                 desired.variants,
+                update=f"{desired.rollout} {desired.version}",
                 update_max_bytes=desired.update_max_bytes,
                 progress=self._progress(desired),
             )
@@ -244,12 +257,17 @@ class Updating:
                 pick=desired.pick,
                 trial=None if desired.previous else self._trial(desired),
                 force=desired.force or desired.previous,
-                golden=self._hands.golden,
+                golden=self._golden(desired),
             )
             client.discard(release)
         if result.active.measured:
             self._said = replace(self._said, measured=result.active.measured)
         self._say(desired, "confirmed" if desired.previous else "trial")
+
+    def _golden(self, desired: Desired) -> GoldenCheck:
+        from ferryman.devices.agent.update.energy import golden_check
+
+        return (self._hands.golden or golden_check)(desired.pick)
 
     def _trial(self, desired: Desired) -> Trial:
         return Trial(
@@ -258,6 +276,7 @@ class Updating:
             rules=desired.health,
             began_at_ns=time.time_ns(),
             starts=1,
+            before_latency_ns=self._hands.before_latency_ns(),
         )
 
     def _progress(self, desired: Desired) -> Progress:
@@ -275,7 +294,9 @@ class Updating:
         """Look how the package on trial serves."""
         from ferryman.runtime.trial import confirm, fail, judge
 
-        health = self._hands.health(trial)
+        health = self._hands.health()
+        if health is None:
+            return WATCH_S
         sha256 = state.active.package_sha256 if state.active else None
         if reason := judge(trial.rules, health):
             fail(self._store, reason, sha256)
@@ -346,6 +367,8 @@ def _holds(slot: Slot | None, desired: Desired) -> bool:
     """Whether a slot has what is desired, and the variants of it."""
     if slot is None or slot.package_sha256 != desired.package_sha256:
         return False
+    if desired.previous:  # what it had, whatever of it that was
+        return True
     return slot.variants is None or (bool(desired.variants) and set(desired.variants) <= set(slot.variants))
 
 
@@ -369,6 +392,4 @@ def _read(path: Path, kind: type[R]) -> R | None:
 
 
 def _write(path: Path, record: Record) -> None:
-    from ferryman.devices.agent.update.budget import write_durable
-
     write_durable(path, encode(record))

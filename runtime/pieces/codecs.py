@@ -13,6 +13,7 @@ from backports import zstd
 
 from ferryman.runtime.contracts.errors import PackageError
 from ferryman.runtime.pieces.adapter import decode_adapter
+from ferryman.runtime.pieces.edits import decode_edits
 from ferryman.runtime.pieces.elements import decode_elements
 from ferryman.runtime.pieces.index import PIECE_MAX_BYTES, WHOLE_TENSOR_MAX_BYTES, Piece
 from ferryman.runtime.pieces.sparse import decode_sparse
@@ -47,6 +48,10 @@ def _patch(stored: bytes, base: memoryview, size: int) -> bytes:
 
 def _copy(_stored: bytes, base: memoryview, _size: int) -> bytes:
     return bytes(base)
+
+
+def _edits(stored: bytes, base: memoryview, size: int) -> bytes:
+    return decode_edits(stored, base, size)
 
 
 def _residual(stored: bytes, base: memoryview, size: int) -> bytes:
@@ -84,6 +89,7 @@ CODECS: dict[str, Codec] = {
     "zstd": Codec(_zstd),
     "patch": Codec(_patch, based=True),
     "copy": Codec(_copy, stored=False, based=True, size_max=1 << 40),
+    "edits": Codec(_edits, based=True),
     "residual": Codec(_residual, based=True),
     "entropy": Codec(_entropy),
     "sparse": Codec(decode_sparse, based=True),

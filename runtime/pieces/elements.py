@@ -21,16 +21,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ferryman.runtime.pieces.bits import read_bits, write_bits
+from ferryman.runtime.pieces.numbers import Values, count_rest, join_numbers, split_numbers
 from ferryman.runtime.pieces.rans import CONTEXTS_MAX, Symbols, decode_symbols, encode_symbols
 
-Values = npt.NDArray[np.uint32]
 Bytes = npt.NDArray[np.uint8]
 
 _HEAD = struct.Struct("<BBBBI")
 _BLOCK = 1 << 16
-_ONE = np.uint32(1)
-_TOP_BITS = 2
-"""Of a difference's bits behind its first one, in the symbol."""
+_ONE, _ONE_BIT = np.uint32(1), np.uint8(1)
 
 
 @dataclass(frozen=True)
@@ -84,10 +82,8 @@ def split(kind: Kind, new: Bytes, base: Bytes | None) -> Split:
     apart = _ordered(kind, values) - _ordered(kind, old)
     negative = apart >> (kind.bits - 1) & 1
     size = np.where(negative, ~apart + 1, apart) & _mask(kind)
-    length = np.frexp(size.astype(np.float64))[1].astype(np.uint32)  # exact: a float64 holds 32 bits
-    counts = np.maximum(length.astype(np.int64) - 1 - _TOP_BITS, 0).astype(np.uint32)
-    level = np.where(length > _TOP_BITS, (counts + 1 << _TOP_BITS) | (size >> counts & 3), size)
-    return Split((level << 1 | negative).astype(np.uint8), contexts, size, counts.astype(np.uint8))
+    levels, counts = split_numbers(size)
+    return Split((levels.astype(np.uint32) << 1 | negative).astype(np.uint8), contexts, size, counts)
 
 
 def span_of(counts: npt.NDArray[np.int64]) -> tuple[int, int]:
@@ -161,9 +157,7 @@ def _joined(kind: Kind, symbols: Symbols, rest: Values, base: Bytes | None) -> B
     old = _values(kind, base)
     if not kind.exponent_at:
         return _bytes(kind, old + wide)
-    level, negative = wide >> 1, wide & 1
-    steps = level >> _TOP_BITS
-    size = np.where(steps > 0, (4 | (level & 3)) << np.maximum(steps, 1) - 1 | rest, level)
+    size, negative = join_numbers(np.right_shift(symbols, _ONE_BIT), rest), wide & 1
     apart = np.where(negative, ~size + 1, size)
     return _bytes(kind, _unordered(kind, _ordered(kind, old) + apart))
 
@@ -188,10 +182,7 @@ def _counts(kind: Kind, symbols: Symbols, *, alone: bool) -> Symbols:
         return np.broadcast_to(np.uint8(max(kind.bits - 8, 0)), len(symbols))
     if not kind.exponent_at:
         return np.broadcast_to(np.uint8(0), len(symbols))
-    if len(symbols) and int(symbols.max()) >> 1 >= (kind.bits - 1) << _TOP_BITS:
-        raise ValueError("a difference is longer than its elements")
-    counts: Symbols = np.maximum(symbols >> (1 + _TOP_BITS), 1) - np.uint8(1)
-    return counts
+    return count_rest(np.right_shift(symbols, _ONE_BIT), kind.bits)
 
 
 def _alone(kind: Kind, values: Values) -> tuple[Symbols, Values, Symbols]:

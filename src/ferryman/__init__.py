@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from ferryman.devices.fleet.inventory import find_device, read_devices
     from ferryman.devices.fleet.profile import profile
     from ferryman.devices.fleet.push import push
+    from ferryman.devices.fleet.rollout.api import preview_rollout, resume_rollout, roll_out, rollout_status
     from ferryman.fleet import Fleet
     from ferryman.latency import latency_on
+    from ferryman.over_the_air import publish
     from ferryman.runtime.contracts.errors import FerrymanError
     from ferryman.runtime.contracts.measurement import Measurement, ProfileSpec
     from ferryman.runtime.package import open_package
@@ -43,9 +45,14 @@ _HOMES = {
     "open_package": "ferryman.runtime.package",
     "open_session": "ferryman.runtime.session",
     "parse_broker": "ferryman.devices.broker",
+    "preview_rollout": "ferryman.devices.fleet.rollout.api",
     "profile": "ferryman.devices.fleet.profile",
+    "publish": "ferryman.over_the_air",
     "push": "ferryman.devices.fleet.push",
     "read_devices": "ferryman.devices.fleet.inventory",
+    "resume_rollout": "ferryman.devices.fleet.rollout.api",
+    "roll_out": "ferryman.devices.fleet.rollout.api",
+    "rollout_status": "ferryman.devices.fleet.rollout.api",
 }
 
 __all__ = [
@@ -65,9 +72,14 @@ __all__ = [
     "open_package",
     "open_session",
     "parse_broker",
+    "preview_rollout",
     "profile",
+    "publish",
     "push",
     "read_devices",
+    "resume_rollout",
+    "roll_out",
+    "rollout_status",
 ]
 
 

@@ -15,8 +15,10 @@ import click
 
 from ferryman import __version__
 from ferryman.compare_cli import compare
-from ferryman.options import PATH, Seconds, devices_option, find
+from ferryman.options import PATH, Seconds, Size, devices_option, find, update_config, update_options
 from ferryman.profile_cli import profile
+from ferryman.repository_cli import keys, publish, repository, serve, withdraw
+from ferryman.rollout_cli import rollout
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, FerrymanError
 from ferryman.runtime.install import DEFAULT_ROOT
 from ferryman.runtime.install_cli import (
@@ -27,12 +29,22 @@ from ferryman.runtime.install_cli import (
     rollback_command,
 )
 from ferryman.runtime.picking import describe_golden
+from ferryman.ship_cli import ship
+from ferryman.update_cli import update
 
 if TYPE_CHECKING:
     from ferryman.runtime.contracts.tensor import Array
 
 _INSTALL = {
     "convert": "torch==2.13.0, then 'ferryman[convert]'",  # torch alone first: pip would take its build for GPUs
+    "keys": "'ferryman[publish]'",
+    "publish": "'ferryman[publish]'",
+    "withdraw": "'ferryman[publish]'",
+    "repository": "'ferryman[publish]'",
+    "rollout": "'ferryman[publish]'",
+    "ship": "torch==2.13.0, then 'ferryman[convert,publish]'",
+    "agent": "'ferryman[ota]'",
+    "update": "'ferryman[ota]'",
     "push": "'ferryman[push]'",
     "rollback": "'ferryman[push]'",
     "profile": "'ferryman[collector]'",
@@ -84,6 +96,13 @@ def main(verbose: int) -> None:
       compare   packages -> which is slower, by how much, for sure
       collect   telemetry -> database;  report: database -> table and page
       pareto    packages -> accuracy against bytes and latency
+
+    \b
+    Over the air, to many devices:
+      keys      what a repository is signed with
+      publish   package -> signed repository, as pieces and deltas
+      rollout   release -> devices, ring by ring, and back where they do badly
+      ship      convert, publish and rollout in one
     """  # noqa: D301  # click wants the very character, where it shall not wrap
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.basicConfig(level=logging.WARNING, format=_LOG_FORMAT)
@@ -351,12 +370,51 @@ def rollback(
     show_default=True,
     help="Every so many seconds, sketches of what was served become a telemetry record; 0: never.",
 )
-def agent(device: str, broker: str, root: Path, confirm: Any, drift: float) -> None:  # noqa: ANN401  # click has checked it
-    """Run on the device: serve the active slot over MQTT and send telemetry."""
+@click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="What rollouts may find this device by.")
+@click.option(
+    "--repository",
+    metavar="URL",
+    envvar="FERRYMAN_REPOSITORY_URL",
+    show_envvar=True,
+    help="Where updates come from [default: nowhere, only `ferryman push` brings packages].",
+)
+@update_options
+@click.option("--day-max", type=Size(), help="What all updates of a day may cost on the wire [default: no matter].")
+@click.option("--mains", is_flag=True, help="Update only while something supplies power.")
+@click.option(
+    "--idle", type=click.FloatRange(0, 86400), default=0.0, help="Update only when nobody asked for so many seconds."
+)
+def agent(
+    device: str,
+    broker: str,
+    root: Path,
+    confirm: Any,  # noqa: ANN401  # click has checked it
+    drift: float,
+    labels: tuple[str, ...],
+    repository: str | None,
+    mains: bool,
+    idle: float,
+    **spending: Any,  # noqa: ANN401  # what `update_options` adds
+) -> None:
+    """Run on the device: serve the active slot over MQTT, send telemetry, and take updates over the air.
+
+    Updates need the repository's root once, at ROOT/trust/root.json (see `ferryman keys root`).
+    """
     from ferryman.devices.agent.agent import Agent, AgentConfig
     from ferryman.devices.broker import parse_broker
+    from ferryman.devices.labels import parse_labels
 
-    config = AgentConfig(device=device, root=root, broker=parse_broker(broker), confirm=confirm, drift_s=drift)
+    config = AgentConfig(
+        device=device,
+        root=root,
+        broker=parse_broker(broker),
+        confirm=confirm,
+        drift_s=drift,
+        labels=parse_labels(labels),
+        update=update_config(repository, **spending) if repository else None,
+        mains=mains,
+        idle_s=idle,
+    )
     Agent(config).run(_stop_event())
 
 
@@ -433,6 +491,8 @@ def status(device: str, devices_file: Path | None, as_json: bool, timeout: float
 
 main.add_command(profile)
 main.add_command(compare)
+for command in (keys, publish, withdraw, repository, serve, update, rollout, ship):
+    main.add_command(command)
 
 
 @main.command()

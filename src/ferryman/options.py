@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from ferryman.devices.agent.update.config import UpdateConfig
     from ferryman.devices.fleet.inventory import Device
 
 PATH = click.Path(path_type=Path)
+_SIZES = {"": 1, "kB": 1000, "MB": 10**6, "GB": 10**9}
 
 
 class Seconds(click.FloatRange):
@@ -43,3 +46,41 @@ def find(name: str, devices_file: Path | None) -> Device:
     from ferryman.devices.fleet.inventory import find_device, read_devices
 
     return find_device(read_devices(devices_file), name, devices_file)
+
+
+class Size(click.ParamType[int]):
+    """Bytes, or with a unit: 500kB, 5MB."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:  # noqa: ANN401, D102  # click's signature
+        found = re.fullmatch(r"(\d{1,12})(kB|MB|GB|)", str(value).strip(), re.ASCII)
+        if found is None or not int(found[1]):
+            self.fail(f"{value!r} is not a size, such as 500000, 500kB or 5MB", param, ctx)
+        return int(found[1]) * _SIZES[found[2]]
+
+
+def update_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds what a device may spend on updates, as the arguments of `update_config`."""
+    for option in (
+        click.option("--update-max", type=Size(), help="What one update may cost on the wire [default: no matter]."),
+        click.option("--rate", type=Size(), help="Bandwidth cap, a second [default: none]."),
+        click.option("--proxy", metavar="URL", help="HTTP proxy for updates [default: as http_proxy and so on say]."),
+    ):
+        command = option(command)
+    return command
+
+
+def update_config(
+    url: str, *, proxy: str | None, rate: int | None, update_max: int | None, day_max: int | None = None
+) -> UpdateConfig:
+    """Where updates come from and what they may cost.
+
+    Raises:
+        CallerError: nothing can be fetched so.
+    """
+    from ferryman.devices.agent.update.config import UpdateConfig, check_config
+
+    return check_config(
+        UpdateConfig(url=url, proxy=proxy, rate_bytes_s=rate, update_max_bytes=update_max, day_max_bytes=day_max)
+    )

@@ -57,8 +57,8 @@ def keys() -> None:
     """Make, show and replace the keys that a repository is signed with.
 
     \b
-    A repository has these roles, each with keys of its own (The Update Framework):
-      root       says which keys count; the only thing a device is given beforehand
+    A repository has these roles, each with its own keys (The Update Framework):
+      root       says which keys count; the only thing a device is given before
       targets    says which family of models has which key
       FAMILY     signs the releases of one family, and no other's
       snapshot   says which of these are in force together
@@ -207,6 +207,36 @@ def root_command(repository: Path, output: Any) -> None:  # noqa: ANN401  # a cl
     show_default=True,
     help="Make deltas against so many newest releases of the family.",
 )
+@click.option(
+    "--lossy",
+    metavar="CODEC",
+    help="Publish something less exact that takes far fewer bytes, such as fedzip; it must hold --min-sqnr on the "
+    "golden vectors, and the release states its error [default: exact].",
+)
+@click.option(
+    "--base", type=PATH, help="With --lossy: the package that devices have; of a second update, the first's -o."
+)
+@click.option(
+    "--adapter",
+    type=PATH,
+    metavar="FILE",
+    help="Publish what PACKAGE becomes with these adapters merged into it: devices that have PACKAGE fetch their "
+    "factors (see `save_adapters` in docs/ota/models.md).",
+)
+@click.option(
+    "--min-sqnr",
+    type=click.FloatRange(5, 200),
+    default=20.0,
+    show_default=True,
+    help="With --lossy: the bar in dB against the model's own answers.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=PATH,
+    help="With --lossy or --adapter: where the package goes that devices will have; the next update's base [default: "
+    "beside PACKAGE, -lossy or -adapted].",
+)
 def publish(
     package: Path,
     repository: Path,
@@ -214,6 +244,11 @@ def publish(
     family: str | None,
     version: str | None,
     delta_from: int,
+    lossy: str | None,
+    base: Path | None,
+    adapter: Path | None,
+    min_sqnr: float,
+    output: Path | None,
 ) -> None:
     """Publish PACKAGE: pieces nobody has yet, deltas from what devices may have, and signed metadata.
 
@@ -222,15 +257,39 @@ def publish(
     """
     from ferryman.devices.fleet.repository.publish import publish as run
 
+    if (lossy is None) != (base is None):
+        raise click.UsageError("--lossy and --base go together: a lossy update is one from what devices have")
+    if lossy is not None and adapter is not None:
+        raise click.UsageError("--lossy and --adapter do not go together; publish one after the other")
+    keyring = _keyring(key_folders)
+    options: dict[str, Any] = {"family": family, "version": version, "delta_from": delta_from}
+    if adapter is not None:
+        from ferryman.devices.fleet.repository.adapted import adapter_package
+
+        output = output or package.with_name(f"{package.stem}-adapted{package.suffix}")
+        merged = adapter_package(package, adapter, output)
+        options["hinting"] = merged.hinting
+        package = merged.package
+        click.echo(f"{package}: factors of {merged.factor_bytes:,} bytes; keep it for the next update", err=True)
+    if lossy is not None and base is not None:
+        from ferryman.devices.fleet.repository.lossy import lossy_package
+
+        output = output or package.with_name(f"{package.stem}-lossy{package.suffix}")
+        made = lossy_package(base, package, lossy, output, sqnr_min_db=min_sqnr)
+        options |= {"lossy": made.lossy, "hinting": made.hinting}
+        package = made.package
+        click.echo(
+            f"{package}: {made.lossy.sqnr_min_db:.1f} dB on the golden vectors, {made.lossy.relative_error:.3f} of the "
+            f"update lost, weights in 1/{made.lossy.ratio:.0f} of their bytes; keep it for the next update",
+            err=True,
+        )
     done = run(
         package,
         repository,
-        _keyring(key_folders),
+        keyring,
         _now(),
-        family=family,
-        version=version,
-        delta_from=delta_from,
         progress=lambda step: click.echo(f"  {step}", err=True),
+        **options,
     )
     if done.is_new:
         click.echo(f"published {done.release.name}: {done.new_bytes} bytes for {done.release.package_bytes}")

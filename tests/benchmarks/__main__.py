@@ -20,6 +20,7 @@ BENCHMARKS = (
     "quant_training",
     "quant_calibration",
     "profiler",
+    "ota",
 )
 
 

@@ -20,7 +20,7 @@ from tests.benchmarks.frame import progress
 from tests.e2e import digits
 
 RUNTIMES = ("executorch", "tflite")
-_WIDE, _TOKENS, _RANK = 192, 16, 8
+_WIDE, _TOKENS, _RANK = 144, 16, 8
 _TUNED_BATCHES = 12
 
 
@@ -147,24 +147,29 @@ def updates() -> Iterator[Update]:
     torch.set_num_threads(1)
     progress("training networks on digits")
     cnn = train(Convolutions(), 1e-3, 42)
-    vit = train(Transformer((0, 1, 2)), 5e-4, 42)
+    before = lower(cnn)
     one = tuned(cnn, lambda model: [model.features[9].weight])  # type: ignore[index]
     values = one.features[9].weight.detach().numpy().tobytes()  # type: ignore[index]
-    yield from _pairs("one-layer fine-tune", lower(cnn), lower(one), values)
+    yield from _pairs("one-layer fine-tune", before, lower(one), values)
+    yield from _pairs("biases only", before, lower(tuned(cnn, _biases)))
     full = tuned(cnn)
-    yield from _pairs("full fine-tune", lower(cnn), lower(full))
-    for form in ("int8", "4bit"):
+    yield from _pairs("full fine-tune", before, lower(full))
+    for form in ("int8", "4bit", "2bit"):
         yield from _pairs(f"re-quantized {form}", lower(cnn, form), lower(full, form))
-    yield from _pairs("adapter, merged", lower(vit), lower(adapted(vit)))
     binary, _ = binarize(cnn)
     fine_tune(binary, digits.Batches(), epochs=1, lr=1e-3)
     again = copy.deepcopy(binary)
-    fine_tune(again, digits.Batches(), epochs=1, lr=1e-3)
+    fine_tune(again, digits.Batches(), epochs=1, lr=1e-4)
     yield from _pairs("re-binarized", lower(binary, "binary"), lower(again, "binary"))
-    folded = train(Transformer((0, 1, 0, 1)), 5e-4, 21)
-    yield from _pairs(
-        "folded change", lower(folded), lower(tuned(folded, lambda model: list(model.blocks[0].parameters())))
-    )  # type: ignore[index]
+    vit = train(Transformer((0, 1)), 5e-4, 14)
+    yield from _pairs("adapter, merged", lower(vit), lower(adapted(vit)))
+    folded = train(Transformer((0, 1, 0, 1)), 5e-4, 10)
+    changed = tuned(folded, lambda model: list(model.blocks[0].parameters()))  # type: ignore[index]
+    yield from _pairs("folded change", lower(folded), lower(changed))
+
+
+def _biases(model: nn.Module) -> list[nn.Parameter]:
+    return [weight for name, weight in model.named_parameters() if name.endswith("bias")]
 
 
 def _pairs(name: str, old: dict[str, bytes], new: dict[str, bytes], layer: bytes | None = None) -> Iterator[Update]:

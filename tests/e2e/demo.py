@@ -17,9 +17,10 @@ import torch
 from ferryman import AgentClient, compress, open_package, parse_broker
 from ferryman.devices.fleet.store import Store
 from ferryman.runtime.contracts.errors import FerrymanError
-from tests.e2e import digits
+from tests.e2e import digits, over_the_air
 from tests.support.broker import running_broker
 from tests.support.interpreters import ROOT
+from tests.support.mosquitto import free_port
 from tests.support.sshd import running_sshd
 
 DEVICE = "pi"
@@ -47,7 +48,9 @@ def main(folder: Path = ROOT / ".demo") -> None:
     _ferryman(*binary, "-o", str(folder))
 
     with contextlib.ExitStack() as stack:
-        _headline("4 start a broker, an sshd, a collector, and an agent in the device environment (no torch there)")
+        _headline(
+            "4 start a broker, an sshd, a collector, a signed repository, and an agent: no torch in its environment"
+        )
         broker = stack.enter_context(running_broker(folder))
         sshd = stack.enter_context(running_sshd(folder / "sshd"))
         root = folder / "device"
@@ -70,7 +73,13 @@ def main(folder: Path = ROOT / ".demo") -> None:
                 folder / "collector.log", [HOST_COMMAND, "collect", "--broker", broker.url, "--database", database]
             )
         )
+        over_the_air.make_repository(folder, root, _ferryman)
+        port = str(free_port())
+        stack.enter_context(
+            _service(folder / "serve.log", [HOST_COMMAND, "serve", folder / "repository", "--port", port])
+        )
         agent = [DEVICE_COMMAND, "agent", "--device", DEVICE, "--broker", broker.url, "--root", root]
+        agent += ["--label", "site=demo", "--repository", f"http://127.0.0.1:{port}"]
         stack.enter_context(_service(folder / "agent.log", agent))
         print(f"  {broker.name} at {broker.url}, sshd at {sshd.host}:{sshd.port}")
 
@@ -81,12 +90,15 @@ def main(folder: Path = ROOT / ".demo") -> None:
             _compare_on_device(models[name], package, broker.url)
             _ferryman("profile", str(package), DEVICE, "--runs", RUNS, "--starts", STARTS, "--operators")
 
-        _headline("6 report from what the collector stored")
+        _headline("6 over the air: sign and publish, roll out; the device fetches what it lacks and serves it on trial")
+        over_the_air.show(folder, models["digits"], packages["digits"], broker.url, _ferryman)
+
+        _headline("7 report from what the collector stored")
         _wait_for_measurements(database)
         files = [f"--{kind}={folder / f'report.{kind}'}" for kind in ("html", "csv", "trace")]
         _ferryman("report", "--database", str(database), *files)
 
-    _headline("7 compare here, in turn: are 4 bits slower than floats? (exit code 3: yes, 4: unclear)")
+    _headline("8 compare here, in turn: are 4 bits slower than floats? (exit code 3: yes, 4: unclear)")
     compare = ["compare", str(packages["digits"]), "--interpreter", "ai-edge-litert", "--rounds", "6", "--runs", RUNS]
     _ferryman(*compare, good=(0, 3, 4))
     print(f"\ndone in {time.monotonic() - started:.0f} s. The page: {folder / 'report.html'}")

@@ -22,6 +22,7 @@ def test_the_demo_runs_to_its_end_and_leaves_no_process_behind(tmp_path):
     assert done.stdout.count("equal to eager on every image") >= 2 * len(INTERPRETERS)  # float and binary
     assert done.stdout.count("  tflite-4bit on ") >= 2
     assert "times as fast as fp32" in done.stdout
+    assert "digits/2" in done.stdout
     assert "is stopped again" in done.stdout.splitlines()[-1]
     page = (folder / "report.html").read_text()
     assert all(interpreter in page for interpreter in INTERPRETERS)

@@ -5,11 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
-import re
 import shutil
-import signal
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -20,10 +16,12 @@ from tuf.ngclient import Updater
 from ferryman.devices.fleet.repository.upkeep import check
 from ferryman.runtime.contracts.record import decode
 from ferryman.runtime.contracts.release import Release
-from tests.integration.test_install_kills import _WHY_NOT, CHANGING
+from tests.support.cuts import cuts, record
+from tests.support.disk import small_disk
 from tests.support.nginx import nginx
-from tests.support.packages import write_tiny_package
+from tests.support.packages import sha256_of, write_tiny_package
 from tests.support.repository import TestRepository, make_repository, utc_now
+from tests.support.strace import calls, killed_at, traced, why_not
 from tests.support.tuf_client import TufClient
 
 
@@ -91,6 +89,21 @@ def test_nothing_else_is_served(made, url):
     assert _get(url, "/metadata/timestamp.json", "PUT")[0] in {403, 405, 501}
 
 
+def test_a_full_disk_leaves_the_repository_before(tmp_path):
+    with small_disk(tmp_path / "disk", "2m") as place:
+        made = make_repository(place)
+        made.publish_tiny(1.0, "1")
+        client = TufClient(tmp_path / "device", made.path, made.root)
+        large = write_tiny_package(tmp_path / "large.ferry", added=2.0, padding=os.urandom(3 << 20))
+        with pytest.raises(OSError, match="No space left"):
+            made.publish(large, "2")
+        assert client.release("digits/1")
+        assert client.release("digits/2") is None
+        assert check(made.path) == []
+        assert made.publish_tiny(3.0, "2").version == "2"  # what was half done is gone
+        assert client.release("digits/2")
+
+
 PUBLISH = """
 import sys
 from datetime import datetime
@@ -100,70 +113,85 @@ from ferryman.devices.fleet.repository.publish import publish
 publish(Path(sys.argv[1]), Path(sys.argv[2]), Keyring([Path(sys.argv[3])]), datetime.fromisoformat(sys.argv[4]))
 """
 NOW = utc_now().isoformat()
-_CALL = re.compile(r"^(?P<pid>\d+) +(?P<name>\w+)\((?P<rest>.*)$")
+traceable = pytest.mark.skipif(bool(why_not()), reason=f"strace --inject does not work here: {why_not()}")
 
 
-def _traced(made: TestRepository, package: Path, log: Path, *options: str) -> int:
-    argv = ["strace", "-f", "-y", "-s", "0", "-e", f"trace={CHANGING}", *options, "-o", str(log)]
-    run = [sys.executable, "-c", PUBLISH, str(package), str(made.path), str(made.keys), NOW]
-    done = subprocess.run([*argv, *run], capture_output=True, check=False)
-    assert done.returncode in {0, -signal.SIGKILL}, done.stderr.decode()
-    return done.returncode
+class Scene:
+    """A repository with one release, a device that has seen it, and a package to publish next."""
 
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.made = make_repository(folder)
+        bulk = os.urandom(50_000)
+        self.made.publish_tiny(1.0, "1", padding=bulk)
+        self.package = write_tiny_package(folder / "next.ferry", added=2.0, padding=bulk)
+        self.client = TufClient(folder / "device", self.made.path, self.made.root)
+        self.client.updater()
 
-def _calls(log: Path, root: Path) -> list[tuple[str, int]]:
-    """Name and number of every call under `root` that can change something, in order."""
-    counts: dict[tuple[str, str], int] = {}
-    found = []
-    for line in log.read_text().splitlines():
-        if match := _CALL.match(line):
-            key = match["pid"], match["name"]
-            counts[key] = counts.get(key, 0) + 1
-            if str(root) in match["rest"] and not (match["name"].startswith("open") and "O_CREAT" not in line):
-                found.append((match["name"], counts[key]))
-    return found
+    def at(self, path: Path) -> TestRepository:
+        """The same repository in another place."""
+        return TestRepository(path, self.made.keys, self.made.offline)
 
+    def arguments(self, path: Path) -> tuple[str, ...]:
+        return str(self.package), str(path), str(self.made.keys), NOW
 
-@pytest.mark.slow
-@pytest.mark.skipif(bool(_WHY_NOT), reason=f"strace --inject does not work here: {_WHY_NOT}")
-def test_a_publish_killed_at_every_call_leaves_what_clients_accept(tmp_path):
-    made = make_repository(tmp_path)
-    bulk = os.urandom(50_000)
-    made.publish_tiny(1.0, padding=bulk)
-    package = write_tiny_package(tmp_path / "next.ferry", added=2.0, padding=bulk)
-
-    def copied(name: str) -> TestRepository:
-        shutil.copytree(made.path, tmp_path / name / "repository")
-        return TestRepository(tmp_path / name / "repository", made.keys, made.offline)
-
-    undisturbed = copied("undisturbed")
-    client = TufClient(tmp_path / "device", made.path, made.root)
-    client.updater()
-    assert _traced(undisturbed, package, tmp_path / "log") == 0
-    calls = _calls(tmp_path / "log", undisturbed.path)
-    assert len(calls) > 40
-
-    def killed_at(number: int) -> bool:
-        """Kill a publish at that call; whether it had been published then."""
-        name, nth = calls[number]
-        ours = copied(str(number))
-        option = f"--inject={name}:signal=KILL:when={nth}"
-        assert _traced(ours, package, tmp_path / f"log{number}", option) == -signal.SIGKILL
-        shutil.copytree(client.folder, tmp_path / str(number) / "device", symlinks=True)
-        device = TufClient(tmp_path / str(number) / "new", ours.path, made.root)
-        known = TufClient(tmp_path / str(number) / "known", ours.path, made.root)
-        known.folder = tmp_path / str(number) / "device"
-        seen = {one.release("digits/2") is not None for one in (device, known)}
+    def seen(self, path: Path, name: str, *, again: bool) -> bool:
+        """Whether the second release is there for devices old and new; the first is, whatever was done."""
+        ours = self.at(path)
+        known = TufClient(self.folder / f"{name}-known", path, self.made.root)
+        shutil.copytree(self.client.folder, known.folder, symlinks=True, dirs_exist_ok=True)
+        device = TufClient(self.folder / f"{name}-new", path, self.made.root)
         assert device.release("digits/1") is not None
-        assert check(ours.path) == []
-        assert ours.publish(package).package_sha256 == undisturbed.release("digits/2").package_sha256
-        assert known.release("digits/2") is not None
-        shutil.rmtree(tmp_path / str(number))
-        (after,) = seen
-        return after
+        (found,) = {one.release("digits/2") is not None for one in (device, known)}
+        assert check(path) == []
+        if again:
+            assert ours.publish(self.package).package_sha256 == sha256_of(self.package)
+            assert known.release("digits/2") is not None
+        for one in (known, device):
+            shutil.rmtree(one.folder)
+        return found
+
+
+@traceable
+@pytest.mark.slow
+def test_power_cuts_that_lose_what_was_not_synced(tmp_path):
+    scene = Scene(tmp_path)
+    path = scene.made.path
+    shutil.copytree(path, tmp_path / "pristine")
+    did = record(PUBLISH, scene.arguments(path), path, tmp_path / "log")
+    path.rename(tmp_path / "real")
+    (tmp_path / "pristine").rename(path)
+    (tmp_path / "cuts").mkdir()
+    found = {}
+    for made, how, place in cuts(did, path, tmp_path / "cuts", draws=1):
+        try:
+            found[made, how] = scene.seen(place, "cut", again=how == "any" and made % 5 == 0)
+        except Exception as error:
+            error.add_note(f"after {made} of {len(did)} calls ({did[max(made - 1, 0)]}), keeping {how}")
+            raise
+        shutil.rmtree(place)
+    assert not found[0, "most"]
+    assert found[len(did), "least"], "what was published is on the disk"
+
+
+@traceable
+@pytest.mark.slow
+def test_a_publish_killed_at_every_call_leaves_what_clients_accept(tmp_path):
+    scene = Scene(tmp_path)
+    undisturbed = shutil.copytree(scene.made.path, tmp_path / "undisturbed" / "repository")
+    assert traced(PUBLISH, scene.arguments(undisturbed), tmp_path / "log").code == 0
+    points = calls(tmp_path / "log", undisturbed)
+    assert len(points) > 40
+
+    def killed(number: int) -> bool:
+        path = shutil.copytree(scene.made.path, tmp_path / str(number) / "repository")
+        killed_at(PUBLISH, scene.arguments(path), path, tmp_path / f"log{number}", points[number])
+        seen = scene.seen(path, str(number), again=True)
+        shutil.rmtree(path)
+        return seen
 
     with ThreadPoolExecutor(2) as pool:
-        published = list(pool.map(killed_at, range(len(calls))))
+        published = list(pool.map(killed, range(len(points))))
     assert published == sorted(published)  # old up to some call, new from there on
     assert not published[0]
     assert published[-1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -21,11 +21,11 @@ from tests.support.interpreters import DEVICE_PYTHON
 class AgentProcess:
     """Use with `with`; whatever it started is gone afterwards."""
 
-    def __init__(self, broker: BrokerConfig, root: Path, device: str = "pi") -> None:
+    def __init__(self, broker: BrokerConfig, root: Path, device: str = "pi", options: Sequence[str] = ()) -> None:
         self.log = root.with_name(f"{root.name}.log")
         url = f"mqtt://{broker.host}:{broker.port}"
         command = [DEVICE_PYTHON.with_name("ferryman"), "-v", "agent"]
-        self._command = [*map(str, command), "--device", device, "--broker", url, "--root", str(root)]
+        self._command = [*map(str, command), "--device", device, "--broker", url, "--root", str(root), *options]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property

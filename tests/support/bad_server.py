@@ -6,6 +6,7 @@ import contextlib
 import re
 import select
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -61,7 +62,8 @@ class BadServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        return f"http://{self.server_address[0]}:{self.server_address[1]}"
+        scheme = "https" if isinstance(self.socket, ssl.SSLSocket) else "http"
+        return f"{scheme}://{self.server_address[0]}:{self.server_address[1]}"
 
     def find(self, path: str) -> bytes | None:
         if isinstance(self.files, dict):
@@ -96,7 +98,10 @@ class _Handler(BaseHTTPRequestHandler):
         if bad.endless:
             self._head(200, {"Connection": "close"})
             return self._body(ENDLESS, endless=True)
-        start, end = 0, len(data)
+        return self._file(data, asked)
+
+    def _file(self, data: bytes, asked: str) -> None:
+        bad, start, end = self.server.bad, 0, len(data)
         read = re.fullmatch(r"bytes=(\d+)-(\d*)", asked)
         if read and not bad.ignore_range:
             start, end = int(read[1]), min(end, int(read[2] or end - 1) + 1)
@@ -133,7 +138,7 @@ class _Handler(BaseHTTPRequestHandler):
             count = min(len(rest), 65536 if bad.bytes_s is None else max(1, int(bad.bytes_s / 20)))
             stop = bad.drop_every if bad.drop_every is not None else bad.silent_after
             if stop is not None:
-                count = min(count, stop - sent)
+                count = max(0, min(count, stop - sent))
             if not count:
                 if bad.silent_after is not None:
                     time.sleep(30)
@@ -150,9 +155,15 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serving(files: dict[str, bytes] | Path, bad: Bad | None = None, host: str = "127.0.0.1") -> Iterator[BadServer]:
-    """A server on a port of its own."""
+def serving(
+    files: dict[str, bytes] | Path, bad: Bad | None = None, host: str = "127.0.0.1", certificate: Path | None = None
+) -> Iterator[BadServer]:
+    """A server on a port of its own; with TLS, if it has a certificate and its key."""
     with BadServer(files, bad, host) as server:
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         try:
             yield server

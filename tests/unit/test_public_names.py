@@ -25,9 +25,14 @@ NAMES = [
     "open_package",
     "open_session",
     "parse_broker",
+    "preview_rollout",
     "profile",
+    "publish",
     "push",
     "read_devices",
+    "resume_rollout",
+    "roll_out",
+    "rollout_status",
 ]
 NEED_TORCH = {"BinaryConv2d", "BinaryLinear", "compress", "convert"}
 

@@ -54,6 +54,17 @@ def test_a_publishers_day(run, tmp_path):
     assert "digits: no releases" in run("repository", "list")
 
 
+def test_a_lossy_update_is_one_from_what_devices_have(run, tmp_path):
+    run("keys", "init", tmp_path / "keys", "--family", "digits")
+    package = write_tiny_package(tmp_path / "p.ferry", added=2.0)
+    base = write_tiny_package(tmp_path / "base.ferry")
+    assert "go together" in run("publish", package, "--lossy", "fedzip", code=2)
+    assert "go together" in run("publish", package, "--base", base, code=2)
+    with pytest.raises(CallerError, match="no artifact holds float32 weights"):
+        run("publish", package, "--lossy", "fedzip", "--base", base)
+    assert not list((tmp_path / "r" / "targets").glob("*/*"))
+
+
 def test_damage_is_an_exit_code(run, tmp_path):
     run("keys", "init", tmp_path / "keys", "--family", "digits")
     run("publish", write_tiny_package(tmp_path / "p.ferry"))

@@ -6,7 +6,7 @@ clock, where it was set before and after it, and else by the time since boot: a 
 
 from __future__ import annotations
 
-import os
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -17,11 +17,12 @@ import msgspec
 
 from ferryman.runtime.contracts.errors import BudgetError, DeviceError
 from ferryman.runtime.contracts.record import Record, decode, encode
+from ferryman.runtime.durable import write_durable
 
 DAY_S = 86_400.0
 _SET_S = 1_700_000_000
 """An earlier wall clock was never set."""
-_AHEAD_BYTES = 1 << 18
+_AHEAD_BYTES = 4 << 20
 _AHEAD_LEAST_BYTES = 1 << 14
 _UPDATES_MAX = 8
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -182,8 +183,8 @@ class DataBudget:
                 self._ahead -= count
 
     def settle(self) -> None:
-        """Give back what was set aside and not spent."""
-        with self._lock:
+        """Give back what was set aside and not spent; where the disk refuses, it stays counted."""
+        with self._lock, contextlib.suppress(DeviceError):
             self._settle()
 
     def _settle(self) -> None:
@@ -219,16 +220,15 @@ class DataBudget:
                 f"cannot read {self._path}: {error.strerror}; what updates cost is counted there"
             ) from error
         try:
-            usage = decode(data, Usage)
-            if min(usage.day_bytes, usage.day_elapsed_s, usage.total_bytes, *usage.updates.values()) < 0:
-                raise ValueError("a count is less than 0")
+            usage = _checked(decode(data, Usage))
         except ValueError as error:
             self.note = f"{self._path} was damaged ({error}); this day's data budget counts as spent"
             usage = Usage(boot=self._clocks().boot, uptime_s=self._clocks().uptime_s, day_bytes=self._day_max or 0)
         return passed(usage, self._clocks())
 
     def _write(self, usage: Usage) -> None:
-        write_durable(self._path, encode(usage))
+        """A kill loses nothing of it; a power cut only where there is no limit to keep to."""
+        write_durable(self._path, encode(usage), sync=self._day_max is not None or self._update_max is not None)
         self._usage = usage
 
 
@@ -236,30 +236,3 @@ def _checked(usage: Usage) -> Usage:
     if min(usage.day_bytes, usage.day_elapsed_s, usage.total_bytes, *usage.updates.values()) < 0:
         raise ValueError("a count is less than 0")
     return usage
-
-
-def write_durable(path: Path, data: bytes) -> None:
-    """Replace a file in one step that survives a power cut.
-
-    Raises:
-        DeviceError: the disk refused; the old file is as it was.
-    """
-    new = path.with_name(f"{path.name}.new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new.unlink(missing_ok=True)
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(descriptor)
-        new.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise DeviceError(
-            f"cannot write {path}: {error.strerror}; make room on the device, or put that right"
-        ) from error

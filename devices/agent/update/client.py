@@ -94,6 +94,11 @@ class UpdateClient(Closing):
         """Spent so far by this client."""
         return self._budget.total_bytes - self._begin_bytes
 
+    @property
+    def retries(self) -> int:
+        """Requests so far that broke and were asked again."""
+        return self._http.retries
+
     def check(self, name: str) -> Release:
         """The release `family/version`, or the newest of `family`.
 
@@ -101,12 +106,20 @@ class UpdateClient(Closing):
         """
         return self._trust.release(name if "/" in name else self._trust.newest(name))
 
-    def plan(self, release: Release, variants: Sequence[str] = (), update_max_bytes: int | None = None) -> Plan:
+    def plan(
+        self,
+        release: Release,
+        variants: Sequence[str] = (),
+        *,
+        update: str | None = None,
+        update_max_bytes: int | None = None,
+    ) -> Plan:
         """How every payload would come; the manifest and the indices it takes to know are fetched.
 
         Args:
             release: that `check` gave.
             variants: only these; empty: all that this device can run.
+            update: what `update_max_bytes` is counted for, over all attempts; None: the package.
             update_max_bytes: what the update may cost, beside what the config says.
 
         Raises:
@@ -116,7 +129,7 @@ class UpdateClient(Closing):
             PackageError, RepositoryError, TrustError, LinkError: what is published is not what it must be, or did not
                 come.
         """
-        fetching = self._fetching(release, update_max_bytes)
+        fetching = self._fetching(release, update, update_max_bytes)
         try:
             return self._planned(fetching, variants)[1]
         finally:
@@ -127,6 +140,7 @@ class UpdateClient(Closing):
         release: Release,
         variants: Sequence[str] = (),
         *,
+        update: str | None = None,
         update_max_bytes: int | None = None,
         progress: Progress = lambda _step, _done, _total: None,
     ) -> Staged:
@@ -135,6 +149,7 @@ class UpdateClient(Closing):
         Args:
             release: that `check` gave.
             variants: only these; empty: all that this device can run.
+            update: what `update_max_bytes` is counted for, over all attempts; None: the package.
             update_max_bytes: what the update may cost, beside what the config says.
             progress: told of bytes on the wire as they come, step `download`.
 
@@ -145,7 +160,7 @@ class UpdateClient(Closing):
         def tell() -> None:
             progress("download", min(self.wire_bytes - begin, planned), planned)
 
-        fetching = self._fetching(release, update_max_bytes, tell)
+        fetching = self._fetching(release, update, update_max_bytes, tell)
         try:
             with disk_errors(self._store):
                 fetching.download.sweep()
@@ -179,10 +194,14 @@ class UpdateClient(Closing):
             self._unlock()
 
     def _fetching(
-        self, release: Release, update_max_bytes: int | None, progress: Callable[[], None] = lambda: None
+        self,
+        release: Release,
+        update: str | None,
+        update_max_bytes: int | None,
+        progress: Callable[[], None] = lambda: None,
     ) -> Fetching:
         limits = [one for one in (update_max_bytes, self._config.update_max_bytes) if one is not None]
-        self._budget.begin(release.package_sha256, min(limits, default=None))
+        self._budget.begin(update or release.package_sha256, min(limits, default=None))
         fetching = Fetching(self._store, self._http, self._trust, self._budget, release, progress)
         if self._budget.note:
             fetching.notes.append(self._budget.note)

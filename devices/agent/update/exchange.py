@@ -1,9 +1,8 @@
-"""One request and its answer, on a thread of its own: whoever reads it can leave at any moment."""
+"""One request and its answer; somebody else can end it at any moment."""
 
 from __future__ import annotations
 
 import contextlib
-import queue
 import re
 import threading
 import time
@@ -15,14 +14,13 @@ import urllib3
 
 from ferryman.devices.agent.update.budget import DataBudget
 from ferryman.devices.agent.update.config import Cancelled, UpdateConfig
-from ferryman.runtime.contracts.errors import FerrymanError, LinkError, RepositoryError
+from ferryman.runtime.contracts.errors import LinkError, RepositoryError
 
-BLOCK_BYTES = 1 << 16
+BLOCK_BYTES = 1 << 17
 POLL_S = 0.2
 """How soon a cancel is seen."""
 SKIP_BYTES = 1 << 16
 """So much of an answer that ignores Range is skipped in any case, beside what was asked for."""
-_AHEAD_BLOCKS = 8
 _DISMISS_BYTES = 1 << 12
 _REDIRECTS_MAX = 3
 _HEAD_BYTES = 60
@@ -65,10 +63,10 @@ class Ask:
 
 
 class Rate:
-    """A token bucket: bytes may pass at this rate, a quarter of a second's worth at once."""
+    """A token bucket: bytes may pass at this rate, a tenth of a second's worth at once."""
 
     def __init__(self, bytes_s: int | None) -> None:
-        self.block_bytes = BLOCK_BYTES if bytes_s is None else max(512, min(BLOCK_BYTES, bytes_s // 8))
+        self.block_bytes = BLOCK_BYTES if bytes_s is None else max(512, min(BLOCK_BYTES, bytes_s // 20))
         self._bytes_s = bytes_s
         self._debt_bytes = 0.0
         self._at_s = time.monotonic()
@@ -78,7 +76,7 @@ class Rate:
         if self._bytes_s is None:
             return 0.0
         now_s = time.monotonic()
-        burst = self._bytes_s / 4
+        burst = self._bytes_s / 10
         self._debt_bytes = max(-burst, self._debt_bytes - (now_s - self._at_s) * self._bytes_s) + count
         self._at_s = now_s
         return max(0.0, self._debt_bytes / self._bytes_s)
@@ -105,13 +103,13 @@ class Exchange:
         self._rate = rate
         self._cancelled = cancelled
         self._left = threading.Event()
-        self._done = False
+        """Nobody waits for the answer any more."""
+        self._opened = threading.Event()
+        self._error: Exception | None = None
         self._whole = False
         """The answer was read to its end, so that its connection can serve again."""
         self._skip = 0
         self._response: urllib3.BaseHTTPResponse | None = None
-        self._queue: queue.Queue[bytes | Exception | None] = queue.Queue(_AHEAD_BLOCKS)
-        threading.Thread(target=self._run, name="fetch", daemon=True).start()
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield the bytes.
@@ -122,50 +120,52 @@ class Exchange:
             BudgetError: no more may be spent.
             Cancelled: somebody asked to stop.
         """
-        deadline_s = time.monotonic() + 2 * self._config.timeout_s
-        while True:
-            if self._cancelled.is_set():
-                raise Cancelled("cancelled; what was fetched and verified is kept, the next try goes on from there")
-            try:
-                item = self._queue.get(timeout=POLL_S)
-            except queue.Empty:
-                if self._response is None and time.monotonic() > deadline_s:
-                    raise Retry(f"no answer within {2 * self._config.timeout_s:g} s") from None
-                continue
-            if item is None:
-                self._done = True
-                return
-            if isinstance(item, Exception):
-                raise item
-            yield item
+        try:
+            yield from self._read(self._answer())
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            self._end_if_cancelled()
+            raise _blame(error) from error
+
+    def interrupt(self) -> None:
+        """End a read that waits; from any thread."""
+        response = self._response
+        if response is not None:
+            with contextlib.suppress(ValueError, RuntimeError, OSError):
+                response.shutdown()
 
     def close(self) -> None:
         """Leave; a connection that is in the middle of something is cut."""
         self._left.set()
-        if self._response is not None and not self._done:
-            with contextlib.suppress(ValueError, RuntimeError, OSError):
-                self._response.shutdown()
+        response, self._response = self._response, None
+        if response is not None:
+            response.release_conn() if self._whole else response.close()
 
-    def _run(self) -> None:
+    def _end_if_cancelled(self) -> None:
+        if self._cancelled.is_set():
+            raise Cancelled("cancelled; what was fetched and verified is kept, the next try goes on from there")
+
+    def _answer(self) -> urllib3.BaseHTTPResponse:
+        """Wait for the answer's head. It comes on another thread, for nothing ends a connect or a look-up of a name."""
+        self._end_if_cancelled()
+        threading.Thread(target=self._ask_and_tell, name="fetch", daemon=True).start()
+        deadline_s = time.monotonic() + 2 * self._config.timeout_s
+        while not self._opened.wait(POLL_S):
+            self._end_if_cancelled()
+            if time.monotonic() > deadline_s:
+                raise Retry(f"no answer within {2 * self._config.timeout_s:g} s")
+        if self._error is not None:
+            raise self._error
+        assert self._response is not None  # noqa: S101  # or there were an error
+        return self._response
+
+    def _ask_and_tell(self) -> None:
         try:
             self._open()
-            self._read()
-            self._put(None)
-        except (Retry, FerrymanError) as error:
-            self._put(error)
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            self._put(_blame(error))
-        except Exception as error:  # noqa: BLE001  # the reader is told, whatever it is
-            self._put(error)
-        finally:
-            if self._response is not None:
-                self._response.release_conn() if self._whole else self._response.close()
-
-    def _put(self, item: bytes | Exception | None) -> None:
-        while not self._left.is_set():
-            with contextlib.suppress(queue.Full):
-                self._queue.put(item, timeout=POLL_S)
-                return
+        except Exception as error:  # noqa: BLE001  # whoever waits is told, whatever it is
+            self._error = error
+        self._opened.set()
+        if self._left.is_set():
+            self.close()
 
     def _open(self) -> None:
         """Ask, follow redirects, and see that the answer is to what was asked."""
@@ -261,36 +261,54 @@ class Exchange:
             raise Retry(f"{url} was replaced by a file of {total} bytes while it was read")
         self.total = total if total is not None else self.total
 
-    def _read(self) -> None:
+    def _read(self, response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
         """Bring the bytes until there are as many as asked for, or the file ends."""
-        assert self._response is not None  # noqa: S101
         ask, skip = self._ask, self._skip
         end = ask.length if ask.length is not None else None if self.total is None else self.total - ask.start
-        came, seconds, counted = 0, 0.0, 0
-        while (end is None or came < skip + end) and not self._left.is_set():
+        came = 0
+        pace = _Pace(self._config)
+        while end is None or came < skip + end:
+            self._end_if_cancelled()
             most = self._rate.block_bytes if end is None else min(self._rate.block_bytes, skip + end - came)
             if (left := self._budget.left()) is not None:
                 if not left:
                     self._budget.check(BLOCK_BYTES if end is None else skip + end - came, ask.url)
                 most = min(most, left)
-            began = time.monotonic()
-            block = self._response.read1(most)
-            seconds, counted = seconds + time.monotonic() - began, counted + len(block)
+            began_s = time.monotonic()
+            block = response.read1(most)
+            self._budget.spend(len(block))
             if not block:
                 break
-            self._budget.spend(len(block))
-            if came + len(block) > skip:
-                self._put(block[max(0, skip - came) :])
+            pace.note(len(block), time.monotonic() - began_s)
             came += len(block)
+            self._whole = response.length_remaining == 0
+            if came > skip:
+                yield block[max(0, len(block) - came + skip) :]
             if (wait_s := self._rate.pass_(len(block))) > 0:
-                self._left.wait(wait_s)
-            if seconds > self._config.timeout_s:
-                if counted < min(self._config.floor_bytes_s, (self._config.rate_bytes_s or 1 << 40) // 4) * seconds:
-                    raise Retry(f"{counted / seconds:.0f} bytes/s are fewer than {self._config.floor_bytes_s}")
-                seconds, counted = 0.0, 0
+                self._cancelled.wait(wait_s)
+        self._end_if_cancelled()
         if end is not None and came < skip + end:
             raise Retry(f"the answer ended after {came} of {skip + end} bytes")
-        self._whole = self._response.length_remaining == 0
+
+
+class _Pace:
+    """How fast bytes come, over windows of time spent waiting for them."""
+
+    def __init__(self, config: UpdateConfig) -> None:
+        self._window_s = config.timeout_s
+        self._floor_bytes_s = min(config.floor_bytes_s, (config.rate_bytes_s or 1 << 40) // 4)
+        self._bytes = 0
+        self._seconds = 0.0
+
+    def note(self, count: int, seconds: float) -> None:
+        """Count; raises Retry where the window's bytes are too few."""
+        self._bytes += count
+        self._seconds += seconds
+        if self._seconds > self._window_s:
+            speed = self._bytes / self._seconds
+            if speed < self._floor_bytes_s:
+                raise Retry(f"{speed:.0f} bytes/s are fewer than {self._floor_bytes_s}")
+            self._bytes, self._seconds = 0, 0.0
 
 
 def _blame(error: Exception) -> Exception:

@@ -62,10 +62,8 @@ class Fetching:
         """
         while True:
             ways = self._ways(payloads)
-            if not self._learned:
-                self._learned = True
-                if self._learn(ways):
-                    continue
+            if self._learn(ways):
+                continue
             groups = index_runs(ways)
             if not groups:
                 self._afford(sum(way.wire_bytes for way in ways))
@@ -142,12 +140,15 @@ class Fetching:
     def _learn(self, ways: Sequence[Way]) -> bool:
         """Fetch what the slots' payloads were published in, where that is little beside what they may spare."""
         cost = sum(way.wire_bytes for way in ways if way.kind == "chunks")
+        if self._learned or cost < _WORTH_BYTES:
+            return False
+        self._learned = True
         known = {chunk.held.sha256 for chunk in self._chunks.values()}
         wanted = [one for one in self._held.values() if one.sha256 not in known and one.size_bytes >= _WORTH_BYTES]
         learned = False
         for name in sorted({one.release for one in wanted if one.release and one.release != self.release.name}):
             try:
-                if cost < _WORTH_BYTES or (self._trust.release_bytes(name) + REQUEST_BYTES) * _WORTH > cost:
+                if (self._trust.release_bytes(name) + REQUEST_BYTES) * _WORTH > cost:
                     continue
                 old = self._trust.release(name)
             except RepositoryError as error:

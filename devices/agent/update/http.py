@@ -15,7 +15,7 @@ import urllib3
 
 from ferryman.devices.agent.update.budget import DataBudget
 from ferryman.devices.agent.update.config import Cancelled, UpdateConfig, check_config
-from ferryman.devices.agent.update.exchange import SKIP_BYTES, Ask, Exchange, Rate, Retry
+from ferryman.devices.agent.update.exchange import POLL_S, SKIP_BYTES, Ask, Exchange, Rate, Retry
 from ferryman.runtime.contracts.errors import LinkError, RepositoryError
 
 _FAILURES_MAX = 10
@@ -50,6 +50,9 @@ class Http:
         self.server_date: str | None = None
         """What the server last said of the time; nobody signed it."""
         self._rate = Rate(config.rate_bytes_s)
+        self._current: Exchange | None = None
+        self._watcher: threading.Thread | None = None
+        self._closed = threading.Event()
         self._pools: dict[str, urllib3.PoolManager] = {}
 
     def url(self, path: str) -> str:
@@ -65,6 +68,7 @@ class Http:
             BudgetError: no more may be spent.
             Cancelled: somebody asked to stop.
         """
+        self._watch()
         failures, moved_s, got = 0, time.monotonic(), 0
         total: int | None = None
         while length is None or got < length:
@@ -79,6 +83,7 @@ class Http:
                 self._rate,
                 self.cancelled,
             )
+            self._current = exchange
             try:
                 for block in exchange:
                     got += len(block)
@@ -116,9 +121,24 @@ class Http:
 
     def close(self) -> None:
         """Close what is kept open."""
+        self._closed.set()
         for pool in self._pools.values():
             pool.clear()
         self.budget.settle()
+
+    def _watch(self) -> None:
+        """Have somebody who ends a read that waits, once a cancel comes."""
+        if self._watcher is None:
+            self._watcher = threading.Thread(target=self._interrupt, name="fetch-cancel", daemon=True)
+            self._watcher.start()
+
+    def _interrupt(self) -> None:
+        while not self._closed.is_set():
+            if not self.cancelled.wait(POLL_S):
+                continue
+            if (current := self._current) is not None:
+                current.interrupt()
+            self._closed.wait(POLL_S)
 
     def _pause(self, failures: int, after_s: float) -> None:
         """Wait, longer each time, and by chance, or all of a fleet would come back at once."""
@@ -163,6 +183,6 @@ class Http:
         """Under a bandwidth cap, the kernel must not take in what may not be read yet."""
         options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
         if self.config.rate_bytes_s is not None:
-            buffer = max(_BUFFER_LEAST_BYTES, min(1 << 18, self.config.rate_bytes_s // 4))
+            buffer = max(_BUFFER_LEAST_BYTES, min(1 << 18, self.config.rate_bytes_s // 10))
             options.append((socket.SOL_SOCKET, socket.SO_RCVBUF, buffer))
         return options

@@ -12,13 +12,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ferryman.devices.agent.update.budget import write_durable
 from ferryman.runtime.contracts.errors import DeviceError, PackageError
 from ferryman.runtime.contracts.manifest import Manifest
 from ferryman.runtime.contracts.record import Record
 from ferryman.runtime.contracts.release import Recipe, ReleasePayload
 from ferryman.runtime.contracts.slot import Slot
 from ferryman.runtime.contracts.tensor import pack, unpack
+from ferryman.runtime.durable import write_durable
 from ferryman.runtime.package import MANIFEST, read_manifest
 from ferryman.runtime.pieces.index import Index, read_index
 from ferryman.runtime.slots import SlotStore

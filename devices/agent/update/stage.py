@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -20,14 +21,15 @@ from ferryman.devices.agent.update.http import Http
 from ferryman.devices.agent.update.local import Chunk, Held, sha256_of
 from ferryman.runtime.contracts.errors import DeviceError, PackageError, TrustError
 from ferryman.runtime.contracts.release import ReleasePayload, pack_path
+from ferryman.runtime.durable import sync_directory
 from ferryman.runtime.pieces.codecs import make
 from ferryman.runtime.pieces.index import Index, Piece
 
 GAP_BYTES = 512
 """Fewer bytes between two spans cost less than a request of their own."""
 _PART_BYTES = 1 << 20
-_SYNC_BYTES = 4 << 20
-"""Bounds what a power cut can take."""
+_SYNC_BYTES, _SYNC_S = 4 << 20, 1.0
+"""What a power cut can take: no more than the greater of both."""
 _EMPTY = memoryview(b"")
 
 
@@ -89,6 +91,7 @@ class Download:
         """Remove what was downloaded of other packages.
 
         Raises:
+            PackageError: the folder is a symbolic link.
             OSError: the disk refused.
         """
         for other in self._others():
@@ -96,11 +99,14 @@ class Download:
 
     def _others(self) -> list[Path]:
         folder = self.root / "download"
+        if folder.is_symlink():
+            raise PackageError(f"{folder} is a symbolic link, and what it leads to is not ours; remove it")
         return [one for one in folder.iterdir() if one != self.directory] if folder.is_dir() else []
 
     def discard(self) -> None:
         """Remove it."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        if not self.directory.parent.is_symlink():
+            shutil.rmtree(self.directory, ignore_errors=True)
 
     @contextlib.contextmanager
     def opened(self, path: str, *, write: bool = False) -> Iterator[int | None]:
@@ -156,7 +162,8 @@ class Download:
     def lacking(self, payload: ReleasePayload, index: Index) -> list[int]:
         """Numbers of the pieces that are not in the staged file."""
         with self.opened(payload.path) as descriptor:
-            if descriptor is None or not os.fstat(descriptor).st_blocks:
+            found = None if descriptor is None else os.fstat(descriptor)
+            if descriptor is None or found is None or not found.st_blocks or found.st_nlink > 1:  # gives way
                 return list(range(len(index.pieces)))
             places = zip(index.pieces, offsets(index), strict=True)
             return [
@@ -200,8 +207,8 @@ class Download:
     def sync(self) -> None:
         """Bring the folders to the disk."""
         for top, _, _ in os.walk(self.directory, topdown=False):
-            _fsync_folder(Path(top))
-        _fsync_folder(self.directory.parent)
+            sync_directory(Path(top))
+        sync_directory(self.directory.parent)
 
 
 class Writer:
@@ -212,7 +219,7 @@ class Writer:
         self._index = index
         self._http = http
         self._progress = progress
-        self._unsynced = 0
+        self._unsynced, self._synced_s = 0, time.monotonic()
         self.damaged: set[Path] = set()
         """Files of slots that did not hold the piece they should."""
 
@@ -314,9 +321,9 @@ class Writer:
             written = os.pwrite(self._file, rest[:_PART_BYTES], at)
             at, rest = at + written, rest[written:]
             self._unsynced += written
-        if self._unsynced >= _SYNC_BYTES:
+        if self._unsynced >= _SYNC_BYTES and time.monotonic() - self._synced_s >= _SYNC_S:
             os.fdatasync(self._file)
-            self._unsynced = 0
+            self._unsynced, self._synced_s = 0, time.monotonic()
 
 
 class Passing:
@@ -382,11 +389,3 @@ def _hash(descriptor: int, at: int, size: int) -> bytes:
     for part in range(at, at + size, _PART_BYTES):
         found.update(os.pread(descriptor, min(_PART_BYTES, at + size - part), part))
     return found.digest()
-
-
-def _fsync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

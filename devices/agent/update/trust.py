@@ -20,7 +20,6 @@ from tuf.api import exceptions as tuf
 from tuf.api.metadata import Root, TargetFile, Timestamp
 from tuf.ngclient import FetcherInterface, Updater
 
-from ferryman.devices.agent.update.budget import write_durable
 from ferryman.devices.agent.update.exchange import NotFound
 from ferryman.devices.agent.update.http import Http
 from ferryman.runtime.contracts.errors import (
@@ -42,6 +41,7 @@ from ferryman.runtime.contracts.release import (
     pack_path,
     target_path,
 )
+from ferryman.runtime.durable import write_durable
 from ferryman.runtime.package import LIMITS, MANIFEST
 
 _RELEASES_KEPT = 4
@@ -234,12 +234,13 @@ class _Updater(Updater):
     def signed_at(self) -> int | None:
         """When the newest verified timestamp was signed; None: there is none, or it does not say."""
         timestamp = self._trusted_set.get(Timestamp.type)
-        return _second(timestamp) if isinstance(timestamp, Timestamp) else None
+        now = _second(timestamp) if isinstance(timestamp, Timestamp) else None
+        return now or self._seen(self._keys()) or None
 
     def _load_timestamp(self) -> None:
         """Check against the later of this device's clock and the newest signed time."""
         trusted = self._trusted_set
-        keys = tuple(sorted(trusted.root.roles[Timestamp.type].keyids))
+        keys = self._keys()
         seen = self._seen(keys)
         trusted.reference_time = max(self._clock(), datetime.fromtimestamp(seen, UTC))
         super()._load_timestamp()
@@ -253,6 +254,9 @@ class _Updater(Updater):
             raise tuf.ExpiredMetadataError(f"{Root.type}.json is expired")
         if signed > seen:
             write_durable(self._signed_at, encode(SignedAt(second=signed, keys=keys)))
+
+    def _keys(self) -> tuple[str, ...]:
+        return tuple(sorted(self._trusted_set.root.roles[Timestamp.type].keyids))
 
     def _seen(self, keys: tuple[str, ...]) -> int:
         """The newest time that these keys signed at; a damaged record counts as none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
@@ -14,12 +15,16 @@ from ferryman.devices.fleet.repository.matching import Bytes, Match, find_matche
 
 MATCH_MIN_BYTES = 48
 """Enough to say where bytes around it came from."""
+COPY_MIN_BYTES = 4096
+"""A shorter equal span is not worth a piece of its own."""
 _BLOCK = 4096
 """Of a changed run; each gets the shift at which most of it is as it was."""
 _SHIFTS_MAX = 8
 _SWITCH = 512
 """Equal half bytes that a change of shift must win."""
 _FLOAT_BYTES = 4
+_WINDOW = 512 << 10
+"""Of a changed run, what is looked at together."""
 _MOVED_MIN_BYTES = 64 << 10
 """Floats that all changed a little, and moved, are looked for in changed runs at least so long."""
 
@@ -33,19 +38,18 @@ class Run(NamedTuple):
     equal: bool
 
 
-def align(old: Bytes, new: Bytes, matches: Sequence[Match], copy_min: int) -> list[Run]:
-    """Runs of `new`, one after the other; those that are equal are at least `copy_min` bytes long.
+def align(old: Bytes, new: Bytes, matches: Sequence[Match]) -> list[Run]:
+    """Runs of `new`, one after the other; those that are equal are at least `COPY_MIN_BYTES` long.
 
     Args:
         old: the older payload.
         new: the newer.
         matches: as `find_matches` finds them, of `MATCH_MIN_BYTES` or more.
-        copy_min: bytes.
     """
     runs: list[Run] = []
     at, shift, small = 0, 0, Counter[int]()
     for match in (*matches, Match(len(new), 0, len(new) - len(old))):
-        if match.size and match.size < copy_min:
+        if match.size and match.size < COPY_MIN_BYTES:
             small[match.shift] += match.size
             continue
         if match.start > at:
@@ -60,8 +64,19 @@ def align(old: Bytes, new: Bytes, matches: Sequence[Match], copy_min: int) -> li
 
 def _changed(old: Bytes, new: Bytes, start: int, end: int, shifts: list[int]) -> list[Run]:
     """Runs of `new[start:end]`, each at the shift that suits it best."""
-    if end - start >= _MOVED_MIN_BYTES:
-        shifts = list(dict.fromkeys((*shifts, 0, *_moved_floats(old, new, start, end))))
+    moved = _moved_floats(old, new, start, end) if end - start >= _MOVED_MIN_BYTES else []
+    runs: list[Run] = []
+    for first in range(start, end, _WINDOW):
+        last = min(first + _WINDOW, end)
+        for run in _settled(old, new, first, last, list(dict.fromkeys((*shifts, 0, *_most(moved, first, last))))):
+            if runs and runs[-1].shift == run.shift:
+                run = Run(runs.pop().start, *run[1:])  # noqa: PLW2901  # goes on
+            runs.append(run)
+    return runs
+
+
+def _settled(old: Bytes, new: Bytes, start: int, end: int, shifts: list[int]) -> list[Run]:
+    """Runs of `new[start:end]` with each block at the best of `shifts`."""
     if len(shifts) == 1:
         return [Run(start, end, shifts[0], equal=False)]
     best = _cheapest(np.array([_alike(old, new[start:end], start - shift) for shift in shifts]))
@@ -99,12 +114,17 @@ def _cheapest(alike: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return best
 
 
-def _moved_floats(old: Bytes, new: Bytes, start: int, end: int) -> list[int]:
-    """Shifts at which floats have the signs and exponents that they had: these hardly change in training."""
-    skip = -start % _FLOAT_BYTES + _FLOAT_BYTES - 1
+def _moved_floats(old: Bytes, new: Bytes, start: int, end: int) -> list[Match]:
+    """Spans of floats that have the signs and exponents of others before: these hardly change in training."""
+    top = _FLOAT_BYTES - 1  # the byte of sign and exponent
+    skip = start + -start % _FLOAT_BYTES + top
+    found = find_matches(old[top::_FLOAT_BYTES], new[skip:end:_FLOAT_BYTES], MATCH_MIN_BYTES)
+    return [Match(skip + one.start * _FLOAT_BYTES, one.size, one.shift * _FLOAT_BYTES + skip - top) for one in found]
+
+
+def _most(matches: list[Match], start: int, end: int) -> list[int]:
+    """The shifts of most of what begins between `start` and `end`."""
     found = Counter[int]()
-    for match in find_matches(
-        old[_FLOAT_BYTES - 1 :: _FLOAT_BYTES], new[start + skip : end : _FLOAT_BYTES], MATCH_MIN_BYTES
-    ):
-        found[match.shift * _FLOAT_BYTES + start + skip - _FLOAT_BYTES + 1] += match.size
+    for match in matches[bisect_left(matches, (start,)) : bisect_left(matches, (end,))]:
+        found[match.shift] += match.size
     return [shift for shift, _ in found.most_common(_SHIFTS_MAX)]

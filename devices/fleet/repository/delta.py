@@ -8,58 +8,28 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
 from ferryman.devices.fleet.repository.alignment import MATCH_MIN_BYTES, Run, align
-from ferryman.devices.fleet.repository.matching import find_matches
+from ferryman.devices.fleet.repository.joining import RUN_MAX_BYTES, EncodedPiece, Joiner, around, by_zstd
+from ferryman.devices.fleet.repository.matching import Match, find_matches
 from ferryman.devices.fleet.repository.segments import PIECE_BYTES, WAYS, cut
 from ferryman.runtime.contracts.errors import CallerError
-from ferryman.runtime.pieces.codecs import CODECS, PREFIX_MIN_BYTES, compress, make
+from ferryman.runtime.pieces.codecs import CODECS, make
 from ferryman.runtime.pieces.elements import encode_elements
-from ferryman.runtime.pieces.index import PIECE_MAX_BYTES, Piece
 
-_COPY_MIN_BYTES = (4096, 64 << 10, 1 << 20)
-"""Of spans that are copied by pieces of their own; of these plans the best is kept."""
-_AROUND_BYTES = 64 << 10
-"""Of the base on either side of where a piece comes from, for zstd to find what moved a little."""
-_RUN_MAX_BYTES = PIECE_MAX_BYTES - 2 * _AROUND_BYTES
+_COPY_ALONE_BYTES = 1 << 20
+"""A longer equal span is always a piece of its own: it costs the device nothing but reading."""
+_LIGHT_BYTES = 64
+"""Edits of no more, and a fiftieth of what they make, are not worth trying other ways."""
 _NEAR = 1.02
 """Ways whose estimates are so near the best are tried."""
-_FAST, _HOPELESS = 3, 1.25
-"""zstd's slow level is tried where its fast one is so near to the best so far."""
-_SMALL_BYTES = 16 << 10
 
-
-@dataclass(frozen=True)
-class EncodedPiece:
-    """The next bytes of a payload and what makes them."""
-
-    offset: int
-    """In the new payload."""
-    size: int
-    codec: str
-    stored: bytes = b""
-    base_offset: int = 0
-    base_size: int = 0
-    sha256: bytes = b""
-    """Of the piece; a hint may leave it out."""
-
-    def piece(self, pack: int, offset: int) -> Piece:
-        """As an index holds it; its stored bytes lie at `offset` of the index's pack number `pack`."""
-        held = bool(self.stored)
-        return Piece(
-            size=self.size,
-            sha256=self.sha256,
-            codec=self.codec,
-            pack=pack if held else -1,
-            offset=offset if held else 0,
-            length=len(self.stored),
-            base_offset=self.base_offset,
-            base_size=self.base_size,
-        )
+__all__ = ["EncodedPiece", "encode_delta"]
 
 
 def encode_delta(old: bytes, new: bytes, hints: Sequence[EncodedPiece] = ()) -> list[EncodedPiece]:
@@ -87,21 +57,65 @@ def encode_delta(old: bytes, new: bytes, hints: Sequence[EncodedPiece] = ()) -> 
 
 
 def _encoded(old: bytes, new: bytes, start: int, end: int) -> list[EncodedPiece]:
-    """Pieces of `new[start:end]`: with copies of long spans only, or of short ones too, whichever needs fewer bytes."""
+    """Pieces of `new[start:end]`; short copies and light changes between them become one piece where that pays."""
     if start == end:
         return []
     before, after = np.frombuffer(old, np.uint8), np.frombuffer(new, np.uint8)[start:end]
-    matches = find_matches(before, after, MATCH_MIN_BYTES)
-    made: dict[Run, list[EncodedPiece]] = {}
-    plans = []
-    for copy_min in _COPY_MIN_BYTES:
-        runs = align(before, after, matches, copy_min)
-        for run in runs:
-            if run not in made:
-                there = Run(run.start + start, run.end + start, run.shift + start, run.equal)
-                made[run] = [_copied(there)] if run.equal else list(_changed(old, new, there))
-        plans.append([piece for run in runs for piece in made[run]])
-    return min(plans, key=lambda plan: sum(len(one.stored) + PIECE_BYTES for one in plan))
+    found = find_matches(before, after, MATCH_MIN_BYTES)
+    joiner = Joiner(old, new, [Match(one.start + start, one.size, one.shift + start) for one in found])
+    pieces: list[EncodedPiece] = []
+    waiting: list[Alone] = []
+    for run in _parts(align(before, after, found), start):
+        alone = _alone(old, new, run, joiner)
+        if waiting and not (alone.light and joiner.fits([*(one.run for one in waiting), run])):
+            pieces += _together(old, new, waiting, joiner)
+            waiting.clear()
+        waiting.append(alone)
+        if not alone.light:
+            pieces += alone.pieces
+            waiting.clear()
+    return pieces + _together(old, new, waiting, joiner)
+
+
+class Alone(NamedTuple):
+    """A run, and how it would be stored if it were not joined with others."""
+
+    run: Run
+    pieces: list[EncodedPiece]
+    light: bool
+    """Whether joining may pay."""
+
+
+def _alone(old: bytes, new: bytes, run: Run, joiner: Joiner) -> Alone:
+    size = run.end - run.start
+    if run.equal:
+        return Alone(run, [_copied(run)], size < _COPY_ALONE_BYTES)
+    edits = joiner.edits([run])
+    if edits and len(edits.stored) <= _LIGHT_BYTES + size // 50:
+        return Alone(run, [edits], light=True)
+    pieces = list(_changed(old, new, run))
+    return Alone(run, pieces, edits is not None and _cost([edits]) <= _cost(pieces) + 2 * PIECE_BYTES)
+
+
+def _together(old: bytes, new: bytes, runs: list[Alone], joiner: Joiner) -> list[EncodedPiece]:
+    """The pieces of light runs, or one of them all."""
+    pieces = [piece for one in runs for piece in one.pieces]
+    plans = [pieces, joiner.joined([one.run for one in runs], _cost(pieces))] if pieces else [pieces]
+    if len(runs) == 1 and not runs[0].run.equal:
+        plans.append(list(_changed(old, new, runs[0].run)))
+    return min((plan for plan in plans if plan or not pieces), key=_cost)
+
+
+def _cost(pieces: Sequence[EncodedPiece]) -> float:
+    return sum(len(one.stored) + PIECE_BYTES for one in pieces)
+
+
+def _parts(runs: Sequence[Run], start: int) -> Iterator[Run]:
+    """The same, counted from the payload's beginning, changed ones in parts that pieces can hold."""
+    for run in runs:
+        step = run.end - run.start if run.equal else RUN_MAX_BYTES
+        for first in range(run.start, run.end, step):
+            yield Run(first + start, min(first + step, run.end) + start, run.shift + start, run.equal)
 
 
 def _copied(run: Run) -> EncodedPiece:
@@ -113,10 +127,9 @@ def _changed(old: bytes, new: bytes, run: Run) -> Iterator[EncodedPiece]:
     inside = (min(max(one, run.start), run.end) for one in (run.shift, run.shift + len(old)))
     bounds = (run.start, *inside, run.end)
     for part, (first, last) in enumerate(pairwise(bounds)):
-        for start in range(first, last, _RUN_MAX_BYTES):
-            end = min(start + _RUN_MAX_BYTES, last)
-            base = old[start - run.shift : end - run.shift] if part == 1 else None
-            yield from _cut(old, new, Run(start, end, run.shift, equal=False), base)
+        if first < last:
+            base = old[first - run.shift : last - run.shift] if part == 1 else None
+            yield from _cut(old, new, Run(first, last, run.shift, equal=False), base)
 
 
 def _cut(old: bytes, new: bytes, run: Run, base: bytes | None) -> Iterator[EncodedPiece]:
@@ -135,21 +148,10 @@ def _cut(old: bytes, new: bytes, run: Run, base: bytes | None) -> Iterator[Encod
                 stored = encode_elements(way.kind, piece, there, -start % way.kind.width)
                 codec = "entropy" if there is None else "residual"
                 ways.append(EncodedPiece(start, len(piece), codec, stored, offset, len(there or b"")))
-        ways += _by_zstd(old, piece, start, run.shift, min(len(way.stored) for way in ways))
+        ways += by_zstd(
+            piece, start, *around(old, start - run.shift, end - run.shift), min(len(way.stored) for way in ways)
+        )
         yield min(ways, key=lambda way: len(way.stored))
-
-
-def _by_zstd(old: bytes, piece: bytes, start: int, shift: int, least: int) -> Iterator[EncodedPiece]:
-    """What zstd makes of a piece, alone and behind what is around its place in the base, unless that is hopeless."""
-    around = min(_AROUND_BYTES, (PIECE_MAX_BYTES - len(piece)) // 2)
-    first, last = (min(max(one, 0), len(old)) for one in (start - shift - around, start - shift + len(piece) + around))
-    prefix = old[first:last] if last - first >= PREFIX_MIN_BYTES else None
-    for codec, before in (("zstd", None), ("patch", prefix)):
-        if codec == "patch" and before is None:
-            continue
-        if len(piece) <= _SMALL_BYTES or len(compress(piece, before, _FAST)) < least * _HOPELESS:
-            based = (first, last - first) if before is not None else (0, 0)
-            yield EncodedPiece(start, len(piece), codec, compress(piece, before), *based)
 
 
 def _checked(old: bytes, new: bytes, encoded: EncodedPiece) -> EncodedPiece:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ferryman.runtime.contracts.errors import CallerError
+from ferryman.runtime.durable import sync_directory
 
 WORK = ".work"
 
@@ -51,7 +52,7 @@ def locked(root: Path) -> Iterator[Path]:
 def put(path: Path, data: bytes, work: Path) -> None:
     """Write a file in one step that survives a power cut, by way of `work` on the same disk."""
     partial = work / path.name
-    with partial.open("wb") as file:
+    with partial.open("xb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -64,13 +65,4 @@ def move(partial: Path, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial.replace(path)
     for folder in (path.parent, *(folder.parent for folder in missing)):
-        sync_folder(folder)
-
-
-def sync_folder(path: Path) -> None:
-    """Bring a folder's entries to the disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync_directory(folder)

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.serialization import (
 from securesystemslib.exceptions import Error as SigningError
 from securesystemslib.signer import CryptoSigner, Key, Signer, SSlibKey
 
-from ferryman.devices.fleet.repository.files import sync_folder
 from ferryman.runtime.contracts.errors import CallerError
+from ferryman.runtime.durable import sync_directory
 
 PASSPHRASE = "FERRYMAN_KEYS_PASSPHRASE"  # noqa: S105  # the name of a variable
 _ID_DIGITS = 16
@@ -57,7 +57,7 @@ class Keyring:
                 file.write(pem)
                 file.flush()
                 os.fsync(descriptor)
-            sync_folder(path.parent)
+            sync_directory(path.parent)
         except OSError as error:
             raise CallerError(f"cannot write the key {path}: {error.strerror}") from error
         return signer

@@ -57,9 +57,7 @@ def cut(new: Bytes, base: Bytes | None, lead: int) -> list[Segment]:
     while len(bounds) > 1:
         together = blocks.joined().costs()
         gains = costs[:-1].min(axis=1) + costs[1:].min(axis=1) - together.min(axis=1)
-        beside = np.pad(gains, 1, constant_values=-np.inf)
-        # Every pair that gains, and more than the pairs on either side of it.
-        pairs = np.flatnonzero((gains > 0) & (gains >= beside[2:]) & (gains > beside[:-2]))
+        pairs = _apart(gains)
         if not len(pairs):
             break
         blocks.join(pairs)
@@ -68,6 +66,17 @@ def cut(new: Bytes, base: Bytes | None, lead: int) -> list[Segment]:
         for pair in pairs[::-1].tolist():
             bounds[pair : pair + 2] = [(bounds[pair][0], bounds[pair + 1][1])]
     return [Segment(start, end, cost) for (start, end), cost in zip(bounds, costs, strict=True)]
+
+
+def _apart(gains: Costs) -> npt.NDArray[np.intp]:
+    """Pairs of neighbours that gain, those that gain most first, none over another."""
+    taken = np.zeros(len(gains) + 1, bool)
+    chosen = []
+    for pair in np.argsort(-gains, kind="stable").tolist():
+        if gains[pair] > 0 and not taken[pair] and not taken[pair + 1]:
+            taken[pair : pair + 2] = True
+            chosen.append(pair)
+    return np.array(sorted(chosen), np.intp)
 
 
 class _Blocks:
@@ -94,7 +103,7 @@ class _Blocks:
         made.plain = [one[:-1] + one[1:] for one in self.plain]
         return made
 
-    def join(self, pairs: Counts) -> None:
+    def join(self, pairs: npt.NDArray[np.intp]) -> None:
         """Make one block of each of `pairs` and the next."""
         for one in (*self.counts, *self.plain):
             if one is not None:

@@ -68,6 +68,8 @@ class _Driver:
     def __init__(self, store: RolloutStore, engine: Engine, link: FleetLink, watch: Watch) -> None:
         self._store, self._engine, self._link, self._watch = store, engine, link, watch
         self._ticked_s = 0.0
+        self._changed = False
+        """In the last turn: what it brought about may allow for more."""
 
     def run(self, stop: threading.Event) -> None:
         link, engine = self._link, self._engine
@@ -80,7 +82,7 @@ class _Driver:
                 link.resync(self._wanted())
                 engine.connected(link.connected_at_ns)
                 requests = self._requests()
-                if heard or requests or time.monotonic() - self._ticked_s >= _TICK_S:
+                if self._changed or heard or requests or time.monotonic() - self._ticked_s >= _TICK_S:
                     engine.tick(time.time_ns())
                     self._ticked_s = time.monotonic()
             self._commit(requests)
@@ -109,6 +111,7 @@ class _Driver:
 
     def _commit(self, requests: Sequence[Request]) -> None:
         changes = self._engine.take()
+        self._changed = changes is not None
         if changes is None:
             return
         self._store.commit(self._engine.plan, changes, requests)

@@ -48,6 +48,18 @@ _ALLOWED: dict[Verb, frozenset[Phase]] = {
 }
 
 
+def check_verb(plan: Plan, progress: Progress, verb: Verb) -> None:
+    """See that a rollout is in a phase for what a person asks.
+
+    Raises:
+        CallerError: it is not; the message says what can be asked.
+    """
+    phase = progress.phase
+    if phase not in _ALLOWED[verb]:
+        fit = ", ".join(sorted(name for name, phases in _ALLOWED.items() if phase in phases)) or "nothing yet"
+        raise CallerError(f"rollout {plan.id} is {phase}, and cannot {verb} now; it can {fit}")
+
+
 class Engine:
     """One rollout in memory; `take` what changed after each step, commit it, and only then send it."""
 
@@ -78,7 +90,8 @@ class Engine:
         self._reports: dict[str, Reported] = {}
         self._serving: dict[str, str] = {}
         """Device -> package, as its status told last."""
-        self._heard_since_ns = 0
+        self.heard_since_ns = 0
+        """Since when the broker is there."""
         self._saved = progress
         self._dirty: dict[str, Row] = {}
         self._entries: list[Entry] = []
@@ -104,7 +117,7 @@ class Engine:
 
     def connected(self, now_ns: int) -> None:
         """The broker is there, and devices can be heard from now on."""
-        self._heard_since_ns = now_ns
+        self.heard_since_ns = now_ns
 
     def hear_status(self, status: Status) -> None:
         """Take note of what a device serves."""
@@ -172,10 +185,7 @@ class Engine:
         Raises:
             CallerError: the rollout is in no phase for it.
         """
-        phase = self.progress.phase
-        if phase not in _ALLOWED[verb]:
-            fit = ", ".join(sorted(name for name, phases in _ALLOWED.items() if phase in phases)) or "nothing yet"
-            raise CallerError(f"rollout {self.plan.id} is {phase}, and cannot {verb} now; it can {fit}")
+        check_verb(self.plan, self.progress, verb)
         if verb == "retry":
             again = [row for row in self._opened() if self._standing(row, now_ns) in _AGAIN]
             if not again:
@@ -203,17 +213,15 @@ class Engine:
             return
         if self.progress.phase == "returning":
             if not any(self._standing(row, now_ns) == "returning" for row in self.rows.values()):
-                self._log(now_ns, self.progress.ending, self.progress.why)
-                self._set(phase=self.progress.ending)
+                self._end(self.progress.ending, self.progress.why, now_ns)
+            return
+        if all(row.state == "superseded" for row in self.rows.values()):
+            self._end("aborted", "later rollouts have all of its devices", now_ns)
             return
         complete = self._complete(now_ns)
-        for ring in range(self.progress.ring + 1):
-            past = complaint(
-                self.health(ring, now_ns), self.plan.thresholds, complete=complete or ring < self.progress.ring
-            )
-            if past is not None:
-                self._halt(f"ring {ring + 1}: {past}", now_ns)
-                return
+        if (why := self._past(now_ns, complete=complete)) is not None:
+            self._halt(why, now_ns)
+            return
         if self.progress.phase == "paused":
             return
         self._ask(now_ns)
@@ -221,6 +229,16 @@ class Engine:
             self._settled(now_ns)
         elif self.progress.settled_at_ns is not None:  # one that was late came after all
             self._set(settled_at_ns=None, phase="running")
+
+    def _past(self, now_ns: int, *, complete: bool) -> str | None:
+        """What is past a threshold, in any ring that was opened; None: nothing is."""
+        current = self.progress.ring
+        for ring in range(current + 1):
+            past = complaint(self.health(ring, now_ns), self.plan.thresholds, complete=complete or ring < current)
+            if past is not None:
+                return f"ring {ring + 1}: {past}"
+        past = self._failed_whole(now_ns)
+        return f"ring {current + 1}: {past}" if past else None
 
     def health(self, ring: int, now_ns: int) -> RingHealth:
         """How a ring does."""
@@ -236,19 +254,32 @@ class Engine:
         return ring_health([self._standing(row, now_ns) for row in rows], healths)
 
     def _standing(self, row: Row, now_ns: int) -> Standing:
-        return standing(row, self.plan, now_ns, self._heard_since_ns)
+        return standing(row, self.plan, now_ns, self.heard_since_ns)
 
     def _opened(self) -> list[Row]:
         return [row for row in self.rows.values() if row.ring <= self.progress.ring]
 
     def _complete(self, now_ns: int) -> bool:
         """Whether nobody of the ring is waited for; a ring but the last needs one at least that does well."""
-        ring = self.progress.ring
-        found = [self._standing(row, now_ns) for row in self.rows.values() if row.ring == ring]
-        if any(one == "pending" or one in UNDER_WAY for one in found):
-            return False
-        last = ring + 1 >= self.progress.rings
-        return last or "confirmed" in found or all(one == "superseded" for one in found)
+        found = self._answers(now_ns)
+        return found is not None and (
+            self._is_last() or "confirmed" in found or all(one == "superseded" for one in found)
+        )
+
+    def _failed_whole(self, now_ns: int) -> str | None:
+        """What is wrong with a ring whose failures are within the bar, where nobody did well who could speak for it."""
+        found = self._answers(now_ns)
+        if found is None or self._is_last() or "confirmed" in found or not FAILURES & set(found):
+            return None
+        return f"{sum(one in FAILURES for one in found)} devices failed, and none confirmed the release"
+
+    def _answers(self, now_ns: int) -> list[Standing] | None:
+        """How the devices of the ring stand; None: somebody is waited for."""
+        found = [self._standing(row, now_ns) for row in self.rows.values() if row.ring == self.progress.ring]
+        return None if any(one == "pending" or one in UNDER_WAY for one in found) else found
+
+    def _is_last(self) -> bool:
+        return self.progress.ring + 1 >= self.progress.rings
 
     def _settled(self, now_ns: int) -> None:
         ring, since_ns = self.progress.ring, self.progress.settled_at_ns
@@ -258,10 +289,8 @@ class Engine:
             return
         if now_ns - since_ns < self.plan.soak_s * 1e9:
             return
-        if ring + 1 >= self.progress.rings:
-            told = self._told(None, now_ns)
-            self._log(now_ns, "done", told)
-            self._set(phase="done", why=told)
+        if self._is_last():
+            self._end("done", self._told(None, now_ns), now_ns)
         elif not self.plan.manual or self.progress.approved > ring:
             self._open(ring + 1, now_ns)
         elif self.progress.phase != "approval":
@@ -292,16 +321,15 @@ class Engine:
             return
         busy = [row for row in opened if self._standing(row, now_ns) in UNDER_WAY]
         free = len(pending) if self.plan.parallel is None else self.plan.parallel - len(busy)
-        measuring = {row.kind for row in busy} - {
-            row.kind for row in opened if row.report and row.report.state in _SETTLED
-        }
+        measuring = {row.kind for row in busy}
+        tried = {row.kind for row in opened if row.report and row.report.state in _SETTLED}
         for row in pending:
             if free <= 0:
                 return
             variants: tuple[str, ...] = ()
             if self.plan.pick != "first" and row.kind and not row.all_variants:
                 found = self._found.get(row.kind, {})
-                if not found and row.kind in measuring:
+                if not found and row.kind in measuring - tried:
                     continue  # one of its kind measures all variants: this one need not fetch them
                 variants = variants_for((one.measured for one in found.values()), self.plan.pick)
                 measuring.add(row.kind)
@@ -337,12 +365,24 @@ class Engine:
         self._versions[row.device] = version
         return version
 
+    def _end(self, phase: Phase, why: str, now_ns: int) -> None:
+        self._log(now_ns, phase, why)
+        self._set(phase=phase, why=why)
+
     def _halt(self, why: str, now_ns: int) -> None:
+        why += self._example(now_ns)
         self._log(now_ns, "halts", why)
         if self.plan.roll_back:
             self._withdraw("halted", why, now_ns, everyone=True)
         else:
             self._set(phase="halted", why=why)
+
+    def _example(self, now_ns: int) -> str:
+        """What a device that failed said; devices of a ring often say the same."""
+        for row in self.rows.values():
+            if row.report and row.report.error and self._standing(row, now_ns) in FAILURES:
+                return f"; {row.device}: {row.report.error.party}: {row.report.error.message}"
+        return ""
 
     def _withdraw(self, ending: Phase, why: str, now_ns: int, *, everyone: bool) -> None:
         """Have devices go back to what they had: all that were asked, or those only that are not confirmed."""

@@ -25,8 +25,9 @@ QUIET_S = 0.5
 """The broker has sent what it kept once nothing came for so long,"""
 QUIET_MAX_S = 20.0
 """or after so long, in a fleet where something always comes."""
+REFRESH_S = 120.0
+"""Every so often all that is retained is heard again: a message the broker dropped is late, and not lost."""
 MESSAGE_MAX_BYTES = 256 << 10
-RECEIVE_MAX = 2000
 _BATCH_MAX = 2000
 _INBOX_MAX = 20_000
 _TURN_S = 0.2
@@ -48,18 +49,18 @@ class FleetLink:
         self._link = Link(
             broker,
             f"ferryman-rollout-{secrets.token_hex(4)}",
-            receive_max=RECEIVE_MAX,
             packet_max_bytes=MESSAGE_MAX_BYTES + 1024,
         )
         self._inbox: queue.Queue[Delivery | None] = queue.Queue(_INBOX_MAX)
         """None: a connection begins."""
         for topic in (topics.ALL_STATUS, topics.ALL_REPORTED, topics.ALL_DESIRED):
-            self._link.subscribe(topic, self._inbox.put)
+            self._link.subscribe(topic, self._inbox.put, qos=0)
         self._link.on_ready(self._begin)
         self.connected_at_ns = 0
         """Wall clock; 0: not yet."""
         self._connected_s = 0.0
         self._heard_s = 0.0
+        self._refreshed_s = 0.0
         self._kept: dict[str, bytes] = {}
         """Device -> the `Desired` that the broker keeps for it, as it was heard on this connection."""
         self._unsettled = True
@@ -92,6 +93,9 @@ class FleetLink:
         """
         if self._problem is not None:
             raise LinkError(self._problem)
+        if self.connected_at_ns and time.monotonic() - self._refreshed_s >= REFRESH_S:
+            self._refreshed_s = time.monotonic()
+            self._link.refresh()
         found: list[Heard] = []
         deadline = time.monotonic() + _TURN_S
         for _ in range(_BATCH_MAX):
@@ -101,7 +105,8 @@ class FleetLink:
                 break
             if delivery is None:
                 self.connected_at_ns, self._connected_s = time.time_ns(), time.monotonic()
-                self._heard_s, self._unsettled = self._connected_s, True
+                self._heard_s = self._refreshed_s = self._connected_s
+                self._unsettled = True
                 self._kept = {}
                 continue
             self._heard_s = time.monotonic()

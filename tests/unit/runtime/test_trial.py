@@ -142,11 +142,31 @@ def test_a_push_by_hand_that_fails_during_a_trial_leaves_the_package_before_it(s
     def refuse(_directory, _manifest):
         raise DeviceError("no")
 
-    with pytest.raises(DeviceError, match=r"^no$"):
+    with pytest.raises(DeviceError, match=r"^no; the trial of add-2 has ended, and add-1 serves again$"):
         install(packages[2], store.root, golden=refuse)
     state = store.read_state()
     assert (state.active.package_name, state.previous, state.trial) == ("add-1", None, None)
     assert serving(store) == "add-1"
+
+
+def test_a_push_that_this_device_cannot_run_leaves_the_trial(store, tmp_path):
+    before = store.read_state()
+    with pytest.raises(DeviceError, match="can run no variant"):
+        install(write_tiny_package(tmp_path / "alien.ferry", isa=("avx9000",)), store.root, golden=accept)
+    assert store.read_state() == before
+
+
+@pytest.mark.parametrize("now_ns", [5, 10**19])
+def test_a_clock_that_jumps_is_only_written_down(store, packages, monkeypatch, now_ns):
+    monkeypatch.setattr("time.time_ns", lambda: now_ns)
+    assert count_start(store).trial.starts == 1
+    state = fail(store, "slow")
+    assert (state.active.package_name, state.bad[0].at_ns) == ("add-1", now_ns)
+    put_on_trial(store, packages[2])
+    confirm(store)
+    assert store.read_state().active.installed_at_ns == now_ns
+    assert serving(store) == "add-3"
+    assert store.rollback().active.package_name == "add-1"
 
 
 def test_a_push_of_the_package_before_ends_the_trial_and_writes_nothing(store, packages):

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from msgspec.structs import replace
 
 from ferryman.devices.agent.update.budget import DayBudgetError
 from ferryman.devices.agent.update.config import Cancelled
@@ -57,7 +58,7 @@ class Repository:
                 payloads=(),
             )
 
-    def fetch(self, release, variants, *, update_max_bytes, progress):
+    def fetch(self, release, variants, *, update, update_max_bytes, progress):
         if self.trouble:
             raise self.trouble.pop(0)
         self.fetched.append(release.name)
@@ -98,9 +99,9 @@ class Device:
         self.hands = Hands(
             client=lambda _cancelled: self.repository,
             ready=lambda _desired: self.why_not,
-            health=lambda _trial: self.health,
+            health=lambda: self.health,
             report=self.said.append,
-            golden=self.prove,
+            golden=lambda _pick: self.prove,
         )
         return Updating(self.store, "pi", "a board", self.hands)
 
@@ -108,9 +109,8 @@ class Device:
         desired = Desired(
             version=version,
             rollout="r",
-            release=name,
             package_sha256=sha256_of(self.packages[name]),
-            **{"health": RULES, **more},
+            **{"health": RULES, "release": name, **more},
         )
         self.updating.desire(desired)
         return desired
@@ -222,6 +222,18 @@ def test_what_goes_wrong_is_said_and_the_old_one_serves(device, trouble, state, 
         assert device.step() is None
 
 
+def test_a_wish_that_is_taken_back_is_forgotten(device):
+    device.want("add/2")
+    device.updating.forget()
+    assert device.step() is None
+    device.updating = device.fresh()
+    assert device.step() is None
+    assert device.active is None
+    device.want("add/2")
+    device.step()
+    assert device.active == "add-2"
+
+
 def test_a_cancelled_one_says_nothing_and_goes_on(device):
     device.want("add/2")
     device.repository.trouble.append(Cancelled("stop"))
@@ -253,6 +265,24 @@ def test_the_way_back_needs_no_network_and_no_trial(device):
     assert device.said[-1].state == "confirmed"
     assert device.said[-1].desired_version == desired.version
     assert device.repository.fetched == ["add/2"]
+
+
+def test_the_way_back_is_to_what_it_was_with_its_variants_and_pick(device):
+    install(device.packages["add/1"], device.store.root, golden=no_golden)
+    state = device.store.read_state()
+    had = replace(state.active, variants=("fp32-tflite",), pick="smallest-20ms", variant="fp32-tflite")
+    device.store.write_state(replace(state, active=had))
+    device.want("add/1", previous=True, release="")  # it never took the other one
+    device.step()
+    assert device.store.read_state().active == had
+    device.want("add/2", version=2)
+    device.step()
+    device.served(11.0)
+    device.step()
+    device.want("add/1", version=3, previous=True, release="")
+    device.step()
+    assert device.states[-1] == "confirmed"
+    assert device.store.read_state().active == had
 
 
 def test_the_way_back_is_fetched_where_it_is_gone(device):

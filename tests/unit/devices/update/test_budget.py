@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ferryman.devices.agent.update.budget import DAY_S, DataBudget, DayBudgetError, Now, Usage, elapsed_s, passed
@@ -47,9 +47,9 @@ def test_a_kill_hides_no_byte_and_costs_little(tmp_path):
     for _ in range(100):
         first.spend(7_777)
         left = budget(tmp_path, clocks).left()  # what a process started now would find
-        assert 10_000_000 - 777_700 - (1 << 18) <= left <= first._left() + 5_000_000
+        assert 10_000_000 - 777_700 - 10_000_000 // 64 <= left <= first.left() + 5_000_000
     after = budget(tmp_path, clocks)
-    assert 777_700 <= after.total_bytes <= 777_700 + (1 << 18)
+    assert 777_700 <= after.total_bytes <= 777_700 + 10_000_000 // 64
 
 
 def test_a_budget_is_never_passed_on_the_disk(tmp_path):
@@ -109,6 +109,7 @@ def test_updates_are_counted_apart(tmp_path):
         one.check(1001, "it")
 
 
+@settings(deadline=None, max_examples=40)
 @given(CHANGES)
 def test_a_damaged_account_locks_nobody_out_and_gives_nothing_away(tmp_path_factory, changes):
     tmp_path = tmp_path_factory.mktemp("damaged")
@@ -121,11 +122,11 @@ def test_a_damaged_account_locks_nobody_out_and_gives_nothing_away(tmp_path_fact
     found = budget(tmp_path, clocks, day=1000)
     if found.note:
         assert found.left() == 0
-    clocks.pass_s(DAY_S + 1)
-    assert found.left() is not None
-    found.check(1000, "it") if found.note else None
+        clocks.pass_s(DAY_S + 1)
+        found.check(1000, "it")
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.binary(max_size=100))
 def test_any_bytes_are_an_account_or_a_spent_day(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("any") / "usage.json"

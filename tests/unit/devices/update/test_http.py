@@ -7,8 +7,14 @@ import os
 import re
 import threading
 import time
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from ferryman.devices.agent.update import http as http_module
 from ferryman.devices.agent.update.budget import DataBudget
@@ -101,7 +107,7 @@ def test_an_answer_cut_short_is_asked_for_again(tmp_path, hasty):
 
 
 def test_a_server_that_ignores_range_is_read_where_that_is_cheap(tmp_path, hasty):
-    read, server, client = get(tmp_path, Bad(ignore_range=True), 50_000, 100_000)
+    read, _, client = get(tmp_path, Bad(ignore_range=True), 50_000, 100_000)
     assert read == DATA[50_000:150_000]
     assert client.budget.total_bytes > 150_000, "skipped bytes count"
 
@@ -152,7 +158,7 @@ def test_other_answers_are_final_too(tmp_path, status):
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504])
 def test_5xx_is_tried_again(tmp_path, hasty, status):
-    read, server, client = get(tmp_path, Bad(statuses=[status] * 3), 0, 10)
+    read, _, client = get(tmp_path, Bad(statuses=[status] * 3), 0, 10)
     assert read == DATA[:10]
     assert client.http.retries == 3
 
@@ -173,11 +179,12 @@ def test_a_server_may_ask_for_patience(tmp_path, hasty):
 def test_patience_ends(tmp_path, hasty):
     began = time.monotonic()
     with serving({"f": DATA}, Bad(silent_after=1000)) as server:
+        client = Client(tmp_path, server.url, timeout_s=0.3, patience_s=0.5)
+        blocks = client.http.stream(client.http.url("f"))
+        assert next(blocks) == DATA[:1000]
+        server.bad.silent_after = 0
         with pytest.raises(LinkError, match=r"gave up after \d+ tries and \d s without progress, at byte 1000"):
-            client = Client(tmp_path, server.url, timeout_s=0.3, patience_s=0.5)
-            server.bad.silent_after = 1000
-            for _ in client.http.stream(client.http.url("f")):
-                server.bad.silent_after = 0
+            next(blocks)
     assert time.monotonic() - began < 4
 
 
@@ -235,13 +242,15 @@ def test_a_compressed_answer_is_refused(tmp_path):
 def test_a_budget_is_hard(tmp_path, hasty):
     with serving({"f": DATA}) as server:
         client = Client(tmp_path, server.url, update_max=50_000)
-        got = []
-        with pytest.raises(
-            BudgetError, match=r"150\d\d\d bytes on the wire, and an update may cost 50000, of which this one spent"
-        ):
+        got = bytearray()
+
+        def take():
             for block in client.http.stream(client.http.url("f"), 0, 200_000):
-                got.append(block)
-        assert b"".join(got) == DATA[: len(b"".join(got))]
+                got.extend(block)
+
+        with pytest.raises(BudgetError, match=r"150\d\d\d bytes on the wire, and an update may cost 50000, of which"):
+            take()
+        assert got == DATA[: len(got)]
         assert 48_000 < server.sent <= client.budget.update_bytes <= 50_000
 
 
@@ -273,6 +282,7 @@ def test_a_cancel_ends_it_within_a_second(tmp_path, bad):
 
 
 def test_a_reader_that_leaves_cuts_the_connection(tmp_path):
+    before = set(threading.enumerate())
     with serving({"f": bytes(20_000_000)}) as server:
         client = Client(tmp_path, server.url)
         blocks = client.http.stream(client.http.url("f"))
@@ -282,7 +292,7 @@ def test_a_reader_that_leaves_cuts_the_connection(tmp_path):
         sent = server.sent
         time.sleep(0.2)
         assert server.sent == sent < 20_000_000
-        assert threading.active_count() < 10
+        assert not [one for one in set(threading.enumerate()) - before if one.name == "fetch"]
 
 
 def test_connections_are_kept(tmp_path):
@@ -323,6 +333,49 @@ def test_a_proxy_that_refuses_is_final(tmp_path):
         with pytest.raises(LinkError, match="the proxy refuses: 407"):
             Client(tmp_path, "https://nowhere.invalid", proxy=proxy.url).get()
         assert len(proxy.asked) == 1
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """Of 127.0.0.1, signed by itself: (certificate with its key, certificate)."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = made.public_bytes(Encoding.PEM)
+    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (tmp_path / "both.pem").write_bytes(secret + pem)
+    (tmp_path / "ca.pem").write_bytes(pem)
+    return tmp_path / "both.pem", tmp_path / "ca.pem"
+
+
+def test_https_with_ranges_through_a_proxy(tmp_path, certificate, monkeypatch, hasty):
+    both, ca = certificate
+    monkeypatch.setenv("SSL_CERT_FILE", str(ca))
+    with serving({"f": DATA}, Bad(drop_every=70_000), certificate=both) as server, proxying() as proxy:
+        assert Client(tmp_path, server.url, proxy=proxy.url).get("f", 10, 200_000) == DATA[10:200_010]
+        assert set(proxy.asked) == {server.url.removeprefix("https://")}
+        assert server.sent == 200_000
+
+
+def test_a_server_that_nobody_vouches_for(tmp_path, certificate, monkeypatch, hasty):
+    monkeypatch.setattr(http_module, "_FAILURES_MAX", 1)
+    with (
+        serving({"f": DATA}, certificate=certificate[0]) as server,
+        pytest.raises(LinkError, match="CERTIFICATE_VERIFY"),
+    ):
+        Client(tmp_path, server.url).get()
 
 
 @pytest.mark.parametrize(

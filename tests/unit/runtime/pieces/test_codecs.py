@@ -11,15 +11,17 @@ from hypothesis import strategies as st
 
 from ferryman.runtime.contracts.errors import PackageError
 from ferryman.runtime.pieces.codecs import CODECS, compress, make
+from ferryman.runtime.pieces.edits import encode_edits
 from ferryman.runtime.pieces.elements import KINDS, encode_elements
 from ferryman.runtime.pieces.index import Piece
 
 OLD = bytes(range(256)) * 4
-NEW = bytes(value ^ (value % 7 == 0) for value in OLD)
+NEW = bytes(value ^ (value % 20 == 0) for value in OLD)
 STORED = {
     "raw": NEW,
     "zstd": compress(NEW),
     "patch": compress(NEW, OLD),
+    "edits": encode_edits(NEW, OLD, []),
     "residual": encode_elements(KINDS[1], NEW, OLD),
     "entropy": encode_elements(KINDS[1], NEW, None),
 }
@@ -42,7 +44,7 @@ def base_of(codec):
 
 
 def test_every_codec_is_tested():
-    assert set(STORED) | {"copy"} == set(CODECS)
+    assert set(STORED) | {"copy", "sparse", "adapter"} == set(CODECS)  # the last two have test files of their own
 
 
 @pytest.mark.parametrize("codec", STORED)

@@ -1,0 +1,42 @@
+"""Publishing as a plain function; the command does the same with words around it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ferryman.devices.fleet.repository.keys import Keyring
+from ferryman.devices.fleet.repository.publish import publish as run
+from ferryman.runtime.contracts.release import Release
+
+
+def publish(
+    package: Path | str,
+    repository: Path | str,
+    keys: Path | str | Sequence[Path | str],
+    *,
+    family: str | None = None,
+    version: str | None = None,
+) -> Release:
+    """Publish a package in a signed repository, with deltas from the newest three releases of its family.
+
+    Args:
+        package: that `convert` wrote.
+        repository: its folder.
+        keys: folder of signing keys, or several.
+        family: of models; None: the package's name, or the only family there is.
+        version: name of the release within its family; None: the next number.
+
+    Returns:
+        The release; its `name` is what a rollout is started with. One that was published before is given back.
+
+    Raises:
+        CallerError: no repository, no key for the family, or the version is another package's.
+        PackageError: the package is damaged.
+        RepositoryError: the repository is damaged; it is as it was.
+    """
+    folders = [keys] if isinstance(keys, str | Path) else keys
+    keyring = Keyring([Path(one) for one in folders])
+    now = datetime.now(UTC)
+    return run(Path(package), Path(repository), keyring, now, family=family, version=version).release

@@ -1,0 +1,139 @@
+"""`ferryman ship`: convert, publish and roll out in one go."""
+
+from __future__ import annotations
+
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ferryman.options import PATH, devices_option
+from ferryman.rollout_cli import need_broker, run
+from ferryman.rollout_options import broker_option, database_option, plan_of, plan_options
+
+
+@click.command()
+@click.argument("source")
+@click.option("--to", "query", required=True, metavar="QUERY", help="Which devices; see `ferryman rollout --help`.")
+@click.option(
+    "--form",
+    multiple=True,
+    default=("fp32",),
+    show_default=True,
+    help="As of `ferryman convert`; given several times, the package holds all of them and --pick chooses.",
+)
+@click.option(
+    "--runtime",
+    multiple=True,
+    default=("executorch", "tflite"),
+    show_default=True,
+    type=click.Choice(["executorch", "tflite"]),
+    help="Runtime to lower to; may be given twice.",
+)
+@click.option("--calibrate", metavar="MODULE:FACTORY", help="As of `ferryman convert`.")
+@click.option("--name", help="Name of the package [default: that of the factory or file].")
+@click.option("--family", help="Of models [default: the package's name, or the only family there is].")
+@click.option("--version", help="Name of the release within its family [default: the next number].")
+@click.option(
+    "--repository",
+    type=PATH,
+    envvar="FERRYMAN_REPOSITORY",
+    show_envvar=True,
+    required=True,
+    help="Folder of the repository to publish to.",
+)
+@click.option(
+    "--keys",
+    "key_folders",
+    type=PATH,
+    envvar="FERRYMAN_KEYS",
+    show_envvar=True,
+    multiple=True,
+    required=True,
+    help="Folder of signing keys; may be given several times.",
+)
+@broker_option
+@database_option
+@devices_option
+@plan_options
+@click.option("--dry-run", is_flag=True, help="Convert and publish, then only tell what the rollout would do.")
+@click.option("--detach", is_flag=True, help="Drive the rollout in the background.")
+@click.option("--json", "as_json", is_flag=True, help="Print the rollout's end as one JSON object.")
+def ship(
+    source: str,
+    query: str,
+    form: tuple[str, ...],
+    runtime: tuple[Any, ...],
+    calibrate: str | None,
+    name: str | None,
+    family: str | None,
+    version: str | None,
+    repository: Path,
+    key_folders: tuple[Path, ...],
+    broker: str | None,
+    database: Path,
+    devices_file: Path | None,
+    *,
+    dry_run: bool,
+    detach: bool,
+    as_json: bool,
+    **options: Any,  # noqa: ANN401  # those of plan_options
+) -> None:
+    """Convert SOURCE, publish the package, and bring it to the devices that --to means.
+
+    SOURCE is package.module:factory or a .pt2 file, as for `ferryman convert`, or a package that is made already.
+    A package that was published before is not published again. The exit code is that of `ferryman rollout start`.
+    """
+    from ferryman.devices.fleet.repository.keys import Keyring
+    from ferryman.devices.fleet.repository.publish import publish
+    from ferryman.devices.fleet.rollout.cost import Costs
+
+    url = need_broker(broker)
+    plan_of("before/1", "", query, url, options)  # what is wrong with it is wrong before a conversion, too
+    keyring = Keyring(key_folders)
+    with tempfile.TemporaryDirectory(prefix="ferryman-ship-") as folder:
+        package = Path(source)
+        if not package.is_file() or package.suffix == ".pt2":
+            package = _converted(source, Path(folder), form, runtime, calibrate, name)
+        done = publish(
+            package,
+            repository,
+            keyring,
+            datetime.now(UTC),
+            family=family,
+            version=version,
+            progress=lambda step: click.echo(f"  {step}", err=True),
+        )
+    release = done.release
+    what = f"published as {release.name}, {done.new_bytes:,} new bytes" if done.is_new else f"is {release.name} already"
+    click.echo(f"{release.package_name} {release.package_sha256[:12]} {what}", err=True)
+    plan = plan_of(release.name, release.package_sha256, query, url, options)
+    if not dry_run:
+        run(plan, url, database, devices_file, detach=detach, as_json=as_json)
+        return
+    with Costs(repository) as costs:
+        run(plan, url, database, devices_file, costs=costs, as_json=as_json)
+
+
+def _converted(
+    source: str, folder: Path, form: tuple[str, ...], runtime: tuple[Any, ...], calibrate: str | None, name: str | None
+) -> Path:
+    from ferryman.converter.source_text import parse_source
+
+    parse_source(source)
+    click.echo("loading the toolchains", err=True)
+    from ferryman.converter.api import convert
+
+    made = convert(
+        source,
+        to=runtime,
+        form=form,
+        calibration=calibrate,
+        output=folder,
+        name=name,
+        progress=lambda stage: click.echo(f"  {stage}", err=True),
+    )
+    click.echo(f"{made.manifest.name}: {made.path.stat().st_size:,} bytes", err=True)
+    return made.path

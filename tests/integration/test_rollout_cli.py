@@ -1,0 +1,276 @@
+"""`ferryman rollout` and `ferryman ship` over a real mosquitto, with a real repository and fake devices."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from ferryman.cli import main
+from ferryman.devices.fleet.rollout.store import RolloutStore
+from ferryman.rollout_cli import rollout
+from ferryman.ship_cli import ship
+from tests.support.mosquitto import Mosquitto
+from tests.support.packages import write_tiny_package
+from tests.support.repository import make_repository
+from tests.support.rollouts import FakeDevice, FakeFleet
+
+QUICK = ("--soak", "0", "--rings", "1,100%")
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch, tmp_path):
+    monkeypatch.setenv("FERRYMAN_DEVICES", os.devnull)
+    monkeypatch.setattr("ferryman.devices.fleet.rollout.link.QUIET_S", 0.15)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    folder = tmp_path / "published"
+    folder.mkdir()
+    monkeypatch.setenv("FERRYMAN_REPOSITORY", str(folder / "repository"))
+    return make_repository(folder)
+
+
+@pytest.fixture
+def broker(tmp_path, monkeypatch):
+    with Mosquitto(tmp_path) as running:
+        monkeypatch.setenv("FERRYMAN_BROKER", f"mqtt://127.0.0.1:{running.port}")
+        yield running
+
+
+def call(*words):
+    result = CliRunner().invoke(main, [str(word) for word in words])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture
+def releases(made):
+    padding = os.urandom(50_000)
+    return [made.publish_tiny(added, padding=padding) for added in (1.0, 2.0)]
+
+
+@pytest.fixture
+def fleet(broker, releases):
+    devices = [
+        FakeDevice(f"d{number}", model=f"pi{number % 2}", serves=releases[0].package_sha256, release="digits/1")
+        for number in range(5)
+    ]
+    labels = {"d0": {"site": "lab"}, "d1": {"site": "lab"}}
+    with FakeFleet(broker.config, devices, labels) as running:
+        yield running
+
+
+def serving(fleet):
+    return [one.release for one in fleet.devices.values()]
+
+
+def test_start_follows_to_the_end(fleet):
+    result = call("rollout", "start", "digits/2", "--to", "site=lab", *QUICK)
+    assert result.exit_code == 0, result.output
+    assert serving(fleet) == ["digits/2"] * 2 + ["digits/1"] * 3
+    assert "d1: confirmed" in result.stderr
+    assert "to site=lab: done" in result.stdout
+    shown = call("rollout", "status")
+    assert shown.exit_code == 0
+    assert "2 confirmed" in shown.stdout
+    view = json.loads(call("rollout", "status", "--json").stdout)
+    assert [one["standing"] for one in view["devices"]] == ["confirmed"] * 2
+    assert view["rings"][0]["health"]["slower"] == 1.0
+    assert view["progress"]["phase"] == "done"
+    assert "digits/2" in call("rollout", "list").stdout
+    log = call("rollout", "log").stdout
+    assert ": start (digits/2" in log
+    assert "d0: confirmed" in log
+    refused = call("rollout", "approve")
+    assert refused.exit_code == 1
+    assert "is done, and cannot approve now" in refused.stderr
+
+
+def test_a_dry_run_sends_nothing_and_tells_the_bytes(fleet, tmp_path):
+    result = call("rollout", "start", "digits/2", "--to", "all", "--rings", "1,60%", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "ring 1: 2 devices, at most" in result.stdout  # one of each kind
+    assert "ring 3: 2 devices" in result.stdout
+    assert not list(tmp_path.glob("*.sqlite*"))
+    told = json.loads(call("rollout", "start", "digits/2", "--to", "all", "--dry-run", "--json").stdout)
+    assert all(0 < one["wire_bytes"] < 10_000 for one in told["devices"])  # the padding is there already
+    nothing = json.loads(call("rollout", "start", "digits/1", "--to", "all", "--dry-run", "--json").stdout)
+    assert {one["wire_bytes"] for one in nothing["devices"]} == {0}
+    assert serving(fleet) == ["digits/1"] * 5
+
+
+def test_without_what_devices_have_a_release_costs_all_of_it(fleet):
+    for one in fleet.devices.values():
+        one.serves, one.release = "f" * 64, None
+        fleet._announce(one)
+    time.sleep(0.3)
+    told = json.loads(call("rollout", "start", "digits/2", "--to", "all", "--dry-run", "--json").stdout)
+    assert all(one["wire_bytes"] > 50_000 for one in told["devices"])
+
+
+def test_a_bad_release_is_told_by_the_exit_code(fleet):
+    for one in fleet.devices.values():
+        one.ends = lambda _: "rolled-back"
+    result = call("rollout", "start", "digits/2", "--to", "all", *QUICK)
+    assert result.exit_code == 3
+    assert "halted" in result.stdout
+    for one in fleet.devices.values():
+        one.ends = lambda _: "confirmed"
+    assert call("rollout", "retry").exit_code == 0
+    assert serving(fleet) == ["digits/2"] * 5
+    assert call("rollout", "roll-back", "--why", "it is monday").exit_code == 5
+    assert serving(fleet) == ["digits/1"] * 5
+    assert "roll-back (it is monday)" in call("rollout", "log").stdout
+
+
+def test_some_that_fail_are_told_by_the_exit_code(fleet):
+    fleet.devices["d3"].ends = lambda _: "failed"
+    result = call("rollout", "start", "digits/2", "--to", "all", "--rings", "100%", "--failures", "1", "--soak", "0")
+    assert result.exit_code == 4
+    assert "d3: failed, runtime: it does not go" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--to", "all,,x"), "query, character 5"),
+        (("--to", "site=roof"), "means no device; there are: d0, d1"),
+        (("--to", "all", "--rings", "5%,1%"), "expected growing totals"),
+        (("--to", "all", "--failures", "lots"), "failures 'lots'"),
+        (("--to", "all", "--pick", "best"), "pick 'best' is not known"),
+        (("--to", "all", "--soak", "soon"), "is not a duration"),
+        (("--to", "all", "--window", "25:00-26:00"), "is not a time of day"),
+        (("--to", "all", "--budget", "1TB"), "is not a size"),
+        (("--to", "all", "--slower", "-1"), "is neither a number"),
+        (("--to", "all", "--slower", "nan"), "is neither a number"),
+        (("--to", "all", "--broker", "http://x"), "broker: expected mqtt://"),
+        ((), "Missing option '--to'"),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_is_sent(fleet, tmp_path, words, says):
+    result = call("rollout", "start", "digits/2", *words)
+    assert result.exit_code in {1, 2}
+    assert says in result.stderr
+    assert not list(tmp_path.glob("*.sqlite"))
+    assert serving(fleet) == ["digits/1"] * 5
+
+
+def test_a_release_that_is_not_there_is_told(fleet):
+    result = call("rollout", "start", "digits/9", "--to", "all")
+    assert result.exit_code == 1
+    assert "no release digits/9 in this repository; there are: digits/1, digits/2" in result.stderr
+
+
+def test_no_broker_and_no_rollouts_are_told(made, monkeypatch):
+    monkeypatch.delenv("FERRYMAN_BROKER", raising=False)
+    assert "--broker is missing" in call("rollout", "start", "digits/1", "--to", "all").stderr
+    for verb in ("status", "list", "log", "pause", "abort"):
+        assert "no rollouts in ferryman-rollouts.sqlite" in call("rollout", verb).stderr
+    Path("other.sqlite").write_bytes(b"not a database" * 100)
+    assert "file is not a database" in call("rollout", "list", "--database", "other.sqlite").stderr
+
+
+def test_interrupted_it_can_go_on_and_be_paused_in_between(fleet, tmp_path):
+    driver = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "ferryman.cli",
+            "rollout",
+            "start",
+            "digits/2",
+            "--to",
+            "all",
+            "--rings",
+            "1,100%",
+            "--soak",
+            "1h",
+        ],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    database = Path("ferryman-rollouts.sqlite")
+    deadline = time.monotonic() + 30
+    while not database.exists() or serving(fleet).count("digits/2") < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    paused = call("rollout", "pause", "--why", "lunch")  # by the process that drives it
+    assert paused.exit_code == 0, paused.output
+    assert "paused" in paused.stdout
+    again = call("rollout", "pause")
+    assert again.exit_code == 1
+    assert "is paused, and cannot pause" in again.stderr
+    driver.send_signal(signal.SIGINT)
+    stdout, stderr = driver.communicate(timeout=30)
+    assert driver.returncode == 6, stderr
+    assert "left; go on with: ferryman rollout resume 2" in stderr
+    assert "paused" in stdout
+    assert call("rollout", "approve").exit_code == 1
+    assert serving(fleet).count("digits/2") == 2
+    assert call("rollout", "abort").exit_code == 5
+    assert serving(fleet).count("digits/2") == 2  # those that confirmed it keep it
+
+
+def test_pause_needs_nobody_to_drive(fleet):
+    plan_store = RolloutStore(Path("ferryman-rollouts.sqlite"))
+    from ferryman.devices.fleet.rollout.query import Target
+    from ferryman.devices.fleet.rollout.start import Known, begin, cut, make_plan
+
+    plan = make_plan("digits/2", "2" * 64, "all")
+    begin(plan_store, plan, cut(plan, [Known(target=Target(name="d0"), online=True)]))
+    plan_store.close()
+    result = call("rollout", "pause")
+    assert result.exit_code == 0
+    assert "paused" in result.stdout
+    assert "is paused, and cannot pause" in call("rollout", "pause").stderr
+
+
+def test_the_same_as_functions(fleet, made, broker):
+    from ferryman.devices.fleet.rollout.api import preview_rollout, resume_rollout, roll_out, rollout_status
+
+    where = {"repository": made.path, "broker": f"mqtt://127.0.0.1:{broker.port}"}
+    told = preview_rollout("digits/2", "site=lab", **where)
+    assert [one.release for one in told.devices] == ["digits/1"] * 2
+    done = roll_out("digits/2", "site=lab", **where, rings="100%", soak_s=0.0)
+    assert (done.progress.phase, done.exit_code) == ("done", 0)
+    assert rollout_status().progress == done.progress
+    assert resume_rollout(broker=where["broker"]).exit_code == 0
+    assert serving(fleet) == ["digits/2"] * 2 + ["digits/1"] * 3
+
+
+def test_a_package_is_shipped(fleet, made, tmp_path):
+    package = write_tiny_package(tmp_path / "three.ferry", added=3.0)
+    words = ("ship", package, "--to", "pi0-*|model=pi0", "--keys", made.keys, *QUICK)
+    preview = call(*words, "--dry-run")
+    assert preview.exit_code == 0, preview.output
+    assert "published as digits/3" in preview.stderr
+    result = call(*words)
+    assert result.exit_code == 0, result.output
+    assert "is digits/3 already" in result.stderr
+    assert "d4: confirmed" in result.stderr
+    assert serving(fleet) == ["digits/3", "digits/1"] * 2 + ["digits/3"]
+
+
+def test_what_is_no_source_is_told_before_anything(fleet, made):
+    result = call("ship", "no-such-thing", "--to", "all", "--keys", made.keys)
+    assert result.exit_code == 1
+    assert "no-such-thing" in result.stderr
+
+
+@pytest.mark.parametrize("command", [rollout, ship, *rollout.commands.values()])
+def test_every_option_is_explained(command):
+    assert command.help
+    for option in command.params:
+        assert getattr(option, "help", "") or option.param_type_name == "argument", option.name
