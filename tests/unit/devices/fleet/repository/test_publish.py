@@ -166,7 +166,8 @@ def test_a_damaged_package_is_refused_before_anything_is_written(made, tmp_path)
     assert _snapshot(made) == before
 
 
-def test_one_publisher_at_a_time(made):
+def test_one_publisher_at_a_time(made, monkeypatch):
+    monkeypatch.setattr("ferryman.devices.fleet.repository.files._WAIT_S", 0.1)
     with locked(made.path), pytest.raises(CallerError, match=f"process {os.getpid()} is changing"):
         made.publish_tiny(1.0)
 
