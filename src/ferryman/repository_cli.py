@@ -13,6 +13,7 @@ from ferryman.options import PATH
 
 if TYPE_CHECKING:
     from ferryman.devices.fleet.repository.keys import Keyring
+    from ferryman.devices.fleet.repository.manage import Dealt
 
 C = TypeVar("C", bound=Callable[..., Any])
 _DUE = 3
@@ -39,7 +40,7 @@ def _keys_option(command: C) -> C:
         show_envvar=True,
         multiple=True,
         required=True,
-        help="Folder of signing keys; may be given several times, such as for root's; the first takes new keys.",
+        help="Folder of signing keys; may be given several times, such as for root's; the first takes a new family's.",
     )(command)
 
 
@@ -48,7 +49,8 @@ def _offline_option(command: C) -> C:
         "--offline",
         type=PATH,
         multiple=True,
-        help="Root's keys go here instead, to be kept off this machine; given several times, they are dealt out.",
+        help="Root's keys go here instead, to be kept off this machine; given several times, they are dealt out, one "
+        "folder after the other.",
     )(command)
 
 
@@ -87,10 +89,10 @@ def init_command(
     """Make keys in DIRECTORY and an empty repository signed by them.
 
     Keep root's keys (--offline) apart and offline: whoever has enough of them owns the fleet, and without them no
-    stolen key can be replaced.
+    stolen key can be replaced. Three keys of which two must sign take three folders.
     """
     from ferryman.devices.fleet.repository.keys import Keyring
-    from ferryman.devices.fleet.repository.manage import init
+    from ferryman.devices.fleet.repository.manage import Dealt, init
 
     roles = init(
         repository,
@@ -104,6 +106,7 @@ def init_command(
     click.echo(f"{repository}: {', '.join(roles.names)}")
     click.echo(f"keys of root: {', '.join(map(str, offline or [directory]))}; of the others: {directory}")
     click.echo("give devices the root: ferryman keys root; sign again in time: ferryman keys refresh, once a day")
+    _warn_of_alone(Dealt.of(root_keys, threshold, offline or [directory]))
 
 
 @keys.command("add-family")
@@ -137,17 +140,23 @@ def rotate_command(
 ) -> None:
     """Replace all keys of each ROLE; devices follow by themselves, and the old keys no longer count.
 
+    Each new key goes into the folder that held the old one (root's: or where --offline says).
+
     Takes root's keys (of a family: those of targets). After a theft, replace every role whose key was on that
     machine in one go: a stolen snapshot or timestamp key can push version numbers ahead, and devices forget those
     once the keys are replaced.
     """
     from ferryman.devices.fleet.repository.manage import rotate
 
-    gone = rotate(
+    done = rotate(
         repository, role, _keyring(key_folders), _now(), root_keys=root_keys, threshold=threshold, offline=offline
     )
-    for name, ids in gone.items():
-        click.echo(f"{name}: {', '.join(one[:16] for one in ids)} no longer count; delete their files")
+    for name, one in done.items():
+        for key_id, folder in one.made:
+            click.echo(f"{name}: new key {key_id[:16]} in {folder}")
+        verb = "counts; delete its file" if len(one.gone) == 1 else "count; delete their files"
+        click.echo(f"{name}: {', '.join(key_id[:16] for key_id in one.gone)} no longer {verb}")
+        _warn_of_alone(one.dealt)
 
 
 @keys.command("refresh")
@@ -397,6 +406,17 @@ def _keyring(folders: tuple[Path, ...]) -> Keyring:
     from ferryman.devices.fleet.repository.keys import Keyring
 
     return Keyring(folders)
+
+
+def _warn_of_alone(dealt: Dealt) -> None:
+    """Say which folder has enough of root's keys by itself."""
+    for folder, count in dealt.alone.items():
+        click.echo(
+            f"warning: {folder} holds {count} of root's {len(dealt.folders)} keys, and {dealt.threshold} sign: whoever "
+            f"has that folder alone owns the fleet. To need several, deal them to {dealt.folders_needed} folders or "
+            "more (one --offline each; now: ferryman keys rotate root)",
+            err=True,
+        )
 
 
 def _now() -> datetime:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import click
 import pytest
@@ -45,13 +46,34 @@ def test_a_publishers_day(run, tmp_path):
     assert "speech: no releases" in run("repository", "list")
     assert "is whole" in run("repository", "check")
     assert "signed: timestamp" in run("keys", "refresh")
-    assert "no longer count" in run("keys", "rotate", "timestamp", "snapshot")
+    rotated = run("keys", "rotate", "timestamp", "snapshot")
+    assert rotated.count("no longer counts") == 2
+    assert rotated.count(f" in {tmp_path / 'keys'}\n") == 2
     shown = run("keys", "show").splitlines()
     assert [line.split()[0] for line in shown] == ["root", "targets", "snapshot", "timestamp", "digits", "speech"]
     assert "version 2     2 of 3 keys" in shown[0]
     assert "withdrew digits/1" in run("withdraw", "digits/1")
     assert "deleted" in run("repository", "prune", "--grace", 0)
     assert "digits: no releases" in run("repository", "list")
+
+
+def test_a_folder_that_can_sign_alone_is_warned_of(run, tmp_path, monkeypatch):
+    safes = [tmp_path / one for one in ("a", "b", "c")]
+    monkeypatch.setenv("FERRYMAN_KEYS", os.pathsep.join(map(str, [tmp_path / "keys", *safes])))
+    root = ["--root-keys", 3, "--threshold", 2]
+    two, three = ([word for safe in some for word in ("--offline", safe)] for some in (safes[:2], safes))
+    said = run("keys", "init", tmp_path / "keys", *root, *two)
+    assert f"warning: {safes[0]} holds 2 of root's 3 keys, and 2 sign" in said
+    assert "deal them to 3 folders or more" in said
+    assert str(safes[1]) not in said.partition("warning")[2]
+    assert "warning" in run("keys", "rotate", "root")  # they go where the old ones were
+    said = run("keys", "rotate", "root", *three)
+    assert "warning" not in said
+    for safe in safes:
+        (key_id,) = re.findall(rf"root: new key (\w+) in {safe}\n", said)
+        assert (safe / f"root-{key_id}.pem").is_file()
+    assert "warning" not in run("keys", "rotate", "root")
+    assert not list((tmp_path / "keys").glob("root-*"))
 
 
 def test_a_lossy_update_is_one_from_what_devices_have(run, tmp_path):
