@@ -128,11 +128,7 @@ def publish(
         )
         with Packs(repository) as packs:
             making = _Making(repository, work, packs, known_pieces(releases.values(), packs), hinting, progress)
-            chosen = before[:delta_from]
-            chosen += [known_as] if known_as and known_as not in chosen else []
-            older = [Older.release(one, packs) for one in chosen]
-            older += [Older.package(had)] if had and not known_as else []
-            payloads = making.payloads(opened, older)
+            payloads = making.payloads(opened, _older(before[:delta_from], had, known_as, packs))
         release = Release(
             family=family,
             version=path.partition("/")[2].removesuffix(".json"),
@@ -276,6 +272,17 @@ class _Making:
             )
             payloads.append(ReleasePayload(path=path, size_bytes=size_bytes, sha256=sha256, recipes=recipes))
         return tuple(payloads)
+
+
+def _release_of(package: Package | None, releases: Iterable[Release]) -> Release | None:
+    return next((one for one in releases if package and one.package_sha256 == package.sha256), None)
+
+
+def _older(newest: list[Release], base: Package | None, base_release: Release | None, packs: Packs) -> list[Older]:
+    """What deltas are made from: the newest releases, and the base, by its release where it has one."""
+    releases = newest + ([base_release] if base_release and base_release not in newest else [])
+    found = [Older.release(one, packs) for one in releases]
+    return found + ([Older.package(base)] if base and not base_release else [])
 
 
 def _contents(package: Package) -> Iterator[tuple[str, bytes]]:
