@@ -56,7 +56,7 @@ def hydra(
     scale: float = 1.0,
     then_scale: float = 1.0,
 ) -> dict[str, Adapter]:
-    """Hydra (seed 22): a parallel branch beside the layer, and a sequential one on what it gives, bias and all.
+    """Hydra: a parallel branch beside the layer, and a sequential one on what it gives, bias and all.
 
     Args:
         layer: as `lora` takes it.
@@ -83,7 +83,7 @@ def hydra(
 
 
 def flora(layer: nn.Module, core: Any, sides: list[Any], scale: float = 1.0) -> dict[str, Adapter]:  # noqa: ANN401  # ditto
-    """FLoRA (seed 7): a small core of the weight's own dimensions, with one side [size, rank] for each of them.
+    """FLoRA: a small core of the weight's own dimensions, with one side [size, rank] for each of them.
 
     Returns:
         Name of a parameter of the layer -> its adapter.

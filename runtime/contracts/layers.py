@@ -1,4 +1,4 @@
-"""Statistics of a deployed model's activations, layer by layer (seed: adaptive mutual-information estimators)."""
+"""Statistics of a deployed model's activations, layer by layer, by adaptive estimators of mutual information."""
 
 from __future__ import annotations
 

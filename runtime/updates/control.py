@@ -1,4 +1,6 @@
-"""SCALLION and SCAFCOM (seed 33): devices that train on data of their own kind, with a compressed uplink of one update.
+"""SCALLION and SCAFCOM: devices that train on data of their own kind, with a compressed uplink of one update.
+
+As in "Stochastic Controlled Averaging for Federated Learning with Communication Compression".
 
 A device keeps a control variate: what its gradients are like, as far as the server knows. It trains with
 `gradient + correction`, where the correction is the mean of all variates less its own, and sends how far its mean

@@ -1,4 +1,7 @@
-"""Deep Gradient Compression (seed 18): one in a thousand of a gradient is sent, the rest is kept for later."""
+"""Deep Gradient Compression: one in a thousand of a gradient is sent, the rest is kept for later.
+
+As in "Deep Gradient Compression: Reducing the Communication Bandwidth for Distributed Training".
+"""
 
 from __future__ import annotations
 

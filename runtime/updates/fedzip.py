@@ -1,4 +1,7 @@
-"""FedZip (seed 1): the largest of an update by tensor, clustered, their places and clusters entropy-coded."""
+"""FedZip: the largest of an update by tensor, clustered, their places and clusters entropy-coded.
+
+As in "FedZip: A Compression Framework for Communication-Efficient Federated Learning".
+"""
 
 from __future__ import annotations
 

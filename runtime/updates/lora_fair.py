@@ -1,4 +1,6 @@
-"""LoRA-FAIR (seed 43): LoRA factors of many devices become one pair whose product is near the mean of theirs.
+"""LoRA-FAIR: LoRA factors of many devices become one pair whose product is near the mean of theirs.
+
+As in "LoRA-FAIR: Federated LoRA Fine-Tuning with Aggregation and Initialization Refinement".
 
 The mean of factors is not the factors of the mean: mean(up) @ mean(down) is another matrix than mean(up @ down), which
 is what the devices' training adds up to. The server corrects `up` towards it and keeps `down`, so devices start the

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.updates.base import Codec
 from ferryman.runtime.updates.dgc import Dgc
 from ferryman.runtime.updates.fedzip import FedZip
+from ferryman.runtime.updates.rans import ALPHABET_MAX
 
 _FORM = re.compile(r"(?P<name>[a-z]+)(-z(?P<kept>\d+(\.\d+)?))?(-k(?P<clusters>\d+))?", re.ASCII)
 _LONGEST = 40
@@ -33,3 +35,13 @@ def parse_codec(text: str) -> Codec:
         )
     make, kept, clusters = _MADE[found["name"]]
     return make(float(found["kept"]) / 100 if found["kept"] else kept, int(found["clusters"] or clusters))
+
+
+def finer_than(codec: Codec) -> tuple[str, ...]:
+    """Names of codecs that lose less: twice the share, and for fedzip twice the clusters; none, where no more goes."""
+    if not isinstance(codec, FedZip | Dgc):
+        return ()
+    found: list[Codec] = [replace(codec, kept=min(2 * codec.kept, 1.0))] if codec.kept < 1 else []
+    if isinstance(codec, FedZip) and codec.clusters < ALPHABET_MAX:
+        found.append(replace(codec, clusters=min(2 * codec.clusters + 1, ALPHABET_MAX)))
+    return tuple(one.name for one in found)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import shutil
+import sys
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,6 +16,8 @@ from ferryman.options import PATH
 
 if TYPE_CHECKING:
     from ferryman.devices.fleet.repository.keys import Keyring
+    from ferryman.devices.fleet.repository.manage import Dealt
+    from ferryman.devices.fleet.repository.publish import Published
 
 C = TypeVar("C", bound=Callable[..., Any])
 _DUE = 3
@@ -39,7 +44,7 @@ def _keys_option(command: C) -> C:
         show_envvar=True,
         multiple=True,
         required=True,
-        help="Folder of signing keys; may be given several times, such as for root's; the first takes new keys.",
+        help="Folder of signing keys; may be given several times, such as for root's; the first takes a new family's.",
     )(command)
 
 
@@ -48,7 +53,8 @@ def _offline_option(command: C) -> C:
         "--offline",
         type=PATH,
         multiple=True,
-        help="Root's keys go here instead, to be kept off this machine; given several times, they are dealt out.",
+        help="Root's keys go here instead, to be kept off this machine; given several times, they are dealt out, one "
+        "folder after the other.",
     )(command)
 
 
@@ -87,10 +93,10 @@ def init_command(
     """Make keys in DIRECTORY and an empty repository signed by them.
 
     Keep root's keys (--offline) apart and offline: whoever has enough of them owns the fleet, and without them no
-    stolen key can be replaced.
+    stolen key can be replaced. Three keys of which two must sign take three folders.
     """
     from ferryman.devices.fleet.repository.keys import Keyring
-    from ferryman.devices.fleet.repository.manage import init
+    from ferryman.devices.fleet.repository.manage import Dealt, init
 
     roles = init(
         repository,
@@ -104,6 +110,7 @@ def init_command(
     click.echo(f"{repository}: {', '.join(roles.names)}")
     click.echo(f"keys of root: {', '.join(map(str, offline or [directory]))}; of the others: {directory}")
     click.echo("give devices the root: ferryman keys root; sign again in time: ferryman keys refresh, once a day")
+    _warn_of_alone(Dealt.of(root_keys, threshold, offline or [directory]))
 
 
 @keys.command("add-family")
@@ -137,17 +144,23 @@ def rotate_command(
 ) -> None:
     """Replace all keys of each ROLE; devices follow by themselves, and the old keys no longer count.
 
+    Each new key goes into the folder that held the old one (root's: or where --offline says).
+
     Takes root's keys (of a family: those of targets). After a theft, replace every role whose key was on that
     machine in one go: a stolen snapshot or timestamp key can push version numbers ahead, and devices forget those
     once the keys are replaced.
     """
     from ferryman.devices.fleet.repository.manage import rotate
 
-    gone = rotate(
+    done = rotate(
         repository, role, _keyring(key_folders), _now(), root_keys=root_keys, threshold=threshold, offline=offline
     )
-    for name, ids in gone.items():
-        click.echo(f"{name}: {', '.join(one[:16] for one in ids)} no longer count; delete their files")
+    for name, one in done.items():
+        for key_id, folder in one.made:
+            click.echo(f"{name}: new key {key_id[:16]} in {folder}")
+        verb = "counts; delete its file" if len(one.gone) == 1 else "count; delete their files"
+        click.echo(f"{name}: {', '.join(key_id[:16] for key_id in one.gone)} no longer {verb}")
+        _warn_of_alone(one.dealt)
 
 
 @keys.command("refresh")
@@ -176,12 +189,13 @@ def show_command(repository: Path) -> None:
     now = _now()
     for status in show(repository, now):
         left = (status.expires - now) / timedelta(days=1)
-        when = f"{status.expires:%Y-%m-%d %H:%M} UTC, " + (f"in {left:.0f} days" if left > 0 else "EXPIRED")
-        ids = " ".join(one[:16] for one in status.key_ids)
+        when = f"{status.expires:%Y-%m-%d}, " + (f"in {left:.0f} days" if left > 0 else "EXPIRED")
         click.echo(
-            f"{status.role:<12} version {status.version:<5} {status.threshold} of {len(status.key_ids)} keys "
-            f"({ids})  expires {when}{'  <- sign again' if status.soon else ''}"
+            f"{status.role:<12} version {status.version}, expires {when}{'  <- sign again' if status.soon else ''}"
         )
+        click.echo(f"{'':<12} {status.threshold} of {len(status.key_ids)} keys sign:")
+        for key_id in status.key_ids:
+            click.echo(f"{'':<14} {key_id[:16]}")
 
 
 @keys.command("root")
@@ -205,7 +219,7 @@ def root_command(repository: Path, output: Any) -> None:  # noqa: ANN401  # a cl
     type=click.IntRange(0, 100),
     default=3,
     show_default=True,
-    help="Make deltas against so many newest releases of the family.",
+    help="Make deltas against so many newest releases of the family (and against what --base or --adapter is from).",
 )
 @click.option(
     "--lossy",
@@ -262,13 +276,13 @@ def publish(
     if lossy is not None and adapter is not None:
         raise click.UsageError("--lossy and --adapter do not go together; publish one after the other")
     keyring = _keyring(key_folders)
-    options: dict[str, Any] = {"family": family, "version": version, "delta_from": delta_from}
+    options: dict[str, Any] = {"family": family, "version": version, "delta_from": delta_from, "base": base}
     if adapter is not None:
         from ferryman.devices.fleet.repository.adapted import adapter_package
 
         output = output or package.with_name(f"{package.stem}-adapted{package.suffix}")
         merged = adapter_package(package, adapter, output)
-        options["hinting"] = merged.hinting
+        options |= {"hinting": merged.hinting, "base": package}
         package = merged.package
         click.echo(f"{package}: factors of {merged.factor_bytes:,} bytes; keep it for the next update", err=True)
     if lossy is not None and base is not None:
@@ -283,18 +297,20 @@ def publish(
             f"update lost, weights in 1/{made.lossy.ratio:.0f} of their bytes; keep it for the next update",
             err=True,
         )
-    done = run(
-        package,
-        repository,
-        keyring,
-        _now(),
-        progress=lambda step: click.echo(f"  {step}", err=True),
-        **options,
-    )
-    if done.is_new:
-        click.echo(f"published {done.release.name}: {done.new_bytes} bytes for {done.release.package_bytes}")
-    else:
+    with told_steps() as progress:
+        done = run(package, repository, keyring, _now(), progress=progress, **options)
+    if not done.is_new:
         click.echo(f"{done.release.name} is this package already; nothing was changed")
+        return
+    for line in _ways(done):
+        click.echo(line)
+    click.echo(f"published {done.release.name}: {done.new_bytes:,} bytes for {done.release.package_bytes:,}")
+    if options["base"] and not done.base:
+        click.echo(
+            f"{options['base']} is no release of this repository: only devices that have it from a push take the delta "
+            "from it; others fetch pieces",
+            err=True,
+        )
 
 
 @click.command()
@@ -331,11 +347,9 @@ def list_command(repository: Path) -> None:
             at = datetime.fromtimestamp(one.published_at_ns / 1e9, UTC)
             stored = sum(payload.recipes[0].stored_bytes for payload in one.payloads)
             deltas = len({recipe.base for payload in one.payloads for recipe in payload.recipes if recipe.base})
-            lossy = f", lossy ({one.lossy.codec})" if one.lossy else ""
-            click.echo(
-                f"{one.name}  {one.package_name} {one.package_sha256[:12]}  {one.package_bytes} bytes, {stored} on the "
-                f"wire, deltas from {deltas} files{lossy}  {at:%Y-%m-%d %H:%M} UTC"
-            )
+            click.echo(f"{one.name}  {at:%Y-%m-%d %H:%M} UTC{f'  lossy: {one.lossy.codec}' if one.lossy else ''}")
+            click.echo(f"  {one.package_name}  {one.package_sha256[:12]}")
+            click.echo(f"  {one.package_bytes:,} bytes, {stored:,} on the wire, deltas from {deltas} files")
 
 
 @repository.command("check")
@@ -347,7 +361,8 @@ def check_command(repository: Path) -> None:
     """
     from ferryman.devices.fleet.repository.upkeep import check
 
-    wrong = check(repository, lambda step: click.echo(f"  {step}", err=True))
+    with told_steps() as progress:
+        wrong = check(repository, progress)
     for one in wrong:
         click.echo(one)
     if wrong:
@@ -397,6 +412,44 @@ def _keyring(folders: tuple[Path, ...]) -> Keyring:
     from ferryman.devices.fleet.repository.keys import Keyring
 
     return Keyring(folders)
+
+
+@contextlib.contextmanager
+def told_steps() -> Iterator[Callable[[str], None]]:
+    """Steps on one line of a terminal, which is empty again after them; elsewhere none are told."""
+    if not sys.stderr.isatty():
+        yield lambda _step: None
+        return
+    width = shutil.get_terminal_size().columns - 1
+    try:
+        yield lambda step: click.echo(f"\r\x1b[K{step[:width]}", nl=False, err=True)
+    finally:
+        click.echo("\r\x1b[K", nl=False, err=True)
+
+
+def _ways(done: Published) -> Iterator[str]:
+    """The best way to each artifact, and to all else together."""
+    others = []
+    for payload in done.release.payloads:
+        whole = payload.recipes[0].index.length + payload.recipes[0].stored_bytes
+        best, of = min((whole, ""), done.best.get(payload.path, (whole, "")))
+        if payload.path.startswith("artifacts/"):
+            delta = f", {best:,} from {of}" if of else ", no delta"
+            yield f"{payload.path}: {payload.size_bytes:,} bytes, {whole:,} on the wire{delta}"
+        else:
+            others.append(best)
+    yield f"{len(others)} other files: {sum(others):,} bytes on the wire at best"
+
+
+def _warn_of_alone(dealt: Dealt) -> None:
+    """Say which folder has enough of root's keys by itself."""
+    for folder, count in dealt.alone.items():
+        click.echo(
+            f"warning: {folder} holds {count} of root's {len(dealt.folders)} keys, and {dealt.threshold} sign: whoever "
+            f"has that folder alone owns the fleet. To need several, deal them to {dealt.folders_needed} folders or "
+            "more (one --offline each; now: ferryman keys rotate root)",
+            err=True,
+        )
 
 
 def _now() -> datetime:

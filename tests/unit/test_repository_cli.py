@@ -2,14 +2,17 @@
 
 import json
 import os
+import re
 
 import click
 import pytest
 from click.testing import CliRunner
 
 from ferryman import repository_cli as cli
+from ferryman.devices.fleet.repository.lossy import LossyResult
 from ferryman.runtime.contracts.errors import CallerError
-from tests.support.packages import write_tiny_package
+from ferryman.runtime.contracts.release import LossyUpdate
+from tests.support.packages import sha256_of, write_tiny_package
 from tests.support.repository import flip
 
 
@@ -41,17 +44,92 @@ def test_a_publishers_day(run, tmp_path):
     assert "published digits/1" in run("publish", package)
     assert "nothing was changed" in run("publish", package)
     assert "speech has a key" in run("keys", "add-family", "speech")
-    assert "digits/1  add-1" in run("repository", "list")
-    assert "speech: no releases" in run("repository", "list")
+    listed = run("repository", "list")
+    assert re.search(r"^digits/1  \S+ \S+ UTC\n  add-1  ", listed, re.MULTILINE)
+    assert "speech: no releases" in listed
+    assert max(map(len, listed.splitlines())) <= 80
     assert "is whole" in run("repository", "check")
     assert "signed: timestamp" in run("keys", "refresh")
-    assert "no longer count" in run("keys", "rotate", "timestamp", "snapshot")
+    rotated = run("keys", "rotate", "timestamp", "snapshot")
+    assert rotated.count("no longer counts") == 2
+    assert rotated.count(f" in {tmp_path / 'keys'}\n") == 2
     shown = run("keys", "show").splitlines()
-    assert [line.split()[0] for line in shown] == ["root", "targets", "snapshot", "timestamp", "digits", "speech"]
-    assert "version 2     2 of 3 keys" in shown[0]
+    roles = [line.split()[0] for line in shown if not line.startswith(" ")]
+    assert roles == ["root", "targets", "snapshot", "timestamp", "digits", "speech"]
+    assert "version 2, expires" in shown[0]
+    assert "2 of 3 keys sign" in shown[1]
+    assert max(map(len, shown)) <= 80
     assert "withdrew digits/1" in run("withdraw", "digits/1")
     assert "deleted" in run("repository", "prune", "--grace", 0)
     assert "digits: no releases" in run("repository", "list")
+
+
+def test_a_folder_that_can_sign_alone_is_warned_of(run, tmp_path, monkeypatch):
+    safes = [tmp_path / one for one in ("a", "b", "c")]
+    monkeypatch.setenv("FERRYMAN_KEYS", os.pathsep.join(map(str, [tmp_path / "keys", *safes])))
+    root = ["--root-keys", 3, "--threshold", 2]
+    two, three = ([word for safe in some for word in ("--offline", safe)] for some in (safes[:2], safes))
+    said = run("keys", "init", tmp_path / "keys", *root, *two)
+    assert f"warning: {safes[0]} holds 2 of root's 3 keys, and 2 sign" in said
+    assert "deal them to 3 folders or more" in said
+    assert str(safes[1]) not in said.partition("warning")[2]
+    assert "warning" in run("keys", "rotate", "root")  # they go where the old ones were
+    said = run("keys", "rotate", "root", *three)
+    assert "warning" not in said
+    for safe in safes:
+        (key_id,) = re.findall(rf"root: new key (\w+) in {safe}\n", said)
+        assert (safe / f"root-{key_id}.pem").is_file()
+    assert "warning" not in run("keys", "rotate", "root")
+    assert not list((tmp_path / "keys").glob("root-*"))
+
+
+def test_a_publish_tells_the_best_way_to_each_artifact_once(run, tmp_path):
+    run("keys", "init", tmp_path / "keys", "--family", "digits")
+    bulk = os.urandom(50_000)
+    packages = [write_tiny_package(tmp_path / f"{n}.ferry", added=float(n), padding=bulk) for n in range(1, 5)]
+    assert "artifacts/model.tflite: 50," in (said := run("publish", packages[0]))
+    assert "no delta" in said
+    for package in packages[1:3]:
+        run("publish", package)
+    said = run("publish", packages[3], "--delta-from", 20)
+    assert len(said.splitlines()) == 3
+    assert re.match(r"artifacts/model.tflite: [\d,]+ bytes, 50,\d+ on the wire, \d\d\d from digits/\d\n", said)
+    assert "2 other files: " in said
+    assert "published digits/4: " in said
+
+
+def test_steps_are_told_on_one_line_of_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "20")
+    with cli.told_steps() as progress:
+        progress("x" * 30)
+    assert capsys.readouterr().err == f"\r\x1b[K{'x' * 19}\r\x1b[K"
+    monkeypatch.setattr("sys.stderr.isatty", lambda: False)
+    with cli.told_steps() as progress:
+        progress("step")
+    assert capsys.readouterr().err == ""
+
+
+def test_the_base_of_a_lossy_update_is_a_base_of_its_delta(run, tmp_path, monkeypatch):
+    """What is made of the weights is tested where it is made."""
+    made = write_tiny_package(tmp_path / "made.ferry", added=9.0)
+    lossy = LossyUpdate(codec="none", base_package_sha256="0" * 64, relative_error=0.5, sqnr_min_db=9.0, ratio=50.0)
+    monkeypatch.setattr(
+        "ferryman.devices.fleet.repository.lossy.lossy_package",
+        lambda *_, **__: LossyResult(made, sha256_of(made), lossy, {}, ()),
+    )
+    run("keys", "init", tmp_path / "keys", "--family", "digits")
+    bases = [write_tiny_package(tmp_path / f"{n}.ferry", added=float(n)) for n in range(3)]
+    for base in bases[:2]:
+        run("publish", base)
+    words = ("--lossy", "fedzip", "--delta-from", 0, "--base")
+    said = run("publish", bases[0], *words, bases[0])
+    assert "from digits/1" in said
+    assert "no release" not in said
+    made = write_tiny_package(tmp_path / "made.ferry", added=10.0)
+    said = run("publish", bases[0], *words, bases[2])
+    assert "from 2.ferry" in said
+    assert f"{bases[2]} is no release of this repository" in said
 
 
 def test_a_lossy_update_is_one_from_what_devices_have(run, tmp_path):

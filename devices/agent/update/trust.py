@@ -49,6 +49,9 @@ _SECOND_MAX = 253_402_300_799
 """The last one of the year 9999."""
 _OFF_S = 86_400
 """Clocks that differ by less may both be right enough."""
+_PACK_MAX_BYTES = 1 << 50
+_STORED_OVER_BYTES = 1 << 20
+"""Nobody publishes a way to a payload that takes more bytes than it has, but for what little a piece costs."""
 
 
 class SignedAt(Record):
@@ -316,21 +319,32 @@ def _check(release: Release) -> None:
         raise ValueError(f"a manifest of {payloads[0].size_bytes} bytes is more than {LIMITS.manifest_max_bytes}")
     if not 0 < sum(payload.size_bytes for payload in payloads) <= LIMITS.package_max_bytes:
         raise ValueError(f"its payloads are larger than {LIMITS.package_max_bytes} bytes")
+    paths = set()
     for payload in payloads:
+        if payload.path in paths:
+            raise ValueError(f"{payload.path[:80]!r} is listed twice")
+        paths.add(payload.path)
         if payload.size_bytes < 0 or not payload.recipes or payload.recipes[0].base is not None:
             raise ValueError(f"{payload.path[:80]!r} has no size, or no recipe without base")
         pack_path(payload.sha256)
+        bases = [recipe.base for recipe in payload.recipes]
+        if len(bases) != len({*bases}):
+            raise ValueError(f"{payload.path[:80]!r} has two recipes from one base")
         for recipe in payload.recipes:
-            _check_recipe(recipe)
+            _check_recipe(recipe, payload.size_bytes)
     pack_path(release.package_sha256)
 
 
-def _check_recipe(recipe: Recipe) -> None:
+def _check_recipe(recipe: Recipe, size_bytes: int) -> None:
     pack_path(recipe.index.pack)
     pack_path(recipe.index.sha256)
     if recipe.base is not None:
         pack_path(recipe.base)
-    if recipe.index.offset < 0 or not 0 < recipe.index.length <= RELEASE_MAX_BYTES or recipe.stored_bytes < 0:
+    if not (
+        0 <= recipe.index.offset <= _PACK_MAX_BYTES
+        and 0 < recipe.index.length <= RELEASE_MAX_BYTES
+        and 0 <= recipe.stored_bytes <= size_bytes + _STORED_OVER_BYTES
+    ):
         raise ValueError("an index or its pieces have an impossible size")
 
 

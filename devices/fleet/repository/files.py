@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.durable import sync_directory
 
 WORK = ".work"
+_WAIT_S = 5.0
+_POLL_S = 0.05
 
 
 @contextlib.contextmanager
@@ -24,7 +27,7 @@ def locked(root: Path) -> Iterator[Path]:
     """Hold a repository for a change; yields an empty folder beside it to work in. The kernel lets go with the process.
 
     Raises:
-        CallerError: another publisher holds it, or it cannot be written.
+        CallerError: another publisher holds it, and for longer than is waited here, or it cannot be written.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -33,20 +36,32 @@ def locked(root: Path) -> Iterator[Path]:
         raise CallerError(f"cannot write the repository {root}: {error.strerror}") from error
     work = root / WORK
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(lock, 20).decode(errors="replace").strip() or "unknown"
-            raise CallerError(f"process {holder} is changing the repository {root}; wait until it is done") from None
+        _wait(lock, root)
         with contextlib.suppress(OSError):  # a full disk; the process only tells whom to wait for
             os.ftruncate(lock, 0)
             os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
-        yield work
+        try:
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir()
+            yield work
+        finally:  # by who holds the lock alone: it is the holder's
+            shutil.rmtree(work, ignore_errors=True)
     finally:
-        shutil.rmtree(work, ignore_errors=True)
         os.close(lock)
+
+
+def _wait(lock: int, root: Path) -> None:
+    """Take the lock; what signs again, by cron, is done in a moment."""
+    end = time.monotonic() + _WAIT_S
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() < end:
+                time.sleep(_POLL_S)
+                continue
+            holder = os.pread(lock, 20, 0).decode(errors="replace").strip() or "unknown"
+            raise CallerError(f"process {holder} is changing the repository {root}; wait until it is done") from None
 
 
 def put(path: Path, data: bytes, work: Path) -> None:

@@ -62,6 +62,11 @@ class Keyring:
             raise CallerError(f"cannot write the key {path}: {error.strerror}") from error
         return signer
 
+    def folders_of(self, role: str, keys: Iterable[Key]) -> list[Path | None]:
+        """The folder that holds each key of a role; None: it is not here."""
+        found = (self._find(role, key) for key in keys)
+        return [path.parent if path else None for path in found]
+
     def has(self, role: str, keys: Iterable[Key], threshold: int) -> bool:
         """Whether enough keys of a role are here."""
         return sum(self._find(role, key) is not None for key in keys) >= threshold

@@ -88,7 +88,7 @@ def lossy_package(
         made, exact = _artifacts(base, new, how)
         payloads = {one.path: new.read(one.path) for one in new.manifest.payloads}
         payloads |= {path: one.data for path, one in made.items()}
-        variants, lowest_db = prove(new.manifest, payloads, set(made), sqnr_min_db)
+        variants, lowest_db = prove(new.manifest, payloads, set(made), sqnr_min_db, how)
         sha256 = write_package(
             output,
             name=new.manifest.name,

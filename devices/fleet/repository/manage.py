@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from securesystemslib.signer import Signer
+from securesystemslib.signer import Key, Signer
 from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Root, Snapshot, Targets, Timestamp
 
 from ferryman.devices.fleet.repository.files import locked
@@ -51,6 +54,42 @@ class Refreshed:
     """These expire soon, too, and their keys are not here."""
 
 
+@dataclass(frozen=True)
+class Dealt:
+    """Which folders take keys of which some must sign together."""
+
+    folders: tuple[Path, ...]
+    """Of each key."""
+    threshold: int
+
+    @classmethod
+    def of(cls, count: int, threshold: int, folders: Sequence[Path]) -> Dealt:
+        """So many keys, one folder after the other."""
+        return cls(tuple(folders[number % len(folders)] for number in range(count)), threshold)
+
+    @property
+    def alone(self) -> dict[Path, int]:
+        """Folders that hold enough keys to sign by themselves, where it should take several keys -> how many."""
+        held = Counter(folder.resolve() for folder in self.folders)
+        return {folder: count for folder, count in held.items() if count >= self.threshold > 1}
+
+    @property
+    def folders_needed(self) -> int:
+        """So that none could."""
+        return math.ceil(len(self.folders) / (self.threshold - 1)) if self.threshold > 1 else 1
+
+
+@dataclass(frozen=True)
+class Rotated:
+    """What became of the keys of a role."""
+
+    gone: tuple[str, ...]
+    """Ids of those that no longer count."""
+    made: tuple[tuple[str, Path], ...]
+    """Ids of the new ones, and the folders they are in."""
+    dealt: Dealt
+
+
 def init(
     repository: Path,
     keyring: Keyring,
@@ -81,7 +120,8 @@ def init(
     with locked(repository) as work:
         if list((repository / FOLDER).glob("*.root.json")):
             raise CallerError(f"{repository} is a repository already; ferryman keys show tells its roles")
-        signers: dict[str, list[Signer]] = {"root": _make_root(keyring, root_keys, offline)}
+        dealt = Dealt.of(root_keys, threshold, offline or keyring.folders[:1])
+        signers: dict[str, list[Signer]] = {"root": [keyring.make("root", folder) for folder in dealt.folders]}
         roles = Roles(
             _unsigned(Root(consistent_snapshot=True)),
             _unsigned(Targets()),
@@ -127,20 +167,23 @@ def rotate(
     root_keys: int | None = None,
     threshold: int | None = None,
     offline: Sequence[Path] = (),
-) -> dict[str, tuple[str, ...]]:
+) -> dict[str, Rotated]:
     """Replace all keys of roles by new ones; a new root is signed by as many as the old root and the new one ask for.
+
+    A new key goes into the folder that held the old one. Where that is not here, the folders that held others of the
+    role take it in turn, and where none of them is, the keyring's first.
 
     Args:
         repository: its folder.
         chosen: roles, families included.
-        keyring: holds the keys that sign; its first folder takes new ones.
+        keyring: holds the keys that sign.
         now: UTC.
         root_keys: how many root has from now on; None: as many as before.
         threshold: how many of them must sign; None: as before.
-        offline: new keys of root go there, in turn.
+        offline: new keys of root go there instead, in turn.
 
     Returns:
-        Role -> ids of the keys that no longer count.
+        What became of each role's keys.
 
     Raises:
         CallerError: there is no such role, or keys are missing; nothing was changed.
@@ -154,14 +197,17 @@ def rotate(
         signing = affected(changed)
         _need(roles, keyring, (signing - {*old}) | (signing & {"root"}))
         also: dict[str, list[Signer]] = {}
+        done: dict[str, Rotated] = {}
         for role, (keys, least) in old.items():
+            count, now_least = 1, 1
             if role == "root":
                 count, now_least = root_keys or len(keys), threshold or least
                 _check_threshold(count, now_least)
-                new: list[Signer] = _make_root(keyring, count, offline)
                 roles.root.signed.roles["root"].threshold = now_least
-            else:
-                new = [keyring.make(role)]
+            dealt = _places(role, keys, count, now_least, keyring, offline if role == "root" else ())
+            new = [keyring.make(role, folder) for folder in dealt.folders]
+            ids = tuple(signer.public_key.keyid for signer in new)
+            done[role] = Rotated(tuple(key.keyid for key in keys), tuple(zip(ids, dealt.folders, strict=True)), dealt)
             delegator: Root | Targets = roles.root.signed if role in TOP_ROLES else roles.targets.signed
             for key in keys:
                 delegator.revoke_key(key.keyid, role)
@@ -171,7 +217,7 @@ def rotate(
             before = role in TOP_ROLES and keyring.has(role, keys, least)
             also[role] = [*new, *(keyring.signers(role, keys, least) if before else ())]
         write_roles(repository, signed_again(roles, changed, keyring, now, also), work)
-    return {role: tuple(key.keyid for key in keys) for role, (keys, _) in old.items()}
+    return done
 
 
 def refresh(repository: Path, keyring: Keyring, now: datetime) -> Refreshed:
@@ -225,8 +271,17 @@ def _check_threshold(root_keys: int, threshold: int) -> None:
         )
 
 
-def _make_root(keyring: Keyring, count: int, offline: Sequence[Path]) -> list[Signer]:
-    return [keyring.make("root", offline[number % len(offline)] if offline else None) for number in range(count)]
+def _places(
+    role: str, old: Sequence[Key], count: int, threshold: int, keyring: Keyring, offline: Sequence[Path]
+) -> Dealt:
+    """Where new keys of a role go."""
+    if offline:
+        return Dealt.of(count, threshold, offline)
+    held = keyring.folders_of(role, old)
+    here = [folder for folder in held if folder] or keyring.folders[:1]
+    turn = itertools.cycle(dict.fromkeys(here))
+    found = [folder or next(turn) for folder in held[:count]]
+    return Dealt((*found, *itertools.islice(turn, count - len(found))), threshold)
 
 
 def _delegate(roles: Roles, family: str, keyring: Keyring) -> Signer:

@@ -14,13 +14,19 @@ from ferryman.runtime.contracts.manifest import Manifest, Variant, Verification
 from ferryman.runtime.golden import check_golden, usable_interpreters
 from ferryman.runtime.isolated import IsolatedSession
 from ferryman.runtime.package import SQNR_LEAST_DB, read_golden
+from ferryman.runtime.updates.base import Codec
+from ferryman.runtime.updates.parse import finer_than
 
 _ROOM_DB = 3.0
 """By how much a device may do worse than this host."""
 
 
 def prove(
-    manifest: Manifest, payloads: Mapping[str, bytes], changed: set[str], sqnr_min_db: float | None = None
+    manifest: Manifest,
+    payloads: Mapping[str, bytes],
+    changed: set[str],
+    sqnr_min_db: float | None = None,
+    codec: Codec | None = None,
 ) -> tuple[tuple[Variant, ...], float]:
     """Run every variant of a package that is about to be written.
 
@@ -30,6 +36,7 @@ def prove(
         changed: artifacts that are others than the manifest's.
         sqnr_min_db: the bar that answers of these must hold against the golden vectors, and they get a bar a little
             below what they reach; None: the variant's own, which stays.
+        codec: what the update was sent by, where there is a bar of its own: what to try next follows from it.
 
     Returns:
         The variants, those of changed artifacts with what was measured now; and the lowest SQNR of these.
@@ -45,7 +52,7 @@ def prove(
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_bytes(data)
         variants = tuple(
-            _measured(folder, manifest, one, sqnr_min_db) if one.payload in changed else one
+            _measured(folder, manifest, one, sqnr_min_db, codec) if one.payload in changed else one
             for one in manifest.variants
         )
         check_golden(folder, replace(manifest, variants=variants))
@@ -53,7 +60,9 @@ def prove(
     return variants, min(measured)
 
 
-def _measured(folder: Path, manifest: Manifest, variant: Variant, sqnr_min_db: float | None) -> Variant:
+def _measured(
+    folder: Path, manifest: Manifest, variant: Variant, sqnr_min_db: float | None, codec: Codec | None
+) -> Variant:
     found = [_run(folder, manifest, variant, name) for name in usable_interpreters(variant)]
     if not found:
         raise DeviceError(
@@ -64,9 +73,12 @@ def _measured(folder: Path, manifest: Manifest, variant: Variant, sqnr_min_db: f
     if sqnr_min_db is None:  # whether it holds its own bar, `check_golden` tells
         return replace(variant, verified=tuple(found))
     if found_db < sqnr_min_db:
+        finer = finer_than(codec) if codec else ()
         raise ParityError(
-            f"{variant.name} reaches {found_db:.1f} dB of {sqnr_min_db:g} dB against the model's own answers; send "
-            "more of the update (fedzip-z5 sends the largest 5 % of each tensor), or publish it exactly"
+            f"{variant.name} reaches {found_db:.1f} dB of {sqnr_min_db:g} dB against the model's own answers"
+            + (f" by {codec.name}" if codec else "")
+            + (f"; send more of the update ({', or '.join(finer)})" if finer else "; no codec of this kind sends more")
+            + ", or publish it exactly"
         )
     return replace(variant, verified=tuple(found), sqnr_min_db=max(SQNR_LEAST_DB, found_db - _ROOM_DB))
 

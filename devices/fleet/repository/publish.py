@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -21,9 +22,9 @@ from ferryman.devices.fleet.repository.keys import Keyring
 from ferryman.devices.fleet.repository.metadata import Roles, read_roles, signed_again, write_roles
 from ferryman.devices.fleet.repository.packs import EMPTY, NewPack, Packs
 from ferryman.devices.fleet.repository.releases import (
+    Base,
+    Older,
     family_releases,
-    old_payloads,
-    read_payload,
     read_releases,
     release_file,
 )
@@ -61,6 +62,10 @@ class Published:
     """False: it had been published before, and nothing was changed."""
     new_bytes: int = 0
     """Of new packs: what the repository grew by."""
+    best: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    """Payload path -> bytes on the wire of its smallest delta, and the release or package that has its base."""
+    base: str | None = None
+    """The release that the package given as base is; None: none was given, or none is that package."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,7 @@ def publish(
     family: str | None = None,
     version: str | None = None,
     delta_from: int = DELTA_FROM,
+    base: Path | None = None,
     lossy: LossyUpdate | None = None,
     hinting: Hinting | None = None,
     progress: Progress = lambda _step: None,
@@ -94,6 +100,8 @@ def publish(
         family: of the model; None: the package's name, or the only one there is.
         version: None: the next number.
         delta_from: deltas are made against so many newest releases of the family.
+        base: a package that devices have; deltas are made against it, too, however old it is. It need not have been
+            published: a base is named by the hash of its payload, whichever way devices got that.
         lossy: what the package differs in from what its author meant, where that was asked for.
         hinting: knows better than bytes what changed.
         progress: told about each step.
@@ -103,7 +111,10 @@ def publish(
         CallerError: no such repository or family, the version holds another package, or a key is missing.
         RepositoryError: what is in the repository already is damaged.
     """
-    with open_package(package) as opened, locked(repository) as work:
+    with ExitStack() as stack:
+        opened = stack.enter_context(open_package(package))
+        had = stack.enter_context(open_package(base)) if base else None
+        work = stack.enter_context(locked(repository))
         roles = read_roles(repository)
         family = family or _family_of(opened, roles)
         releases = read_releases(repository, roles)
@@ -112,9 +123,12 @@ def publish(
             return Published(done, is_new=False)
         path = target_path(f"{family}/{version or _next_version(roles.family(family))}")
         _check_keys(roles, keyring, family)
+        known_as = next(
+            (one for one in (*before, *releases.values()) if had and one.package_sha256 == had.sha256), None
+        )
         with Packs(repository) as packs:
             making = _Making(repository, work, packs, known_pieces(releases.values(), packs), hinting, progress)
-            payloads = making.payloads(opened, before[:delta_from])
+            payloads = making.payloads(opened, _older(before[:delta_from], had, known_as, packs))
         release = Release(
             family=family,
             version=path.partition("/")[2].removesuffix(".json"),
@@ -127,7 +141,7 @@ def publish(
         )
         progress("signing")
         _name(repository, work, roles, release, keyring, now)
-    return Published(release, is_new=True, new_bytes=making.new_bytes)
+    return Published(release, True, making.new_bytes, making.best, known_as.name if known_as else None)
 
 
 def withdraw(name: str, repository: Path, keyring: Keyring, now: datetime) -> None:
@@ -180,8 +194,9 @@ class _Making:
         self._hinting = hinting
         self._progress = progress
         self.new_bytes = 0
+        self.best: dict[str, tuple[int, str]] = {}
 
-    def payloads(self, package: Package, before: Sequence[Release]) -> tuple[ReleasePayload, ...]:
+    def payloads(self, package: Package, older: Sequence[Older]) -> tuple[ReleasePayload, ...]:
         """Store a package; every recipe was made from the disk and compared.
 
         Raises:
@@ -189,38 +204,42 @@ class _Making:
         """
         contents: dict[str, tuple[int, str]] = {}
         drafts: dict[str, list[_Draft]] = {}
-        bases: dict[str, ReleasePayload] = {}
+        bases: dict[str, Base] = {}
         with NewPack(self._repository, self._work, "pieces") as pack:
             for path, data in _contents(package):
-                self._progress(f"{path}: {len(data)} bytes")
-                contents[path] = len(data), hashlib.sha256(data).hexdigest()
+                sha256 = hashlib.sha256(data).hexdigest()
+                contents[path] = len(data), sha256
+                self._progress(f"{path}: {len(data):,} bytes")
                 drafts[path] = [_Draft(None, place(memoryview(data), self._known, pack))]
-                for old in old_payloads(path, contents[path][1], package.manifest, before, self._packs):
-                    bases[old.sha256] = old
-                    drafts[path] += self._delta(path, old, data, drafts[path][0], pack)
+                found = (base for one in older for base in one.bases(path, sha256, package.manifest))
+                its = {base.sha256: base for base in reversed(list(found))}  # the newest that has it tells its name
+                for number, base in enumerate(reversed(its.values()), 1):
+                    self._progress(f"{path}: delta {number} of {len(its)}, from {base.of}")
+                    drafts[path] += self._delta(path, base, data, drafts[path][0], pack)
+                bases |= its
             pieces = pack.finish()
             self.new_bytes += pack.size
         payloads = self._indexed(contents, drafts, pieces)
-        self._progress("reading back")
+        for payload in payloads:
+            ways = [(one.index.length + one.stored_bytes, bases[one.base].of) for one in payload.recipes if one.base]
+            self.best |= {payload.path: min(ways)} if ways else {}
         self._packs.forget()
         for payload in payloads:
+            self._progress(f"{payload.path}: reading back")
             for recipe in payload.recipes:
-                base = memoryview(read_payload(bases[recipe.base], self._packs)) if recipe.base else EMPTY
-                self._packs.rebuild(payload, recipe, base)
+                self._packs.rebuild(payload, recipe, memoryview(bases[recipe.base].read()) if recipe.base else EMPTY)
         return payloads
 
-    def _delta(self, path: str, old: ReleasePayload, new: bytes, chunks: _Draft, pack: NewPack) -> list[_Draft]:
-        """A recipe from `old`, if it costs whoever has that clearly less than the chunks it lacks."""
-        had = {piece.sha256 for piece in self._packs.index(old.recipes[0], old.size_bytes).pieces}
-        missing = _wire({one.piece.sha256: one for one in chunks.placed if one.piece.sha256 not in had}.values())
-        before = read_payload(old, self._packs)
+    def _delta(self, path: str, base: Base, new: bytes, chunks: _Draft, pack: NewPack) -> list[_Draft]:
+        """A recipe from `base`, if it costs whoever has that clearly less than the chunks it lacks."""
+        lacking = {one.piece.sha256: one for one in chunks.placed if one.piece.sha256 not in base.pieces}
+        before = base.read()
         hints = self._hinting(path, before, new) if self._hinting else ()
-        encoded = encode_delta(before, new, hints)
-        tried = [Placed(one.piece(0, 0), None) for one in encoded]
-        if _wire(tried) + _index_bytes(tried) > _WORTH * (missing + _index_bytes(chunks.placed)):
+        tried = [(one, Placed(one.piece(0, 0), None)) for one in encode_delta(before, new, hints)]
+        placed = [one for _, one in tried]
+        if _wire(placed) + _index_bytes(placed) > _WORTH * (_wire(lacking.values()) + _index_bytes(chunks.placed)):
             return []
-        self._progress(f"{path}: {_wire(tried)} bytes from {old.sha256[:12]}, {missing} without")
-        return [_Draft(old.sha256, [self._placed(one, pack) for one in encoded])]
+        return [_Draft(base.sha256, [self._placed(one, pack) for one, _ in tried])]
 
     def _placed(self, encoded: EncodedPiece, pack: NewPack) -> Placed:
         if not encoded.base_size and encoded.sha256 in self._known:
@@ -253,6 +272,17 @@ class _Making:
             )
             payloads.append(ReleasePayload(path=path, size_bytes=size_bytes, sha256=sha256, recipes=recipes))
         return tuple(payloads)
+
+
+def _release_of(package: Package | None, releases: Iterable[Release]) -> Release | None:
+    return next((one for one in releases if package and one.package_sha256 == package.sha256), None)
+
+
+def _older(newest: list[Release], base: Package | None, base_release: Release | None, packs: Packs) -> list[Older]:
+    """What deltas are made from: the newest releases, and the base, by its release where it has one."""
+    releases = newest + ([base_release] if base_release and base_release not in newest else [])
+    found = [Older.release(one, packs) for one in releases]
+    return found + ([Older.package(base)] if base and not base_release else [])
 
 
 def _contents(package: Package) -> Iterator[tuple[str, bytes]]:

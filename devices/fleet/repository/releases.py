@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tuf.api.exceptions import LengthOrHashMismatchError
@@ -13,9 +16,9 @@ from ferryman.devices.fleet.repository.metadata import Roles
 from ferryman.devices.fleet.repository.packs import EMPTY, Packs
 from ferryman.runtime.contracts.errors import RepositoryError
 from ferryman.runtime.contracts.manifest import Manifest
-from ferryman.runtime.contracts.record import decode
+from ferryman.runtime.contracts.record import decode, encode
 from ferryman.runtime.contracts.release import SCHEMA, Release, ReleasePayload
-from ferryman.runtime.package import MANIFEST, read_manifest
+from ferryman.runtime.package import MANIFEST, Package, read_manifest
 
 TARGETS = "targets"
 
@@ -69,27 +72,70 @@ def read_payload(payload: ReleasePayload, packs: Packs) -> bytes:
     return out.getvalue()
 
 
-def old_payloads(
-    path: str, sha256: str, manifest: Manifest, before: Sequence[Release], packs: Packs
-) -> list[ReleasePayload]:
-    """What devices with older releases have in place of a payload: under its path, or else of its form and runtime.
+@dataclass(frozen=True)
+class Base:
+    """A payload that devices may have, to make a newer one from."""
 
-    Nothing of a release that has the very payload.
-    """
-    found: dict[str, ReleasePayload] = {}
-    for release in before:
-        if all(payload.sha256 != sha256 for payload in release.payloads):
-            found |= {payload.sha256: payload for payload in _counterparts(path, manifest, release, packs)}
-    return list(found.values())
+    sha256: str
+    of: str
+    """The release, or the package, that it is from."""
+    pieces: frozenset[bytes]
+    """Hashes of what a device that has it need not fetch; nothing where it came without an index."""
+    read: Callable[[], bytes]
 
 
-def _counterparts(path: str, manifest: Manifest, release: Release, packs: Packs) -> Iterator[ReleasePayload]:
-    payloads = {payload.path: payload for payload in release.payloads}
-    if path in payloads:
-        yield payloads[path]
-        return
-    forms = {(variant.form, variant.runtime) for variant in manifest.variants if variant.payload == path}
-    old = read_manifest(read_payload(payloads[MANIFEST], packs)) if forms else None
-    for variant in old.variants if old else ():
-        if (variant.form, variant.runtime) in forms:
-            yield payloads[variant.payload]
+class Older:
+    """A package that devices may have: of a release, or from a push that no repository knows of."""
+
+    def __init__(self, payloads: Mapping[str, str], read: Callable[[str], bytes], base: Callable[[str], Base]) -> None:
+        self._sha256 = payloads
+        self._read = read
+        self._base = base
+
+    @classmethod
+    def release(cls, release: Release, packs: Packs) -> Older:
+        """One that was published."""
+        payloads = {payload.path: payload for payload in release.payloads}
+
+        def read(path: str) -> bytes:
+            return read_payload(payloads[path], packs)
+
+        def base(path: str) -> Base:
+            one = payloads[path]
+            pieces = packs.index(one.recipes[0], one.size_bytes).pieces
+            return Base(one.sha256, release.name, frozenset(piece.sha256 for piece in pieces), partial(read, path))
+
+        return cls({path: one.sha256 for path, one in payloads.items()}, read, base)
+
+    @classmethod
+    def package(cls, package: Package) -> Older:
+        """One that was not."""
+        manifest = encode(package.manifest)
+        payloads = {MANIFEST: hashlib.sha256(manifest).hexdigest()}
+        payloads |= {payload.path: payload.sha256 for payload in package.manifest.payloads}
+
+        def read(path: str) -> bytes:
+            return manifest if path == MANIFEST else package.read(path)
+
+        def base(path: str) -> Base:
+            return Base(payloads[path], package.path.name, frozenset(), partial(read, path))
+
+        return cls(payloads, read, base)
+
+    def bases(self, path: str, sha256: str, manifest: Manifest) -> Iterator[Base]:
+        """What it has in place of a payload: under its path, or else of its form and runtime.
+
+        Nothing where it has the very payload.
+        """
+        if sha256 not in self._sha256.values():
+            yield from map(self._base, self._counterparts(path, manifest))
+
+    def _counterparts(self, path: str, manifest: Manifest) -> Iterator[str]:
+        if path in self._sha256:
+            yield path
+            return
+        forms = {(variant.form, variant.runtime) for variant in manifest.variants if variant.payload == path}
+        old = read_manifest(self._read(MANIFEST)) if forms else None
+        for variant in old.variants if old else ():
+            if (variant.form, variant.runtime) in forms:
+                yield variant.payload

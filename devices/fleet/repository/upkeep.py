@@ -117,7 +117,7 @@ def _check_pack(repository: Path, name: str) -> list[str]:
 def _check_recipe(
     packs: Packs, release: Release, payload: ReleasePayload, recipe: Recipe, bases: dict[str, ReleasePayload]
 ) -> list[str]:
-    """A recipe whose base was withdrawn cannot be made; its pack was checked."""
+    """A recipe whose base was withdrawn, or never published, cannot be made; its pack was checked."""
     if recipe.base is not None and recipe.base not in bases:
         return []
     try:

@@ -438,6 +438,13 @@ def test_names_that_are_none(device, server, name):
 # Releases that are signed, and wrong.
 
 
+def _based(release):
+    """A recipe from a base; there is one from it already, once this is called."""
+    recipe = {**release["payloads"][1]["recipes"][0], "base": "0" * 64}
+    release["payloads"][1]["recipes"].append(recipe)
+    return recipe
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -453,6 +460,11 @@ def test_names_that_are_none(device, server, name):
         (lambda release: release["payloads"][1]["recipes"][0].update(base="0" * 64), "no recipe without base"),
         (lambda release: release["payloads"][1]["recipes"][0]["index"].update(pack="../x"), "not the SHA-256"),
         (lambda release: release["payloads"][1]["recipes"][0]["index"].update(length=1 << 40), "impossible size"),
+        (lambda release: release["payloads"][1]["recipes"][0]["index"].update(offset=1 << 62), "impossible size"),
+        (lambda release: release["payloads"][1]["recipes"][0].update(stored_bytes=1 << 62), "impossible size"),
+        (lambda release: release["payloads"][1]["recipes"][0].update(stored_bytes=-1), "impossible size"),
+        (lambda release: release["payloads"].append(release["payloads"][1]), "is listed twice"),
+        (lambda release: release["payloads"][1]["recipes"].append(_based(release)), "two recipes from one base"),
         (lambda release: release.pop("family"), "family"),
     ],
 )

@@ -12,7 +12,7 @@ from ferryman.runtime.updates.base import loss_of, shapes_of
 from ferryman.runtime.updates.dgc import Dgc
 from ferryman.runtime.updates.fedzip import FedZip
 from ferryman.runtime.updates.feedback import ErrorFeedback
-from ferryman.runtime.updates.parse import parse_codec
+from ferryman.runtime.updates.parse import finer_than, parse_codec
 from ferryman.runtime.updates.unbiased import RandomK, StochasticQuantizer
 
 CODECS = {
@@ -311,3 +311,19 @@ def test_unknown_names_are_refused(text):
 def test_options_out_of_range_are_refused(make):
     with pytest.raises(CallerError):
         make()
+
+
+@pytest.mark.parametrize(
+    ("text", "finer"),
+    [
+        ("fedzip-z8-k3", ("fedzip-z16-k3", "fedzip-z8-k7")),
+        ("fedzip-z70-k200", ("fedzip-z100-k200", "fedzip-z70-k256")),
+        ("fedzip-z100-k256", ()),
+        ("dgc-z0.1", ("dgc-z0.2",)),
+        ("dgc-z100", ()),
+    ],
+)
+def test_what_loses_less_than_a_codec_is_named(text, finer):
+    assert finer_than(parse_codec(text)) == finer
+    for one in finer:
+        assert parse_codec(one).name == one

@@ -130,8 +130,10 @@ def test_names_of_constants_change_with_their_contents(packages):
 
 
 def test_one_that_misses_the_bar_is_refused_and_not_written(packages, output):
-    with pytest.raises(ParityError, match="send more"):
-        lossy_package(packages.base, packages.tuned, "fedzip-z0.1", output, sqnr_min_db=50)
+    with pytest.raises(
+        ParityError, match=r"by fedzip-z8-k3; send more .*\(fedzip-z16-k3, or fedzip-z8-k7\), or publish"
+    ):
+        lossy_package(packages.base, packages.tuned, "fedzip-z8-k3", output, sqnr_min_db=50)
     assert not output.exists()
 
 

@@ -2,18 +2,27 @@
 
 import json
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from tuf.api.exceptions import ExpiredMetadataError
 
 from ferryman.devices.fleet.repository import files, metadata
 from ferryman.devices.fleet.repository.keys import Keyring
-from ferryman.devices.fleet.repository.manage import add_family, init, refresh, rotate, show, trusted_root
+from ferryman.devices.fleet.repository.manage import (
+    Dealt,
+    add_family,
+    init,
+    refresh,
+    rotate,
+    show,
+    trusted_root,
+)
 from ferryman.devices.fleet.repository.metadata import affected, expires_soon, lifetime, read_roles
 from ferryman.devices.fleet.repository.publish import withdraw
 from ferryman.runtime.contracts.errors import CallerError, RepositoryError
 from ferryman.runtime.contracts.release import SIGNED_AT
-from tests.support.repository import days, edit_json, make_repository, utc_now
+from tests.support.repository import TestRepository, days, edit_json, make_repository, utc_now
 from tests.support.tuf_client import TufClient
 
 
@@ -44,9 +53,59 @@ def test_offline_folders_share_out_the_root_keys(tmp_path):
     folders = [tmp_path / "safe", tmp_path / "bank"]
     init(tmp_path / "r", Keyring([tmp_path / "keys"]), utc_now(), root_keys=3, threshold=2, offline=folders)
     assert [len(list(folder.iterdir())) for folder in folders] == [2, 1]
+    assert Dealt.of(3, 2, folders).alone == {folders[0]: 2}
     with pytest.raises(CallerError, match="2 of 3 keys"):
         rotate(tmp_path / "r", ["root"], Keyring([tmp_path / "keys", folders[1]]), utc_now())
     assert read_roles(tmp_path / "r").root.signed.version == 1
+
+
+@pytest.mark.parametrize(
+    ("count", "threshold", "folders", "alone", "needed"),
+    [
+        (3, 2, "ab", {"a": 2}, 3),
+        (3, 2, "abc", {}, 3),
+        (5, 3, "ab", {"a": 3}, 3),
+        (5, 3, "abc", {}, 3),
+        (2, 2, "a", {"a": 2}, 2),
+        (3, 1, "a", {}, 1),  # asked for: every key signs alone
+    ],
+)
+def test_a_folder_that_can_sign_alone_is_found(count, threshold, folders, alone, needed):
+    dealt = Dealt.of(count, threshold, [Path("/", one) for one in folders])
+    assert dealt.alone == {Path("/", one): keys for one, keys in alone.items()}
+    assert dealt.folders_needed == needed
+
+
+def test_one_folder_under_two_names_is_one(tmp_path):
+    assert Dealt.of(3, 2, [tmp_path, tmp_path / "x" / "..", tmp_path / "y"]).alone == {tmp_path: 2}
+
+
+def _folders(made, role, folders):
+    names = {f"{role}-{key.keyid[:16]}.pem" for key in made.roles().keys(role)[0]}
+    return {folder.name: len(names & {one.name for one in folder.iterdir()}) for folder in folders}
+
+
+def test_new_keys_go_where_the_old_ones_were(tmp_path):
+    made = TestRepository(tmp_path / "r", tmp_path / "keys", tmp_path / "none")
+    safes = [tmp_path / one for one in "abc"]
+    init(made.path, Keyring([made.keys]), utc_now(), families=["digits"], root_keys=3, threshold=2, offline=safes)
+    done = rotate(made.path, ["root", "digits"], Keyring([safes[2], made.keys, *safes[:2]]), utc_now())
+    assert _folders(made, "root", [made.keys, *safes]) == {"keys": 0, "a": 1, "b": 1, "c": 1}
+    assert _folders(made, "digits", [made.keys, *safes]) == {"keys": 1, "a": 0, "b": 0, "c": 0}
+    assert sorted(folder for _, folder in done["root"].made) == safes
+    assert {one for one, _ in done["root"].made} == {key.keyid for key in made.roles().keys("root")[0]}
+    assert done["root"].dealt.alone == {}
+
+
+def test_what_replaces_a_key_that_is_not_here_goes_to_the_folders_that_are(tmp_path):
+    made = TestRepository(tmp_path / "r", tmp_path / "keys", tmp_path / "none")
+    safes = [tmp_path / one for one in "abc"]
+    init(made.path, Keyring([made.keys]), utc_now(), root_keys=3, threshold=2, offline=safes)
+    done = rotate(made.path, ["root"], Keyring([made.keys, *safes[1:]]), utc_now())
+    assert _folders(made, "root", [made.keys, *safes]) == {"keys": 0, "a": 0, "b": 2, "c": 1}
+    assert done["root"].dealt.alone == {safes[1]: 2}
+    more = rotate(made.path, ["root"], Keyring([made.keys, *safes[1:]]), utc_now(), root_keys=4, offline=safes[:1])
+    assert [folder for _, folder in more["root"].made] == [safes[0]] * 4
 
 
 @pytest.mark.parametrize(("count", "threshold"), [(1, 2), (0, 0), (17, 1), (3, 0)])
@@ -82,7 +141,7 @@ def test_rotated_keys_count_and_the_old_ones_do_not(tmp_path, chosen):
     client = _client(made)
     assert client.release("digits/1")
     before = {role: {key.keyid for key in made.roles().keys(role)[0]} for role in chosen}
-    gone = rotate(made.path, chosen, made.keyring, utc_now())
+    gone = {role: one.gone for role, one in rotate(made.path, chosen, made.keyring, utc_now()).items()}
     assert {role: set(ids) for role, ids in gone.items()} == before
     for role in chosen:
         assert not {key.keyid for key in made.roles().keys(role)[0]} & before[role]

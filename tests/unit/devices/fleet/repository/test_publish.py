@@ -1,3 +1,5 @@
+import hashlib
+import io
 import os
 
 import pytest
@@ -10,6 +12,7 @@ from ferryman.devices.fleet.repository.manage import add_family
 from ferryman.devices.fleet.repository.packs import EMPTY, Packs
 from ferryman.devices.fleet.repository.publish import publish, withdraw
 from ferryman.devices.fleet.repository.releases import read_payload
+from ferryman.devices.fleet.repository.upkeep import check
 from ferryman.runtime.contracts.errors import CallerError, PackageError, RepositoryError
 from ferryman.runtime.contracts.record import decode, encode
 from ferryman.runtime.contracts.release import LossyUpdate, Release
@@ -96,6 +99,63 @@ def test_deltas_are_made_from_so_many_newest_releases(made):
     assert len(_recipes(made.publish_tiny(10.0, padding=bulk, delta_from=0))) == 1
 
 
+def test_the_base_that_was_given_is_among_the_bases_however_old(made, tmp_path):
+    bulk = os.urandom(100_000)
+    for number in range(5):
+        made.publish_tiny(float(number), padding=bulk)
+    oldest = tmp_path / "add-0.ferry"
+    package = write_tiny_package(tmp_path / "p.ferry", added=9.0, padding=bulk)
+    done = publish(package, made.path, made.keyring, utc_now(), delta_from=2, base=oldest)
+    assert done.base == "digits/1"
+    bases = [one.base for one in _recipes(done.release)[1:]]
+    assert bases == [_recipes_base(made, f"digits/{number}") for number in (5, 4, 1)]
+    again = write_tiny_package(tmp_path / "again.ferry", added=10.0, padding=bulk)
+    newest = publish(again, made.path, made.keyring, utc_now(), delta_from=2, base=package)
+    assert newest.base == "digits/6"
+    assert len(_recipes(newest.release)) == 3  # it is one of the two
+
+
+def test_a_base_that_was_never_published_still_makes_a_delta(made, tmp_path):
+    bulk = os.urandom(100_000)
+    pushed = write_tiny_package(tmp_path / "pushed.ferry", added=1.0, padding=bulk)
+    package = write_tiny_package(tmp_path / "p.ferry", added=2.0, padding=bulk)
+    seen = []
+    done = publish(
+        package,
+        made.path,
+        made.keyring,
+        utc_now(),
+        base=pushed,
+        hinting=lambda path, old, new: seen.append((path, old, new)) or (),
+    )
+    assert done.base is None
+    whole, delta = _recipes(done.release)
+    with open_package(pushed) as before, open_package(package) as now:
+        old, new = before.read(MODEL), now.read(MODEL)
+        assert delta.base == hashlib.sha256(old).hexdigest()
+        assert _recipes(done.release, MANIFEST)[0].base is None
+    assert (MODEL, old, new) in seen
+    assert delta.stored_bytes + delta.index.length < 400 < whole.stored_bytes
+    assert done.best[MODEL] == (delta.stored_bytes + delta.index.length, "pushed.ferry")
+    payload = next(one for one in done.release.payloads if one.path == MODEL)
+    made_of_it = io.BytesIO()
+    with Packs(made.path) as packs:
+        packs.rebuild(payload, delta, memoryview(old), made_of_it)
+    assert made_of_it.getvalue() == new
+    assert check(made.path) == []
+
+
+def test_a_base_that_shares_files_with_releases_is_tried_once(made, tmp_path):
+    bulk = os.urandom(50_000)
+    made.publish_tiny(1.0, padding=bulk)
+    pushed = write_tiny_package(tmp_path / "pushed.ferry", added=1.0, promised=1.0001, padding=bulk)
+    package = write_tiny_package(tmp_path / "p.ferry", added=2.0, padding=bulk)
+    done = publish(package, made.path, made.keyring, utc_now(), base=pushed)
+    assert done.base is None
+    assert [one.base for one in _recipes(done.release)] == [None, _recipes_base(made, "digits/1")]
+    assert done.best[MODEL][1] == "digits/1"
+
+
 def test_publishing_again_changes_nothing(made, tmp_path):
     package = write_tiny_package(tmp_path / "p.ferry")
     first = publish(package, made.path, made.keyring, utc_now())
@@ -166,7 +226,8 @@ def test_a_damaged_package_is_refused_before_anything_is_written(made, tmp_path)
     assert _snapshot(made) == before
 
 
-def test_one_publisher_at_a_time(made):
+def test_one_publisher_at_a_time(made, monkeypatch):
+    monkeypatch.setattr("ferryman.devices.fleet.repository.files._WAIT_S", 0.1)
     with locked(made.path), pytest.raises(CallerError, match=f"process {os.getpid()} is changing"):
         made.publish_tiny(1.0)
 
