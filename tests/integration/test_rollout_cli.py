@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from msgspec.structs import replace
 
 from ferryman.cli import main
 from ferryman.devices.fleet.rollout.store import RolloutStore
 from ferryman.rollout_cli import rollout
+from ferryman.runtime.contracts.record import encode
 from ferryman.ship_cli import ship
 from tests.support.mosquitto import Mosquitto
 from tests.support.packages import write_tiny_package
@@ -267,6 +269,28 @@ def test_what_is_no_source_is_told_before_anything(fleet, made):
     result = call("ship", "no-such-thing", "--to", "all", "--keys", made.keys)
     assert result.exit_code == 1
     assert "no-such-thing" in result.stderr
+
+
+def test_a_device_that_talks_nonsense_is_named_once_and_skipped(fleet, broker, caplog):
+    from ferryman.devices import topics
+    from ferryman.devices.mqtt import Message
+
+    fleet.devices["d1"].work = list  # it does nothing, and says
+    for text in (b"{}", b"\xff", encode(replace(fleet.devices["d1"].first(), desired_version=2**70))):
+        fleet._link.publish(Message(topic=topics.reported("d1"), payload=text, retain=True))
+        time.sleep(0.1)
+    time.sleep(0.3)
+    result = call("rollout", "start", "digits/2", "--to", "all", "--rings", "100%", "--soak", "0", "--timeout", "2")
+    assert result.exit_code == 4, result.output
+    assert "d1: late, device: what it says is ignored: " in result.stdout
+    assert serving(fleet).count("digits/2") == 4
+    fleet._link.publish(Message(topic=topics.reported("d1"), payload=b"{}", retain=True))
+    time.sleep(0.3)
+    caplog.clear()
+    assert call("rollout", "start", "digits/2", "--to", "d1", *QUICK, "--dry-run").exit_code == 0
+    warnings = [one.getMessage() for one in caplog.records if "ignored" in one.getMessage()]
+    assert len(warnings) == 1
+    assert "ferryman/v1/d1/reported" in warnings[0]
 
 
 @pytest.mark.parametrize("command", [rollout, ship, *rollout.commands.values()])

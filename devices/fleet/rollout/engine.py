@@ -17,6 +17,7 @@ from ferryman.devices.fleet.rollout.records import (
     ENDED,
     FAILURES,
     UNDER_WAY,
+    VERSION_MAX,
     Changes,
     Entry,
     Found,
@@ -88,6 +89,8 @@ class Engine:
             self._found[one.kind][one.device] = one
         self._versions = Counter(dict(versions or {}))
         self._reports: dict[str, Reported] = {}
+        self._blamed: set[str] = set()
+        """Devices whose nonsense is in the audit log."""
         self._serving: dict[str, str] = {}
         """Device -> package, as its status told last."""
         self.heard_since_ns = 0
@@ -126,6 +129,9 @@ class Engine:
 
     def hear_desired(self, device: str, desired: Desired, now_ns: int) -> None:
         """Take note of what a device was asked for, by whomever."""
+        if desired.version > VERSION_MAX:
+            self.hear_nonsense(device, "it was asked for a version that no host counts to", now_ns)
+            return
         self._versions[device] = max(self._versions[device], desired.version)
         row = self.rows.get(device)
         if row is not None and desired.rollout != self.plan.id:
@@ -134,6 +140,9 @@ class Engine:
     def hear_report(self, report: Reported, now_ns: int) -> None:
         """Take note of what a device says of itself."""
         name = report.device
+        if report.desired_version > VERSION_MAX:
+            self.hear_nonsense(name, "it names a version that no host counts to", now_ns)
+            return
         self._versions[name] = max(self._versions[name], report.desired_version)
         self._reports[name] = report
         row = self.rows.get(name)
@@ -143,6 +152,16 @@ class Engine:
             self._meet(row, report.rollout, report.desired_version, now_ns)
         elif row.state in _SENT and row.report != report:
             self._note(row, report, now_ns)
+
+    def hear_nonsense(self, device: str, why: str, now_ns: int) -> None:
+        """Take note that what a device said is no report; it is as if it had said nothing, and people are told."""
+        row = self.rows.get(device)
+        if row is None or row.nonsense or row.state in {"cleared", "superseded"}:
+            return
+        self._put(replace(row, nonsense=why))
+        if device not in self._blamed:
+            self._blamed.add(device)
+            self._log(now_ns, "is not understood", why, device=device)
 
     def _meet(self, row: Row, rollout: str, version: int, now_ns: int) -> None:
         """Somebody asks a device of ours for something else: the later rollout has it."""
@@ -160,7 +179,7 @@ class Engine:
     def _note(self, row: Row, report: Reported, now_ns: int) -> None:
         before = row.report.state if row.report else None
         kind = report.model or row.kind
-        row = replace(row, report=report, heard_at_ns=now_ns, kind=kind)
+        row = replace(row, report=report, heard_at_ns=now_ns, kind=kind, nonsense="")
         if row.before_sha256 is None and row.state == "asked" and report.state not in _SERVED:
             row = replace(row, before_release=report.release, before_sha256=report.package_sha256)
         self._put(row)

@@ -95,8 +95,12 @@ def _device(row: Row, stands: Standing) -> DeviceView:
         variants=row.variants,
         wire_bytes=report.wire_bytes if report else 0,
         wire_total_bytes=report.wire_total_bytes if report else 0,
-        error=f"{error.party}: {error.message}" if error else "",
+        error=f"{error.party}: {error.message}" if error else _misheard(row),
     )
+
+
+def _misheard(row: Row) -> str:
+    return f"device: what it says is ignored: {row.nonsense}" if row.nonsense else ""
 
 
 def headline(view: Overview) -> str:

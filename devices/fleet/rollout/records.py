@@ -47,6 +47,8 @@ _BACK: dict[str | None, Standing] = {
     "refused": "stuck",
     "failed": "stuck",
 }
+VERSION_MAX = 1 << 52
+"""No host counts so far; a message with a higher version is ignored, so that there is always a next one."""
 GRACE_S = 60.0
 """Once the broker is there again, devices have so long to be, before they are called late or lost."""
 
@@ -138,6 +140,8 @@ class Row(Record, kw_only=True):
     """The last for this version."""
     heard_at_ns: int = 0
     """When it came; host clock."""
+    nonsense: str = ""
+    """Why what it said last was no report, and ignored."""
 
 
 class Entry(Record):

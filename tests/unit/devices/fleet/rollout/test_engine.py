@@ -6,6 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from ferryman.devices.fleet.rollout.engine import Engine
+from ferryman.devices.fleet.rollout.overview import overview
 from ferryman.devices.fleet.rollout.query import Target
 from ferryman.devices.fleet.rollout.records import Plan, Progress, Row, Thresholds, desired_of, standing
 from ferryman.devices.fleet.rollout.start import Known, cut, make_plan
@@ -497,3 +498,33 @@ def test_ten_thousand_devices_take_little_time_a_turn():
 def test_the_plan_is_a_plain_record():
     plan = World(1).plan
     assert decode(encode(plan), Plan) == plan
+
+
+@pytest.mark.parametrize("version", [2**52 + 1, 2**63, 10**400])
+def test_a_version_that_no_host_counts_to_is_ignored_and_the_device_blamed(version):
+    world = World(5, rings="3,100%")
+    bad = next(iter(world.engine.rows))
+    for name in (bad, "elsewhere"):
+        hostile = replace(world.devices[bad].first(), device=name, desired_version=version)
+        world.engine.hear_report(hostile, world.now_ns)
+        desired = Desired(version=version, rollout="x", release="net/3", package_sha256="3" * 64)
+        world.engine.hear_desired(name, desired, world.now_ns)
+    world.devices[bad].version = version
+    assert world.run(turns=100) == "done"
+    assert world.stands() == {"confirmed": 4, "late": 1}
+    assert all(row.version < 2**52 for row in world.engine.rows.values())
+    assert [(one.device, one.what) for one in world.log if "understood" in one.what] == [(bad, "is not understood")]
+    view = overview(world.plan, world.engine.progress, world.engine.rows.values(), world.now_ns)
+    assert {one.device: one.error for one in view.devices if one.error} == {
+        bad: "device: what it says is ignored: it names a version that no host counts to"
+    }
+
+
+def test_what_is_no_report_is_told_until_there_is_one():
+    world = World(1)
+    world.engine.hear_nonsense("d0", "Expected `int`", world.now_ns)
+    world.engine.hear_nonsense("d0", "Expected `str`", world.now_ns)
+    world.turn()
+    assert world.run() == "done"
+    assert world.engine.rows["d0"].nonsense == ""
+    assert [one.why for one in world.log if one.what == "is not understood"] == ["Expected `int`"]
