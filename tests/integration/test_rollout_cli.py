@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,11 @@ from click.testing import CliRunner
 from msgspec.structs import replace
 
 from ferryman.cli import main
+from ferryman.devices.fleet.rollout.query import Target
+from ferryman.devices.fleet.rollout.start import Known, begin, cut, make_plan
 from ferryman.devices.fleet.rollout.store import RolloutStore
 from ferryman.rollout_cli import rollout
+from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.record import encode
 from ferryman.ship_cli import ship
 from tests.support.mosquitto import Mosquitto
@@ -227,9 +232,6 @@ def test_interrupted_it_can_go_on_and_be_paused_in_between(fleet, tmp_path):
 
 def test_pause_needs_nobody_to_drive(fleet):
     plan_store = RolloutStore(Path("ferryman-rollouts.sqlite"))
-    from ferryman.devices.fleet.rollout.query import Target
-    from ferryman.devices.fleet.rollout.start import Known, begin, cut, make_plan
-
     plan = make_plan("digits/2", "2" * 64, "all")
     begin(plan_store, plan, cut(plan, [Known(target=Target(name="d0"), online=True)]))
     plan_store.close()
@@ -239,12 +241,34 @@ def test_pause_needs_nobody_to_drive(fleet):
     assert "is paused, and cannot pause" in call("rollout", "pause").stderr
 
 
+def test_a_rollout_that_is_damaged_hides_no_other():
+    store = RolloutStore(Path("ferryman-rollouts.sqlite"))
+    plans = [make_plan("digits/2", "2" * 64, "all", now_ns=(1_800_000_000 + day * 86400) * 10**9) for day in range(3)]
+    for plan in plans:
+        begin(store, plan, cut(plan, [Known(target=Target(name="d0"), online=True)]))
+    store.close()
+    with closing(sqlite3.connect("ferryman-rollouts.sqlite")) as connection, connection:
+        connection.execute("UPDATE rollouts SET plan = '{}' WHERE id = ?", (plans[1].id,))
+    result = call("rollout", "list")
+    assert result.exit_code == 1
+    lines = result.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == [plan.id for plan in plans]
+    assert lines[1].endswith("is damaged")
+    assert "is damaged: Object missing required field" in result.stderr
+    assert call("rollout", "status").exit_code == 0
+
+
 def test_the_same_as_functions(fleet, made, broker):
     from ferryman.devices.fleet.rollout.api import preview_rollout, resume_rollout, roll_out, rollout_status
 
     where = {"repository": made.path, "broker": f"mqtt://127.0.0.1:{broker.port}"}
     told = preview_rollout("digits/2", "site=lab", **where)
     assert [one.release for one in told.devices] == ["digits/1"] * 2
+    for wrong in ({"ring": "1"}, {"window": "late"}, {"health": {"x": 1}}):
+        for function in (roll_out, preview_rollout):
+            with pytest.raises(CallerError):
+                function("digits/2", "site=lab", **where, **wrong)
+    assert not Path("ferryman-rollouts.sqlite").exists()
     done = roll_out("digits/2", "site=lab", **where, rings="100%", soak_s=0.0)
     assert (done.progress.phase, done.exit_code) == ("done", 0)
     assert rollout_status().progress == done.progress

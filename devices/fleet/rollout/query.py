@@ -60,6 +60,8 @@ def parse_query(text: str) -> Query:
     Raises:
         CallerError: it is none; the message points at the place.
     """
+    if not isinstance(text, str):
+        raise CallerError(f"a query is a text, found {text!r}")
     if len(text) > QUERY_MAX_CHARS:
         raise CallerError(f"a query has at most {QUERY_MAX_CHARS} characters, found {len(text)}; use labels")
     alternatives: list[tuple[Test, ...]] = []

@@ -26,7 +26,7 @@ def parse_rings(text: str) -> tuple[str, ...]:
     Raises:
         CallerError: it is something else, or a share is less than the one before it.
     """
-    rings = tuple(part.strip() for part in text.split(","))
+    rings = tuple(part.strip() for part in text.split(",")) if isinstance(text, str) else ("",)
     shares = [float(found["share"]) for one in rings if (found := _COUNT.fullmatch(one)) and found["share"]]
     if (
         not all(map(_COUNT.fullmatch, rings))
@@ -45,7 +45,7 @@ def parse_failures(text: str) -> str:
     Raises:
         CallerError: it is something else.
     """
-    found = _COUNT.fullmatch(text)
+    found = _COUNT.fullmatch(text) if isinstance(text, str) else None
     if text != "0" and (found is None or float(found["share"] or 0) > _ALL_PERCENT):
         raise CallerError(f"failures {text!r}: expected a number, or a share of each ring, such as 5%")
     return text

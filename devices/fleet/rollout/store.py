@@ -148,14 +148,13 @@ class RolloutStore:
             raise CallerError(f"{which} {rollout or 'yet'} in {self.path}; see `ferryman rollout list`")
         return self._decoded(found[0][0], Plan), self._decoded(found[0][1], Progress)
 
-    def rollouts(self) -> list[tuple[Plan, Progress]]:
-        """All of them, the oldest first.
+    def ids(self) -> list[str]:
+        """Of all rollouts, the oldest first; also of one that is damaged.
 
         Raises:
             StoreError: the database cannot be read.
         """
-        found = self._read("SELECT plan, progress FROM rollouts ORDER BY id")
-        return [(self._decoded(plan, Plan), self._decoded(progress, Progress)) for plan, progress in found]
+        return [found for (found,) in self._read("SELECT id FROM rollouts ORDER BY id")]
 
     def rows(self, rollout: str) -> list[Row]:
         """A rollout's devices, in the order in which they are asked.
