@@ -132,6 +132,17 @@ def test_a_bad_release_is_told_by_the_exit_code(fleet):
     result = call("rollout", "start", "digits/2", "--to", "all", *QUICK)
     assert result.exit_code == 3
     assert "halted" in result.stdout
+    assert ": returned after rolled-back, runtime: it does not go" in result.stdout
+    view = json.loads(call("rollout", "status", "--json").stdout)
+    failed = [one for one in view["devices"] if one["failed"]]  # the second of the ring may have been stopped before
+    assert view["rings"][0]["health"]["failures"] == len(failed) > 0
+    assert {(one["standing"], one["failed"], one["error"]) for one in failed} == {
+        ("returned", "rolled-back", "runtime: it does not go")
+    }
+    log = call("rollout", "log").stdout
+    assert log.count(": rolled-back (runtime: it does not go)") == len(failed)
+    assert log.count(": returned\n") == 2
+    assert "confirmed" not in log
     for one in fleet.devices.values():
         one.ends = lambda _: "confirmed"
     assert call("rollout", "retry").exit_code == 0

@@ -20,6 +20,7 @@ from ferryman.devices.fleet.rollout.records import (
     VERSION_MAX,
     Changes,
     Entry,
+    Failure,
     Found,
     Phase,
     Plan,
@@ -185,7 +186,7 @@ class Engine:
         self._put(row)
         if report.state in _SETTLED and report.state != before:
             why = f"{report.error.party}: {report.error.message}" if report.error else ""
-            self._log(now_ns, report.state, why, device=row.device)
+            self._log(now_ns, self._standing(row, now_ns), why, device=row.device)
         if row.state == "asked" and report.measured and report.state in _SERVED:
             found = Found(device=row.device, kind=kind, measured=report.measured)
             if self._found[kind].get(row.device) != found:
@@ -210,7 +211,7 @@ class Engine:
             if not again:
                 raise CallerError(f"rollout {self.plan.id} has no device that failed; see `ferryman rollout status`")
             for row in again:
-                self._put(replace(row, state="pending", report=None, force=True, all_variants=False))
+                self._put(replace(row, state="pending", report=None, failed=None, force=True, all_variants=False))
             why = why or f"{len(again)} devices"
         self._log(now_ns, verb, why, who=who)
         if verb in {"abort", "roll-back"}:
@@ -405,14 +406,17 @@ class Engine:
 
     def _withdraw(self, ending: Phase, why: str, now_ns: int, *, everyone: bool) -> None:
         """Have devices go back to what they had: all that were asked, or those only that are not confirmed."""
-        for row in self.rows.values():
-            if row.state != "asked" or (not everyone and self._standing(row, now_ns) == "confirmed"):
+        for row in list(self.rows.values()):
+            stands = self._standing(row, now_ns)
+            if row.state != "asked" or (not everyone and stands == "confirmed"):
                 continue
+            error = row.report.error if row.report else None
+            failed = Failure(standing=stands, error=error) if stands in FAILURES else None
             if row.before_sha256 in {None, self.plan.package_sha256}:
-                self._put(replace(row, state="cleared"))
-            else:
-                version = self._next_version(row)
-                self._put(replace(row, state="withdrawn", version=version, asked_at_ns=now_ns, report=None))
+                self._put(replace(row, state="cleared", failed=failed))
+                continue
+            version = self._next_version(row)
+            self._put(replace(row, state="withdrawn", version=version, asked_at_ns=now_ns, report=None, failed=failed))
         self._set(phase="returning", ending=ending, why=why)
 
     def _set(self, **changes: object) -> None:

@@ -32,7 +32,9 @@ class DeviceView(Record):
     wire_bytes: int
     wire_total_bytes: int
     error: str
-    """Why it waits, refused, failed or rolled back."""
+    """Why it waits, refused, failed or rolled back; also of one that went back since."""
+    failed: Standing | None = None
+    """What it failed with, before it was asked to go back."""
 
 
 class RingView(Record):
@@ -79,13 +81,13 @@ def _ring(number: int, progress: Progress, rows: Sequence[Row], stands: dict[str
         ring=number + 1,
         opened=number <= progress.ring,
         standings=dict(Counter(stands[row.device] for row in its)),
-        health=ring_health([stands[row.device] for row in its], healths),
+        health=ring_health([row.failed.standing if row.failed else stands[row.device] for row in its], healths),
     )
 
 
 def _device(row: Row, stands: Standing) -> DeviceView:
     report = row.report
-    error = report.error if report else None
+    errors = [one.error for one in (report, row.failed) if one and one.error]
     return DeviceView(
         device=row.device,
         ring=row.ring + 1,
@@ -95,7 +97,8 @@ def _device(row: Row, stands: Standing) -> DeviceView:
         variants=row.variants,
         wire_bytes=report.wire_bytes if report else 0,
         wire_total_bytes=report.wire_total_bytes if report else 0,
-        error=f"{error.party}: {error.message}" if error else _misheard(row),
+        error="; before: ".join(f"{one.party}: {one.message}" for one in errors) or _misheard(row),
+        failed=row.failed.standing if row.failed else None,
     )
 
 
@@ -134,7 +137,7 @@ def device_line(one: DeviceView) -> str:
     total = one.wire_total_bytes
     fetched = f"{one.wire_bytes:,} of {total:,} bytes" if total > one.wire_bytes else f"{one.wire_bytes:,} bytes"
     parts = [
-        one.standing,
+        f"{one.standing} after {one.failed}" if one.failed else one.standing,
         *([fetched] if one.wire_bytes or total else []),
         *([f"variant {', '.join(one.variants)}"] if one.variants else []),
         *([one.error] if one.error else []),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from ferryman.runtime.contracts.errors import WireError
 from ferryman.runtime.contracts.record import Record
 from ferryman.runtime.contracts.rollout import Desired, Measured, Reported, Window
 from ferryman.runtime.contracts.slot import HealthRules
@@ -116,6 +117,13 @@ class Progress(Record):
     """Why it is in this phase, for people."""
 
 
+class Failure(Record):
+    """What a device failed with."""
+
+    standing: Standing
+    error: WireError | None = None
+
+
 class Row(Record, kw_only=True):
     """A device in a rollout."""
 
@@ -140,6 +148,8 @@ class Row(Record, kw_only=True):
     """The last for this version."""
     heard_at_ns: int = 0
     """When it came; host clock."""
+    failed: Failure | None = None
+    """What it failed with, before it was asked to go back; None: it did not."""
     nonsense: str = ""
     """Why what it said last was no report, and ignored."""
 

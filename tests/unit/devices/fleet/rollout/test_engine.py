@@ -6,11 +6,11 @@ import pytest
 from msgspec.structs import replace
 
 from ferryman.devices.fleet.rollout.engine import Engine
-from ferryman.devices.fleet.rollout.overview import overview
+from ferryman.devices.fleet.rollout.overview import device_line, overview
 from ferryman.devices.fleet.rollout.query import Target
 from ferryman.devices.fleet.rollout.records import Plan, Progress, Row, Thresholds, desired_of, standing
 from ferryman.devices.fleet.rollout.start import Known, cut, make_plan
-from ferryman.runtime.contracts.errors import CallerError
+from ferryman.runtime.contracts.errors import CallerError, WireError
 from ferryman.runtime.contracts.messages import Status
 from ferryman.runtime.contracts.record import decode, encode
 from ferryman.runtime.contracts.rollout import Desired
@@ -124,6 +124,51 @@ def test_a_bad_release_halts_at_the_canary_and_it_goes_back(end):
     assert {one.serves for one in world.devices.values()} == {OLD}
     assert world.stands() == {"returned": 1, "pending": 9}
     assert "ring 1: 1 of 1 devices failed, at most 0 may (5%)" in world.engine.progress.why
+
+
+def test_what_a_device_failed_with_is_kept_when_it_goes_back_and_forgotten_when_it_is_tried_again():
+    devices = [
+        FakeDevice(f"d{number}", ends=lambda _: "failed" if _.version == 1 else "confirmed") for number in (0, 1)
+    ]
+    devices[1].ends = lambda _: "confirmed"
+    world = World(devices, rings="100%", thresholds=Thresholds(failures_max="0"))
+    assert world.run() == "halted"
+
+    def views():
+        view = overview(world.plan, world.engine.progress, world.engine.rows.values(), world.now_ns)
+        return {one.device: (one.standing, one.failed, one.error) for one in view.devices}, view.rings[0].health
+
+    found, health = views()
+    assert found == {"d0": ("returned", "failed", "runtime: it does not go"), "d1": ("returned", None, "")}
+    assert health.failures == 1
+    assert sorted((one.device, one.what) for one in world.log if one.device) == [
+        *(("d0", "failed"), ("d0", "returned"), ("d1", "confirmed"), ("d1", "returned"))
+    ]
+    world.restart()
+    world.ask("retry")
+    assert world.run() == "done"
+    found, health = views()
+    assert found == {"d0": ("confirmed", None, ""), "d1": ("confirmed", None, "")}
+    assert health.failures == 0
+
+
+def test_a_device_that_cannot_go_back_tells_why_and_what_was_before():
+    world = World([FakeDevice("d0", ends=lambda _: "failed")])
+    for _ in range(3):
+        world.engine.tick(world.now_ns)
+        world.commit()
+        for report in world.devices["d0"].work():
+            if world.devices["d0"].seen[-1].previous:
+                wrong = replace(report, state="failed", error=WireError(party="device", message="no such slot"))
+                world.engine.hear_report(wrong, world.now_ns)
+            else:
+                world.engine.hear_report(report, world.now_ns)
+    view = overview(world.plan, world.engine.progress, world.engine.rows.values(), world.now_ns)
+    assert [(one.standing, one.error) for one in view.devices] == [
+        ("stuck", "device: no such slot; before: runtime: it does not go")
+    ]
+    assert device_line(view.devices[0]).startswith("d0: stuck after failed, device: no such slot")
+    assert "stuck" in [one.what for one in world.log]
 
 
 def test_failures_within_the_bar_do_not_halt_and_one_more_does():
