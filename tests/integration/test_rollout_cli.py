@@ -112,6 +112,9 @@ def test_a_dry_run_sends_nothing_and_tells_the_bytes(fleet, tmp_path):
     assert not list(tmp_path.glob("*.sqlite*"))
     told = json.loads(call("rollout", "start", "digits/2", "--to", "all", "--dry-run", "--json").stdout)
     assert all(0 < one["wire_bytes"] < 10_000 for one in told["devices"])  # the padding is there already
+    again = json.loads(call("rollout", "start", "digits/2", "--to", "all", "--dry-run", "--json").stdout)
+    assert again["plan"]["id"] != told["plan"]["id"]
+    assert again["devices"] == told["devices"]
     nothing = json.loads(call("rollout", "start", "digits/1", "--to", "all", "--dry-run", "--json").stdout)
     assert {one["wire_bytes"] for one in nothing["devices"]} == {0}
     assert serving(fleet) == ["digits/1"] * 5

@@ -188,7 +188,8 @@ def cut(plan: Plan, known: Iterable[Known]) -> list[Row]:
     """A row for each device, in the order in which they are asked."""
     by_name = {one.target.name: one for one in known}
     offline = frozenset(name for name, one in by_name.items() if not one.online)
-    assigned = cutting.assign(plan.id, plan.rings, (one.target for one in by_name.values()), offline)
+    release = f"{plan.release}\0{plan.package_sha256}"
+    assigned = cutting.assign(release, plan.rings, (one.target for one in by_name.values()), offline)
     return [Row(device=name, ring=ring, kind=by_name[name].target.model) for name, ring in assigned.items()]
 
 
