@@ -138,7 +138,7 @@ def run(
 @database_option
 @click.option("--json", "as_json", is_flag=True, help="Print it as one JSON object, with all devices.")
 def status(rollout_id: str | None, database: Path, as_json: bool) -> None:
-    """Show how a rollout stands [default: the last one]; ID may be the beginning of it."""
+    """Show how a rollout stands [default: the last one]; ID may be its beginning or its end."""
     from ferryman.devices.fleet.rollout.store import RolloutStore
 
     with closing(RolloutStore(database, create=False)) as store:

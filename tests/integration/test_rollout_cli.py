@@ -88,6 +88,7 @@ def test_start_follows_to_the_end(fleet):
     assert serving(fleet) == ["digits/2"] * 2 + ["digits/1"] * 3
     assert "d1: confirmed" in result.stderr
     assert "to site=lab: done" in result.stdout
+    assert result.output.count("to site=lab: done") == 1
     shown = call("rollout", "status")
     assert shown.exit_code == 0
     assert "2 confirmed" in shown.stdout
@@ -167,6 +168,8 @@ def test_some_that_fail_are_told_by_the_exit_code(fleet):
     [
         (("--to", "all,,x"), "query, character 5"),
         (("--to", "site=roof"), "means no device; there are: d0, d1"),
+        (("--to", "lab"), "means no device; did you mean site=lab? there are: d0, d1"),
+        (("--to", "x" * 3000), "xxx...' means no device"),
         (("--to", "all", "--rings", "5%,1%"), "expected growing totals"),
         (("--to", "all", "--failures", "lots"), "failures 'lots'"),
         (("--to", "all", "--pick", "best"), "pick 'best' is not known"),

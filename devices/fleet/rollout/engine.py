@@ -30,6 +30,7 @@ from ferryman.devices.fleet.rollout.records import (
     Verb,
     standing,
 )
+from ferryman.devices.fleet.rollout.words import counted
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.messages import Status
 from ferryman.runtime.contracts.rollout import Desired, Health, Reported
@@ -212,7 +213,7 @@ class Engine:
                 raise CallerError(f"rollout {self.plan.id} has no device that failed; see `ferryman rollout status`")
             for row in again:
                 self._put(replace(row, state="pending", report=None, failed=None, force=True, all_variants=False))
-            why = why or f"{len(again)} devices"
+            why = why or counted(len(again), "device")
         self._log(now_ns, verb, why, who=who)
         if verb in {"abort", "roll-back"}:
             self._withdraw("aborted", why or f"aborted by {who}", now_ns, everyone=verb == "roll-back")
@@ -291,7 +292,8 @@ class Engine:
         found = self._answers(now_ns)
         if found is None or self._is_last() or "confirmed" in found or not FAILURES & set(found):
             return None
-        return f"{sum(one in FAILURES for one in found)} devices failed, and none confirmed the release"
+        failed = counted(sum(one in FAILURES for one in found), "device")
+        return f"{failed} failed, and none confirmed the release"
 
     def _answers(self, now_ns: int) -> list[Standing] | None:
         """How the devices of the ring stand; None: somebody is waited for."""
@@ -330,7 +332,7 @@ class Engine:
             approved=self.progress.approved if approved is None else approved,
         )
         devices = sum(row.ring == ring for row in self.rows.values())
-        self._log(now_ns, f"opens ring {ring + 1}", f"{devices} devices")
+        self._log(now_ns, f"opens ring {ring + 1}", counted(devices, "device"))
         self._ask(now_ns)
 
     def _ask(self, now_ns: int) -> None:

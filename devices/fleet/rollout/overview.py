@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from ferryman.describe import printable
 from ferryman.devices.fleet.rollout.health import RingHealth, ring_health
 from ferryman.devices.fleet.rollout.records import Plan, Progress, Row, Standing, standing
+from ferryman.devices.fleet.rollout.words import shorten
 from ferryman.runtime.contracts.record import Record
 
 SHOWN_MAX = 40
@@ -111,7 +112,7 @@ def headline(view: Overview) -> str:
     plan, progress = view.plan, view.progress
     why = f": {progress.why}" if progress.why else ""
     return printable(
-        f"{plan.id}  {plan.release} ({plan.package_sha256[:12]}) to {plan.query}: {progress.phase}, "
+        f"{plan.id}  {plan.release} ({plan.package_sha256[:12]}) to {shorten(plan.query)}: {progress.phase}, "
         f"ring {progress.ring + 1} of {progress.rings}{why}"
     )
 

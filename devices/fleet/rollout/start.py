@@ -20,6 +20,7 @@ from ferryman.devices.fleet.rollout.options import as_record, parse_duration, pa
 from ferryman.devices.fleet.rollout.query import Target, parse_query
 from ferryman.devices.fleet.rollout.records import Entry, Plan, Progress, Row, Thresholds
 from ferryman.devices.fleet.rollout.store import RolloutStore
+from ferryman.devices.fleet.rollout.words import counted, shorten
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.messages import Status
 from ferryman.runtime.contracts.record import Record, decode, encode
@@ -105,8 +106,15 @@ def select(known: Iterable[Known], query: str) -> list[Known]:
     if not found:
         names = ", ".join(one.target.name for one in known[:_MATCH_LISTED]) or "none"
         more = f" and {len(known) - _MATCH_LISTED} more" if len(known) > _MATCH_LISTED else ""
-        raise CallerError(f"query {query!r} means no device; there are: {names}{more}")
+        meant = _labelled(query.strip(), known)
+        raise CallerError(f"query {shorten(query)!r} means no device; {meant}there are: {names}{more}")
     return found
+
+
+def _labelled(value: str, known: Iterable[Known]) -> str:
+    """What somebody may have meant who wrote the value of a label alone."""
+    labels = sorted({label for one in known for label, found in one.target.labels.items() if found == value})
+    return f"did you mean {' or '.join(f'{label}={value}' for label in labels[:3])}? " if labels else ""
 
 
 def make_plan(
@@ -200,7 +208,8 @@ def begin(store: RolloutStore, plan: Plan, rows: list[Row]) -> None:
         StoreError: the disk is full or broken.
     """
     rings = 1 + max((row.ring for row in rows), default=0)
-    what = f"{plan.release} ({plan.package_sha256[:12]}) to {plan.query}: {len(rows)} devices in {rings} rings"
+    what = f"{plan.release} ({plan.package_sha256[:12]}) to {shorten(plan.query)}: "
+    what += f"{counted(len(rows), 'device')} in {counted(rings, 'ring')}"
     entry = Entry(at_ns=plan.created_at_ns, who=plan.created_by, what="start", why=what)
     store.add(plan, Progress(rings=rings), rows, entry)
 

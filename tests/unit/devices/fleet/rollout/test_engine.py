@@ -123,7 +123,7 @@ def test_a_bad_release_halts_at_the_canary_and_it_goes_back(end):
     assert world.asked() == 1
     assert {one.serves for one in world.devices.values()} == {OLD}
     assert world.stands() == {"returned": 1, "pending": 9}
-    assert "ring 1: 1 of 1 devices failed, at most 0 may (5%)" in world.engine.progress.why
+    assert "ring 1: 1 of 1 device failed, at most 0 may (5%)" in world.engine.progress.why
 
 
 def test_what_a_device_failed_with_is_kept_when_it_goes_back_and_forgotten_when_it_is_tried_again():
@@ -193,7 +193,7 @@ def test_a_ring_where_all_fail_halts_even_within_the_bar():
     world.plan = replace(world.plan, thresholds=Thresholds(failures_max="1"))
     world.restart()
     assert world.run() == "halted"
-    assert "1 devices failed, and none confirmed" in world.engine.progress.why
+    assert "1 device failed, and none confirmed" in world.engine.progress.why
     assert world.asked() == 1
 
 
@@ -274,7 +274,7 @@ def test_a_device_that_falls_silent_while_it_installs_is_a_failure():
     assert world.engine.progress.phase == "running"
     world.turn(TIMEOUT_S + 60)
     assert world.engine.progress.phase == "returning"
-    assert "1 of 1 devices failed" in world.engine.progress.why
+    assert "1 of 1 device failed" in world.engine.progress.why
 
 
 def test_what_the_host_could_not_hear_is_no_device_s_fault():
