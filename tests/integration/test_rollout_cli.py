@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from msgspec.structs import replace
 
 from ferryman.cli import main
+from ferryman.devices.fleet.repository.files import locked
 from ferryman.devices.fleet.rollout.query import Target
 from ferryman.devices.fleet.rollout.start import Known, begin, cut, make_plan
 from ferryman.devices.fleet.rollout.store import RolloutStore
@@ -296,14 +297,45 @@ def test_the_same_as_functions(fleet, made, broker):
 def test_a_package_is_shipped(fleet, made, tmp_path):
     package = write_tiny_package(tmp_path / "three.ferry", added=3.0)
     words = ("ship", package, "--to", "pi0-*|model=pi0", "--keys", made.keys, *QUICK)
+    before = {path: path.read_bytes() for path in made.path.rglob("*") if path.is_file() and path.name != "lock"}
     preview = call(*words, "--dry-run")
     assert preview.exit_code == 0, preview.output
-    assert "published as digits/3" in preview.stderr
+    assert "would be published as digits/3" in preview.stderr
+    assert "digits/3 (" in preview.stdout
+    assert "nothing was sent" in preview.stdout
+    after = {path: path.read_bytes() for path in made.path.rglob("*") if path.is_file() and path.name != "lock"}
+    assert after == before
+    assert not list(tmp_path.glob("*.sqlite*"))
     result = call(*words)
     assert result.exit_code == 0, result.output
-    assert "is digits/3 already" in result.stderr
+    assert "published as digits/3" in result.stderr
+    real = json.loads(call("rollout", "status", "--json").stdout)
+    rings = [line.rpartition(": ")[2].split(", ") for line in preview.stdout.splitlines() if "ring " in line]
+    assert rings == [[one["device"] for one in real["devices"] if one["ring"] == ring] for ring in (1, 2)]
+    again = call(*words, "--dry-run")
+    assert "is digits/3 already" in again.stderr
     assert "d4: confirmed" in result.stderr
     assert serving(fleet) == ["digits/3", "digits/1"] * 2 + ["digits/3"]
+
+
+@pytest.mark.parametrize("output", [None, "out"])
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_what_was_converted_is_kept_where_it_cannot_be_published(fleet, made, tmp_path, monkeypatch, output, dry):
+    def converted(source, folder, *_):
+        folder.mkdir(exist_ok=True)
+        return write_tiny_package(folder / "net.ferry", added=3.0)
+
+    monkeypatch.setattr("ferryman.ship_cli._converted", converted)
+    (tmp_path / "net.ferry").write_bytes(b"something else")
+    words = ("ship", "models:net", "--to", "all", "--keys", made.keys, *QUICK, *dry)
+    with locked(made.path):
+        result = call(*words, *(("-o", output) if output else ()))
+    assert result.exit_code == 1
+    assert "is changing the repository" in result.stderr
+    kept = tmp_path / "out" / "net.ferry" if output else tmp_path / "net-2.ferry"
+    assert f"the package is kept: {kept}" in result.stderr
+    assert kept.read_bytes() == write_tiny_package(tmp_path / "same.ferry", added=3.0).read_bytes()
+    assert (tmp_path / "net.ferry").read_bytes() == b"something else"
 
 
 def test_what_is_no_source_is_told_before_anything(fleet, made):
