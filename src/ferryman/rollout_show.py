@@ -63,6 +63,8 @@ class Show:
             return
         if view.progress.phase not in ENDED:  # then the whole table follows
             self._say("", headline(view))
+        if view.waits:
+            self._say("waits", f"  {view.waits}")
         if len(view.devices) > LINES_MAX:
             for number, line in enumerate(ring_lines(view)):
                 self._say(f"ring {number}", line)

@@ -17,12 +17,15 @@ from click.testing import CliRunner
 from msgspec.structs import replace
 
 from ferryman.cli import main
+from ferryman.devices import topics
 from ferryman.devices.fleet.repository.files import locked
 from ferryman.devices.fleet.rollout.query import Target
 from ferryman.devices.fleet.rollout.start import Known, begin, cut, make_plan
 from ferryman.devices.fleet.rollout.store import RolloutStore
+from ferryman.devices.mqtt import Message
 from ferryman.rollout_cli import rollout
 from ferryman.runtime.contracts.errors import CallerError
+from ferryman.runtime.contracts.messages import Status
 from ferryman.runtime.contracts.record import encode
 from ferryman.ship_cli import ship
 from tests.support.mosquitto import Mosquitto
@@ -294,6 +297,17 @@ def test_the_same_as_functions(fleet, made, broker):
     assert serving(fleet) == ["digits/2"] * 2 + ["digits/1"] * 3
 
 
+def test_for_whom_the_first_ring_waits_is_told(fleet):
+    gone = Status(device="gone", online=False, model="pi0")
+    fleet._say(topics.status("gone"), encode(gone))
+    time.sleep(0.3)
+    words = ("rollout", "start", "digits/2", "--to", "gone", "--rings", "100%", "--timeout", "2", "--soak", "0")
+    assert "nobody of ring 1 is online" in call(*words, "--dry-run").stdout
+    result = call(*words)
+    assert result.exit_code == 4, result.output
+    assert "ring 1 waits for gone: offline when the rollout began, and not heard of since" in result.stderr
+
+
 def test_a_package_is_shipped(fleet, made, tmp_path):
     package = write_tiny_package(tmp_path / "three.ferry", added=3.0)
     words = ("ship", package, "--to", "pi0-*|model=pi0", "--keys", made.keys, *QUICK)
@@ -345,9 +359,6 @@ def test_what_is_no_source_is_told_before_anything(fleet, made):
 
 
 def test_a_device_that_talks_nonsense_is_named_once_and_skipped(fleet, broker, caplog):
-    from ferryman.devices import topics
-    from ferryman.devices.mqtt import Message
-
     fleet.devices["d1"].work = list  # it does nothing, and says
     for text in (b"{}", b"\xff", encode(replace(fleet.devices["d1"].first(), desired_version=2**70))):
         fleet._link.publish(Message(topic=topics.reported("d1"), payload=text, retain=True))

@@ -87,5 +87,7 @@ def describe(found: Preview) -> str:
             f"{sum(one.wire_bytes for one in its):,} bytes, {median(one.wire_bytes for one in its):,.0f} by the median "
             f"device: {names}{more}"
         )
+    if not any(one.online for one in found.devices if one.ring == 1):
+        lines.append("  nobody of ring 1 is online: it waits until one of them has come and confirmed the release")
     lines.append(f"  in all at most {found.wire_bytes:,} bytes, metadata aside; nothing was sent")
     return "\n".join(map(printable, lines))

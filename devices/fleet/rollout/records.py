@@ -131,6 +131,8 @@ class Row(Record, kw_only=True):
     ring: int
     kind: str = ""
     """Its model; empty: not known."""
+    offline: bool = False
+    """It was not there when the rollout was made."""
     state: Literal["pending", "asked", "withdrawn", "cleared", "superseded"] = "pending"
     """Asked to go back: withdrawn; asked for nothing any more: cleared."""
     version: int = 0

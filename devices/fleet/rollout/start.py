@@ -198,7 +198,10 @@ def cut(plan: Plan, known: Iterable[Known]) -> list[Row]:
     offline = frozenset(name for name, one in by_name.items() if not one.online)
     release = f"{plan.release}\0{plan.package_sha256}"
     assigned = cutting.assign(release, plan.rings, (one.target for one in by_name.values()), offline)
-    return [Row(device=name, ring=ring, kind=by_name[name].target.model) for name, ring in assigned.items()]
+    return [
+        Row(device=name, ring=ring, kind=by_name[name].target.model, offline=name in offline)
+        for name, ring in assigned.items()
+    ]
 
 
 def begin(store: RolloutStore, plan: Plan, rows: list[Row]) -> None:

@@ -258,6 +258,27 @@ def test_a_device_that_is_off_holds_nobody_up_and_may_come_later():
     assert world.stands() == {"confirmed": 9, "late": 1}
 
 
+def test_whom_a_ring_waits_for_is_told():
+    world = World(4, rings="2,100%", offline=[f"d{number}" for number in range(4)])
+
+    def waits():
+        return overview(world.plan, world.engine.progress, world.engine.rows.values(), world.now_ns).waits
+
+    first = [row.device for row in world.engine.rows.values() if row.ring == 0]
+    assert waits() == ""
+    world.turn()
+    told = f"ring 1 waits for {', '.join(first)}: offline when the rollout began, and not heard of since; one of them"
+    assert waits().startswith(told)
+    world.run(turns=60)
+    assert world.stands() == {"late": 2, "pending": 2}
+    assert waits().startswith(told)
+    world.offline.clear()
+    world.turn()
+    assert waits() == ""
+    assert world.run() == "done"
+    assert waits() == ""
+
+
 def test_a_ring_where_nobody_answers_promotes_nothing():
     world = World(10)
     (canary,) = (row.device for row in world.engine.rows.values() if row.ring == 0)
