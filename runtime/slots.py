@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 
 from msgspec.structs import replace
 
-from ferryman.runtime.contracts.errors import CallerError, DeviceError, PackageError
+from ferryman.runtime.contracts.errors import BusyError, CallerError, DeviceError, PackageError
 from ferryman.runtime.contracts.manifest import Manifest, Payload
 from ferryman.runtime.contracts.record import decode, encode
 from ferryman.runtime.contracts.slot import BAD_MAX, BadPackage, Slot, SlotName, SlotState, Trial
@@ -55,8 +55,8 @@ def activated(state: SlotState, slot: Slot, trial: Trial | None = None) -> SlotS
     return SlotState(active=slot, previous=state.active, trial=trial, bad=bad)
 
 
-def rolled_back(state: SlotState, reason: str = "rolled back by hand", at_ns: int = 0) -> SlotState:
-    """The state once the previous slot serves again; the way back is used up, and what served is bad.
+def rolled_back(state: SlotState, reason: str | None = "rolled back by hand", at_ns: int = 0) -> SlotState:
+    """The state once the previous slot serves again; the way back is used up, and what served is bad for a reason.
 
     Raises:
         DeviceError: there is no previous slot.
@@ -64,7 +64,7 @@ def rolled_back(state: SlotState, reason: str = "rolled back by hand", at_ns: in
     if state.previous is None:
         serving = f"{state.active.package_name} in slot {state.active.name}" if state.active else "nothing"
         raise DeviceError(f"no previous slot to roll back to ({serving} is active); push a package instead")
-    return SlotState(active=state.previous, bad=with_bad(state, reason, at_ns))
+    return SlotState(active=state.previous, bad=with_bad(state, reason, at_ns) if reason else state.bad)
 
 
 def with_bad(state: SlotState, reason: str, at_ns: int) -> tuple[BadPackage, ...]:
@@ -112,9 +112,7 @@ class SlotStore:
         try:
             if not _locked(lock, wait_s):
                 holder = os.read(lock, 20).decode(errors="replace").strip() or "unknown"
-                raise DeviceError(
-                    f"another install (process {holder}) is at work in {self.root}; wait until it is done"
-                )
+                raise BusyError(f"another install (process {holder}) is at work in {self.root}; wait until it is done")
             with contextlib.suppress(OSError):  # a full disk; the process only tells whom to wait for
                 os.ftruncate(lock, 0)
                 os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
@@ -252,11 +250,12 @@ class SlotStore:
             raise DeviceError(f"no package is active in {self.root}; push one")
         return self.verify(slot)
 
-    def rollback(self, reason: str = "rolled back by hand", package_sha256: str | None = None) -> SlotState:
-        """Let the previous slot serve again, for good; what served is bad, or an agent would bring it back by itself.
+    def rollback(self, reason: str | None = "rolled back by hand", package_sha256: str | None = None) -> SlotState:
+        """Let the previous slot serve again, for good.
 
         Args:
-            reason: for people.
+            reason: why what served is bad from now on, or an agent would bring it back by itself; None: it is not, for
+                nothing asks for it any more.
             package_sha256: only if the previous slot holds this package; None: whichever.
 
         Raises:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -44,8 +45,8 @@ from ferryman.runtime.contracts.messages import (
     Request,
     Status,
 )
-from ferryman.runtime.contracts.record import decode, encode
-from ferryman.runtime.contracts.rollout import Desired, Health, Reported
+from ferryman.runtime.contracts.record import Record, decode, encode
+from ferryman.runtime.contracts.rollout import MESSAGE_MAX_BYTES, Desired, Health, Reported
 from ferryman.runtime.contracts.slot import Slot, SlotState
 from ferryman.runtime.session import INTERPRETERS, installed
 from ferryman.runtime.slots import SlotStore
@@ -176,14 +177,21 @@ class Agent:
         """What brings updates here; the link tells it what is desired, and others what it reports."""
         from ferryman.devices.agent.update.client import UpdateClient
         from ferryman.devices.agent.update.config import check_config
+        from ferryman.devices.agent.update.energy import energy_of_both
 
         check_config(update)
+        if not (self._config.root / "trust" / "root.json").is_file():
+            log.error(
+                "no updates: %s is missing; put the output of `ferryman keys root` there",
+                self._config.root / "trust" / "root.json",
+            )
         hands = Hands(
             client=lambda cancelled: UpdateClient(self._config.root, update, cancelled=cancelled),
             ready=self._why_not_yet,
             health=self._health_now,
             before_latency_ns=self._health.latency_ns,
             report=self._report,
+            energy=partial(energy_of_both, self._store),
         )
         updating = Updating(self._store, self._config.device, self._kind, hands)
         self._link.subscribe(topics.desired(self._config.device), self._on_desired)
@@ -207,6 +215,9 @@ class Agent:
         return thread
 
     def _on_desired(self, delivery: Delivery) -> None:
+        if len(delivery.payload) > MESSAGE_MAX_BYTES:
+            log.warning("%s holds %d bytes, more than any wish, ignored", delivery.topic, len(delivery.payload))
+            return
         if not delivery.payload:  # a retained message that was cleared
             if self._updating:
                 self._updating.forget()
@@ -225,7 +236,7 @@ class Agent:
         """Say how an update goes; what ended, and what went wrong, is telemetry too."""
         if reported.rollout and (reported.state in FINAL or reported.error) and reported != self._recorded:
             self._recorded = reported
-            self._recorder.put([("update", reported)])
+            self._record([("update", reported)])
             self._publisher.wake()
         try:
             topic = topics.reported(self._config.device)
@@ -250,7 +261,9 @@ class Agent:
             self._recorder.put([])
             return
         self._seen, self._trouble = state, ""
-        self._recorder.put([("slots", state)])
+        self._record([("slots", state)])
+        if self._updating:
+            self._updating.look()
         if state.active:
             log.info(
                 "slot %s serves %s %.12s", state.active.name, state.active.package_name, state.active.package_sha256
@@ -270,10 +283,17 @@ class Agent:
     def _while_idle(self) -> None:
         self._health.idle(self._serving)
 
+    def _record(self, records: Sequence[tuple[str, Record]]) -> None:
+        """Put records on their way; one that fits no outbox is no reason to stop serving."""
+        try:
+            self._recorder.put(records)
+        except CallerError as error:
+            log.error("a record is lost: %s", error)  # noqa: TRY400  # said in full
+
     def _tell_drift(self, records: Sequence[Drift]) -> None:
         if records:
             self._health.saw_drift(records)
-            self._recorder.put([("drift", one) for one in records])
+            self._record([("drift", one) for one in records])
             self._publisher.wake()
 
     def _announce(self) -> None:

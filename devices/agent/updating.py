@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from ferryman.devices.mqtt import backoff_s
 from ferryman.runtime.contracts.errors import (
     BudgetError,
+    BusyError,
     DeviceError,
     FerrymanError,
     LinkError,
@@ -46,6 +47,8 @@ WATCH_S = 1.0
 RETRY_FIRST_S, RETRY_CAP_S = 5.0, 600.0
 WAIT_S = 60.0
 """How often a device that waits looks whether it must still."""
+BUSY_S = 10.0
+VERSION_STEP_MAX = 1_000_000
 FINAL: tuple[State, ...] = ("confirmed", "rolled-back", "refused", "failed")
 """Until something else is desired, that was it."""
 
@@ -64,6 +67,8 @@ class Hands:
     """Told of every change."""
     before_latency_ns: Callable[[], int | None] = lambda: None
     """Median of a call of what serves now; None: nobody asked."""
+    energy: Callable[[SlotState], tuple[float | None, float | None]] = lambda _: (None, None)
+    """Joules of a call, of the package on trial and of the one before; None: there is no meter."""
     golden: Callable[[str], GoldenCheck] | None = None
     """Pick -> how the golden vectors are run; None: a meter is beside them where the pick asks for energy."""
 
@@ -109,6 +114,14 @@ class Updating:
             newest = self._desired.version if self._desired else self._said.desired_version
             if desired.version < newest or (self._desired and desired.version == newest):
                 return
+            if desired.version > newest + VERSION_STEP_MAX:
+                log.warning(
+                    "a wish of version %d is ignored, %d was the last: it would lock out all others; see who may write "
+                    "to this device's topic",
+                    desired.version,
+                    newest,
+                )
+                return
             try:
                 _write(self._folder / "desired.json", desired)
             except DeviceError as error:
@@ -124,6 +137,10 @@ class Updating:
             self._desired = None
             (self._folder / "desired.json").unlink(missing_ok=True)
         self.wake()
+
+    def look(self) -> None:
+        """Another process may have changed what serves. Any thread may call."""
+        self._changed.set()
 
     def note_start(self) -> None:
         """Count this start of the agent within a trial, before anything is served; a crash loop ends the trial."""
@@ -166,6 +183,9 @@ class Updating:
     def _step(self) -> float | None:
         """Do the next thing; returns the seconds until there may be another, None: until something changes."""
         state, desired = self._store.read_state(), self._desired
+        said = self._said
+        if said.package_sha256 != (state.active.package_sha256 if state.active else None) and said.state in FINAL:
+            self._publish(said.desired_version, said.rollout, said.state, said.error)
         if state.trial is not None and not (desired and self._open(desired) and desired.previous):
             return self._watch(state, state.trial)
         if desired is None or not self._open(desired):
@@ -190,6 +210,9 @@ class Updating:
             return WAIT_S
         except BudgetError as error:
             self._say(desired, "refused", error=to_wire(error))
+        except BusyError as error:
+            self._say(desired, "waiting", error=to_wire(error))
+            return BUSY_S
         except LinkError as error:
             self._say(desired, "downloading", error=to_wire(error))
             self._failures += 1
@@ -202,11 +225,15 @@ class Updating:
         from ferryman.runtime.trial import is_bad
 
         if desired.previous and _holds(state.previous, desired):
-            self._store.rollback()
+            self._store.rollback(reason=None)
             self._say(desired, "confirmed")
             return
         if _holds(state.active, desired) and state.active:
             self._settle(desired, state.active)
+            return
+        if self._said.state == "trial" and self._said.desired_version == desired.version:
+            serving = f"{state.active.package_name} was installed" if state.active else "it was taken out"
+            self._say(desired, "failed", error=to_wire(DeviceError(f"its trial was ended by hand: {serving}")))
             return
         if (bad := is_bad(state, desired.package_sha256)) and not (desired.force or desired.previous):
             text = f"{desired.release} served badly here and is not tried again ({bad.reason}); publish another version"
@@ -304,6 +331,8 @@ class Updating:
             return 0.0
         if health.seconds < trial.rules.window_s:
             return max(0.05, min(WATCH_S, trial.rules.window_s - health.seconds))
+        now_j, before_j = self._hands.energy(state)
+        health = replace(health, energy_j=now_j, before_energy_j=before_j)
         if confirm(self._store, sha256).trial is None:
             self._say_of(trial, "confirmed", health=health)
         return 0.0

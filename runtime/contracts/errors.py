@@ -9,6 +9,7 @@ FerrymanError
 │   └── TrustError       metadata or bytes that the signatures do not vouch for: damage, or an attack
 ├── StoreError           the collector's database cannot be opened, read or written
 ├── DeviceError          the device cannot do what was asked
+│   ├── BusyError        another install or update is at work there; the same may do later
 │   ├── BudgetError      it would cost more data than this device may spend
 │   ├── RuntimeFault     an interpreter refused or failed; carries its own message
 │   └── RuntimeCrash     the process that ran an interpreter died
@@ -80,6 +81,12 @@ class DeviceError(FerrymanError):
     party = "device"
 
 
+class BusyError(DeviceError):
+    """Another install or update holds the slot store."""
+
+    party = "busy"
+
+
 class BudgetError(DeviceError):
     """An update needs more bytes than the device may spend."""
 
@@ -129,6 +136,7 @@ _BY_PARTY: dict[str, type[FerrymanError]] = {
         TrustError,
         StoreError,
         DeviceError,
+        BusyError,
         BudgetError,
         RuntimeFault,
         RuntimeCrash,

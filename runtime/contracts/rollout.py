@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+import msgspec
 
 from ferryman.runtime.contracts.errors import WireError
 from ferryman.runtime.contracts.record import Record
 from ferryman.runtime.contracts.slot import HealthRules, Measured
 
 __all__ = ["Desired", "Health", "Measured", "Reported", "State", "Window"]
+
+MESSAGE_MAX_BYTES = 64 << 10
+"""Of a `Desired`; longer ones are none."""
+Version = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Name = Annotated[str, msgspec.Meta(max_length=200)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+Minute = Annotated[int, msgspec.Meta(ge=0, lt=24 * 60)]
 
 State = Literal[
     "waiting",  # for a maintenance window, for power, for less heat, for the day's data budget
@@ -25,30 +34,30 @@ State = Literal[
 class Window(Record):
     """When of a day updates may be installed, in the device's local time; over midnight where the end is earlier."""
 
-    begin_minute: int
+    begin_minute: Minute
     """0 to 1439."""
-    end_minute: int
+    end_minute: Minute
 
 
 class Desired(Record):
     """What a device should run."""
 
-    version: int
+    version: Version
     """Grows with every change of what this device should run; an older one is ignored."""
-    rollout: str
+    rollout: Name
     """Id of what asks for it."""
-    release: str
+    release: Name
     """`family/version`; empty: of no release, see `previous`."""
-    package_sha256: str
+    package_sha256: Annotated[str, msgspec.Meta(max_length=64)]
     previous: bool = False
     """The way back: where this package is in a slot, it serves again from there, at once and without a trial; else
     the release is fetched, or refused where none is named. That the device holds it for bad does not matter."""
-    pick: str = "first"
+    pick: Name = "first"
     """See `parse_pick`."""
-    variants: tuple[str, ...] = ()
+    variants: Annotated[tuple[Name, ...], msgspec.Meta(max_length=1000)] = ()
     """Only these are fetched; empty: all that can run there."""
     health: HealthRules = HealthRules()
-    update_max_bytes: int | None = None
+    update_max_bytes: Count | None = None
     """What it may cost on the wire; the device's own budgets hold beside it. None: no matter."""
     window: Window | None = None
     force: bool = False
@@ -59,14 +68,14 @@ class Health(Record):
     """How a package served during its trial."""
 
     seconds: float
-    starts: int
+    starts: Count
     """Of the agent, within the trial."""
-    requests: int
-    errors: int
+    requests: Count
+    errors: Count
     """Requests that failed by the package's fault; those a caller got wrong do not count."""
-    latency_ns: int | None
+    latency_ns: Count | None
     """Median of a call; of the golden vectors where nobody asked."""
-    before_latency_ns: int | None
+    before_latency_ns: Count | None
     """The same of the package before."""
     energy_j: float | None = None
     """Of a call, where the device has a meter and was asked to use it."""
@@ -83,20 +92,20 @@ class Reported(Record):
     device: str
     at_ns: int
     """Device wall clock."""
-    desired_version: int
-    rollout: str
+    desired_version: Version
+    rollout: Name
     state: State
-    release: str | None
+    release: Name | None
     """That serves; None: none, or one that came by another way."""
-    package_sha256: str | None
+    package_sha256: Annotated[str, msgspec.Meta(max_length=64)] | None
     """That serves."""
-    model: str
+    model: Annotated[str, msgspec.Meta(max_length=1000)]
     """The kind of device it is, as the device tree or DMI tells; devices of one kind answer alike."""
     error: WireError | None = None
     """Why it waits, refused, failed or rolled back."""
-    wire_bytes: int = 0
+    wire_bytes: Count = 0
     """Fetched for this desired version, retries and metadata included."""
-    wire_total_bytes: int = 0
+    wire_total_bytes: Count = 0
     """What was planned."""
     measured: tuple[Measured, ...] = ()
     """In states trial, confirmed and rolled-back."""

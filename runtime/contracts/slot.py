@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+import msgspec
 
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.record import Record
@@ -75,17 +77,17 @@ class Measured(Record):
 class HealthRules(Record):
     """When a package that serves on trial is good, and when it is bad."""
 
-    window_s: float = 60.0
+    window_s: Annotated[float, msgspec.Meta(ge=0, le=30 * 86_400)] = 60.0
     """It must serve well for so long, without a break."""
-    starts_max: int = 3
+    starts_max: Annotated[int, msgspec.Meta(ge=1, le=100)] = 3
     """More starts of the agent within the trial are a crash loop."""
-    errors_max: float = 0.05
+    errors_max: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.05
     """Share of requests that may fail; at least one must."""
-    latency_max_ms: float | None = None
+    latency_max_ms: Annotated[float, msgspec.Meta(gt=0)] | None = None
     """Of the median; None: no matter."""
-    slower_max: float | None = None
+    slower_max: Annotated[float, msgspec.Meta(gt=0)] | None = None
     """Times the package before, the median; None: no matter."""
-    drift_max: float | None = None
+    drift_max: Annotated[float, msgspec.Meta(ge=0)] | None = None
     """Distance of outputs from those of the package before; None: no matter."""
 
 

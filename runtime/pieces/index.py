@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import msgspec
 from backports import zstd
@@ -17,7 +18,10 @@ PIECE_MAX_BYTES = 4 << 20
 WHOLE_TENSOR_MAX_BYTES = 256 << 20
 """Of a piece whose codec needs a whole tensor."""
 PIECES_MAX = 1 << 20
+PACKS_MAX = 1 << 16
 _INDEX_MAX_BYTES = 256 << 20
+_SPARE_BYTES = 1 << 20
+"""What an index may have beside as many bytes as the payload: one that is larger would be of no use."""
 _HASH_BYTES = 32
 
 
@@ -42,9 +46,9 @@ class Piece(Record, array_like=True):
 class Index(Record):
     """All pieces of a recipe."""
 
-    packs: tuple[str, ...]
+    packs: Annotated[tuple[str, ...], msgspec.Meta(max_length=PACKS_MAX)]
     """SHA-256 of each, in hex."""
-    pieces: tuple[Piece, ...]
+    pieces: Annotated[tuple[Piece, ...], msgspec.Meta(max_length=PIECES_MAX)]
 
 
 def write_index(index: Index) -> tuple[bytes, int]:
@@ -65,7 +69,7 @@ def read_index(data: bytes, plain_bytes: int, size_bytes: int, base_bytes: int =
     Raises:
         PackageError: it is not an index, or not of such a payload.
     """
-    if not 0 < plain_bytes <= _INDEX_MAX_BYTES:
+    if not 0 < plain_bytes <= min(_INDEX_MAX_BYTES, size_bytes + _SPARE_BYTES):
         raise PackageError(f"an index of {plain_bytes} bytes is none")
     try:
         decompressor = zstd.ZstdDecompressor()
@@ -75,8 +79,6 @@ def read_index(data: bytes, plain_bytes: int, size_bytes: int, base_bytes: int =
         index = unpack(plain, Index)
     except (zstd.ZstdError, ValueError, msgspec.MsgspecError) as error:
         raise PackageError(f"an index cannot be read: {error}") from error
-    if len(index.pieces) > PIECES_MAX:
-        raise PackageError(f"an index has {len(index.pieces)} pieces, more than {PIECES_MAX}")
     for one in index.packs:
         pack_path(one)
     for number, piece in enumerate(index.pieces):

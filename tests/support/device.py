@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ from ferryman.runtime.staged import install_staged
 
 def no_golden(_directory: Path, _manifest: Any) -> tuple[()]:
     return ()
+
+
+_VERSIONS = count(1)
 
 
 class Device:
@@ -76,7 +79,7 @@ class Device:
             golden=lambda _pick: no_golden,
         )
         updating = Updating(self.store, "device", "a board", hands)
-        desired = Desired(version=time.time_ns(), rollout="r", release=name, package_sha256=package_sha256)
+        desired = Desired(version=next(_VERSIONS), rollout="r", release=name, package_sha256=package_sha256)
         updating.desire(desired)
         thread = threading.Thread(target=updating.run, args=(stop,))
         thread.start()

@@ -25,7 +25,7 @@ from ferryman.devices.agent.update.stage import Download
 from ferryman.devices.agent.update.trust import Trust
 from ferryman.runtime.checks import check_device
 from ferryman.runtime.closing import Closing
-from ferryman.runtime.contracts.errors import DeviceError
+from ferryman.runtime.contracts.errors import BusyError, DeviceError
 from ferryman.runtime.contracts.manifest import Manifest
 from ferryman.runtime.contracts.release import Release
 from ferryman.runtime.cpu import CPUINFO, instruction_sets
@@ -237,6 +237,9 @@ def choose(manifest: Manifest, variants: Sequence[str]) -> tuple[tuple[str, ...]
 
 
 def _lock(folder: Path) -> int:
+    for one in (folder, folder.parent / "pieces"):
+        if one.is_symlink():
+            raise DeviceError(f"{one} is a symbolic link, and ferryman makes none; remove it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
@@ -247,7 +250,7 @@ def _lock(folder: Path) -> int:
     except BlockingIOError:
         holder = os.read(lock, 20).decode(errors="replace").strip() or "unknown"
         os.close(lock)
-        raise DeviceError(
+        raise BusyError(
             f"another update (process {holder}) is at work in {folder.parent}; wait until it is done"
         ) from None
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ from ferryman.devices.agent.update.budget import DayBudgetError
 from ferryman.devices.agent.update.config import Cancelled
 from ferryman.devices.agent.updating import Hands, Updating
 from ferryman.runtime.contracts.errors import BudgetError, LinkError, ParityError, TrustError
-from ferryman.runtime.contracts.record import encode
+from ferryman.runtime.contracts.record import decode, encode
 from ferryman.runtime.contracts.release import Release
 from ferryman.runtime.contracts.rollout import Desired, Health, Reported
 from ferryman.runtime.contracts.slot import HealthRules, Trial
@@ -88,6 +89,7 @@ class Device:
         self.said: list[Reported] = []
         self.health = Health(seconds=0.0, starts=1, requests=0, errors=0, latency_ns=None, before_latency_ns=None)
         self.why_not = ""
+        self.joules = (None, None)
         self.golden = no_golden
         self.updating = self.fresh()
 
@@ -101,6 +103,7 @@ class Device:
             ready=lambda _desired: self.why_not,
             health=lambda: self.health,
             report=self.said.append,
+            energy=lambda _state: self.joules,
             golden=lambda _pick: self.prove,
         )
         return Updating(self.store, "pi", "a board", self.hands)
@@ -150,8 +153,19 @@ def test_it_fetches_installs_watches_and_confirms(device):
     last = device.said[-1]
     assert (last.state, last.release, last.wire_bytes, last.desired_version) == ("confirmed", "add/1", 7, 1)
     assert last.health == device.health
+    assert last.health.energy_j is None
     assert device.store.read_state().trial is None
     assert device.step() is None
+
+
+def test_what_a_call_takes_is_told_with_the_confirmation(device):
+    device.want("add/1")
+    device.step()
+    device.served(10.0)
+    device.joules = (0.002, 0.001)
+    device.step()
+    health = device.said[-1].health
+    assert (health.energy_j, health.before_energy_j) == (0.002, 0.001)
 
 
 def test_one_that_serves_badly_is_rolled_back_and_not_tried_again(device):
@@ -232,6 +246,80 @@ def test_a_wish_that_is_taken_back_is_forgotten(device):
     device.want("add/2")
     device.step()
     assert device.active == "add-2"
+
+
+def test_a_wish_far_ahead_locks_nobody_out(device):
+    device.want("add/2", 2**53)
+    assert device.step() is None
+    device.want("add/1", 7)
+    device.step()
+    assert device.active == "add-1"
+
+
+def test_a_busy_store_is_waited_for(device):
+    device.want("add/2")
+    with device.store.lock():
+        assert device.step() > 0
+        assert (device.said[-1].state, device.said[-1].error.party) == ("waiting", "busy")
+    device.step()
+    assert device.active == "add-2"
+
+
+def test_an_install_by_hand_ends_a_trial_for_good(device):
+    install(device.packages["add/1"], device.store.root, golden=no_golden)
+    device.want("add/2")
+    device.step()
+    install(device.packages["add/3"], device.store.root, golden=no_golden)
+    device.step()
+    assert device.said[-1].state == "failed"
+    assert "ended by hand: add-3 was installed" in device.said[-1].error.message
+    assert device.step() is None
+    assert device.active == "add-3"
+    assert device.said[-1].package_sha256 == sha256_of(device.packages["add/3"])
+
+
+def test_what_is_installed_by_hand_later_is_reported(device):
+    device.want("add/1", health=HealthRules(window_s=0))
+    device.step()
+    device.served(1.0)
+    device.step()
+    assert device.said[-1].state == "confirmed"
+    install(device.packages["add/3"], device.store.root, golden=no_golden)
+    device.step()
+    assert device.said[-1].package_sha256 == sha256_of(device.packages["add/3"])
+    assert device.said[-1].release is None
+
+
+def test_the_way_back_does_not_call_a_package_bad(device):
+    install(device.packages["add/1"], device.store.root, golden=no_golden)
+    device.want("add/2")
+    device.step()
+    device.want("add/1", 2, previous=True)
+    device.step()
+    device.want("add/2", 3)
+    device.step()
+    assert device.active == "add-2"
+
+
+@pytest.mark.parametrize(
+    "absurd",
+    [
+        {"version": 2**70},
+        {"version": -1},
+        {"rollout": "zz" * 600_000},
+        {"release": "x" * 5000},
+        {"health": {"starts_max": -5}},
+        {"health": {"starts_max": 10**9}},
+        {"health": {"window_s": -1}},
+        {"health": {"errors_max": 7}},
+        {"update_max_bytes": 2**70},
+        {"window": {"begin_minute": -1, "end_minute": 5000}},
+    ],
+)
+def test_absurd_wishes_are_none(absurd):
+    wish = {"version": 1, "rollout": "r", "release": "add/1", "package_sha256": "0" * 64, **absurd}
+    with pytest.raises(ValueError, match=r"\$\."):
+        decode(json.dumps(wish).encode(), Desired)
 
 
 def test_a_cancelled_one_says_nothing_and_goes_on(device):

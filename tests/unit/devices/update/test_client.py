@@ -577,3 +577,16 @@ def test_an_update_by_command_that_proves_it(tmp_path):
         again = json.loads(run(device, "digits", "--json").stdout)
         assert again["serves_already"]
         assert not list((device.root / "download").iterdir())
+
+
+@pytest.mark.parametrize("where", ["update", "pieces"])
+def test_no_link_is_written_through(device, where, tmp_path):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    folder = device.root / where
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    folder.symlink_to(victim)
+    with pytest.raises(DeviceError, match="is a symbolic link"):
+        device.fetch("digits/1")
+    assert list(victim.iterdir()) == []

@@ -32,7 +32,7 @@ def test_it_is_nearer_to_the_mean_update_than_the_mean_of_factors(weights):
     plain = tuple(sum(s * pair[side] for s, pair in zip(shares, pairs, strict=True)) for side in (0, 1))
     fair = aggregate_lora(pairs, weights)
     assert np.allclose(fair[0], plain[0], atol=1e-6)
-    assert miss(fair, pairs, weights) < 0.9 * miss(plain, pairs, weights)
+    assert miss(fair, pairs, weights) < 0.95 * miss(plain, pairs, weights)
     best = np.linalg.lstsq(
         fair[0].T, sum(s * up @ down for s, (down, up) in zip(shares, pairs, strict=True)).T, rcond=None
     )[0].T

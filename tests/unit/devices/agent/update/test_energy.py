@@ -6,14 +6,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from ferryman.devices.agent.update.energy import golden_check
+from ferryman.devices.agent.update.energy import energy_of_both, golden_check
+from ferryman.profiler.energy import choose_source
 from ferryman.runtime.contracts.errors import CallerError, DeviceError
 from ferryman.runtime.contracts.record import Unavailable
 from ferryman.runtime.golden import check_golden
 from ferryman.runtime.install import install, repick
 from ferryman.runtime.session import installed
 from ferryman.runtime.slots import SlotStore
-from tests.support.packages import write_varied_package
+from tests.support.packages import write_tiny_package, write_varied_package
 
 
 @pytest.fixture
@@ -63,3 +64,23 @@ def test_a_device_without_a_meter_keeps_to_no_budget_of_energy(package, tmp_path
         repick(tmp_path / "root", "fastest-5mj", golden=golden_check("fastest-5mj", measure=measure))
     assert "was not measured: no meter" in caplog.text
     assert SlotStore(tmp_path / "root").active().slot.pick == "first"
+
+
+def test_a_trial_is_measured_beside_the_package_before(tmp_path, monkeypatch):
+    for added in (1, 2):
+        install(write_tiny_package(tmp_path / f"{added}.ferry", added=added), tmp_path / "root", golden=lambda *_: ())
+    store = SlotStore(tmp_path / "root")
+    measure, left = measuring(0.002, 0.001)
+    nothing = SimpleNamespace(close=lambda: None)
+    monkeypatch.setattr("ferryman.devices.agent.update.energy.choose_source", lambda **_: nothing)
+    assert energy_of_both(store, store.read_state(), measure=measure) == (0.002, 0.001)
+    assert not left
+
+
+def test_without_a_meter_a_trial_is_not_measured(tmp_path):
+    install(write_tiny_package(tmp_path / "1.ferry"), tmp_path / "root", golden=lambda *_: ())
+    store = SlotStore(tmp_path / "root")
+    measure, _ = measuring()
+    if not isinstance(choose_source(), Unavailable):
+        pytest.skip("this machine has a meter")
+    assert energy_of_both(store, store.read_state(), measure=measure) == (None, None)
