@@ -25,7 +25,7 @@ from ferryman.rollout_options import (
     plan_of,
     plan_options,
 )
-from ferryman.runtime.contracts.errors import CallerError, LinkError
+from ferryman.runtime.contracts.errors import CallerError, LinkError, StoreError
 
 if TYPE_CHECKING:
     from ferryman.devices.fleet.rollout.overview import Overview
@@ -138,7 +138,7 @@ def run(
 @database_option
 @click.option("--json", "as_json", is_flag=True, help="Print it as one JSON object, with all devices.")
 def status(rollout_id: str | None, database: Path, as_json: bool) -> None:
-    """Show how a rollout stands [default: the last one]; ID may be the beginning of it."""
+    """Show how a rollout stands [default: the last one]; ID may be its beginning or its end."""
     from ferryman.devices.fleet.rollout.store import RolloutStore
 
     with closing(RolloutStore(database, create=False)) as store:
@@ -154,8 +154,15 @@ def list_command(database: Path) -> None:
     from ferryman.devices.fleet.rollout.store import RolloutStore
 
     with closing(RolloutStore(database, create=False)) as store:
-        for plan, _ in store.rollouts():
-            click.echo(headline(_view(store, plan.id)))
+        damaged: StoreError | None = None
+        for rollout_id in store.ids():
+            try:
+                click.echo(headline(_view(store, rollout_id)))
+            except StoreError as error:
+                click.echo(f"{rollout_id}  is damaged")
+                damaged = error
+        if damaged is not None:
+            raise damaged
 
 
 @rollout.command()

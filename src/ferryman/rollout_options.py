@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ferryman.options import PATH, Size
+from ferryman.runtime.contracts.errors import CallerError
 
 if TYPE_CHECKING:
     from ferryman.devices.fleet.rollout.records import Plan
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 C = TypeVar("C", bound=Callable[..., Any])
 DATABASE = Path("ferryman-rollouts.sqlite")
 BROKER_VARIABLE = "FERRYMAN_BROKER"
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DAY_MINUTES = 24 * 60
 
 
 class Duration(click.ParamType[float]):
@@ -28,10 +26,12 @@ class Duration(click.ParamType[float]):
     name = "DURATION"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401, D102  # click's signature
-        found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)([smhd]?)", str(value).strip(), re.ASCII)
-        if found is None:
-            self.fail(f"{value!r} is not a duration, such as 90, 10m, 2h or 1d", param, ctx)
-        return float(found[1]) * _UNITS[found[2] or "s"]
+        from ferryman.devices.fleet.rollout.options import parse_duration
+
+        try:
+            return parse_duration(value)
+        except CallerError as error:
+            self.fail(str(error), param, ctx)
 
 
 class Limit(click.ParamType["float | str"]):
@@ -57,15 +57,12 @@ class DayWindow(click.ParamType["Window"]):
     name = "HH:MM-HH:MM"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Window:  # noqa: ANN401, D102  # click's signature
-        from ferryman.runtime.contracts.rollout import Window
+        from ferryman.devices.fleet.rollout.options import parse_window
 
-        if isinstance(value, Window):
-            return value
-        found = re.fullmatch(r"(\d{1,2}):([0-5]\d)-(\d{1,2}):([0-5]\d)", str(value).strip(), re.ASCII)
-        begin, end = (60 * int(found[h]) + int(found[h + 1]) for h in (1, 3)) if found else (0, 0)
-        if begin == end or max(begin, end) >= _DAY_MINUTES:
-            self.fail(f"{value!r} is not a time of day from, to, such as 22:00-05:30", param, ctx)
-        return Window(begin_minute=begin, end_minute=end)
+        try:
+            return parse_window(value)
+        except CallerError as error:
+            self.fail(str(error), param, ctx)
 
 
 def database_option(command: C) -> C:

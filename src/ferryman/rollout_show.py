@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import click
 
 from ferryman.devices.fleet.rollout.overview import Overview, device_line, headline, overview, ring_lines, table
+from ferryman.devices.fleet.rollout.records import ENDED
 
 if TYPE_CHECKING:
     from ferryman.devices.fleet.rollout.engine import Engine
@@ -60,7 +61,10 @@ class Show:
 
             self._live.update(Text(table(view, _LIVE_DEVICES)))
             return
-        self._say("", headline(view))
+        if view.progress.phase not in ENDED:  # then the whole table follows
+            self._say("", headline(view))
+        if view.waits:
+            self._say("waits", f"  {view.waits}")
         if len(view.devices) > LINES_MAX:
             for number, line in enumerate(ring_lines(view)):
                 self._say(f"ring {number}", line)

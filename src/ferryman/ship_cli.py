@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ferryman.options import PATH, devices_option
 from ferryman.rollout_cli import need_broker, run
 from ferryman.rollout_options import broker_option, database_option, plan_of, plan_options
+from ferryman.runtime.contracts.errors import CallerError, FerrymanError
+
+if TYPE_CHECKING:
+    from ferryman.devices.fleet.repository.keys import Keyring
+    from ferryman.runtime.contracts.release import Release
 
 
 @click.command()
@@ -54,11 +64,19 @@ from ferryman.rollout_options import broker_option, database_option, plan_of, pl
     required=True,
     help="Folder of signing keys; may be given several times.",
 )
+@click.option(
+    "-o",
+    "--output",
+    type=PATH,
+    help="Folder in which the package is kept [default: none; the working directory where it cannot be published].",
+)
 @broker_option
 @database_option
 @devices_option
 @plan_options
-@click.option("--dry-run", is_flag=True, help="Convert and publish, then only tell what the rollout would do.")
+@click.option(
+    "--dry-run", is_flag=True, help="Convert, then only tell what would be published and what the rollout would do."
+)
 @click.option("--detach", is_flag=True, help="Drive the rollout in the background.")
 @click.option("--json", "as_json", is_flag=True, help="Print the rollout's end as one JSON object.")
 def ship(
@@ -72,6 +90,7 @@ def ship(
     version: str | None,
     repository: Path,
     key_folders: tuple[Path, ...],
+    output: Path | None,
     broker: str | None,
     database: Path,
     devices_file: Path | None,
@@ -87,7 +106,6 @@ def ship(
     A package that was published before is not published again. The exit code is that of `ferryman rollout start`.
     """
     from ferryman.devices.fleet.repository.keys import Keyring
-    from ferryman.devices.fleet.repository.publish import publish
     from ferryman.devices.fleet.rollout.cost import Costs
 
     url = need_broker(broker)
@@ -95,26 +113,85 @@ def ship(
     keyring = Keyring(key_folders)
     with tempfile.TemporaryDirectory(prefix="ferryman-ship-") as folder:
         package = Path(source)
-        if not package.is_file() or package.suffix == ".pt2":
-            package = _converted(source, Path(folder), form, runtime, calibrate, name)
-        done = publish(
-            package,
-            repository,
-            keyring,
-            datetime.now(UTC),
-            family=family,
-            version=version,
-            progress=lambda step: click.echo(f"  {step}", err=True),
-        )
+        converts = not package.is_file() or package.suffix == ".pt2"
+        if converts:
+            package = _converted(source, output or Path(folder), form, runtime, calibrate, name)
+        try:
+            with _look(repository) if dry_run else nullcontext(repository) as place:
+                release = _published(package, place, keyring, family, version, dry_run=dry_run)
+                plan = plan_of(release.name, release.package_sha256, query, url, options)
+                if dry_run:
+                    with Costs(place) as costs:
+                        run(plan, url, database, devices_file, costs=costs, as_json=as_json)
+                    return
+        except (FerrymanError, OSError):
+            if converts:
+                _keep(package, Path(folder))
+            raise
+    run(plan, url, database, devices_file, detach=detach, as_json=as_json)
+
+
+def _published(
+    package: Path, repository: Path, keyring: Keyring, family: str | None, version: str | None, *, dry_run: bool
+) -> Release:
+    from ferryman.devices.fleet.repository.publish import publish
+
+    done = publish(
+        package,
+        repository,
+        keyring,
+        datetime.now(UTC),
+        family=family,
+        version=version,
+        progress=lambda step: click.echo(f"  {step}", err=True),
+    )
     release = done.release
-    what = f"published as {release.name}, {done.new_bytes:,} new bytes" if done.is_new else f"is {release.name} already"
+    verb = "would be published" if dry_run else "published"
+    what = f"{verb} as {release.name}, {done.new_bytes:,} new bytes" if done.is_new else f"is {release.name} already"
     click.echo(f"{release.package_name} {release.package_sha256[:12]} {what}", err=True)
-    plan = plan_of(release.name, release.package_sha256, query, url, options)
-    if not dry_run:
-        run(plan, url, database, devices_file, detach=detach, as_json=as_json)
-        return
-    with Costs(repository) as costs:
-        run(plan, url, database, devices_file, costs=costs, as_json=as_json)
+    return release
+
+
+@contextmanager
+def _look(repository: Path) -> Iterator[Path]:
+    """A copy of a repository to publish to for a look; packs, which never change, are linked.
+
+    Raises:
+        CallerError: there is no repository, it cannot be read, or somebody is changing it.
+    """
+    from ferryman.devices.fleet.repository.files import locked
+    from ferryman.devices.fleet.repository.metadata import read_roles
+
+    read_roles(repository)
+    with locked(repository) as work:
+        copy = work / "look"
+        try:
+            for folder in ("metadata", "targets"):
+                if (repository / folder).is_dir():
+                    shutil.copytree(repository / folder, copy / folder)
+            if (repository / "packs").is_dir():
+                shutil.copytree(repository / "packs", copy / "packs", copy_function=os.link)
+        except OSError as error:
+            raise CallerError(f"cannot copy the repository {repository} for a look: {error}") from error
+        yield copy
+
+
+def _keep(package: Path, folder: Path) -> None:
+    """Where a package that was just made cannot be published, keep it: a conversion may have taken long."""
+    if package.parent == folder:
+        kept, number = Path(package.name), 1
+        while kept.exists():
+            number += 1
+            kept = Path(f"{package.stem}-{number}{package.suffix}")
+        try:
+            package = Path(shutil.copyfile(package, kept))
+        except OSError as error:
+            click.echo(f"the package cannot be kept in the working directory: {error}", err=True)
+            return
+    click.echo(
+        f"the package is kept: {package.resolve()}; ship it with `ferryman ship {shlex.quote(str(package))} ...`",
+        err=True,
+    )
 
 
 def _converted(

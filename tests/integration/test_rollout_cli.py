@@ -5,17 +5,28 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from msgspec.structs import replace
 
 from ferryman.cli import main
+from ferryman.devices import topics
+from ferryman.devices.fleet.repository.files import locked
+from ferryman.devices.fleet.rollout.query import Target
+from ferryman.devices.fleet.rollout.start import Known, begin, cut, make_plan
 from ferryman.devices.fleet.rollout.store import RolloutStore
+from ferryman.devices.mqtt import Message
 from ferryman.rollout_cli import rollout
+from ferryman.runtime.contracts.errors import CallerError
+from ferryman.runtime.contracts.messages import Status
+from ferryman.runtime.contracts.record import encode
 from ferryman.ship_cli import ship
 from tests.support.mosquitto import Mosquitto
 from tests.support.packages import write_tiny_package
@@ -81,6 +92,7 @@ def test_start_follows_to_the_end(fleet):
     assert serving(fleet) == ["digits/2"] * 2 + ["digits/1"] * 3
     assert "d1: confirmed" in result.stderr
     assert "to site=lab: done" in result.stdout
+    assert result.output.count("to site=lab: done") == 1
     shown = call("rollout", "status")
     assert shown.exit_code == 0
     assert "2 confirmed" in shown.stdout
@@ -105,6 +117,9 @@ def test_a_dry_run_sends_nothing_and_tells_the_bytes(fleet, tmp_path):
     assert not list(tmp_path.glob("*.sqlite*"))
     told = json.loads(call("rollout", "start", "digits/2", "--to", "all", "--dry-run", "--json").stdout)
     assert all(0 < one["wire_bytes"] < 10_000 for one in told["devices"])  # the padding is there already
+    again = json.loads(call("rollout", "start", "digits/2", "--to", "all", "--dry-run", "--json").stdout)
+    assert again["plan"]["id"] != told["plan"]["id"]
+    assert again["devices"] == told["devices"]
     nothing = json.loads(call("rollout", "start", "digits/1", "--to", "all", "--dry-run", "--json").stdout)
     assert {one["wire_bytes"] for one in nothing["devices"]} == {0}
     assert serving(fleet) == ["digits/1"] * 5
@@ -125,6 +140,17 @@ def test_a_bad_release_is_told_by_the_exit_code(fleet):
     result = call("rollout", "start", "digits/2", "--to", "all", *QUICK)
     assert result.exit_code == 3
     assert "halted" in result.stdout
+    assert ": returned after rolled-back, runtime: it does not go" in result.stdout
+    view = json.loads(call("rollout", "status", "--json").stdout)
+    failed = [one for one in view["devices"] if one["failed"]]  # the second of the ring may have been stopped before
+    assert view["rings"][0]["health"]["failures"] == len(failed) > 0
+    assert {(one["standing"], one["failed"], one["error"]) for one in failed} == {
+        ("returned", "rolled-back", "runtime: it does not go")
+    }
+    log = call("rollout", "log").stdout
+    assert log.count(": rolled-back (runtime: it does not go)") == len(failed)
+    assert log.count(": returned\n") == 2
+    assert "confirmed" not in log
     for one in fleet.devices.values():
         one.ends = lambda _: "confirmed"
     assert call("rollout", "retry").exit_code == 0
@@ -146,6 +172,8 @@ def test_some_that_fail_are_told_by_the_exit_code(fleet):
     [
         (("--to", "all,,x"), "query, character 5"),
         (("--to", "site=roof"), "means no device; there are: d0, d1"),
+        (("--to", "lab"), "means no device; did you mean site=lab? there are: d0, d1"),
+        (("--to", "x" * 3000), "xxx...' means no device"),
         (("--to", "all", "--rings", "5%,1%"), "expected growing totals"),
         (("--to", "all", "--failures", "lots"), "failures 'lots'"),
         (("--to", "all", "--pick", "best"), "pick 'best' is not known"),
@@ -225,9 +253,6 @@ def test_interrupted_it_can_go_on_and_be_paused_in_between(fleet, tmp_path):
 
 def test_pause_needs_nobody_to_drive(fleet):
     plan_store = RolloutStore(Path("ferryman-rollouts.sqlite"))
-    from ferryman.devices.fleet.rollout.query import Target
-    from ferryman.devices.fleet.rollout.start import Known, begin, cut, make_plan
-
     plan = make_plan("digits/2", "2" * 64, "all")
     begin(plan_store, plan, cut(plan, [Known(target=Target(name="d0"), online=True)]))
     plan_store.close()
@@ -237,12 +262,34 @@ def test_pause_needs_nobody_to_drive(fleet):
     assert "is paused, and cannot pause" in call("rollout", "pause").stderr
 
 
+def test_a_rollout_that_is_damaged_hides_no_other():
+    store = RolloutStore(Path("ferryman-rollouts.sqlite"))
+    plans = [make_plan("digits/2", "2" * 64, "all", now_ns=(1_800_000_000 + day * 86400) * 10**9) for day in range(3)]
+    for plan in plans:
+        begin(store, plan, cut(plan, [Known(target=Target(name="d0"), online=True)]))
+    store.close()
+    with closing(sqlite3.connect("ferryman-rollouts.sqlite")) as connection, connection:
+        connection.execute("UPDATE rollouts SET plan = '{}' WHERE id = ?", (plans[1].id,))
+    result = call("rollout", "list")
+    assert result.exit_code == 1
+    lines = result.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == [plan.id for plan in plans]
+    assert lines[1].endswith("is damaged")
+    assert "is damaged: Object missing required field" in result.stderr
+    assert call("rollout", "status").exit_code == 0
+
+
 def test_the_same_as_functions(fleet, made, broker):
     from ferryman.devices.fleet.rollout.api import preview_rollout, resume_rollout, roll_out, rollout_status
 
     where = {"repository": made.path, "broker": f"mqtt://127.0.0.1:{broker.port}"}
     told = preview_rollout("digits/2", "site=lab", **where)
     assert [one.release for one in told.devices] == ["digits/1"] * 2
+    for wrong in ({"ring": "1"}, {"window": "late"}, {"health": {"x": 1}}):
+        for function in (roll_out, preview_rollout):
+            with pytest.raises(CallerError):
+                function("digits/2", "site=lab", **where, **wrong)
+    assert not Path("ferryman-rollouts.sqlite").exists()
     done = roll_out("digits/2", "site=lab", **where, rings="100%", soak_s=0.0)
     assert (done.progress.phase, done.exit_code) == ("done", 0)
     assert rollout_status().progress == done.progress
@@ -250,23 +297,84 @@ def test_the_same_as_functions(fleet, made, broker):
     assert serving(fleet) == ["digits/2"] * 2 + ["digits/1"] * 3
 
 
+def test_for_whom_the_first_ring_waits_is_told(fleet):
+    gone = Status(device="gone", online=False, model="pi0")
+    fleet._say(topics.status("gone"), encode(gone))
+    time.sleep(0.3)
+    words = ("rollout", "start", "digits/2", "--to", "gone", "--rings", "100%", "--timeout", "2", "--soak", "0")
+    assert "nobody of ring 1 is online" in call(*words, "--dry-run").stdout
+    result = call(*words)
+    assert result.exit_code == 4, result.output
+    assert "ring 1 waits for gone: offline when the rollout began, and not heard of since" in result.stderr
+
+
 def test_a_package_is_shipped(fleet, made, tmp_path):
     package = write_tiny_package(tmp_path / "three.ferry", added=3.0)
     words = ("ship", package, "--to", "pi0-*|model=pi0", "--keys", made.keys, *QUICK)
+    before = {path: path.read_bytes() for path in made.path.rglob("*") if path.is_file() and path.name != "lock"}
     preview = call(*words, "--dry-run")
     assert preview.exit_code == 0, preview.output
-    assert "published as digits/3" in preview.stderr
+    assert "would be published as digits/3" in preview.stderr
+    assert "digits/3 (" in preview.stdout
+    assert "nothing was sent" in preview.stdout
+    after = {path: path.read_bytes() for path in made.path.rglob("*") if path.is_file() and path.name != "lock"}
+    assert after == before
+    assert not list(tmp_path.glob("*.sqlite*"))
     result = call(*words)
     assert result.exit_code == 0, result.output
-    assert "is digits/3 already" in result.stderr
+    assert "published as digits/3" in result.stderr
+    real = json.loads(call("rollout", "status", "--json").stdout)
+    rings = [line.rpartition(": ")[2].split(", ") for line in preview.stdout.splitlines() if "ring " in line]
+    assert rings == [[one["device"] for one in real["devices"] if one["ring"] == ring] for ring in (1, 2)]
+    again = call(*words, "--dry-run")
+    assert "is digits/3 already" in again.stderr
     assert "d4: confirmed" in result.stderr
     assert serving(fleet) == ["digits/3", "digits/1"] * 2 + ["digits/3"]
+
+
+@pytest.mark.parametrize("output", [None, "out"])
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_what_was_converted_is_kept_where_it_cannot_be_published(fleet, made, tmp_path, monkeypatch, output, dry):
+    def converted(source, folder, *_):
+        folder.mkdir(exist_ok=True)
+        return write_tiny_package(folder / "net.ferry", added=3.0)
+
+    monkeypatch.setattr("ferryman.ship_cli._converted", converted)
+    (tmp_path / "net.ferry").write_bytes(b"something else")
+    words = ("ship", "models:net", "--to", "all", "--keys", made.keys, *QUICK, *dry)
+    with locked(made.path):
+        result = call(*words, *(("-o", output) if output else ()))
+    assert result.exit_code == 1
+    assert "is changing the repository" in result.stderr
+    kept = tmp_path / "out" / "net.ferry" if output else tmp_path / "net-2.ferry"
+    assert f"the package is kept: {kept}" in result.stderr
+    assert kept.read_bytes() == write_tiny_package(tmp_path / "same.ferry", added=3.0).read_bytes()
+    assert (tmp_path / "net.ferry").read_bytes() == b"something else"
 
 
 def test_what_is_no_source_is_told_before_anything(fleet, made):
     result = call("ship", "no-such-thing", "--to", "all", "--keys", made.keys)
     assert result.exit_code == 1
     assert "no-such-thing" in result.stderr
+
+
+def test_a_device_that_talks_nonsense_is_named_once_and_skipped(fleet, broker, caplog):
+    fleet.devices["d1"].work = list  # it does nothing, and says
+    for text in (b"{}", b"\xff", encode(replace(fleet.devices["d1"].first(), desired_version=2**70))):
+        fleet._link.publish(Message(topic=topics.reported("d1"), payload=text, retain=True))
+        time.sleep(0.1)
+    time.sleep(0.3)
+    result = call("rollout", "start", "digits/2", "--to", "all", "--rings", "100%", "--soak", "0", "--timeout", "2")
+    assert result.exit_code == 4, result.output
+    assert "d1: late, device: what it says is ignored: " in result.stdout
+    assert serving(fleet).count("digits/2") == 4
+    fleet._link.publish(Message(topic=topics.reported("d1"), payload=b"{}", retain=True))
+    time.sleep(0.3)
+    caplog.clear()
+    assert call("rollout", "start", "digits/2", "--to", "d1", *QUICK, "--dry-run").exit_code == 0
+    warnings = [one.getMessage() for one in caplog.records if "ignored" in one.getMessage()]
+    assert len(warnings) == 1
+    assert "ferryman/v1/d1/reported" in warnings[0]
 
 
 @pytest.mark.parametrize("command", [rollout, ship, *rollout.commands.values()])

@@ -98,7 +98,8 @@ class FakeDevice:
             return
         if end == "rolled-back":
             self.release, self.serves = before
-        yield self.report(desired, end, measured=self.measures(desired), health=self.health)
+        error = WireError(party=self.party, message="it does not go") if end == "rolled-back" else None
+        yield self.report(desired, end, measured=self.measures(desired), health=self.health, error=error)
 
     def report(self, desired: Desired, state: State, **more) -> Reported:
         return Reported(

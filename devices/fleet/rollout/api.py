@@ -11,10 +11,13 @@ from typing import Any
 from ferryman.devices.broker import BrokerConfig, parse_broker
 from ferryman.devices.fleet.rollout.cost import Costs
 from ferryman.devices.fleet.rollout.drive import Watch, drive
+from ferryman.devices.fleet.rollout.options import check_names, option_names
 from ferryman.devices.fleet.rollout.overview import Overview, overview
 from ferryman.devices.fleet.rollout.preview import Preview, preview
+from ferryman.devices.fleet.rollout.records import Plan
 from ferryman.devices.fleet.rollout.start import begin, cut, known_devices, make_plan, select
 from ferryman.devices.fleet.rollout.store import DEFAULT, RolloutStore
+from ferryman.runtime.contracts.release import Release
 
 
 def roll_out(
@@ -54,7 +57,7 @@ def roll_out(
     broker = parse_broker(broker) if isinstance(broker, str) else broker
     with Costs(Path(repository)) as costs:
         found = costs.release(release)
-    plan = make_plan(found.name, found.package_sha256, to, broker=broker.address, **options)
+    plan = _plan(found, to, broker, options)
     rows = cut(plan, select(known_devices(broker, devices_file), to))
     with closing(RolloutStore(Path(database))) as store:
         begin(store, plan, rows)
@@ -78,7 +81,7 @@ def preview_rollout(
     broker = parse_broker(broker) if isinstance(broker, str) else broker
     with Costs(Path(repository)) as costs:
         found = costs.release(release)
-        plan = make_plan(found.name, found.package_sha256, to, broker=broker.address, **options)
+        plan = _plan(found, to, broker, options)
         devices = select(known_devices(broker, devices_file), to)
         return preview(plan, cut(plan, devices), {one.target.name: one for one in devices}, costs)
 
@@ -110,6 +113,11 @@ def rollout_status(rollout: str | None = None, *, database: Path | str = DEFAULT
     """
     with closing(RolloutStore(Path(database), create=False)) as store:
         return _overview(store, rollout)
+
+
+def _plan(release: Release, to: str, broker: BrokerConfig, options: dict[str, Any]) -> Plan:
+    check_names("a rollout has", options, option_names(make_plan, without=("broker", "now_ns")))
+    return make_plan(release.name, release.package_sha256, to, broker=broker.address, **options)
 
 
 def _overview(store: RolloutStore, rollout: str | None) -> Overview:

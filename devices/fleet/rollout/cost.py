@@ -9,6 +9,7 @@ from ferryman.devices.agent.update.planner import REQUEST_BYTES, Known, needed, 
 from ferryman.devices.fleet.repository.metadata import read_roles
 from ferryman.devices.fleet.repository.packs import Packs
 from ferryman.devices.fleet.repository.releases import read_payload, read_releases
+from ferryman.devices.fleet.rollout.words import by_number
 from ferryman.runtime.closing import Closing
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.release import Recipe, Release, ReleasePayload, target_path
@@ -39,7 +40,8 @@ class Costs(Closing):
         """
         release = self._releases.get(target_path(name))
         if release is None:
-            there = ", ".join(sorted(one.name for one in self._releases.values())[-8:]) or "none"
+            names = sorted((one.name for one in self._releases.values()), key=by_number)
+            there = ", ".join(names[-8:]) or "none"
             raise CallerError(f"no release {name} in this repository; there are: {there}")
         return release
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.fleet.rollout.engine import Engine
-from ferryman.devices.fleet.rollout.link import FleetLink, Heard
+from ferryman.devices.fleet.rollout.link import FleetLink, Heard, Nonsense
 from ferryman.devices.fleet.rollout.records import Plan, Progress, Row, desired_of
 from ferryman.devices.fleet.rollout.store import Request, RolloutStore
 from ferryman.runtime.contracts.errors import CallerError
@@ -97,6 +97,8 @@ class _Driver:
                 self._engine.hear_status(body)
             elif isinstance(body, Reported):
                 self._engine.hear_report(body, now_ns)
+            elif isinstance(body, Nonsense):
+                self._engine.hear_nonsense(device, body.why, now_ns)
             else:
                 self._engine.hear_desired(device, body, now_ns)
 

@@ -17,8 +17,10 @@ from ferryman.devices.fleet.rollout.records import (
     ENDED,
     FAILURES,
     UNDER_WAY,
+    VERSION_MAX,
     Changes,
     Entry,
+    Failure,
     Found,
     Phase,
     Plan,
@@ -28,6 +30,7 @@ from ferryman.devices.fleet.rollout.records import (
     Verb,
     standing,
 )
+from ferryman.devices.fleet.rollout.words import counted
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.messages import Status
 from ferryman.runtime.contracts.rollout import Desired, Health, Reported
@@ -88,6 +91,8 @@ class Engine:
             self._found[one.kind][one.device] = one
         self._versions = Counter(dict(versions or {}))
         self._reports: dict[str, Reported] = {}
+        self._blamed: set[str] = set()
+        """Devices whose nonsense is in the audit log."""
         self._serving: dict[str, str] = {}
         """Device -> package, as its status told last."""
         self.heard_since_ns = 0
@@ -126,6 +131,9 @@ class Engine:
 
     def hear_desired(self, device: str, desired: Desired, now_ns: int) -> None:
         """Take note of what a device was asked for, by whomever."""
+        if desired.version > VERSION_MAX:
+            self.hear_nonsense(device, "it was asked for a version that no host counts to", now_ns)
+            return
         self._versions[device] = max(self._versions[device], desired.version)
         row = self.rows.get(device)
         if row is not None and desired.rollout != self.plan.id:
@@ -134,6 +142,9 @@ class Engine:
     def hear_report(self, report: Reported, now_ns: int) -> None:
         """Take note of what a device says of itself."""
         name = report.device
+        if report.desired_version > VERSION_MAX:
+            self.hear_nonsense(name, "it names a version that no host counts to", now_ns)
+            return
         self._versions[name] = max(self._versions[name], report.desired_version)
         self._reports[name] = report
         row = self.rows.get(name)
@@ -143,6 +154,16 @@ class Engine:
             self._meet(row, report.rollout, report.desired_version, now_ns)
         elif row.state in _SENT and row.report != report:
             self._note(row, report, now_ns)
+
+    def hear_nonsense(self, device: str, why: str, now_ns: int) -> None:
+        """Take note that what a device said is no report; it is as if it had said nothing, and people are told."""
+        row = self.rows.get(device)
+        if row is None or row.nonsense or row.state in {"cleared", "superseded"}:
+            return
+        self._put(replace(row, nonsense=why))
+        if device not in self._blamed:
+            self._blamed.add(device)
+            self._log(now_ns, "is not understood", why, device=device)
 
     def _meet(self, row: Row, rollout: str, version: int, now_ns: int) -> None:
         """Somebody asks a device of ours for something else: the later rollout has it."""
@@ -160,13 +181,13 @@ class Engine:
     def _note(self, row: Row, report: Reported, now_ns: int) -> None:
         before = row.report.state if row.report else None
         kind = report.model or row.kind
-        row = replace(row, report=report, heard_at_ns=now_ns, kind=kind)
+        row = replace(row, report=report, heard_at_ns=now_ns, kind=kind, nonsense="")
         if row.before_sha256 is None and row.state == "asked" and report.state not in _SERVED:
             row = replace(row, before_release=report.release, before_sha256=report.package_sha256)
         self._put(row)
         if report.state in _SETTLED and report.state != before:
             why = f"{report.error.party}: {report.error.message}" if report.error else ""
-            self._log(now_ns, report.state, why, device=row.device)
+            self._log(now_ns, self._standing(row, now_ns), why, device=row.device)
         if row.state == "asked" and report.measured and report.state in _SERVED:
             found = Found(device=row.device, kind=kind, measured=report.measured)
             if self._found[kind].get(row.device) != found:
@@ -191,8 +212,8 @@ class Engine:
             if not again:
                 raise CallerError(f"rollout {self.plan.id} has no device that failed; see `ferryman rollout status`")
             for row in again:
-                self._put(replace(row, state="pending", report=None, force=True, all_variants=False))
-            why = why or f"{len(again)} devices"
+                self._put(replace(row, state="pending", report=None, failed=None, force=True, all_variants=False))
+            why = why or counted(len(again), "device")
         self._log(now_ns, verb, why, who=who)
         if verb in {"abort", "roll-back"}:
             self._withdraw("aborted", why or f"aborted by {who}", now_ns, everyone=verb == "roll-back")
@@ -271,7 +292,8 @@ class Engine:
         found = self._answers(now_ns)
         if found is None or self._is_last() or "confirmed" in found or not FAILURES & set(found):
             return None
-        return f"{sum(one in FAILURES for one in found)} devices failed, and none confirmed the release"
+        failed = counted(sum(one in FAILURES for one in found), "device")
+        return f"{failed} failed, and none confirmed the release"
 
     def _answers(self, now_ns: int) -> list[Standing] | None:
         """How the devices of the ring stand; None: somebody is waited for."""
@@ -310,7 +332,7 @@ class Engine:
             approved=self.progress.approved if approved is None else approved,
         )
         devices = sum(row.ring == ring for row in self.rows.values())
-        self._log(now_ns, f"opens ring {ring + 1}", f"{devices} devices")
+        self._log(now_ns, f"opens ring {ring + 1}", counted(devices, "device"))
         self._ask(now_ns)
 
     def _ask(self, now_ns: int) -> None:
@@ -386,14 +408,17 @@ class Engine:
 
     def _withdraw(self, ending: Phase, why: str, now_ns: int, *, everyone: bool) -> None:
         """Have devices go back to what they had: all that were asked, or those only that are not confirmed."""
-        for row in self.rows.values():
-            if row.state != "asked" or (not everyone and self._standing(row, now_ns) == "confirmed"):
+        for row in list(self.rows.values()):
+            stands = self._standing(row, now_ns)
+            if row.state != "asked" or (not everyone and stands == "confirmed"):
                 continue
+            error = row.report.error if row.report else None
+            failed = Failure(standing=stands, error=error) if stands in FAILURES else None
             if row.before_sha256 in {None, self.plan.package_sha256}:
-                self._put(replace(row, state="cleared"))
-            else:
-                version = self._next_version(row)
-                self._put(replace(row, state="withdrawn", version=version, asked_at_ns=now_ns, report=None))
+                self._put(replace(row, state="cleared", failed=failed))
+                continue
+            version = self._next_version(row)
+            self._put(replace(row, state="withdrawn", version=version, asked_at_ns=now_ns, report=None, failed=failed))
         self._set(phase="returning", ending=ending, why=why)
 
     def _set(self, **changes: object) -> None:

@@ -7,6 +7,7 @@ from statistics import median
 
 from ferryman.devices.fleet.rollout.records import FAILURES, Standing, Thresholds
 from ferryman.devices.fleet.rollout.rings import allowed
+from ferryman.devices.fleet.rollout.words import counted
 from ferryman.runtime.contracts.record import Record
 from ferryman.runtime.contracts.rollout import Health
 
@@ -46,7 +47,9 @@ def complaint(health: RingHealth, bars: Thresholds, *, complete: bool) -> str | 
     """
     most = allowed(bars.failures_max, health.devices)
     if health.failures > most:
-        return f"{health.failures} of {health.devices} devices failed, at most {most} may ({bars.failures_max})"
+        return (
+            f"{health.failures} of {counted(health.devices, 'device')} failed, at most {most} may ({bars.failures_max})"
+        )
     if not complete and 2 * health.told < health.devices:
         return None
     for what, found, most_of_it in (
@@ -59,5 +62,5 @@ def complaint(health: RingHealth, bars: Thresholds, *, complete: bool) -> str | 
         ("outputs are {:.3g} from those of the package before, at most {:g} may be", health.drift, bars.drift_max),
     ):
         if found is not None and most_of_it is not None and found > most_of_it:
-            return f"the median over {health.told} devices: {what.format(found, most_of_it)}"
+            return f"the median over {counted(health.told, 'device')}: {what.format(found, most_of_it)}"
     return None

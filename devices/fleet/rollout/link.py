@@ -13,6 +13,7 @@ from typing import NamedTuple
 from ferryman.devices import topics
 from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.fleet.collector import parse_status
+from ferryman.devices.fleet.rollout.words import shorten
 from ferryman.devices.mqtt import Delivery, Link, Message
 from ferryman.runtime.contracts.errors import LinkError
 from ferryman.runtime.contracts.messages import Status
@@ -31,13 +32,20 @@ MESSAGE_MAX_BYTES = 256 << 10
 _BATCH_MAX = 2000
 _INBOX_MAX = 20_000
 _TURN_S = 0.2
+_WHY_CHARS = 200
+
+
+class Nonsense(NamedTuple):
+    """A report that cannot be one."""
+
+    why: str
 
 
 class Heard(NamedTuple):
     """A `Desired` and whom it is for, or what a device said."""
 
     device: str
-    body: Status | Reported | Desired
+    body: Status | Reported | Desired | Nonsense
 
 
 class FleetLink:
@@ -64,6 +72,8 @@ class FleetLink:
         self._kept: dict[str, bytes] = {}
         """Device -> the `Desired` that the broker keeps for it, as it was heard on this connection."""
         self._unsettled = True
+        self._warned: set[str] = set()
+        """Topics of which a message was ignored, and a warning said so."""
         self._waiting = 0
         self._problem: str | None = None
         self._changed = threading.Condition()
@@ -174,14 +184,18 @@ class FleetLink:
         self._inbox.put(None)
 
     def _read(self, delivery: Delivery) -> Heard | None:
+        device = ""
         try:
             device = topics.device_of(delivery.topic)
             if delivery.topic.endswith("/desired"):
                 self._kept[device] = delivery.payload
             return _parse(device, delivery) if delivery.payload else None  # empty: somebody cleared it
         except ValueError as error:
-            log.warning("message on %s ignored: %s", delivery.topic, error)
-            return None
+            why = shorten(str(error), _WHY_CHARS)
+            if delivery.topic not in self._warned:
+                self._warned.add(delivery.topic)
+                log.warning("message on %s ignored: %s", delivery.topic, why)
+            return Heard(device, Nonsense(why)) if device and delivery.topic.endswith("/reported") else None
 
 
 def _parse(device: str, delivery: Delivery) -> Heard:

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Sequence
 
 from ferryman.describe import printable
 from ferryman.devices.fleet.rollout.health import RingHealth, ring_health
-from ferryman.devices.fleet.rollout.records import Plan, Progress, Row, Standing, standing
+from ferryman.devices.fleet.rollout.records import UNDER_WAY, Plan, Progress, Row, Standing, standing
+from ferryman.devices.fleet.rollout.words import shorten
 from ferryman.runtime.contracts.record import Record
 
+_WAITS_NAMED = 8
 SHOWN_MAX = 40
 """Devices in a table for people; those that are not well come first."""
 _ORDER: tuple[Standing, ...] = (
@@ -32,7 +34,9 @@ class DeviceView(Record):
     wire_bytes: int
     wire_total_bytes: int
     error: str
-    """Why it waits, refused, failed or rolled back."""
+    """Why it waits, refused, failed or rolled back; also of one that went back since."""
+    failed: Standing | None = None
+    """What it failed with, before it was asked to go back."""
 
 
 class RingView(Record):
@@ -51,6 +55,8 @@ class Overview(Record):
     progress: Progress
     rings: tuple[RingView, ...]
     devices: tuple[DeviceView, ...]
+    waits: str = ""
+    """For whom, where devices that are not there hold it up; empty: for nobody."""
 
     @property
     def exit_code(self) -> int:
@@ -69,7 +75,28 @@ def overview(plan: Plan, progress: Progress, rows: Iterable[Row], now_ns: int, h
         progress=progress,
         rings=tuple(_ring(number, progress, rows, stands) for number in range(progress.rings)),
         devices=tuple(_device(row, stands[row.device]) for row in rows),
+        waits=_waits(progress, [row for row in rows if row.ring == progress.ring], stands),
     )
+
+
+def _waits(progress: Progress, its: Sequence[Row], stands: dict[str, Standing]) -> str:
+    """For whom a ring waits where nobody of it is at work."""
+    silent = [row for row in its if stands[row.device] in {"asked", "late"} and row.report is None]
+    others = {stands[row.device] for row in its} - {"asked", "late"}
+    off = bool(silent) and all(row.offline for row in silent)
+    late = any(stands[row.device] == "late" for row in silent)
+    last = progress.ring + 1 >= progress.rings
+    if progress.phase != "running" or not silent or not (off or late) or others & {"pending", *UNDER_WAY}:
+        return ""
+    if "confirmed" in others or last:
+        if late:
+            return ""  # it goes on without them
+        until = "until its timeout"
+    else:
+        until = "one of them must confirm the release before the next ring is asked"
+    names = ", ".join(row.device for row in silent[:_WAITS_NAMED]) + (", ..." if len(silent) > _WAITS_NAMED else "")
+    what = "offline when the rollout began, and not heard of since" if off else "not heard of in time"
+    return printable(f"ring {progress.ring + 1} waits for {names}: {what}; {until}")
 
 
 def _ring(number: int, progress: Progress, rows: Sequence[Row], stands: dict[str, Standing]) -> RingView:
@@ -79,13 +106,13 @@ def _ring(number: int, progress: Progress, rows: Sequence[Row], stands: dict[str
         ring=number + 1,
         opened=number <= progress.ring,
         standings=dict(Counter(stands[row.device] for row in its)),
-        health=ring_health([stands[row.device] for row in its], healths),
+        health=ring_health([row.failed.standing if row.failed else stands[row.device] for row in its], healths),
     )
 
 
 def _device(row: Row, stands: Standing) -> DeviceView:
     report = row.report
-    error = report.error if report else None
+    errors = [one.error for one in (report, row.failed) if one and one.error]
     return DeviceView(
         device=row.device,
         ring=row.ring + 1,
@@ -95,8 +122,13 @@ def _device(row: Row, stands: Standing) -> DeviceView:
         variants=row.variants,
         wire_bytes=report.wire_bytes if report else 0,
         wire_total_bytes=report.wire_total_bytes if report else 0,
-        error=f"{error.party}: {error.message}" if error else "",
+        error="; before: ".join(f"{one.party}: {one.message}" for one in errors) or _misheard(row),
+        failed=row.failed.standing if row.failed else None,
     )
+
+
+def _misheard(row: Row) -> str:
+    return f"device: what it says is ignored: {row.nonsense}" if row.nonsense else ""
 
 
 def headline(view: Overview) -> str:
@@ -104,7 +136,7 @@ def headline(view: Overview) -> str:
     plan, progress = view.plan, view.progress
     why = f": {progress.why}" if progress.why else ""
     return printable(
-        f"{plan.id}  {plan.release} ({plan.package_sha256[:12]}) to {plan.query}: {progress.phase}, "
+        f"{plan.id}  {plan.release} ({plan.package_sha256[:12]}) to {shorten(plan.query)}: {progress.phase}, "
         f"ring {progress.ring + 1} of {progress.rings}{why}"
     )
 
@@ -130,7 +162,7 @@ def device_line(one: DeviceView) -> str:
     total = one.wire_total_bytes
     fetched = f"{one.wire_bytes:,} of {total:,} bytes" if total > one.wire_bytes else f"{one.wire_bytes:,} bytes"
     parts = [
-        one.standing,
+        f"{one.standing} after {one.failed}" if one.failed else one.standing,
         *([fetched] if one.wire_bytes or total else []),
         *([f"variant {', '.join(one.variants)}"] if one.variants else []),
         *([one.error] if one.error else []),
@@ -141,7 +173,8 @@ def device_line(one: DeviceView) -> str:
 def table(view: Overview, most: int = SHOWN_MAX) -> str:
     """A headline, the rings, and the devices that are most worth looking at."""
     by_need = sorted(view.devices, key=lambda one: (_ORDER.index(one.standing), one.ring, one.device))
-    lines = [headline(view), *ring_lines(view), *(f"  {device_line(one)}" for one in by_need[:most])]
+    waits = [f"  {view.waits}"] if view.waits else []
+    lines = [headline(view), *waits, *ring_lines(view), *(f"  {device_line(one)}" for one in by_need[:most])]
     if len(by_need) > most:
         lines.append(f"  and {len(by_need) - most:,} more; --json tells of all")
     return "\n".join(lines)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ferryman.describe import printable
 from ferryman.devices.fleet.rollout.records import Plan, Row
 from ferryman.devices.fleet.rollout.start import Known
+from ferryman.devices.fleet.rollout.words import counted, shorten
 from ferryman.runtime.contracts.record import Record
 
 if TYPE_CHECKING:
@@ -72,16 +73,21 @@ def preview(plan: Plan, rows: Iterable[Row], known: Mapping[str, Known], costs: 
 def describe(found: Preview) -> str:
     """Several lines."""
     plan = found.plan
-    lines = [f"{plan.release} ({plan.package_sha256[:12]}) to {plan.query}: {len(found.devices)} devices"]
+    lines = [
+        f"{plan.release} ({plan.package_sha256[:12]}) to {shorten(plan.query)}: {counted(len(found.devices), 'device')}"
+    ]
     for ring in sorted({one.ring for one in found.devices}):
         its = [one for one in found.devices if one.ring == ring]
         offline = sum(not one.online for one in its)
         names = ", ".join(one.device for one in its[:_NAMED_MAX])
         more = f" and {len(its) - _NAMED_MAX:,} more" if len(its) > _NAMED_MAX else ""
+        off = f", {offline:,} of them offline" if offline else ""
         lines.append(
-            f"  ring {ring}: {len(its):,} devices{f', {offline:,} of them offline' if offline else ''}, at most "
+            f"  ring {ring}: {counted(len(its), 'device')}{off}, at most "
             f"{sum(one.wire_bytes for one in its):,} bytes, {median(one.wire_bytes for one in its):,.0f} by the median "
             f"device: {names}{more}"
         )
+    if not any(one.online for one in found.devices if one.ring == 1):
+        lines.append("  nobody of ring 1 is online: it waits until one of them has come and confirmed the release")
     lines.append(f"  in all at most {found.wire_bytes:,} bytes, metadata aside; nothing was sent")
     return "\n".join(map(printable, lines))

@@ -22,6 +22,8 @@ from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.record import Record
 
 QUERY_MAX_CHARS = 4000
+_SHOWN_CHARS = 40
+"""On both sides of what is wrong."""
 _SEPARATOR = re.compile("[|;,]")
 _TERM = re.compile(r"(?P<label>[A-Za-z0-9][A-Za-z0-9._/-]*)\s*(?P<how>!=|=|~)\s*(?P<value>.*)", re.ASCII | re.DOTALL)
 _NAME = re.compile(r"[A-Za-z0-9_*-]+", re.ASCII)
@@ -60,6 +62,8 @@ def parse_query(text: str) -> Query:
     Raises:
         CallerError: it is none; the message points at the place.
     """
+    if not isinstance(text, str):
+        raise CallerError(f"a query is a text, found {text!r:.100}")
     if len(text) > QUERY_MAX_CHARS:
         raise CallerError(f"a query has at most {QUERY_MAX_CHARS} characters, found {len(text)}; use labels")
     alternatives: list[tuple[Test, ...]] = []
@@ -131,5 +135,6 @@ def _glob(pattern: str) -> Callable[[str], bool]:
 
 
 def _wrong(text: str, place: int, expected: str) -> CallerError:
-    shown = "".join(" " if letter.isspace() else letter for letter in text)
-    return CallerError(f"query, character {place + 1}: {expected}\n  {shown}\n  {' ' * place}^")
+    begin = max(0, place - _SHOWN_CHARS) if len(text) > 2 * _SHOWN_CHARS else 0
+    shown = "".join(" " if letter.isspace() else letter for letter in text[begin : begin + 2 * _SHOWN_CHARS])
+    return CallerError(f"query, character {place + 1}: {expected}\n  {shown}\n  {' ' * (place - begin)}^")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from ferryman.runtime.contracts.errors import WireError
 from ferryman.runtime.contracts.record import Record
 from ferryman.runtime.contracts.rollout import Desired, Measured, Reported, Window
 from ferryman.runtime.contracts.slot import HealthRules
@@ -47,6 +48,8 @@ _BACK: dict[str | None, Standing] = {
     "refused": "stuck",
     "failed": "stuck",
 }
+VERSION_MAX = 1 << 52
+"""No host counts so far; a message with a higher version is ignored, so that there is always a next one."""
 GRACE_S = 60.0
 """Once the broker is there again, devices have so long to be, before they are called late or lost."""
 
@@ -114,6 +117,13 @@ class Progress(Record):
     """Why it is in this phase, for people."""
 
 
+class Failure(Record):
+    """What a device failed with."""
+
+    standing: Standing
+    error: WireError | None = None
+
+
 class Row(Record, kw_only=True):
     """A device in a rollout."""
 
@@ -121,6 +131,8 @@ class Row(Record, kw_only=True):
     ring: int
     kind: str = ""
     """Its model; empty: not known."""
+    offline: bool = False
+    """It was not there when the rollout was made."""
     state: Literal["pending", "asked", "withdrawn", "cleared", "superseded"] = "pending"
     """Asked to go back: withdrawn; asked for nothing any more: cleared."""
     version: int = 0
@@ -138,6 +150,10 @@ class Row(Record, kw_only=True):
     """The last for this version."""
     heard_at_ns: int = 0
     """When it came; host clock."""
+    failed: Failure | None = None
+    """What it failed with, before it was asked to go back; None: it did not."""
+    nonsense: str = ""
+    """Why what it said last was no report, and ignored."""
 
 
 class Entry(Record):

@@ -1,7 +1,7 @@
 """Which device is in which ring: `1,10%,50%,100%` are totals, by number or share of the rollout's devices.
 
-The choice depends on the rollout's name and the devices alone, so that the same devices are not always the canaries,
-and a plan that was looked at is the plan that is run. The first ring holds one of each kind of device that is online,
+The choice depends on the release and the devices alone: a plan that was looked at is the plan that is run, and another
+release has other canaries. The first ring holds one of each kind of device that is online,
 even where that is more than it asks for; devices that are offline come last, and hold nobody up.
 """
 
@@ -26,7 +26,7 @@ def parse_rings(text: str) -> tuple[str, ...]:
     Raises:
         CallerError: it is something else, or a share is less than the one before it.
     """
-    rings = tuple(part.strip() for part in text.split(","))
+    rings = tuple(part.strip() for part in text.split(",")) if isinstance(text, str) else ("",)
     shares = [float(found["share"]) for one in rings if (found := _COUNT.fullmatch(one)) and found["share"]]
     if (
         not all(map(_COUNT.fullmatch, rings))
@@ -45,7 +45,7 @@ def parse_failures(text: str) -> str:
     Raises:
         CallerError: it is something else.
     """
-    found = _COUNT.fullmatch(text)
+    found = _COUNT.fullmatch(text) if isinstance(text, str) else None
     if text != "0" and (found is None or float(found["share"] or 0) > _ALL_PERCENT):
         raise CallerError(f"failures {text!r}: expected a number, or a share of each ring, such as 5%")
     return text
@@ -57,11 +57,11 @@ def allowed(failures_max: str, devices: int) -> int:
     return math.floor(devices * float(share) / 100) if share != failures_max else int(share)
 
 
-def assign(rollout: str, rings: Sequence[str], targets: Iterable[Target], offline: frozenset[str]) -> dict[str, int]:
+def assign(release: str, rings: Sequence[str], targets: Iterable[Target], offline: frozenset[str]) -> dict[str, int]:
     """Device -> ring, from 0 on without gaps, in the order in which they are asked."""
 
     def key(target: Target) -> tuple[bool, bytes]:
-        return target.name in offline, hashlib.sha256(f"{rollout}\0{target.name}".encode()).digest()
+        return target.name in offline, hashlib.sha256(f"{release}\0{target.name}".encode()).digest()
 
     by_hash = sorted(targets, key=key)
     canaries: dict[str, Target] = {}

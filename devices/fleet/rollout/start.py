@@ -9,18 +9,21 @@ import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from ferryman.devices import topics
 from ferryman.devices.broker import BrokerConfig, parse_broker
 from ferryman.devices.fleet.inventory import LOCAL, read_devices
 from ferryman.devices.fleet.rollout import rings as cutting
 from ferryman.devices.fleet.rollout.link import FleetLink
+from ferryman.devices.fleet.rollout.options import as_record, parse_duration, parse_size, parse_window
 from ferryman.devices.fleet.rollout.query import Target, parse_query
 from ferryman.devices.fleet.rollout.records import Entry, Plan, Progress, Row, Thresholds
 from ferryman.devices.fleet.rollout.store import RolloutStore
+from ferryman.devices.fleet.rollout.words import counted, shorten
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.messages import Status
-from ferryman.runtime.contracts.record import Record
+from ferryman.runtime.contracts.record import Record, decode, encode
 from ferryman.runtime.contracts.rollout import Reported, Window
 from ferryman.runtime.contracts.slot import HealthRules, parse_pick
 
@@ -103,8 +106,15 @@ def select(known: Iterable[Known], query: str) -> list[Known]:
     if not found:
         names = ", ".join(one.target.name for one in known[:_MATCH_LISTED]) or "none"
         more = f" and {len(known) - _MATCH_LISTED} more" if len(known) > _MATCH_LISTED else ""
-        raise CallerError(f"query {query!r} means no device; there are: {names}{more}")
+        meant = _labelled(query.strip(), known)
+        raise CallerError(f"query {shorten(query)!r} means no device; {meant}there are: {names}{more}")
     return found
+
+
+def _labelled(value: str, known: Iterable[Known]) -> str:
+    """What somebody may have meant who wrote the value of a label alone."""
+    labels = sorted({label for one in known for label, found in one.target.labels.items() if found == value})
+    return f"did you mean {' or '.join(f'{label}={value}' for label in labels[:3])}? " if labels else ""
 
 
 def make_plan(
@@ -113,48 +123,48 @@ def make_plan(
     query: str,
     *,
     rings: str = cutting.DEFAULT,
-    thresholds: Thresholds | None = None,
-    health: HealthRules | None = None,
+    thresholds: Thresholds | Mapping[str, Any] | None = None,
+    health: HealthRules | Mapping[str, Any] | None = None,
     pick: str = "first",
-    window: Window | None = None,
-    update_max_bytes: int | None = None,
+    window: Window | str | None = None,
+    update_max_bytes: int | str | None = None,
     force: bool = False,
-    soak_s: float = 60.0,
-    ring_timeout_s: float | None = None,
+    soak_s: float | str = 60.0,
+    ring_timeout_s: float | str | None = None,
     parallel: int | None = None,
     manual: bool = False,
     roll_back: bool = True,
     broker: str = "",
     now_ns: int | None = None,
 ) -> Plan:
-    """Put together what is asked for; arguments are the fields of `Plan`.
+    """Put together what is asked for; arguments are the fields of `Plan`, or as the command line takes them.
 
     Raises:
-        CallerError: rings, failures, the query or the pick cannot be read, or a number makes no sense.
+        CallerError: an option cannot be read, is of the wrong type, or makes no sense.
     """
-    thresholds = thresholds or Thresholds()
+    thresholds = as_record("thresholds", Thresholds() if thresholds is None else thresholds, Thresholds)
+    health = as_record("health", HealthRules() if health is None else health, HealthRules)
+    window = None if window is None else parse_window(window)
     cutting.parse_failures(thresholds.failures_max)
     parse_query(query)
     parse_pick(pick)
     now_ns = time.time_ns() if now_ns is None else now_ns
     if ring_timeout_s is None:
         ring_timeout_s = WINDOW_TIMEOUT_S if window else TIMEOUT_S
-    if not (ring_timeout_s > 0 and soak_s >= 0 and (parallel is None or parallel > 0)):
-        raise CallerError("a ring's timeout and the devices at a time are more than 0, a soak is not less")
-    return Plan(
+    plan = Plan(
         id=f"{datetime.fromtimestamp(now_ns / 1e9, UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(2)}",
         release=release,
         package_sha256=package_sha256,
         query=query,
         rings=cutting.parse_rings(rings),
         thresholds=thresholds,
-        health=health or HealthRules(),
+        health=health,
         pick=pick,
         window=window,
-        update_max_bytes=update_max_bytes,
+        update_max_bytes=None if update_max_bytes is None else parse_size(update_max_bytes),
         force=force,
-        soak_s=soak_s,
-        ring_timeout_s=ring_timeout_s,
+        soak_s=parse_duration(soak_s),
+        ring_timeout_s=parse_duration(ring_timeout_s),
         parallel=parallel,
         manual=manual,
         roll_back=roll_back,
@@ -162,14 +172,36 @@ def make_plan(
         created_at_ns=now_ns,
         created_by=whoami(),
     )
+    _check_types(plan)
+    if plan.ring_timeout_s <= 0 or (parallel is not None and parallel <= 0):
+        raise CallerError("a ring's timeout and the devices at a time are more than 0")
+    return plan
+
+
+def _check_types(plan: Plan) -> None:
+    """See that it can be read again once it is written down.
+
+    Raises:
+        CallerError: a field is of another type than it should be.
+    """
+    try:
+        again = decode(encode(plan), Plan)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise CallerError(f"an option of the rollout: {error}") from error
+    if again != plan:
+        raise CallerError("an option of the rollout is not what it is once it is written down; see `make_plan`")
 
 
 def cut(plan: Plan, known: Iterable[Known]) -> list[Row]:
     """A row for each device, in the order in which they are asked."""
     by_name = {one.target.name: one for one in known}
     offline = frozenset(name for name, one in by_name.items() if not one.online)
-    assigned = cutting.assign(plan.id, plan.rings, (one.target for one in by_name.values()), offline)
-    return [Row(device=name, ring=ring, kind=by_name[name].target.model) for name, ring in assigned.items()]
+    release = f"{plan.release}\0{plan.package_sha256}"
+    assigned = cutting.assign(release, plan.rings, (one.target for one in by_name.values()), offline)
+    return [
+        Row(device=name, ring=ring, kind=by_name[name].target.model, offline=name in offline)
+        for name, ring in assigned.items()
+    ]
 
 
 def begin(store: RolloutStore, plan: Plan, rows: list[Row]) -> None:
@@ -179,7 +211,8 @@ def begin(store: RolloutStore, plan: Plan, rows: list[Row]) -> None:
         StoreError: the disk is full or broken.
     """
     rings = 1 + max((row.ring for row in rows), default=0)
-    what = f"{plan.release} ({plan.package_sha256[:12]}) to {plan.query}: {len(rows)} devices in {rings} rings"
+    what = f"{plan.release} ({plan.package_sha256[:12]}) to {shorten(plan.query)}: "
+    what += f"{counted(len(rows), 'device')} in {counted(rings, 'ring')}"
     entry = Entry(at_ns=plan.created_at_ns, who=plan.created_by, what="start", why=what)
     store.add(plan, Progress(rings=rings), rows, entry)
 

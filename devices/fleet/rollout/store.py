@@ -135,27 +135,27 @@ class RolloutStore:
         return [Request(*row) for row in self._read(query, rollout)]
 
     def find(self, rollout: str | None) -> tuple[Plan, Progress]:
-        """A rollout by its id, or the beginning of it; None: the last that was started.
+        """A rollout by its id, or the beginning or end of it; None: the last that was started.
 
         Raises:
-            CallerError: there is none, or several begin so.
+            CallerError: there is none, or several begin or end so.
             StoreError: the database cannot be read.
         """
-        pattern = (rollout or "").replace("*", "").replace("?", "").replace("[", "") + "*"
-        found = self._read("SELECT plan, progress FROM rollouts WHERE id GLOB ? ORDER BY id DESC", pattern)
+        part = (rollout or "").replace("*", "").replace("?", "").replace("[", "")
+        query = "SELECT plan, progress FROM rollouts WHERE id GLOB ? OR id GLOB ? ORDER BY id DESC"
+        found = self._read(query, f"{part}*", f"*{part}")
         if not found or (rollout and len(found) > 1):
-            which = "several rollouts begin with" if found else "no rollout"
+            which = "several rollouts begin or end with" if found else "no rollout"
             raise CallerError(f"{which} {rollout or 'yet'} in {self.path}; see `ferryman rollout list`")
         return self._decoded(found[0][0], Plan), self._decoded(found[0][1], Progress)
 
-    def rollouts(self) -> list[tuple[Plan, Progress]]:
-        """All of them, the oldest first.
+    def ids(self) -> list[str]:
+        """Of all rollouts, the oldest first; also of one that is damaged.
 
         Raises:
             StoreError: the database cannot be read.
         """
-        found = self._read("SELECT plan, progress FROM rollouts ORDER BY id")
-        return [(self._decoded(plan, Plan), self._decoded(progress, Progress)) for plan, progress in found]
+        return [found for (found,) in self._read("SELECT id FROM rollouts ORDER BY id")]
 
     def rows(self, rollout: str) -> list[Row]:
         """A rollout's devices, in the order in which they are asked.

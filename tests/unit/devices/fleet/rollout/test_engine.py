@@ -6,10 +6,11 @@ import pytest
 from msgspec.structs import replace
 
 from ferryman.devices.fleet.rollout.engine import Engine
+from ferryman.devices.fleet.rollout.overview import device_line, overview
 from ferryman.devices.fleet.rollout.query import Target
 from ferryman.devices.fleet.rollout.records import Plan, Progress, Row, Thresholds, desired_of, standing
 from ferryman.devices.fleet.rollout.start import Known, cut, make_plan
-from ferryman.runtime.contracts.errors import CallerError
+from ferryman.runtime.contracts.errors import CallerError, WireError
 from ferryman.runtime.contracts.messages import Status
 from ferryman.runtime.contracts.record import decode, encode
 from ferryman.runtime.contracts.rollout import Desired
@@ -122,7 +123,52 @@ def test_a_bad_release_halts_at_the_canary_and_it_goes_back(end):
     assert world.asked() == 1
     assert {one.serves for one in world.devices.values()} == {OLD}
     assert world.stands() == {"returned": 1, "pending": 9}
-    assert "ring 1: 1 of 1 devices failed, at most 0 may (5%)" in world.engine.progress.why
+    assert "ring 1: 1 of 1 device failed, at most 0 may (5%)" in world.engine.progress.why
+
+
+def test_what_a_device_failed_with_is_kept_when_it_goes_back_and_forgotten_when_it_is_tried_again():
+    devices = [
+        FakeDevice(f"d{number}", ends=lambda _: "failed" if _.version == 1 else "confirmed") for number in (0, 1)
+    ]
+    devices[1].ends = lambda _: "confirmed"
+    world = World(devices, rings="100%", thresholds=Thresholds(failures_max="0"))
+    assert world.run() == "halted"
+
+    def views():
+        view = overview(world.plan, world.engine.progress, world.engine.rows.values(), world.now_ns)
+        return {one.device: (one.standing, one.failed, one.error) for one in view.devices}, view.rings[0].health
+
+    found, health = views()
+    assert found == {"d0": ("returned", "failed", "runtime: it does not go"), "d1": ("returned", None, "")}
+    assert health.failures == 1
+    assert sorted((one.device, one.what) for one in world.log if one.device) == [
+        *(("d0", "failed"), ("d0", "returned"), ("d1", "confirmed"), ("d1", "returned"))
+    ]
+    world.restart()
+    world.ask("retry")
+    assert world.run() == "done"
+    found, health = views()
+    assert found == {"d0": ("confirmed", None, ""), "d1": ("confirmed", None, "")}
+    assert health.failures == 0
+
+
+def test_a_device_that_cannot_go_back_tells_why_and_what_was_before():
+    world = World([FakeDevice("d0", ends=lambda _: "failed")])
+    for _ in range(3):
+        world.engine.tick(world.now_ns)
+        world.commit()
+        for report in world.devices["d0"].work():
+            if world.devices["d0"].seen[-1].previous:
+                wrong = replace(report, state="failed", error=WireError(party="device", message="no such slot"))
+                world.engine.hear_report(wrong, world.now_ns)
+            else:
+                world.engine.hear_report(report, world.now_ns)
+    view = overview(world.plan, world.engine.progress, world.engine.rows.values(), world.now_ns)
+    assert [(one.standing, one.error) for one in view.devices] == [
+        ("stuck", "device: no such slot; before: runtime: it does not go")
+    ]
+    assert device_line(view.devices[0]).startswith("d0: stuck after failed, device: no such slot")
+    assert "stuck" in [one.what for one in world.log]
 
 
 def test_failures_within_the_bar_do_not_halt_and_one_more_does():
@@ -147,7 +193,7 @@ def test_a_ring_where_all_fail_halts_even_within_the_bar():
     world.plan = replace(world.plan, thresholds=Thresholds(failures_max="1"))
     world.restart()
     assert world.run() == "halted"
-    assert "1 devices failed, and none confirmed" in world.engine.progress.why
+    assert "1 device failed, and none confirmed" in world.engine.progress.why
     assert world.asked() == 1
 
 
@@ -212,6 +258,27 @@ def test_a_device_that_is_off_holds_nobody_up_and_may_come_later():
     assert world.stands() == {"confirmed": 9, "late": 1}
 
 
+def test_whom_a_ring_waits_for_is_told():
+    world = World(4, rings="2,100%", offline=[f"d{number}" for number in range(4)])
+
+    def waits():
+        return overview(world.plan, world.engine.progress, world.engine.rows.values(), world.now_ns).waits
+
+    first = [row.device for row in world.engine.rows.values() if row.ring == 0]
+    assert waits() == ""
+    world.turn()
+    told = f"ring 1 waits for {', '.join(first)}: offline when the rollout began, and not heard of since; one of them"
+    assert waits().startswith(told)
+    world.run(turns=60)
+    assert world.stands() == {"late": 2, "pending": 2}
+    assert waits().startswith(told)
+    world.offline.clear()
+    world.turn()
+    assert waits() == ""
+    assert world.run() == "done"
+    assert waits() == ""
+
+
 def test_a_ring_where_nobody_answers_promotes_nothing():
     world = World(10)
     (canary,) = (row.device for row in world.engine.rows.values() if row.ring == 0)
@@ -228,7 +295,7 @@ def test_a_device_that_falls_silent_while_it_installs_is_a_failure():
     assert world.engine.progress.phase == "running"
     world.turn(TIMEOUT_S + 60)
     assert world.engine.progress.phase == "returning"
-    assert "1 of 1 devices failed" in world.engine.progress.why
+    assert "1 of 1 device failed" in world.engine.progress.why
 
 
 def test_what_the_host_could_not_hear_is_no_device_s_fault():
@@ -497,3 +564,33 @@ def test_ten_thousand_devices_take_little_time_a_turn():
 def test_the_plan_is_a_plain_record():
     plan = World(1).plan
     assert decode(encode(plan), Plan) == plan
+
+
+@pytest.mark.parametrize("version", [2**52 + 1, 2**63, 10**400])
+def test_a_version_that_no_host_counts_to_is_ignored_and_the_device_blamed(version):
+    world = World(5, rings="3,100%")
+    bad = next(iter(world.engine.rows))
+    for name in (bad, "elsewhere"):
+        hostile = replace(world.devices[bad].first(), device=name, desired_version=version)
+        world.engine.hear_report(hostile, world.now_ns)
+        desired = Desired(version=version, rollout="x", release="net/3", package_sha256="3" * 64)
+        world.engine.hear_desired(name, desired, world.now_ns)
+    world.devices[bad].version = version
+    assert world.run(turns=100) == "done"
+    assert world.stands() == {"confirmed": 4, "late": 1}
+    assert all(row.version < 2**52 for row in world.engine.rows.values())
+    assert [(one.device, one.what) for one in world.log if "understood" in one.what] == [(bad, "is not understood")]
+    view = overview(world.plan, world.engine.progress, world.engine.rows.values(), world.now_ns)
+    assert {one.device: one.error for one in view.devices if one.error} == {
+        bad: "device: what it says is ignored: it names a version that no host counts to"
+    }
+
+
+def test_what_is_no_report_is_told_until_there_is_one():
+    world = World(1)
+    world.engine.hear_nonsense("d0", "Expected `int`", world.now_ns)
+    world.engine.hear_nonsense("d0", "Expected `str`", world.now_ns)
+    world.turn()
+    assert world.run() == "done"
+    assert world.engine.rows["d0"].nonsense == ""
+    assert [one.why for one in world.log if one.what == "is not understood"] == ["Expected `int`"]

@@ -45,7 +45,7 @@ class Rollouts(RuleBasedStateMachine):
             ring_timeout_s=60.0,
             now_ns=self.now_ns,
         )
-        self.plan = replace(plan, id="20330518T033320-0000")  # the rings go by it
+        self.plan = replace(plan, id="20330518T033320-0000")  # others are earlier or later
         self.devices = {}
         for number in range(devices):
             end = data.draw(ENDS)

@@ -89,6 +89,16 @@ def test_an_error_points_at_the_place(query, shown):
         parse_query(query)
 
 
+def test_of_a_long_query_only_the_place_is_shown():
+    text = "site=lab," * 300 + "pi 1" + ",site=lab" * 30
+    with pytest.raises(CallerError) as caught:
+        parse_query(text)
+    message, shown, caret = str(caught.value).splitlines()
+    assert message.startswith("query, character 2703: a name has letters")
+    assert len(shown) <= 82
+    assert shown[caret.index("^") - 2 :].startswith("pi 1")
+
+
 @given(st.text(max_size=60) | st.text(alphabet="ab*=!~,;| -\n", max_size=40))
 def test_any_text_is_a_query_or_told_where_it_is_none(text):
     try:

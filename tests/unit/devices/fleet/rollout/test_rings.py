@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from ferryman.devices.fleet.rollout.query import Target
 from ferryman.devices.fleet.rollout.rings import allowed, assign, parse_failures, parse_rings
+from ferryman.devices.fleet.rollout.start import Known, cut, make_plan
 from ferryman.runtime.contracts.errors import CallerError
 
 
@@ -52,7 +53,7 @@ def test_every_device_is_in_a_ring_and_the_first_has_each_kind_that_is_there(cou
     assert order == sorted(order)
 
 
-def test_another_rollout_has_other_canaries():
+def test_another_release_has_other_canaries():
     first = {
         min(assign(f"r{n}", ("1", "100%"), fleet(100), frozenset()).items(), key=lambda i: i[1])[0] for n in range(9)
     }
@@ -70,3 +71,10 @@ def test_how_many_may_fail():
     for wrong in ("", "-1", "101%", "x", "5%%", "1.5"):
         with pytest.raises(CallerError, match="failures"):
             parse_failures(wrong)
+
+
+def test_a_plan_that_was_looked_at_is_the_plan_that_is_run():
+    known = [Known(target=one, online=True) for one in fleet(50)]
+    looked, run = (cut(make_plan("net/2", "2" * 64, "all"), known) for _ in range(2))
+    assert looked == run
+    assert cut(make_plan("net/3", "3" * 64, "all"), known) != run

@@ -56,8 +56,9 @@ def test_a_rollout_is_found_by_how_its_id_begins(store):
     first, second = added(store), added(store, 100_000)
     assert store.find(None)[0] == second
     assert store.find(first.id[:9])[0] == first
-    assert [plan.id for plan, _ in store.rollouts()] == [first.id, second.id]
-    with pytest.raises(CallerError, match="several rollouts begin with 2"):
+    assert store.find(first.id[-4:])[0] == first
+    assert store.ids() == [first.id, second.id]
+    with pytest.raises(CallerError, match="several rollouts begin or end with 2"):
         store.find("2")
     with pytest.raises(CallerError, match=r"no rollout x in .*r\.sqlite"):
         store.find("x")
