@@ -15,9 +15,10 @@ import click
 
 from ferryman import __version__
 from ferryman.compare_cli import compare
+from ferryman.keys_cli import keys
 from ferryman.options import PATH, Seconds, Size, devices_option, find, update_config, update_options
 from ferryman.profile_cli import profile
-from ferryman.repository_cli import keys, publish, repository, serve, withdraw
+from ferryman.repository_cli import publish, repository, serve, withdraw
 from ferryman.rollout_cli import rollout
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, FerrymanError
 from ferryman.runtime.install import DEFAULT_ROOT

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ferryman.runtime.contracts.errors import CallerError
+
 if TYPE_CHECKING:
     from ferryman.devices.agent.update.config import UpdateConfig
     from ferryman.devices.fleet.inventory import Device
 
 PATH = click.Path(path_type=Path)
-_SIZES = {"": 1, "kB": 1000, "MB": 10**6, "GB": 10**9}
 
 
 class Seconds(click.FloatRange):
@@ -54,10 +54,12 @@ class Size(click.ParamType[int]):
     name = "SIZE"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:  # noqa: ANN401, D102  # click's signature
-        found = re.fullmatch(r"(\d{1,12})(kB|MB|GB|)", str(value).strip(), re.ASCII)
-        if found is None or not int(found[1]):
-            self.fail(f"{value!r} is not a size, such as 500000, 500kB or 5MB", param, ctx)
-        return int(found[1]) * _SIZES[found[2]]
+        from ferryman.devices.sizes import parse_size
+
+        try:
+            return parse_size(value)
+        except CallerError as error:
+            self.fail(str(error), param, ctx)
 
 
 def update_options(command: Callable[..., None]) -> Callable[..., None]:

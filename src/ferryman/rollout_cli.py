@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ferryman.options import PATH, devices_option
+from ferryman.options import devices_option
+from ferryman.publisher import repository_option
 from ferryman.rollout_options import (
     BROKER_VARIABLE,
     DATABASE,
@@ -67,14 +68,7 @@ def rollout() -> None:
 @rollout.command()
 @click.argument("release")
 @click.option("--to", "query", required=True, metavar="QUERY", help="Which devices; see `ferryman rollout --help`.")
-@click.option(
-    "--repository",
-    type=PATH,
-    envvar="FERRYMAN_REPOSITORY",
-    show_envvar=True,
-    required=True,
-    help="Folder of the repository that has the release.",
-)
+@repository_option
 @broker_option
 @database_option
 @devices_option

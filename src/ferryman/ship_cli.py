@@ -8,13 +8,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ferryman.options import PATH, devices_option
+from ferryman.publisher import keys_option, repository_option, told_steps, utc_now
 from ferryman.rollout_cli import need_broker, run
 from ferryman.rollout_options import broker_option, database_option, plan_of, plan_options
 from ferryman.runtime.contracts.errors import CallerError, FerrymanError
@@ -46,24 +46,8 @@ if TYPE_CHECKING:
 @click.option("--name", help="Name of the package [default: that of the factory or file].")
 @click.option("--family", help="Of models [default: the package's name, or the only family there is].")
 @click.option("--version", help="Name of the release within its family [default: the next number].")
-@click.option(
-    "--repository",
-    type=PATH,
-    envvar="FERRYMAN_REPOSITORY",
-    show_envvar=True,
-    required=True,
-    help="Folder of the repository to publish to.",
-)
-@click.option(
-    "--keys",
-    "key_folders",
-    type=PATH,
-    envvar="FERRYMAN_KEYS",
-    show_envvar=True,
-    multiple=True,
-    required=True,
-    help="Folder of signing keys; may be given several times.",
-)
+@repository_option
+@keys_option
 @click.option(
     "-o",
     "--output",
@@ -136,15 +120,8 @@ def _published(
 ) -> Release:
     from ferryman.devices.fleet.repository.publish import publish
 
-    done = publish(
-        package,
-        repository,
-        keyring,
-        datetime.now(UTC),
-        family=family,
-        version=version,
-        progress=lambda step: click.echo(f"  {step}", err=True),
-    )
+    with told_steps() as progress:
+        done = publish(package, repository, keyring, utc_now(), family=family, version=version, progress=progress)
     release = done.release
     verb = "would be published" if dry_run else "published"
     what = f"{verb} as {release.name}, {done.new_bytes:,} new bytes" if done.is_new else f"is {release.name} already"

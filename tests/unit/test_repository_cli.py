@@ -10,6 +10,8 @@ from click.testing import CliRunner
 
 from ferryman import repository_cli as cli
 from ferryman.devices.fleet.repository.lossy import LossyResult
+from ferryman.keys_cli import keys
+from ferryman.publisher import told_steps
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.release import LossyUpdate
 from tests.support.packages import sha256_of, write_tiny_package
@@ -21,7 +23,8 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setenv("FERRYMAN_REPOSITORY", str(tmp_path / "r"))
     monkeypatch.setenv("FERRYMAN_KEYS", os.pathsep.join(str(tmp_path / one) for one in ("keys", "safe")))
     group = click.Group(
-        commands={one.name: one for one in (cli.keys, cli.publish, cli.withdraw, cli.repository, cli.serve)}
+        commands={one.name: one for one in (keys, cli.publish, cli.withdraw, cli.repository, cli.serve)},
+        context_settings={"help_option_names": ["-h", "--help"]},  # a command keeps those it is first asked with
     )
 
     def call(*words, code=0):
@@ -101,11 +104,11 @@ def test_a_publish_tells_the_best_way_to_each_artifact_once(run, tmp_path):
 def test_steps_are_told_on_one_line_of_a_terminal(monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "20")
-    with cli.told_steps() as progress:
+    with told_steps() as progress:
         progress("x" * 30)
     assert capsys.readouterr().err == f"\r\x1b[K{'x' * 19}\r\x1b[K"
     monkeypatch.setattr("sys.stderr.isatty", lambda: False)
-    with cli.told_steps() as progress:
+    with told_steps() as progress:
         progress("step")
     assert capsys.readouterr().err == ""
 
@@ -158,7 +161,7 @@ def test_an_error_names_its_party(run, tmp_path):
         run("serve", tmp_path)
 
 
-@pytest.mark.parametrize("command", [cli.keys, cli.publish, cli.withdraw, cli.repository, cli.serve])
+@pytest.mark.parametrize("command", [keys, cli.publish, cli.withdraw, cli.repository, cli.serve])
 def test_help_is_written(command):
     assert command.help
     for inner in getattr(command, "commands", {}).values():

@@ -16,7 +16,6 @@ from ferryman.runtime.contracts.rollout import Window
 
 R = TypeVar("R", bound=Record)
 _SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_BYTES = {"": 1, "kB": 1000, "MB": 10**6, "GB": 10**9}
 _DAY_MINUTES = 24 * 60
 
 
@@ -48,19 +47,6 @@ def parse_duration(value: float | str) -> float:
     if found is None or not isinstance(value, str):
         raise CallerError(f"{value!r} is not a duration, such as 90, 10m, 2h or 1d")
     return float(found[1]) * _SECONDS[found[2]]
-
-
-def parse_size(value: int | str) -> int:
-    """Bytes, or a text with a unit: `500kB`, `5MB`.
-
-    Raises:
-        CallerError: it is something else.
-    """
-    text = str(value).strip() if isinstance(value, int | str) else ""
-    found = re.fullmatch(r"(\d{1,12})(kB|MB|GB|)", text, re.ASCII)
-    if found is None or not int(found[1]):
-        raise CallerError(f"{value!r} is not a size, such as 500000, 500kB or 5MB")
-    return int(found[1]) * _BYTES[found[2]]
 
 
 def as_record(what: str, value: R | Mapping[str, Any], kind: type[R]) -> R:

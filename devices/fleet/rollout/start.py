@@ -16,11 +16,12 @@ from ferryman.devices.broker import BrokerConfig, parse_broker
 from ferryman.devices.fleet.inventory import LOCAL, read_devices
 from ferryman.devices.fleet.rollout import rings as cutting
 from ferryman.devices.fleet.rollout.link import FleetLink
-from ferryman.devices.fleet.rollout.options import as_record, parse_duration, parse_size, parse_window
+from ferryman.devices.fleet.rollout.options import as_record, parse_duration, parse_window
 from ferryman.devices.fleet.rollout.query import Target, parse_query
 from ferryman.devices.fleet.rollout.records import Entry, Plan, Progress, Row, Thresholds
 from ferryman.devices.fleet.rollout.store import RolloutStore
 from ferryman.devices.fleet.rollout.words import counted, shorten
+from ferryman.devices.sizes import parse_size
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.messages import Status
 from ferryman.runtime.contracts.record import Record, decode, encode

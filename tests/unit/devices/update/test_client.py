@@ -539,7 +539,7 @@ def test_a_root_that_cannot_be_written(tmp_path):
 
 def run(device, *arguments):
     options = ["--repository", device.url, "--root", str(device.root), "--proxy", ""]
-    return CliRunner().invoke(update, [*arguments, *options])
+    return CliRunner().invoke(update, [*arguments, *options], help_option_names=["-h", "--help"])
 
 
 def test_a_dry_run_tells_what_it_would_cost(device, server):
