@@ -5,6 +5,9 @@ PYTHON ?= python3
 HOST := .venv/bin/python
 DEVICE := .venv-device/bin/python
 NATIVE := CMakeLists.txt $(wildcard runtime/native/*/*)
+# A process a processor, each with one thread; tests of one file stay together, for many share what they set up.
+PARALLEL := --numprocesses auto --dist loadfile
+test test-slow: export OMP_NUM_THREADS = 1
 PIP := -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help demo test test-slow lint bench clean wheel-aarch64 system
@@ -21,11 +24,11 @@ demo: system .venv/.ready .venv-device/.ready
 	$(HOST) -m tests.e2e.demo
 
 test: system .venv/.ready .venv-device/.ready
-	$(HOST) -m pytest -m "not slow"
+	$(HOST) -m pytest -m "not slow" $(PARALLEL)
 
 test-slow: system .venv/.ready .venv-device/.ready
 	@tests/support/need.sh cmake=cmake aarch64-linux-gnu-g++=g++-aarch64-linux-gnu qemu-aarch64-static=qemu-user-static
-	$(HOST) -m pytest -m slow
+	$(HOST) -m pytest -m slow $(PARALLEL)
 
 lint: .venv/.ready
 	@tests/support/need.sh shellcheck=shellcheck
