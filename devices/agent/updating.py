@@ -10,11 +10,11 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from ferryman.devices.agent.wishes import expect, holds, read, write
 from ferryman.devices.mqtt import backoff_s
 from ferryman.runtime.contracts.errors import (
     BudgetError,
@@ -22,15 +22,11 @@ from ferryman.runtime.contracts.errors import (
     DeviceError,
     FerrymanError,
     LinkError,
-    TrustError,
     WireError,
     to_wire,
 )
-from ferryman.runtime.contracts.record import R, Record, decode, encode
-from ferryman.runtime.contracts.release import Release
 from ferryman.runtime.contracts.rollout import Desired, Health, Reported, State
 from ferryman.runtime.contracts.slot import Slot, SlotState, Trial
-from ferryman.runtime.durable import write_durable
 from ferryman.runtime.install import GoldenCheck, Progress
 from ferryman.runtime.slots import SlotStore
 
@@ -85,8 +81,8 @@ class Updating:
         self._store = store
         self._hands = hands
         self._folder = store.root / FOLDER
-        self._desired = _read(self._folder / "desired.json", Desired)
-        said = _read(self._folder / "reported.json", Reported)
+        self._desired = read(self._folder / "desired.json", Desired)
+        said = read(self._folder / "reported.json", Reported)
         self._said = said or Reported(
             device=device,
             at_ns=time.time_ns(),
@@ -123,7 +119,7 @@ class Updating:
                 )
                 return
             try:
-                _write(self._folder / "desired.json", desired)
+                write(self._folder / "desired.json", desired)
             except DeviceError as error:
                 log.warning("%s; a restart will have to be told again", error)
             self._desired = desired
@@ -224,11 +220,11 @@ class Updating:
     def _attempt(self, desired: Desired, state: SlotState) -> None:
         from ferryman.runtime.trial import is_bad
 
-        if desired.previous and _holds(state.previous, desired):
+        if desired.previous and holds(state.previous, desired):
             self._store.rollback(reason=None)
             self._say(desired, "confirmed")
             return
-        if _holds(state.active, desired) and state.active:
+        if holds(state.active, desired) and state.active:
             self._settle(desired, state.active)
             return
         if self._said.state == "trial" and self._said.desired_version == desired.version:
@@ -263,7 +259,7 @@ class Updating:
         self._say(desired, "downloading")
         with self._hands.client(self._cancelled) as client:
             release = client.check(desired.release)
-            _expect(release, desired)
+            expect(release, desired)
             staged = client.fetch(
                 release,
                 desired.variants,
@@ -385,40 +381,8 @@ class Updating:
         else:
             log.warning("update %s: %s: %s: %s", rollout, state, error.party, error.message)
         try:
-            _write(self._folder / "reported.json", new)
+            write(self._folder / "reported.json", new)
         except DeviceError as failed:
             log.warning("%s", failed)
         self._said = new
         self._hands.report(new)
-
-
-def _holds(slot: Slot | None, desired: Desired) -> bool:
-    """Whether a slot has what is desired, and the variants of it."""
-    if slot is None or slot.package_sha256 != desired.package_sha256:
-        return False
-    if desired.previous:  # what it had, whatever of it that was
-        return True
-    return slot.variants is None or (bool(desired.variants) and set(desired.variants) <= set(slot.variants))
-
-
-def _expect(release: Release, desired: Desired) -> None:
-    if release.package_sha256 != desired.package_sha256:
-        raise TrustError(
-            f"{desired.release} is package {release.package_sha256[:12]} in the repository, and "
-            f"{desired.package_sha256[:12]} is asked for: whoever asks does not mean what was signed; start the "
-            "rollout anew"
-        )
-
-
-def _read(path: Path, kind: type[R]) -> R | None:
-    try:
-        return decode(path.read_bytes(), kind)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        log.warning("%s cannot be read and is ignored: %s", path, error)
-        return None
-
-
-def _write(path: Path, record: Record) -> None:
-    write_durable(path, encode(record))
