@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ def peak_kb() -> int:
 
 def main() -> None:
     root, name, config = Path(sys.argv[1]), sys.argv[2], msgspec.json.decode(sys.argv[3], type=UpdateConfig)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # who starts things in the background may ignore it
     began = time.monotonic()
     with UpdateClient(root, config) as client:
         release = client.check(name)
