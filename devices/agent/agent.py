@@ -321,6 +321,7 @@ class Agent:
             ferryman=ferryman.__version__,
             package_sha256=slot.package_sha256 if slot else None,
             package_name=slot.package_name if slot else None,
+            release=slot.release if slot else None,
             answers=self._serving.answers or (slot.answers if slot else None),
             interpreters={name: version for r in runtimes for name, version in installed(r).items()},
             standing=standing(read_conditions({})),

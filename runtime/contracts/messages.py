@@ -70,6 +70,8 @@ class Status(Record, tag="status"):
     ferryman: str = ""
     package_sha256: str | None = None
     package_name: str | None = None
+    release: str | None = None
+    """Of a repository, that serves; None: it came by another way."""
     answers: str | None = None
     """The variant and interpreter that were picked; None: the package's first."""
     interpreters: dict[str, str] = msgspec.field(default_factory=dict)

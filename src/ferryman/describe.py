@@ -19,14 +19,18 @@ def describe_manifest(manifest: Manifest, sha256: str) -> str:
 
 def describe_status(status: Status) -> str:
     """Several lines: whether the device is there, what it serves, what could run there, what waits to be sent."""
-    serves = (
-        f"{status.package_name} ({status.package_sha256:.12})" if status.package_sha256 else "nothing; push a package"
-    )
+    release = f", release {status.release}" if status.release else ""
+    serves = f"{status.package_name} ({status.package_sha256:.12}){release}" if status.package_sha256 else "nothing yet"
     interpreters = ", ".join(f"{name} {version}" for name, version in status.interpreters.items())
     lines = (
         f"{status.device}: {'online' if status.online else 'offline'}, ferryman {status.ferryman}",
         f"  serves        {serves}",
         *([f"  answers       {status.answers}"] if status.answers else []),
+        *(
+            [f"  labels        {', '.join(f'{k}={v}' for k, v in sorted(status.labels.items()))}"]
+            if status.labels
+            else []
+        ),
         f"  interpreters  {interpreters or 'none'}",
         f"  telemetry     {status.outbox_pending:,} records waiting, {status.outbox_dropped:,} dropped",
     )

@@ -152,7 +152,7 @@ class DataBudget:
             if self._update_max is not None and spent_bytes + need_bytes > self._update_max:
                 raise BudgetError(
                     f"{what} needs {need_bytes} bytes on the wire, and an update may cost {self._update_max}, of which "
-                    f"this one spent {spent_bytes}; raise its update_max_bytes, or ask for fewer variants"
+                    f"this one spent {spent_bytes}; allow an update more (update_max_bytes), or ask for fewer variants"
                 )
             if self._day_max is None:
                 return
@@ -164,7 +164,7 @@ class DataBudget:
                     f"which {day_bytes} are spent"
                 )
                 if need_bytes > self._day_max:
-                    raise BudgetError(f"{text}; raise day_max_bytes, or ask for fewer variants")
+                    raise BudgetError(f"{text}; allow a day more (day_max_bytes), or ask for fewer variants")
                 raise DayBudgetError(f"{text}; the next day begins in {wait_h:.1f} h")
 
     def spend(self, count: int) -> None:

@@ -72,7 +72,7 @@ def test_a_day_ends_after_24_hours_and_not_before(tmp_path):
         one.check(300, "it")
     clocks.pass_s(2)
     one.check(300, "it")
-    with pytest.raises(BudgetError, match="raise day_max_bytes") as caught:
+    with pytest.raises(BudgetError, match="allow a day more") as caught:
         one.check(1001, "it")
     assert not isinstance(caught.value, DayBudgetError)
 
