@@ -29,7 +29,8 @@ def make_repository(folder: Path, root: Path, run: Run) -> Path:
 def show(folder: Path, module: torch.nn.Module, package: Path, broker_url: str, run: Run) -> None:
     """Publish, roll out, train one layer on, publish and roll out again; then a repository that was tampered with."""
     rollout = ["--to", "site=demo", "--broker", broker_url, "--database", str(folder / "rollouts.sqlite")]
-    rollout += ["--soak", "0", "--watch", "3"]
+    # What served before are binary layers, which floats are slower than; and this machine does other work meanwhile.
+    rollout += ["--soak", "0", "--watch", "3", "--slower", "off"]
     run("publish", str(package), "--version", "1")
     run("rollout", "start", "digits/1", *rollout)
 
