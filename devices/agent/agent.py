@@ -128,7 +128,6 @@ class Agent:
         self._desk = Desk(config.device, self._link, self._do)
         self._link.on_ready(self._announce)
         self._publisher = Publisher(self._outbox, config.device, self._link, confirm=config.confirm)
-        self._recorded: Reported | None = None
         self._seen: SlotState | None = None
         self._trouble = ""
 
@@ -195,7 +194,7 @@ class Agent:
         )
         updating = Updating(self._store, self._config.device, self._kind, hands)
         self._link.subscribe(topics.desired(self._config.device), self._on_desired)
-        self._link.on_ready(lambda: self._report(updating.said))
+        self._link.on_ready(lambda: self._tell_reported(updating.said))
         return updating
 
     def _why_not_yet(self, desired: Desired) -> str:
@@ -234,10 +233,13 @@ class Agent:
 
     def _report(self, reported: Reported) -> None:
         """Say how an update goes; what ended, and what went wrong, is telemetry too."""
-        if reported.rollout and (reported.state in FINAL or reported.error) and reported != self._recorded:
-            self._recorded = reported
+        if reported.rollout and (reported.state in FINAL or reported.error):
             self._record([("update", reported)])
             self._publisher.wake()
+        self._tell_reported(reported)
+
+    def _tell_reported(self, reported: Reported) -> None:
+        """Publish it alone: a new connection, or a restart, is no news."""
         try:
             topic = topics.reported(self._config.device)
             self._link.publish(Message(topic=topic, payload=encode(reported), retain=True))

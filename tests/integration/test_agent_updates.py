@@ -130,6 +130,13 @@ def test_an_update_is_fetched_proven_watched_and_confirmed(broker, repository, h
     while not any(one.kind == "update" for one in host.recorded):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    host.heard.clear()
+    agent.kill()
+    agent.start()
+    again = host.wait(lambda one: one.desired_version == version)
+    assert again == end, "a restart says the same, and is no news"
+    time.sleep(1.0)
+    assert len({one.sequence for one in host.recorded if one.kind == "update"}) == 1
 
 
 def test_what_computes_something_else_never_serves(tmp_path, broker, repository, host, agent):
