@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from ferryman.devices import database
 from ferryman.devices.fleet import quarantine
+from ferryman.devices.fleet.database_file import DatabaseFile
 from ferryman.devices.fleet.quarantine import Bad, Quarantined
 from ferryman.runtime.contracts.drift import Drift
 from ferryman.runtime.contracts.envelope import Envelope
@@ -101,8 +101,10 @@ class Totals(NamedTuple):
     devices: int
 
 
-class Store:
+class Store(DatabaseFile):
     """One database file; safe to use from several threads, and while another process reads or writes."""
+
+    what = "store"
 
     def __init__(self, path: Path, *, create: bool = True) -> None:
         """Open `path`, and make it if need be; without `create` it is only read.
@@ -113,20 +115,7 @@ class Store:
         """
         if not create and not path.exists():
             raise CallerError(f"store {path}: no such file; run `ferryman collect` first, or name another")
-        self.path = path
-        self._lock = threading.Lock()
-        try:
-            self._connection = database.connect(path, read_only=not create)
-            try:
-                self.id = self._identify(create=create)
-                """Random, made with the file."""
-            except BaseException:
-                self._connection.close()
-                raise
-        except database.LaterVersionError as error:
-            raise StoreError(f"store {error}") from error
-        except sqlite3.Error as error:
-            raise StoreError(f"store {database.explain(error, path)}") from error
+        super().__init__(path, read_only=not create)
 
     def insert(self, batch: Batch, now_ns: int) -> Inserted:
         """Take in a batch in one commit, on disk when this returns.
@@ -234,11 +223,6 @@ class Store:
         tables = ("records", "quarantine", "devices")
         return Totals(*(self._read(f"SELECT count(*) FROM {t}", {})[0][0] for t in tables))  # noqa: S608
 
-    def close(self) -> None:
-        """Close the file."""
-        with self._lock:
-            self._connection.close()
-
     def _decoded(
         self,
         kind: str,
@@ -259,8 +243,8 @@ class Store:
             except ValueError as error:
                 on_damaged(f"the {kind} of {name}, boot {boot}, sequence {sequence} is damaged: {error}")
 
-    def _identify(self, *, create: bool) -> str:
-        """The store's id; nothing is written before the file is known to be a store, or empty."""
+    def _identify(self, *, create: bool) -> None:
+        """Read the store's id; nothing is written before the file is known to be a store, or empty."""
         connection = self._connection
         connection.text_factory = _text
         found = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
@@ -278,7 +262,8 @@ class Store:
         row = connection.execute("SELECT id FROM store").fetchone()
         if row is None:
             raise database.DamagedError("its table `store` is empty")
-        return str(row[0])
+        self.id = str(row[0])
+        """Random, made with the file."""
 
     def _create(self) -> None:
         try:
@@ -301,28 +286,6 @@ class Store:
             _key(envelope),
         ).fetchone()
         return bool(stored == (envelope.kind, envelope.time_ns, _body(envelope)))
-
-    def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        with self._lock:
-            try:
-                self._connection.execute("BEGIN IMMEDIATE")
-                try:
-                    result = work(self._connection)
-                    self._connection.execute("COMMIT")
-                except BaseException:
-                    if self._connection.in_transaction:
-                        self._connection.execute("ROLLBACK")
-                    raise
-            except sqlite3.Error as error:
-                raise StoreError(f"store {database.explain(error, self.path)}") from error
-            return result
-
-    def _read(self, query: str, arguments: Mapping[str, object]) -> list[Any]:
-        with self._lock:
-            try:
-                return self._connection.execute(query, arguments).fetchall()
-            except sqlite3.Error as error:
-                raise StoreError(f"store {database.explain(error, self.path)}") from error
 
 
 def ranges(sequences: Iterable[int]) -> tuple[tuple[int, int], ...]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import sqlite3
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from ferryman.devices import database
+from ferryman.devices.fleet.database_file import DatabaseFile
 from ferryman.devices.fleet.rollout.records import Changes, Entry, Found, Plan, Progress, Row, Verb
 from ferryman.runtime.contracts.errors import CallerError, StoreError
 from ferryman.runtime.contracts.record import decode, encode
@@ -46,8 +46,10 @@ class Request(NamedTuple):
     why: str
 
 
-class RolloutStore:
+class RolloutStore(DatabaseFile):
     """One database file; safe to use from several threads and processes."""
+
+    what = "rollouts"
 
     def __init__(self, path: Path, *, create: bool = True) -> None:
         """Open `path`, and make it if need be; without `create` it must be there.
@@ -58,19 +60,7 @@ class RolloutStore:
         """
         if not create and not path.exists():
             raise CallerError(f"no rollouts in {path}, which is not there; name their file with --database")
-        self.path = path
-        self._lock = threading.Lock()
-        try:
-            self._connection = database.connect(path)
-            try:
-                self._identify()
-            except BaseException:
-                self._connection.close()
-                raise
-        except database.LaterVersionError as error:
-            raise StoreError(f"rollouts {error}") from error
-        except sqlite3.Error as error:
-            raise StoreError(f"rollouts {database.explain(error, path)}") from error
+        super().__init__(path)
 
     def add(self, plan: Plan, progress: Progress, rows: Iterable[Row], entry: Entry) -> None:
         """Take in a new rollout, in one commit; its devices stay in this order.
@@ -132,7 +122,7 @@ class RolloutStore:
             StoreError: the database cannot be read.
         """
         query = "SELECT number, verb, who, why FROM requests WHERE rollout = ? ORDER BY number"
-        return [Request(*row) for row in self._read(query, rollout)]
+        return [Request(*row) for row in self._read(query, (rollout,))]
 
     def find(self, rollout: str | None) -> tuple[Plan, Progress]:
         """A rollout by its id, or the beginning or end of it; None: the last that was started.
@@ -143,7 +133,7 @@ class RolloutStore:
         """
         part = (rollout or "").replace("*", "").replace("?", "").replace("[", "")
         query = "SELECT plan, progress FROM rollouts WHERE id GLOB ? OR id GLOB ? ORDER BY id DESC"
-        found = self._read(query, f"{part}*", f"*{part}")
+        found = self._read(query, (f"{part}*", f"*{part}"))
         if not found or (rollout and len(found) > 1):
             which = "several rollouts begin or end with" if found else "no rollout"
             raise CallerError(f"{which} {rollout or 'yet'} in {self.path}; see `ferryman rollout list`")
@@ -164,7 +154,7 @@ class RolloutStore:
             StoreError: the database cannot be read.
         """
         query = "SELECT row FROM rollout_devices WHERE rollout = ? ORDER BY position"
-        return [self._decoded(row, Row) for (row,) in self._read(query, rollout)]
+        return [self._decoded(row, Row) for (row,) in self._read(query, (rollout,))]
 
     def versions(self) -> dict[str, int]:
         """Device -> the version of the last `Desired` that any rollout here sent it.
@@ -181,7 +171,7 @@ class RolloutStore:
             StoreError: the database cannot be read.
         """
         query = "SELECT body FROM found WHERE package = ? ORDER BY device"
-        return [self._decoded(body, Found) for (body,) in self._read(query, package_sha256)]
+        return [self._decoded(body, Found) for (body,) in self._read(query, (package_sha256,))]
 
     def log(self, rollout: str) -> list[Entry]:
         """The audit log of a rollout, the oldest first.
@@ -190,12 +180,7 @@ class RolloutStore:
             StoreError: the database cannot be read.
         """
         query = "SELECT entry FROM audit WHERE rollout = ? ORDER BY number"
-        return [self._decoded(entry, Entry) for (entry,) in self._read(query, rollout)]
-
-    def close(self) -> None:
-        """Close the file."""
-        with self._lock:
-            self._connection.close()
+        return [self._decoded(entry, Entry) for (entry,) in self._read(query, (rollout,))]
 
     @contextmanager
     def driving(self, rollout: str) -> Iterator[bool]:
@@ -208,7 +193,7 @@ class RolloutStore:
             else:
                 yield True
 
-    def _identify(self) -> None:
+    def _identify(self, *, create: bool) -> None:  # noqa: ARG002  # it is always written to
         """See that the file is ours before anything is written."""
         connection = self._connection
         found = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
@@ -233,27 +218,6 @@ class RolloutStore:
             return decode(text.encode(), kind)
         except ValueError as error:
             raise StoreError(f"{self.path} is damaged: {error}; restore it from a copy, or start a new one") from error
-
-    def _write(self, work: Callable[[sqlite3.Connection], object]) -> None:
-        with self._lock:
-            try:
-                self._connection.execute("BEGIN IMMEDIATE")
-                try:
-                    work(self._connection)
-                    self._connection.execute("COMMIT")
-                except BaseException:
-                    if self._connection.in_transaction:
-                        self._connection.execute("ROLLBACK")
-                    raise
-            except sqlite3.Error as error:
-                raise StoreError(f"rollouts {database.explain(error, self.path)}") from error
-
-    def _read(self, query: str, *arguments: object) -> list[Any]:
-        with self._lock:
-            try:
-                return self._connection.execute(query, arguments).fetchall()
-            except sqlite3.Error as error:
-                raise StoreError(f"rollouts {database.explain(error, self.path)}") from error
 
 
 def _json(record: Any) -> str:  # noqa: ANN401  # any record
