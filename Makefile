@@ -49,7 +49,7 @@ clean:
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 system:
-	@tests/support/need.sh g++=g++ mosquitto=mosquitto adb=adb sshd=openssh-server sftp=openssh-client strace=strace nginx=nginx-light xdelta3=xdelta3 zstd=zstd ip=iproute2 tc=iproute2
+	@tests/support/need.sh g++=g++ mosquitto=mosquitto adb=adb sshd=openssh-server sftp=openssh-client strace=strace nginx=nginx-light xdelta3=xdelta3 zstd=zstd psql=postgresql ip=iproute2 tc=iproute2
 
 # torch first and alone: without its exact version at hand, pip would take a build of several GB for GPUs.
 .venv/.ready: pyproject.toml $(NATIVE)
@@ -58,7 +58,7 @@ system:
 	$(PYTHON) -m venv .venv
 	$(HOST) $(PIP) --upgrade pip
 	$(HOST) $(PIP) torch==2.13.0
-	$(HOST) $(PIP) --editable '.[convert,push,publish,collector,dev]'
+	$(HOST) $(PIP) --editable '.[convert,push,publish,enroll,sparkplug,postgresql,parquet,dev]'
 	touch $@
 
 .venv-device/.ready: pyproject.toml $(NATIVE)
@@ -66,5 +66,5 @@ system:
 	@echo "setting up .venv-device"
 	$(PYTHON) -m venv .venv-device
 	$(DEVICE) $(PIP) --upgrade pip
-	$(DEVICE) $(PIP) --editable '.[tflite,litert,drift,ota]'
+	$(DEVICE) $(PIP) --editable '.[tflite,litert,drift,ota,enroll]'
 	touch $@

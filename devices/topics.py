@@ -11,11 +11,14 @@ ALL_STATUS = f"{PREFIX}/+/status"
 ALL_TELEMETRY = f"{PREFIX}/+/telemetry"
 ALL_DESIRED = f"{PREFIX}/+/desired"
 ALL_REPORTED = f"{PREFIX}/+/reported"
+ALL_CSR = f"{PREFIX}/+/csr"
+ALERTS = "ferryman/alerts"
+"""Retained, one level below by device and rule: what the collector raised and has not resolved."""
 
 REQUEST_MAX_BYTES = 64 << 20
 """What one request may hold, and all that wait at an agent together."""
 
-_LEAVES = {"status", "telemetry", "desired", "reported"}
+_LEAVES = {"status", "telemetry", "desired", "reported", "csr"}
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
 
@@ -70,6 +73,26 @@ def response(device: str, client: str) -> str:
     return f"{PREFIX}/{check_name(device)}/response/{check_name(client, 'client')}"
 
 
+def csr(device: str) -> str:
+    """PEM of a certificate signing request: a device asks for the renewal of its own certificate."""
+    return f"{PREFIX}/{check_name(device)}/csr"
+
+
+def certificate(device: str) -> str:
+    """PEM of the certificate that answers it."""
+    return f"{PREFIX}/{check_name(device)}/certificate"
+
+
+def live(device: str) -> str:
+    """Retained `Sample` of this moment, never of the past, for dashboards that subscribe."""
+    return f"{PREFIX}/{check_name(device)}/live"
+
+
+def alert(device: str, rule: str) -> str:
+    """Retained `Alert`; empty when it is resolved."""
+    return f"{ALERTS}/{check_name(device)}/{check_name(rule, 'rule')}"
+
+
 def is_response(topic: str, device: str) -> bool:
     """Whether `topic` is a response topic of `device`: the only ones an agent answers to."""
     head = f"{PREFIX}/{device}/response/"
@@ -77,12 +100,12 @@ def is_response(topic: str, device: str) -> bool:
 
 
 def device_of(topic: str) -> str:
-    """Name the device a status, telemetry, desired or reported topic belongs to.
+    """Name the device that a topic of devices' own belongs to.
 
     Raises:
         ValueError: not a topic of ours, or a device name nobody may have.
     """
     device, _, leaf = topic.removeprefix(f"{PREFIX}/").partition("/")
     if not topic.startswith(f"{PREFIX}/") or leaf not in _LEAVES or not is_name(device):
-        raise ValueError(f"topic {topic!r} is not {PREFIX}/<device>/status, /telemetry, /desired or /reported")
+        raise ValueError(f"topic {topic!r} is not {PREFIX}/<device>/ with one of {', '.join(sorted(_LEAVES))}")
     return device

@@ -19,7 +19,7 @@ import msgspec
 from ferryman.devices import topics
 from ferryman.devices.agent.outbox import Entry, Outbox
 from ferryman.devices.mqtt import Delivery, Link, Message, backoff_s
-from ferryman.runtime.contracts.envelope import Envelope, Receipt
+from ferryman.runtime.contracts.envelope import EnvelopeV1, Receipt
 from ferryman.runtime.contracts.errors import DeviceError, LinkError
 from ferryman.runtime.contracts.record import decode, encode
 
@@ -183,7 +183,7 @@ class Publisher:
                 self._send(entry, now)
 
     def _send(self, entry: Entry, now: float) -> None:
-        envelope = Envelope(
+        envelope = EnvelopeV1(
             device=self._device,
             boot=entry.boot,
             sequence=entry.sequence,

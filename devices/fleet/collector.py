@@ -20,11 +20,11 @@ import msgspec
 
 from ferryman.devices import topics
 from ferryman.devices.broker import BrokerConfig
-from ferryman.devices.fleet.quarantine import WHOLE_MAX_BYTES, Bad
-from ferryman.devices.fleet.store import Batch, Store, ranges
+from ferryman.devices.fleet.store.quarantine import WHOLE_MAX_BYTES, Bad
+from ferryman.devices.fleet.store.store import Batch, Store, ranges
 from ferryman.devices.mqtt import Delivery, Link, Message
 from ferryman.runtime.contracts.drift import Drift
-from ferryman.runtime.contracts.envelope import SCHEMA, Envelope, Receipt
+from ferryman.runtime.contracts.envelope import EnvelopeV1, Receipt
 from ferryman.runtime.contracts.errors import LinkError, StoreError
 from ferryman.runtime.contracts.measurement import Measurement
 from ferryman.runtime.contracts.messages import Status
@@ -61,7 +61,7 @@ class Identity(Record):
     sequence: int
 
 
-def parse_telemetry(topic: str, payload: bytes) -> Envelope:
+def parse_telemetry(topic: str, payload: bytes) -> EnvelopeV1:
     """Read and check one telemetry message.
 
     Raises:
@@ -71,14 +71,14 @@ def parse_telemetry(topic: str, payload: bytes) -> Envelope:
     if len(payload) > MESSAGE_MAX_BYTES:
         raise ValueError(f"{len(payload)} bytes, at most {MESSAGE_MAX_BYTES} are taken")
     try:
-        envelope = msgspec.json.decode(payload, type=Envelope)
+        envelope = msgspec.json.decode(payload, type=EnvelopeV1)
         body = bytes(envelope.body)
         body.decode()
         msgspec.json.decode(body)  # what is stored can be read by whoever comes later
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"not an envelope: {error}") from error
-    if envelope.schema != SCHEMA:
-        raise ValueError(f"schema {envelope.schema}, this collector knows {SCHEMA}")
+    if envelope.schema != 1:
+        raise ValueError(f"schema {envelope.schema}, this collector knows 1")
     if envelope.device != device:
         raise ValueError(f"the topic says device {device!r}, the envelope {envelope.device!r}")
     if not (envelope.boot and envelope.kind and max(len(envelope.boot), len(envelope.kind)) <= _NAME_MAX_CHARS):
@@ -202,7 +202,7 @@ class Collector:
 
 def _sort(deliveries: list[Delivery]) -> tuple[Batch, list[Message]]:
     """What to store, and the receipts to send once it is."""
-    envelopes: list[tuple[Envelope, str, bytes]] = []
+    envelopes: list[tuple[EnvelopeV1, str, bytes]] = []
     bad: list[Bad] = []
     statuses: dict[str, Status] = {}
     committed: dict[tuple[str, str], list[int]] = defaultdict(list)

@@ -66,6 +66,9 @@ class Status(Record, tag="status"):
 
     device: str
     online: bool
+    birth: int = 0
+    """Counts connections over the life of the outbox; a last will has that of its connection, so that a late one of an
+    earlier connection is told from news (as bdSeq in Sparkplug B). 0: from agents that do not tell."""
     boot: str = ""
     ferryman: str = ""
     package_sha256: str | None = None

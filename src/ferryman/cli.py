@@ -529,7 +529,7 @@ def report(
 ) -> None:
     """Print a table of the stored measurements and write a self-contained page with plots."""
     from ferryman.describe import printable
-    from ferryman.devices.fleet.store import Store
+    from ferryman.devices.fleet.store.store import Store
     from ferryman.show import check_targets, show
 
     check_targets(csv, html, trace, database)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ferryman import AgentClient, compress, open_package, parse_broker
-from ferryman.devices.fleet.store import Store
+from ferryman.devices.fleet.store.store import Store
 from ferryman.runtime.contracts.errors import FerrymanError
 from tests.e2e import digits, over_the_air
 from tests.support.broker import running_broker

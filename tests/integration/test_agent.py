@@ -22,7 +22,7 @@ from ferryman.devices.agent.outbox import BODY_MAX_BYTES
 from ferryman.devices.agent.recorder import UNRECORDED_MAX, as_record
 from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.fleet.client import AgentClient
-from ferryman.devices.fleet.store import Store
+from ferryman.devices.fleet.store.store import Store
 from ferryman.devices.mqtt import Link, Message
 from ferryman.profiler.stats import summarize
 from ferryman.runtime.contracts.energy import Energy, EnergySource, EnergyWindow

@@ -12,7 +12,7 @@ from ferryman.devices import topics
 from ferryman.devices.broker import BrokerConfig, parse_broker
 from ferryman.devices.fleet.client import AgentClient
 from ferryman.devices.mqtt import Delivery, Link, Message
-from ferryman.runtime.contracts.envelope import Envelope
+from ferryman.runtime.contracts.envelope import EnvelopeV1
 from ferryman.runtime.contracts.record import decode, encode
 from ferryman.runtime.contracts.rollout import Desired, Reported
 from ferryman.runtime.contracts.slot import HealthRules
@@ -31,12 +31,14 @@ class Host:
 
     def __init__(self, broker: BrokerConfig, device: str = "pi") -> None:
         self.heard: list[Reported] = []
-        self.recorded: list[Envelope] = []
+        self.recorded: list[EnvelopeV1] = []
         self._device = device
         self._version = 0
         self._link = Link(broker, "host")
         self._link.subscribe(topics.reported(device), self._on_reported)
-        self._link.subscribe(topics.telemetry(device), lambda got: self.recorded.append(decode(got.payload, Envelope)))
+        self._link.subscribe(
+            topics.telemetry(device), lambda got: self.recorded.append(decode(got.payload, EnvelopeV1))
+        )
         self._link.start()
         self._link.wait_ready(10)
 

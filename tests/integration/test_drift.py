@@ -14,12 +14,12 @@ from ferryman.devices import topics
 from ferryman.devices.agent.agent import Agent, AgentConfig
 from ferryman.devices.agent.outbox import Outbox
 from ferryman.devices.fleet.client import AgentClient
-from ferryman.devices.fleet.store import Store
+from ferryman.devices.fleet.store.store import Store
 from ferryman.devices.mqtt import Link, Message
 from ferryman.profiler.drift import sketch_of
 from ferryman.profiler.drift_distance import distances, merge
 from ferryman.runtime.contracts.drift import Drift
-from ferryman.runtime.contracts.envelope import Envelope
+from ferryman.runtime.contracts.envelope import EnvelopeV1
 from ferryman.runtime.contracts.record import encode
 from ferryman.runtime.install import install
 from tests.support.agent import StatusWatch
@@ -127,7 +127,7 @@ def test_a_hostile_sketch_is_quarantined_and_the_collector_goes_on(tmp_path):
             ):  # count, levels: the library dies of them
                 data[position] ^= number
             built["tensors"][0]["sketch"] = bytes(data)
-            envelope = Envelope(
+            envelope = EnvelopeV1(
                 device="pi",
                 boot="b",
                 sequence=number,
@@ -136,7 +136,7 @@ def test_a_hostile_sketch_is_quarantined_and_the_collector_goes_on(tmp_path):
                 body=msgspec.Raw(msgspec.json.encode(built)),
             )
             link.publish(Message(topic=topics.telemetry("pi"), payload=encode(envelope)))
-        good = Envelope(device="pi", boot="b", sequence=99, time_ns=1, kind="drift", body=msgspec.Raw(encode(record)))
+        good = EnvelopeV1(device="pi", boot="b", sequence=99, time_ns=1, kind="drift", body=msgspec.Raw(encode(record)))
         link.publish(Message(topic=topics.telemetry("pi"), payload=encode(good)))
         until(lambda: store.totals().quarantined == 40 and store.totals().records == 1)
         link.stop()

@@ -19,7 +19,7 @@ from ferryman.devices import topics
 from ferryman.devices.agent.outbox import Outbox
 from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.fleet.collector import run_collector
-from ferryman.devices.fleet.store import Store
+from ferryman.devices.fleet.store.store import Store
 from ferryman.devices.mqtt import Link, Message
 from ferryman.runtime.contracts.errors import LinkError, StoreError
 from tests.support.broker import running_amqtt

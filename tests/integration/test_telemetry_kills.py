@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ferryman.devices.agent.outbox import Outbox
-from ferryman.devices.fleet.store import Store
+from ferryman.devices.fleet.store.store import Store
 from tests.support.mosquitto import Mosquitto
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from ferryman.devices.agent.outbox import Outbox
 from ferryman.devices.agent.publisher import Limits, Publisher
 from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.fleet.collector import Collector
-from ferryman.devices.fleet.store import Store
+from ferryman.devices.fleet.store.store import Store
 from ferryman.devices.mqtt import Link, Message
 from ferryman.runtime.contracts.messages import Status
 from ferryman.runtime.contracts.record import Record, encode

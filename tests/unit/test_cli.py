@@ -19,8 +19,8 @@ from click.testing import CliRunner
 import ferryman
 from ferryman.cli import main
 from ferryman.devices.fleet import client as client_module
-from ferryman.devices.fleet.store import Batch, Store
-from ferryman.runtime.contracts.envelope import Envelope
+from ferryman.devices.fleet.store.store import Batch, Store
+from ferryman.runtime.contracts.envelope import EnvelopeV1
 from ferryman.runtime.contracts.errors import _BY_PARTY
 from ferryman.runtime.contracts.messages import InferReply, Status
 from ferryman.runtime.contracts.record import encode
@@ -459,7 +459,7 @@ def stored(tmp_path):
     """A store of five measurements, the newest damaged."""
     store = Store(tmp_path / "ferryman.sqlite")
     envelopes = [
-        Envelope(
+        EnvelopeV1(
             device="pi", boot="b", sequence=n, time_ns=n, kind="measurement", body=msgspec.Raw(encode(measurement()))
         )
         for n in range(1, 6)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ferryman.devices.fleet import collector
 from ferryman.devices.fleet.collector import parse_status, parse_telemetry
-from ferryman.devices.fleet.store import Store
+from ferryman.devices.fleet.store.store import Store
 from ferryman.runtime.contracts.envelope import Receipt
 from ferryman.runtime.contracts.messages import Status
 from ferryman.runtime.contracts.record import decode, encode

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ferryman.devices.fleet import quarantine
-from ferryman.devices.fleet.store import Bad, Batch, Store, ranges
-from ferryman.runtime.contracts.envelope import Envelope
+from ferryman.devices.fleet.store import quarantine
+from ferryman.devices.fleet.store.store import Bad, Batch, Store, ranges
+from ferryman.runtime.contracts.envelope import EnvelopeV1
 from ferryman.runtime.contracts.errors import CallerError, StoreError
 from ferryman.runtime.contracts.messages import Status
 from ferryman.runtime.contracts.record import Record, encode
@@ -25,7 +25,7 @@ class Note(Record):
 
 
 def item(sequence: int, body: Record | None = None, *, device: str = "pi", kind: str = "note", time_ns: int = 1):
-    envelope = Envelope(
+    envelope = EnvelopeV1(
         device=device,
         boot="b",
         sequence=sequence,

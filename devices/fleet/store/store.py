@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from ferryman.devices import database
-from ferryman.devices.fleet import quarantine
 from ferryman.devices.fleet.database_file import DatabaseFile
-from ferryman.devices.fleet.quarantine import Bad, Quarantined
+from ferryman.devices.fleet.store import quarantine
+from ferryman.devices.fleet.store.quarantine import Bad, Quarantined
 from ferryman.runtime.contracts.drift import Drift
-from ferryman.runtime.contracts.envelope import Envelope
+from ferryman.runtime.contracts.envelope import EnvelopeV1
 from ferryman.runtime.contracts.errors import CallerError, StoreError
 from ferryman.runtime.contracts.measurement import Measurement
 from ferryman.runtime.contracts.messages import Status
@@ -56,7 +56,7 @@ _MATCHING = """
 class Batch(NamedTuple):
     """What one commit takes in; each envelope beside the topic and bytes it came as."""
 
-    envelopes: Sequence[tuple[Envelope, str, bytes]] = ()
+    envelopes: Sequence[tuple[EnvelopeV1, str, bytes]] = ()
     bad: Sequence[Bad] = ()
     statuses: Sequence[Status] = ()
 
@@ -273,14 +273,14 @@ class Store(DatabaseFile):
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
 
-    def _insert_record(self, connection: sqlite3.Connection, envelope: Envelope, now_ns: int) -> bool:
+    def _insert_record(self, connection: sqlite3.Connection, envelope: EnvelopeV1, now_ns: int) -> bool:
         cursor = connection.execute(
             "INSERT INTO records VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
             (*_key(envelope), envelope.kind, envelope.time_ns, now_ns, _body(envelope)),
         )
         return cursor.rowcount == 1
 
-    def _is_stored(self, connection: sqlite3.Connection, envelope: Envelope) -> bool:
+    def _is_stored(self, connection: sqlite3.Connection, envelope: EnvelopeV1) -> bool:
         stored = connection.execute(
             "SELECT kind, time_ns, body FROM records WHERE device = ? AND boot = ? AND sequence = ?",
             _key(envelope),
@@ -304,9 +304,9 @@ def _text(data: bytes) -> str:
     return data.decode(errors="replace")
 
 
-def _key(envelope: Envelope) -> tuple[str, str, int]:
+def _key(envelope: EnvelopeV1) -> tuple[str, str, int]:
     return envelope.device, envelope.boot, envelope.sequence
 
 
-def _body(envelope: Envelope) -> str:
+def _body(envelope: EnvelopeV1) -> str:
     return bytes(envelope.body).decode()

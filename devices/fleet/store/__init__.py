@@ -1,0 +1,1 @@
+"""The collector's store: SQLite, or PostgreSQL beyond one machine."""
