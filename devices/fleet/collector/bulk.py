@@ -29,12 +29,25 @@ Came = tuple[bytes, bytes, bytes]
 
 
 class BulkClient(Client):
-    """Hands over PUBLISH packets of QoS 0 and 1 by the read, and acknowledges nothing by itself."""
+    """Hands over PUBLISH packets of some topics by the read; what it hands over is acknowledged by `send` alone."""
 
-    def __init__(self, on_messages: Callable[[BulkClient, list[Came]], None], *arguments: Any, **options: Any) -> None:  # noqa: ANN401  # paho's
+    def __init__(
+        self,
+        ends: tuple[bytes, ...],
+        on_messages: Callable[[BulkClient, list[Came]], None],
+        *arguments: Any,  # noqa: ANN401  # paho's
+        **options: Any,  # noqa: ANN401  # paho's
+    ) -> None:
+        """Make a client of which topics that end so go to `on_messages`, on the network thread.
+
+        The other arguments are paho's.
+        """
         super().__init__(*arguments, **options)
+        self._ends = ends
         self._on_messages = on_messages
-        self._rest = b""
+        self._parts: list[bytes] = []
+        self._missing_bytes = 0
+        """Of a packet that has begun."""
 
     def loop_read(self, max_packets: int = 1) -> MQTTErrorCode:  # noqa: ARG002  # paho's signature
         """Take whatever has come in; called by paho's network thread when there is something."""
@@ -47,15 +60,23 @@ class BulkClient(Client):
             read = b""
         if not read:
             return self._loop_rc_handle(MQTTErrorCode.MQTT_ERR_CONN_LOST)
-        data = self._rest + read if self._rest else read
+        self._parts.append(read)
+        self._missing_bytes -= len(read)
+        if self._missing_bytes > 0:
+            return MQTTErrorCode.MQTT_ERR_SUCCESS
+        data = b"".join(self._parts)
         came: list[Came] = []
         at, result = 0, MQTTErrorCode.MQTT_ERR_SUCCESS
         v5 = self.protocol == MQTTProtocolVersion.MQTTv5
+        self._missing_bytes = 0
         try:
             while (span := packet(data, at)) is not None:
                 start, end = span
-                if data[at] & 0xF4 == _PUBLISH:
-                    came.append(publish(data[at], data[start:end], v5=v5))
+                if end > len(data):
+                    self._missing_bytes = end - len(data)
+                    break
+                if data[at] & 0xF4 == _PUBLISH and (one := publish(data[at], data[start:end], v5=v5))[0].endswith(self._ends):
+                    came.append(one)
                 else:
                     result = self._pass_on(data[at], data[start:end])
                     if result != MQTTErrorCode.MQTT_ERR_SUCCESS or self._sock is None:
@@ -64,7 +85,7 @@ class BulkClient(Client):
         except ValueError as error:
             log.warning("the broker sent what is no MQTT: %s", error)
             result = MQTTErrorCode.MQTT_ERR_PROTOCOL
-        self._rest = data[at:]
+        self._parts = [data[at:]]
         if came:
             self._on_messages(self, came)
         return self._loop_rc_handle(result) if result != MQTTErrorCode.MQTT_ERR_SUCCESS else result
@@ -94,7 +115,7 @@ class BulkClient(Client):
 
 
 def packet(data: bytes, at: int) -> tuple[int, int] | None:
-    """Where the body of the packet at `at` begins and ends; None: it is not all there (MQTT 5, section 2.1).
+    """Where the body of the packet at `at` begins and ends; None: its length is not all there (MQTT 5, section 2.1).
 
     Raises:
         ValueError: a length of more than four bytes.
@@ -102,7 +123,7 @@ def packet(data: bytes, at: int) -> tuple[int, int] | None:
     if (found := _length(data, at + 1)) is None:
         return None
     size, start = found
-    return (start, start + size) if start + size <= len(data) else None
+    return start, start + size
 
 
 def _length(data: bytes, at: int) -> tuple[int, int] | None:

@@ -245,3 +245,21 @@ def _refused(topic: str, payload: bytes, reason: str) -> Telemetry:
     except ValueError:
         return Telemetry(bad=bad)
     return Telemetry(None, bad, device, identity.boot, (identity.sequence,))
+
+
+_REASONS = (
+    ("item", "record"),
+    ("body", "record"),
+    ("not an envelope", "malformed"),
+    ("schema", "schema"),
+    ("the topic", "identity"),
+    ("topic", "topic"),
+    ("conflict", "conflict"),
+    ("unpacks", "size"),
+)
+
+
+def reason_class(reason: str) -> str:
+    """Of a reason for quarantine, in one word for counting."""
+    found = next((name for begin, name in _REASONS if reason.startswith(begin)), "other")
+    return "size" if " are taken" in reason else found
