@@ -22,7 +22,8 @@ from ferryman.devices import topics
 from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.fleet.collector.bulk import BulkClient
 from ferryman.devices.fleet.collector.inbox import Delivery, Inbox
-from ferryman.devices.fleet.collector.parse import ITEMS_MAX, UNPACKED_MAX_BYTES, parse_status, parse_telemetry
+from ferryman.devices.fleet.collector.parse import ITEMS_MAX, UNPACKED_MAX_BYTES, parse_telemetry
+from ferryman.devices.fleet.collector.status import parse_status
 from ferryman.devices.fleet.store.quarantine import Bad
 from ferryman.devices.fleet.store.store import Arrived, Batch, Inserted, Store, ranges
 from ferryman.devices.mqtt import Link
@@ -67,7 +68,7 @@ class Sorted(NamedTuple):
     batch: Batch
     receipts: list[tuple[str, bytes]]
     """Topic and payload, to be sent once it is committed."""
-    count: int
+    taken: int
     """How many of the deliveries that is."""
 
 

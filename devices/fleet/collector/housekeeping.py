@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -76,22 +77,22 @@ class Housekeeping:
             for chore in self._chores:
                 if self._due[chore.name] <= monotonic_s and not self._stop.is_set():
                     self._due[chore.name] = monotonic_s + chore.every_s
-                    self._guarded(chore.name, lambda chore=chore: chore.work(now_ns) or True)  # type: ignore[misc]
+                    self._guarded(chore.name, functools.partial(chore.work, now_ns))
         else:
             self._on_idle()
-        self._guarded("counting", lambda: self._on_tick() or True)  # type: ignore[func-returns-value]
+        self._guarded("counting", self._on_tick)
 
-    def _guarded(self, what: str, work: Callable[[], object]) -> object:
-        """Its answer; None, and said once, where it fails."""
+    def _guarded(self, what: str, work: Callable[[], object]) -> bool:
+        """Whether it was done, and did not answer False; said once where it fails."""
         try:
             answer = work()
         except StoreError as error:
             if self._said.get(what) != str(error):
                 log.warning("%s: %s; trying again", what, error)
             self._said[what] = str(error)
-            return None
+            return False
         except Exception:  # the thread would end, and nobody would see why nothing is done
             log.exception("%s: trying again", what)
-            return None
+            return False
         self._said.pop(what, None)
-        return answer
+        return answer is not False

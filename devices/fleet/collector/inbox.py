@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from ferryman.devices.fleet.collector.bulk import BulkClient, Came
+from ferryman.devices.fleet.collector.bulk import BulkClient
+from ferryman.devices.fleet.collector.framing import Came
 
 INBOX_MAX_BYTES = 64 << 20
 MESSAGE_BYTES = 256

@@ -81,7 +81,9 @@ class Metrics:
         )
         self._inbox = gauge("collector_inbox_bytes", "Taken from the broker and not committed yet.")
         self._connected = gauge("collector_connected", "1 while connected to the broker and subscribed.")
-        self._lag = gauge("collector_lag_seconds", "Age of the newest record of the last commit, by its device's clock.")
+        self._lag = gauge(
+            "collector_lag_seconds", "Age of the newest record of the last commit, by its device's clock."
+        )
         self._online = gauge("devices_online", "Devices whose last status says that they are connected.")
         self._devices = gauge("devices", "Devices that ever told a status.")
         self._alerts = gauge("alerts_open", "Alerts that hold now.")
@@ -110,9 +112,9 @@ class Metrics:
         Raises:
             StoreError: it cannot be read.
         """
-        online = func.count().filter(devices.c.online)
-        ((total, connected),) = self._store.read(select(func.count(), online).select_from(devices))
-        ((still,),) = self._store.read(select(func.count()).select_from(alerts).where(alerts.c.until_ns.is_(None)))
+        total = self._store.read(select(func.count()).select_from(devices))[0][0]
+        connected = self._store.read(select(func.count()).where(devices.c.online))[0][0]
+        still = self._store.read(select(func.count()).where(alerts.c.until_ns.is_(None)))[0][0]
         self._devices.set(total)
         self._online.set(connected)
         self._alerts.set(still)

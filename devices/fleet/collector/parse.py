@@ -9,49 +9,25 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Annotated, NamedTuple
 
 import msgspec
 
-from ferryman.devices import topics
-from ferryman.devices.agent.outbox import Dropped, SetAside
+from ferryman.devices.fleet.collector.bodies import MALFORMED, check_body, check_name
+from ferryman.devices.fleet.collector.status import check_device, check_size, device_of
 from ferryman.devices.fleet.store.quarantine import WHOLE_MAX_BYTES, Bad
 from ferryman.devices.fleet.store.store import Arrived, Row
 from ferryman.runtime.contracts import envelope as wire
-from ferryman.runtime.contracts.drift import Drift
 from ferryman.runtime.contracts.envelope import Envelope, EnvelopeV1, Item
-from ferryman.runtime.contracts.measurement import Measurement
-from ferryman.runtime.contracts.messages import Status
 from ferryman.runtime.contracts.record import Record, decode
-from ferryman.runtime.contracts.rollout import Reported
-from ferryman.runtime.contracts.slot import SlotState
-from ferryman.runtime.contracts.telemetry import ClockFix, LogLine, Sample
 
-MESSAGE_MAX_BYTES = WHOLE_MAX_BYTES
 UNPACKED_MAX_BYTES = 4 << 20
 """Of a compressed envelope: zlib makes 1 MiB into 1 GiB, if asked to."""
 ITEMS_MAX = 10_000
 ZLIB = b"x"
 """The first byte of what zlib compressed (RFC 1950: deflate, a window of 32 KiB); no JSON begins so."""
 
-BODIES: dict[str, type[Record]] = {
-    "measurement": Measurement,
-    "drift": Drift,
-    "sample": Sample,
-    "log": LogLine,
-    "clock": ClockFix,
-    "update": Reported,
-    "slots": SlotState,
-    "dropped": Dropped,
-    "outbox-set-aside": SetAside,
-}
-"""Kinds that queries read; a body that is not one is quarantined. Of other kinds any JSON is stored as it is."""
-
-_ANY = msgspec.json.Decoder()
-_DECODERS = {kind: msgspec.json.Decoder(body) for kind, body in BODIES.items()}
 _SEQUENCE = msgspec.json.Decoder(wire.Sequence)
-_MALFORMED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class Head(Record):
@@ -98,7 +74,7 @@ class Telemetry(NamedTuple):
 def parse_telemetry(topic: str, payload: bytes) -> Telemetry:
     """Read and check one message; what cannot be taken is in `bad`, with the reason."""
     try:
-        device = _device(topic)
+        device = device_of(topic)
         data = _unpack(payload)
         schema = _HEAD.decode(data).schema
         if schema == wire.SCHEMA:
@@ -106,33 +82,15 @@ def parse_telemetry(topic: str, payload: bytes) -> Telemetry:
         if schema == 1:
             return _single(topic, payload, device)
         raise ValueError(f"schema {schema}, this collector knows 1 and {wire.SCHEMA}; update the collector")  # noqa: TRY301
-    except _MALFORMED as error:
+    except MALFORMED as error:
         reason = f"not an envelope: {error}"
     except ValueError as error:
         reason = str(error)
     return _refused(topic, payload, reason)
 
 
-def parse_status(topic: str, payload: bytes) -> Status:
-    """Read and check one status message.
-
-    Raises:
-        ValueError: it cannot be taken; the message is the reason that goes into quarantine.
-    """
-    device = _device(topic)
-    if len(payload) > MESSAGE_MAX_BYTES:
-        raise ValueError(f"{len(payload)} bytes, at most {MESSAGE_MAX_BYTES} are taken")
-    status = decode(payload, Status)
-    _same(device, status.device, "status")
-    return status
-
-
-_device = lru_cache(maxsize=1 << 16)(topics.device_of)
-
-
 def _unpack(payload: bytes) -> bytes:
-    if len(payload) > MESSAGE_MAX_BYTES:
-        raise ValueError(f"{len(payload)} bytes, at most {MESSAGE_MAX_BYTES} are taken")
+    check_size(payload)
     if payload[:1] != ZLIB:
         return payload
     stream = zlib.decompressobj()
@@ -147,23 +105,19 @@ def _unpack(payload: bytes) -> bytes:
     return data
 
 
-def _same(device: str, named: str, what: str) -> None:
-    if named != device:
-        raise ValueError(f"the topic says device {device!r}, the {what} {named!r}")
-
-
 def _batch(topic: str, payload: bytes, data: bytes, device: str) -> Telemetry:
     try:
         envelope = _BATCH.decode(data)
         if not data.isascii():
             data.decode()  # bodies are not decoded in full, so nothing else would notice
         rows = [_row(item) for item in envelope.items]
-    except (*_MALFORMED, ValueError):
+    except (*MALFORMED, ValueError):
         return _damaged(topic, payload, data, device)
-    _same(device, envelope.device, "envelope")
+    check_device(device, envelope.device, "envelope")
     if not 0 < len(rows) <= ITEMS_MAX:
         raise ValueError(f"{len(rows)} items, 1 to {ITEMS_MAX} are taken")
     boot = envelope.boot
+    check_name(boot, "boot")
     return Telemetry(
         arrived=Arrived(device, boot, rows, topic, payload),
         device=device,
@@ -175,25 +129,15 @@ def _batch(topic: str, payload: bytes, data: bytes, device: str) -> Telemetry:
 
 def _row(item: Item) -> Row:
     body = bytes(item.body)
-    _check_body(item.kind, body)
+    check_body(item.kind, body)
     return Row(item.sequence, item.kind, item.time_ns, item.uptime_ns, item.sure, body)
-
-
-def _check_body(kind: str, body: bytes) -> None:
-    decoder = _DECODERS.get(kind)
-    if decoder is None:
-        _ANY.decode(body)  # what is stored can be read by whoever comes later
-        return
-    try:
-        decoder.decode(body)
-    except _MALFORMED as error:
-        raise ValueError(f"body is no {kind}: {error}") from error
 
 
 def _damaged(topic: str, payload: bytes, data: bytes, device: str) -> Telemetry:
     """Item by item; raises what the whole fails by."""
     batch = _DAMAGED.decode(data)
-    _same(device, batch.device, "envelope")
+    check_device(device, batch.device, "envelope")
+    check_name(batch.boot, "boot")
     rows: list[Row] = []
     bad: list[Bad] = []
     sequences: list[int] = []
@@ -202,7 +146,7 @@ def _damaged(topic: str, payload: bytes, data: bytes, device: str) -> Telemetry:
             raw.decode()
             rows.append(_row(_ITEM.decode(raw)))
             sequences.append(rows[-1].sequence)
-        except (*_MALFORMED, ValueError) as error:
+        except (*MALFORMED, ValueError) as error:
             bad.append(Bad(topic, _alone(batch, raw), f"item {index}: {error}"))
             if (sequence := _sequence(raw)) is not None:
                 sequences.append(sequence)
@@ -219,7 +163,7 @@ def _alone(batch: _Batch, raw: bytes) -> bytes:
 def _sequence(raw: bytes) -> int | None:
     try:
         return int(_SEQUENCE.decode(_PARTS.decode(raw)[0]))
-    except (*_MALFORMED, IndexError):
+    except (*MALFORMED, IndexError):
         return None
 
 
@@ -228,19 +172,20 @@ def _single(topic: str, payload: bytes, device: str) -> Telemetry:
     body = bytes(one.body)
     if not body.isascii():
         body.decode()
-    _same(device, one.device, "envelope")
-    _check_body(one.kind, body)
-    row = Row(one.sequence, one.kind, one.time_ns, None, True, body)  # noqa: FBT003  # schema 1 says nothing of clocks
+    check_device(device, one.device, "envelope")
+    check_name(one.boot, "boot")
+    check_body(one.kind, body)
+    row = Row(one.sequence, one.kind, one.time_ns, None, True, body)  # schema 1 says nothing of clocks
     arrived = Arrived(device, one.boot, (row,), topic, payload)
     return Telemetry(arrived, (), device, one.boot, (one.sequence,), len(payload))
 
 
 def _refused(topic: str, payload: bytes, reason: str) -> Telemetry:
     bad = (Bad(topic, payload, reason),)
-    if len(payload) > MESSAGE_MAX_BYTES:  # only its head is kept: no receipt
+    if len(payload) > WHOLE_MAX_BYTES:  # only its head is kept: no receipt
         return Telemetry(bad=bad)
     try:
-        device = _device(topic)
+        device = device_of(topic)
         identity = decode(payload, _Identity)
     except ValueError:
         return Telemetry(bad=bad)

@@ -41,7 +41,7 @@ def run_collector(
     *,
     stop: threading.Event,
     metrics: Address | None = None,
-    on_connected: Callable[[], None] = lambda: None,
+    on_connected: Callable[[str], None] = lambda _: None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Progress:
     """Collect into `database` (made if missing) until `stop` is set.
@@ -51,7 +51,7 @@ def run_collector(
         database: a file (SQLite), or postgresql://...
         stop: ends it.
         metrics: where Prometheus may ask.
-        on_connected: called on each connection to the broker.
+        on_connected: called on each connection to the broker, with the store's name.
         on_progress: called after each commit.
 
     Raises:
@@ -71,7 +71,7 @@ def run_collector(
             on_progress(progress)
 
         collector = Collector(broker, store, name, on_commit)
-        collector.link.on_ready(on_connected)
+        collector.link.on_ready(lambda: on_connected(store.name))
         shown.watch(collector)
         if metrics is not None:
             stack.enter_context(shown.served(metrics))
