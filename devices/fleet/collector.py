@@ -21,7 +21,7 @@ import msgspec
 from ferryman.devices import topics
 from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.fleet.store.quarantine import WHOLE_MAX_BYTES, Bad
-from ferryman.devices.fleet.store.store import Batch, Store, ranges
+from ferryman.devices.fleet.store.store import Arrived, Batch, Row, Store, open_store, ranges
 from ferryman.devices.mqtt import Delivery, Link, Message
 from ferryman.runtime.contracts.drift import Drift
 from ferryman.runtime.contracts.envelope import EnvelopeV1, Receipt
@@ -202,7 +202,7 @@ class Collector:
 
 def _sort(deliveries: list[Delivery]) -> tuple[Batch, list[Message]]:
     """What to store, and the receipts to send once it is."""
-    envelopes: list[tuple[EnvelopeV1, str, bytes]] = []
+    arrived: list[Arrived] = []
     bad: list[Bad] = []
     statuses: dict[str, Status] = {}
     committed: dict[tuple[str, str], list[int]] = defaultdict(list)
@@ -215,7 +215,8 @@ def _sort(deliveries: list[Delivery]) -> tuple[Batch, list[Message]]:
                     statuses[status.device] = status
                 continue
             envelope = parse_telemetry(topic, payload)
-            envelopes.append((envelope, topic, payload))
+            row = Row(envelope.sequence, envelope.kind, envelope.time_ns, None, True, bytes(envelope.body))
+            arrived.append(Arrived(envelope.device, envelope.boot, (row,), topic, payload))
             committed[envelope.device, envelope.boot].append(envelope.sequence)
         except ValueError as error:
             bad.append(Bad(topic, payload, str(error)))
@@ -226,7 +227,7 @@ def _sort(deliveries: list[Delivery]) -> tuple[Batch, list[Message]]:
         Message(topic=topics.receipt(device), payload=encode(Receipt(boot=boot, ranges=ranges(sequences))))
         for (device, boot), sequences in committed.items()
     ]
-    return Batch(envelopes, bad, list(statuses.values())), receipts
+    return Batch(arrived, bad, list(statuses.values())), receipts
 
 
 def _identity(topic: str, payload: bytes) -> tuple[str, str, int] | None:
@@ -255,7 +256,7 @@ def run_collector(
     Raises:
         StoreError: the database cannot be opened, or another collector writes to it.
     """
-    store = Store(database)
+    store = open_store(database)
     try:
         with _only_one(database):
             collector = Collector(broker, store)
