@@ -138,14 +138,20 @@ class Client(paho.Client):
             self.on_end("connection lost")
 
 
-def make_client(broker: BrokerConfig, protocol: MQTTProtocolVersion, wanted: Wanted, in_flight_max: int) -> Client:
+def make_client(
+    broker: BrokerConfig,
+    protocol: MQTTProtocolVersion,
+    wanted: Wanted,
+    in_flight_max: int,
+    new_client: Callable[..., Client] = Client,
+) -> Client:
     """A client that is not connected yet.
 
     Raises:
         OSError, ValueError: the certificates' files cannot be read.
     """
     v5 = protocol == MQTTProtocolVersion.MQTTv5
-    client = Client(
+    client = new_client(
         CallbackAPIVersion.VERSION2,
         wanted.client_id,
         clean_session=None if v5 else wanted.session_expiry_s < LASTING_S,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ferryman.devices import topics
 from ferryman.devices.broker import BrokerConfig
-from ferryman.devices.fleet.collector import parse_status
+from ferryman.devices.fleet.collector.status import parse_status
 from ferryman.devices.fleet.rollout.words import shorten
 from ferryman.devices.mqtt import Delivery, Link, Message
 from ferryman.runtime.contracts.errors import LinkError
