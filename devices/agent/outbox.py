@@ -230,13 +230,6 @@ class Outbox:
 
         return self._file.write(work)
 
-    _births = 0
-
-    def next_birth(self) -> int:
-        """Count one more connection."""
-        self._births += 1
-        return self._births
-
     def counts(self) -> Counts:
         """Count.
 

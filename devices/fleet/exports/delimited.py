@@ -19,8 +19,7 @@ _ROWS = 1000
 
 def write_csv(table: Exportable, rows: Iterable[Row], file: BinaryIO) -> None:
     """Write them as they come; times are RFC 3339 with nanoseconds, lists and objects JSON."""
-    for block in _blocks(table, rows):
-        file.write(block)
+    file.writelines(_blocks(table, rows))
 
 
 def _blocks(table: Exportable, rows: Iterable[Row]) -> Iterator[bytes]:

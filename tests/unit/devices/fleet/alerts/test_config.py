@@ -68,7 +68,11 @@ def test_rules_of_the_file_stand_beside_the_defaults_or_replace_them():
         ("[group]\nby = 'x'\nwait_s = -1", 3, "group.wait_s"),
         ('[[rule]]\nwhen = "disk"\ndevices = "a b"', 3, "rule[0].devices: query, character 2"),
         ("[[silence]]\nuntil = 2026-01-01T00:00:00", 2, "timezone"),
-        ('[[silence]]\nuntil = 2026-01-01T00:00:00Z\nrules = ["x"]', 3, "no rule is called 'x'; there are: clock, disk"),
+        (
+            '[[silence]]\nuntil = 2026-01-01T00:00:00Z\nrules = ["x"]',
+            3,
+            "no rule is called 'x'; there are: clock, disk",
+        ),
         ('[[tell]]\nurl = "mailto://${NOPE}"', 2, "the environment has no variable NOPE"),
         ('[[rule]]\nwhen = "disk"\n[[rule]]\nwhen = "disk"\n', 3, "called 'disk' already"),
         ('[[rule]]\nwhen = "disk"\nname = "a/b"', 3, "name"),
