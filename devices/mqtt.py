@@ -26,6 +26,7 @@ from ferryman.devices.mqtt_connection import (
     Done,
     Handler,
     Message,
+    Subscription,
     Wanted,
     guard,
     make_client,
@@ -96,7 +97,7 @@ class Link:
             receive_max=receive_max,
             packet_max_bytes=packet_max_bytes,
         )
-        self._handlers: dict[str, tuple[Handler, int]] = {}
+        self._handlers: dict[str, Subscription] = {}
         self._ready_callbacks: list[Callable[[], None]] = []
         self._down_callbacks: list[Callable[[], None]] = []
         self._connection: Connection | None = None
@@ -110,13 +111,14 @@ class Link:
         self._knows_v5 = False
         self._thread = threading.Thread(target=self._run, name=f"link-{client_id}", daemon=True)
 
-    def subscribe(self, topic_filter: str, handler: Handler, *, qos: int = 1) -> None:
+    def subscribe(self, topic_filter: str, handler: Handler, *, qos: int = 1, needed: bool = True) -> None:
         """Have `handler` called with what comes on `topic_filter`, on this and every later connection.
 
         With `qos` 1 a broker drops what is over its queue (mosquitto: 1,000 messages), silently; with 0 it does not
-        queue. What a whole fleet has retained is more than that: take 0 for it, and `refresh` now and then.
+        queue. What a whole fleet has retained is more than that: take 0 for it, and `refresh` now and then. A
+        subscription that is not `needed` may be refused, which is logged; else there is no connection without it.
         """
-        self._handlers[topic_filter] = (handler, qos)
+        self._handlers[topic_filter] = Subscription(handler, qos, needed)
 
     def refresh(self) -> None:
         """Subscribe anew: what is retained comes once more. Does nothing while there is no connection."""
