@@ -18,13 +18,16 @@ import ferryman
 from ferryman.devices import topics
 from ferryman.devices.agent.desk import Body, Desk
 from ferryman.devices.agent.health import HealthWatch
-from ferryman.devices.agent.outbox import Counts, Outbox
+from ferryman.devices.agent.modes import Modes
+from ferryman.devices.agent.outbox import FILE, Counts, Outbox
 from ferryman.devices.agent.publisher import Publisher
 from ferryman.devices.agent.ready import Limits, read_now, why_not_yet
 from ferryman.devices.agent.recorder import Recorder, as_record
 from ferryman.devices.agent.serving import Serving
+from ferryman.devices.agent.spending import TelemetryConfig
 from ferryman.devices.agent.stepdown import StepDown
 from ferryman.devices.agent.updating import FINAL, Hands, Updating
+from ferryman.devices.agent.upkeep import Upkeep
 from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.labels import check_labels
 from ferryman.devices.mqtt import Delivery, Link, Message
@@ -56,7 +59,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-OUTBOX = "outbox.sqlite"
 _METERS = "FERRYMAN_METERS"
 """Environment: modules, with commas between, that a profile asked for from afar may name as its meter."""
 POLL_S = 1.0
@@ -87,6 +89,8 @@ class AgentConfig:
     """Update only while something supplies power."""
     idle_s: float = 0.0
     """Update only when nobody asked for an inference for so long."""
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    """What telemetry may cost, and how long it waits."""
 
 
 class Agent:
@@ -116,7 +120,8 @@ class Agent:
                 f"cannot make the folder {config.root}: {error.strerror}; make it for the user who runs the agent, or "
                 "name another --root"
             ) from error
-        self._outbox = Outbox(config.root / OUTBOX)
+        self._outbox = Outbox(config.root / FILE, keep_days=config.telemetry.keep_days)
+        self._upkeep = Upkeep(self._outbox)
         self._store = SlotStore(config.root)
         self._health = HealthWatch(self._store)
         self._serving = Serving(self._store, self._health, StepDown())
@@ -127,7 +132,14 @@ class Agent:
         self._updating = self._updater(config.update) if config.update else None
         self._desk = Desk(config.device, self._link, self._do)
         self._link.on_ready(self._announce)
-        self._publisher = Publisher(self._outbox, config.device, self._link, confirm=config.confirm)
+        self._publisher = Publisher(
+            self._outbox,
+            config.device,
+            self._link,
+            confirm=config.confirm,
+            config=config.telemetry,
+            mode=Modes(config.root, config.telemetry.mode).now,
+        )
         self._seen: SlotState | None = None
         self._trouble = ""
 
@@ -154,6 +166,7 @@ class Agent:
             try:
                 while not stop.wait(POLL_S):
                     self._note_changes()
+                    self._keep_up()
             finally:
                 stop.set()
                 if self._updating and updater:
@@ -271,6 +284,12 @@ class Agent:
                 "slot %s serves %s %.12s", state.active.name, state.active.package_name, state.active.package_sha256
             )
         self._announce()
+
+    def _keep_up(self) -> None:
+        try:
+            self._upkeep.look(time.monotonic())
+        except DeviceError as error:
+            log.debug("not done: %s", error)  # the recorder says what is wrong with the disk
 
     def _follow_drift(self) -> None:
         """Put the inference that was just answered into the statistics; whatever goes wrong there ends there."""
