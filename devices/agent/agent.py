@@ -18,7 +18,8 @@ from ferryman.devices import topics
 from ferryman.devices.agent.desk import Body, Desk
 from ferryman.devices.agent.health import HealthWatch
 from ferryman.devices.agent.logs import LogRecords
-from ferryman.devices.agent.outbox import Outbox
+from ferryman.devices.agent.modes import Modes
+from ferryman.devices.agent.outbox import FILE, Outbox
 from ferryman.devices.agent.power import PowerMeter
 from ferryman.devices.agent.presence import Presence
 from ferryman.devices.agent.publisher import Publisher
@@ -27,9 +28,11 @@ from ferryman.devices.agent.recorder import Recorder, as_record
 from ferryman.devices.agent.sampler import PERIOD_S as PERIOD_OF_SAMPLES_S
 from ferryman.devices.agent.sampler import Sampler, Sources, live
 from ferryman.devices.agent.serving import Serving
+from ferryman.devices.agent.spending import TelemetryConfig
 from ferryman.devices.agent.stepdown import StepDown
 from ferryman.devices.agent.tally import ServedTally
 from ferryman.devices.agent.updating import FINAL, Hands, Updating
+from ferryman.devices.agent.upkeep import Upkeep
 from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.labels import check_labels
 from ferryman.devices.mqtt import Delivery, Link, Message
@@ -58,7 +61,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-OUTBOX = "outbox.sqlite"
 _METERS = "FERRYMAN_METERS"
 """Environment: modules, with commas between, that a profile asked for from afar may name as its meter."""
 _METER_PASSWORD = "FERRYMAN_METER_PASSWORD"  # noqa: S105  # the name of the variable that holds it
@@ -96,6 +98,8 @@ class AgentConfig:
     """Every so often, how the device does becomes a telemetry record; 0: never."""
     meter: str | None = None
     """What tells the power of samples; None: nothing does."""
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    """What telemetry may cost, and how long it waits."""
 
 
 class Agent:
@@ -119,7 +123,8 @@ class Agent:
                 f"cannot make the folder {config.root}: {error.strerror}; make it for the user who runs the agent, or "
                 "name another --root"
             ) from error
-        self._outbox = Outbox(config.root / OUTBOX)
+        self._outbox = Outbox(config.root / FILE, keep_days=config.telemetry.keep_days)
+        self._upkeep = Upkeep(self._outbox)
         self._store = SlotStore(config.root)
         self._logs = LogRecords((config.broker.password, os.environ.get(_METER_PASSWORD)))
         tally = ServedTally()
@@ -137,7 +142,14 @@ class Agent:
         self._updating = self._updater(config.update) if config.update else None
         self._desk = Desk(config.device, self._link, self._do)
         self._link.on_ready(self._announce)
-        self._publisher = Publisher(self._outbox, config.device, self._link, confirm=config.confirm)
+        self._publisher = Publisher(
+            self._outbox,
+            config.device,
+            self._link,
+            confirm=config.confirm,
+            config=config.telemetry,
+            mode=Modes(config.root, config.telemetry.mode).now,
+        )
         self._seen: SlotState | None = None
         self._trouble = ""
         self._power = PowerMeter(config.meter) if config.meter and config.sample_s else None
@@ -170,6 +182,7 @@ class Agent:
                 while not stop.wait(POLL_S):
                     self._note_changes()
                     self._note_logs()
+                    self._keep_up()
             finally:
                 stop.set()
                 if self._updating:
@@ -308,6 +321,12 @@ class Agent:
         with self._logs.quiet():
             if not self._recorder.waiting and (lines := self._logs.take()):
                 self._record([("log", line) for line in lines])
+
+    def _keep_up(self) -> None:
+        try:
+            self._upkeep.look(time.monotonic())
+        except DeviceError as error:
+            log.debug("not done: %s", error)  # the recorder says what is wrong with the disk
 
     def _follow_drift(self) -> None:
         """Put the inference that was just answered into the statistics; whatever goes wrong there ends there."""

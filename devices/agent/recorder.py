@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
+from ferryman.devices.agent.clock import Reading
 from ferryman.devices.agent.outbox import BODY_MAX_BYTES, Outbox
 from ferryman.runtime.contracts.energy import EnergyWindow
 from ferryman.runtime.contracts.errors import CallerError, DeviceError
@@ -31,7 +31,7 @@ class Recorder:
     def __init__(self, outbox: Outbox) -> None:
         self._outbox = outbox
         self._lock = threading.Lock()
-        self._waiting: deque[tuple[str, Record]] = deque()
+        self._waiting: deque[tuple[str, Record, Reading]] = deque()
         self._trouble = False
         self.lost = 0
         """Records that never reached the disk."""
@@ -43,14 +43,15 @@ class Recorder:
 
     def put(self, records: Sequence[tuple[str, Record]]) -> None:
         """Put records on disk; what a full one keeps out waits in memory and is tried again with every poll."""
+        now = self._outbox.clock()
         with self._lock:
-            self._waiting.extend(records)
+            self._waiting.extend((kind, body, now) for kind, body in records)
             while len(self._waiting) > UNRECORDED_MAX:
                 del self._waiting[self._least()]
                 self.lost += 1
             try:
                 while self._waiting:
-                    self._outbox.append(*self._waiting[0], time.time_ns())
+                    self._outbox.append(*self._waiting[0])
                     self._waiting.popleft()
             except DeviceError as error:
                 if not self._trouble:

@@ -15,7 +15,19 @@ from ferryman import __version__
 from ferryman.collect_cli import collect
 from ferryman.compare_cli import compare
 from ferryman.keys_cli import keys
-from ferryman.options import PATH, Seconds, Size, devices_option, find, stop_event, update_config, update_options
+from ferryman.options import (
+    PATH,
+    Seconds,
+    Size,
+    devices_option,
+    find,
+    stop_event,
+    telemetry_config,
+    telemetry_options,
+    update_config,
+    update_options,
+)
+from ferryman.outbox_cli import outbox
 from ferryman.profile_cli import profile
 from ferryman.repository_cli import publish, repository, serve, withdraw
 from ferryman.rollout_cli import rollout
@@ -385,6 +397,7 @@ def rollback(
 @click.option(
     "--idle", type=click.FloatRange(0, 86400), default=0.0, help="Update only when nobody asked for so many seconds."
 )
+@telemetry_options
 def agent(
     device: str,
     broker: str,
@@ -395,6 +408,10 @@ def agent(
     repository: str | None,
     mains: bool,
     idle: float,
+    telemetry_rate: int | None,
+    telemetry_day_max: int | None,
+    mode: Any,  # noqa: ANN401  # click has checked it
+    keep: float,
     **spending: Any,  # noqa: ANN401  # what `update_options` adds
 ) -> None:
     """Run on the device: serve the active slot over MQTT, send telemetry, and take updates over the air.
@@ -415,6 +432,9 @@ def agent(
         update=update_config(repository, **spending) if repository else None,
         mains=mains,
         idle_s=idle,
+        telemetry=telemetry_config(
+            telemetry_rate=telemetry_rate, telemetry_day_max=telemetry_day_max, mode=mode, keep=keep
+        ),
     )
     Agent(config).run(stop_event())
 
@@ -490,6 +510,7 @@ def status(device: str, devices_file: Path | None, as_json: bool, timeout: float
     click.echo(encode(answer) if as_json else describe_status(answer))
 
 
+main.add_command(outbox)
 main.add_command(profile)
 main.add_command(compare)
 for command in (keys, publish, withdraw, repository, serve, update, rollout, ship):
