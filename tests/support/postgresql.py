@@ -73,6 +73,8 @@ class PostgreSQL:
         return f"postgresql://{user}:{password}@127.0.0.1:{self.port}/{database}"
 
     def start(self) -> None:
+        import psycopg
+
         command = self._as_user([_binary("postgres"), "-D", str(self._data), *self._settings])
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self._data)
@@ -80,9 +82,9 @@ class PostgreSQL:
         while True:
             try:
                 self.execute("SELECT 1")
-            except Exception as error:
-                assert self._process.poll() is None, self._log.read_text()
-                assert time.monotonic() < deadline, (error, self._log.read_text())
+            except psycopg.OperationalError:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    raise AssertionError(self._log.read_text()) from None
                 time.sleep(0.05)
             else:
                 return

@@ -6,9 +6,10 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, delete, func, literal_column, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, Delete, delete, func, literal_column, or_, select, tuple_, update
 
 from ferryman.devices.fleet.store import postgresql, quarantine, spans
 from ferryman.devices.fleet.store.bulk import Span
@@ -24,11 +25,12 @@ _ROWS_AT_ONCE = 2000
 _DEVICES_AT_ONCE = 200
 _PAGES_AT_ONCE = 256
 _PAUSE_S = 0.005
+_SPAN = tuple_(rollups.c.device, rollups.c.span_s, rollups.c.start_s)
 
 
 @dataclass(frozen=True)
 class Policy:
-    """How long things are kept, in days; None: for ever. The age counts from when it was recorded and from when it came."""
+    """How long things are kept, in days since they were recorded and since they came; None: for ever."""
 
     samples_days: float | None = 30
     others_days: float | None = 365
@@ -79,34 +81,30 @@ def retain(store: Store, policy: Policy, now_ns: int) -> Retained:
 
 def _samples(store: Store, before_ns: int, now_ns: int) -> int:
     before_ns = before_ns // _HOUR_NS * _HOUR_NS
+    hour: ColumnElement[int] = literal_column(f"records.time_ns / {_HOUR_NS}")
     deleted = 0
     for devices in _devices(store):
-        hour = literal_column(f"records.time_ns / {_HOUR_NS}")
         query = select(sources.c.device, hour).distinct().join_from(sources, records, records.c.source == sources.c.id)
         query = query.where(sources.c.device.in_(devices), of_kind(SAMPLE), _old(before_ns, now_ns))
-        found = sorted((device, HOUR_S, number * HOUR_S) for device, number in store.read(query))
+        found = sorted((row[0], HOUR_S, row[1] * HOUR_S) for row in store.read(query))
         for at in range(0, len(found), _HOURS_AT_ONCE):
-            some = found[at : at + _HOURS_AT_ONCE]
-            deleted += _slice(
-                store, lambda connection, some=some: sum(_seal_hour(connection, one, before_ns) for one in some)
-            )
+            deleted += _slice(store, partial(_seal_hours, hours=found[at : at + _HOURS_AT_ONCE], before_ns=before_ns))
     return deleted
 
 
-def _seal_hour(connection: Connection, span: Span, before_ns: int) -> int:
-    if not spans.hold(connection, span):
-        return 0  # there is something new in it, which is to be rolled up first
+def _seal_hours(connection: Connection, hours: list[Span], before_ns: int) -> int:
+    held = [one for one in hours if spans.hold(connection, one)]  # else there is something new: first the roll-up
     deleted = 0
-    if spans.last_received_ns(connection, span) < before_ns:
-        _seal(connection, span)
-        deleted = spans.delete_samples(connection, span)
-    spans.release(connection, [span])
+    for one in held:
+        if spans.last_received_ns(connection, one) < before_ns:
+            _seal(connection, one)
+            deleted += spans.delete_samples(connection, one)
+    spans.release(connection, held)
     return deleted
 
 
 def _seal(connection: Connection, span: Span) -> None:
-    same = tuple_(rollups.c.device, rollups.c.span_s, rollups.c.start_s) == span
-    connection.execute(update(rollups).where(same).values(sealed=1))
+    connection.execute(update(rollups).where(_SPAN.in_([span])).values(sealed=1))
 
 
 def _others(store: Store, before_ns: int, now_ns: int) -> int:
@@ -120,7 +118,7 @@ def _others(store: Store, before_ns: int, now_ns: int) -> int:
         name = (records.c.source, records.c.sequence)
         some = select(*name).where(of_kind(kind), _old(before_ns, now_ns)).limit(_ROWS_AT_ONCE)
         statement = delete(records).where(tuple_(*name).in_(some))
-        while gone := _slice(store, lambda connection, statement=statement: connection.execute(statement).rowcount):
+        while gone := _slice(store, partial(_rows, statement=statement)):
             deleted += gone
 
 
@@ -131,12 +129,12 @@ def _old(before_ns: int, now_ns: int) -> ColumnElement[bool]:
 
 
 def _hours(store: Store, before_s: int) -> int:
+    day: ColumnElement[int] = literal_column(f"start_s - start_s % {DAY_S}")
+    query = select(rollups.c.device, day).where(rollups.c.span_s == HOUR_S, rollups.c.start_s < before_s).distinct()
     deleted = 0
     while True:
-        day = literal_column(f"start_s - start_s % {DAY_S}")
-        query = select(rollups.c.device, day).where(rollups.c.span_s == HOUR_S, rollups.c.start_s < before_s).distinct()
-        some = [(device, DAY_S, start_s) for device, start_s in store.read(query.limit(_ROWS_AT_ONCE))]
-        gone = sum(_slice(store, lambda connection, one=one: _seal_day(connection, one)) for one in sorted(some))
+        some = sorted((row[0], DAY_S, row[1]) for row in store.read(query.limit(_ROWS_AT_ONCE)))
+        gone = sum(_slice(store, partial(_seal_day, span=one)) for one in some)
         deleted += gone
         if not gone:
             return deleted
@@ -151,8 +149,7 @@ def _seal_day(connection: Connection, span: Span) -> int:
         _seal(connection, span)
         for hour in hours:
             spans.delete_samples(connection, hour)
-            same = tuple_(rollups.c.device, rollups.c.span_s, rollups.c.start_s) == hour
-            deleted += connection.execute(delete(rollups).where(same)).rowcount
+            deleted += connection.execute(delete(rollups).where(_SPAN.in_([hour]))).rowcount
     spans.release(connection, held)
     return deleted
 
@@ -162,7 +159,7 @@ def _days(store: Store, before_s: int) -> int:
     some = select(*key).where(rollups.c.span_s == DAY_S, rollups.c.start_s < before_s).limit(_ROWS_AT_ONCE)
     statement = delete(rollups).where(tuple_(*key).in_(some))
     deleted = 0
-    while gone := _slice(store, lambda connection: connection.execute(statement).rowcount):
+    while gone := _slice(store, partial(_rows, statement=statement)):
         deleted += gone
     return deleted
 
@@ -176,6 +173,10 @@ def _devices(store: Store) -> Iterator[list[str]]:
             return
         yield found
         last = found[-1]
+
+
+def _rows(connection: Connection, statement: Delete) -> int:
+    return connection.execute(statement).rowcount
 
 
 def _slice(store: Store, work: Callable[[Connection], T]) -> T:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -39,7 +40,7 @@ def roll_up(store: Store, now_ns: int) -> int:
     """
     done = 0
     for span_s in (HOUR_S, DAY_S):
-        while made := store.write(lambda connection, span_s=span_s: _some(connection, span_s, now_ns // 10**9)):
+        while made := store.write(partial(_some, span_s=span_s, now_s=now_ns // 10**9)):
             done += made
             time.sleep(_PAUSE_S)  # those who insert come in between
     return done
@@ -116,7 +117,7 @@ def _replace(connection: Connection, span: Span, found: dict[_Key, Summary], *, 
     connection.execute(delete(rollups).where(*where))
     fixed = {"device": device, "span_s": span_s, "start_s": start_s, "sealed": int(sealed)}
     rows: list[dict[str, Any]] = [
-        {**fixed, "metric": metric, "package": package, **one._asdict()} for (metric, package), one in found.items()
+        {**fixed, "metric": metric, "package": package, **vars(one)} for (metric, package), one in found.items()
     ]
     if rows:
         connection.execute(insert(rollups), rows)

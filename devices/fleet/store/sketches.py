@@ -10,7 +10,7 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from datasketches import kll_floats_sketch
@@ -25,7 +25,8 @@ WEIGHT_MAX = 100_000
 _FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
-class Summary(NamedTuple):
+@dataclass(frozen=True)
+class Summary:
     """What is kept of many values of one metric, in its unit."""
 
     count: int

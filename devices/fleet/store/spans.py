@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, text, tuple_
 
 from ferryman.devices.fleet.store.bulk import Span
-from ferryman.devices.fleet.store.ranges import ranges
+from ferryman.devices.fleet.store.ranges import join, ranges
 from ferryman.devices.fleet.store.tables import SAMPLE, dirty, gone, of_kind, records, sources
 
 _NS = 10**9
@@ -37,7 +37,7 @@ def hold(connection: Connection, span: Span) -> bool:
 def release(connection: Connection, held: Iterable[Span]) -> None:
     """The other end of `hold`."""
     for span in held:
-        connection.execute(delete(dirty).where(span == _KEY))
+        connection.execute(delete(dirty).where(_KEY.in_([span])))
 
 
 def samples(connection: Connection, span: Span) -> list[tuple[int, int, str]]:
