@@ -511,12 +511,12 @@ def report(
 ) -> None:
     """Print a table of the stored measurements and write a self-contained page with plots."""
     from ferryman.describe import printable
-    from ferryman.devices.fleet.store.store import Store
+    from ferryman.devices.fleet.store.store import open_store
     from ferryman.show import check_targets, show
 
     check_targets(csv, html, trace, database)
     left_out: list[str] = []
-    store = Store(database, create=False)
+    store = open_store(database, create=False)
     try:
         found = store.measurements(device=device, package=package, limit=REPORT_MAX, on_damaged=left_out.append)
         total = store.count_measurements(device=device, package=package)

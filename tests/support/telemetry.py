@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from sqlalchemy import select
+
 from ferryman.devices import topics
 from ferryman.devices.agent.outbox import Outbox
 from ferryman.devices.agent.publisher import Limits, Publisher
 from ferryman.devices.broker import BrokerConfig
-from ferryman.devices.fleet.collector import Collector
+from ferryman.devices.fleet.collector.collector import Collector
 from ferryman.devices.fleet.store.store import Store
+from ferryman.devices.fleet.store.tables import records
 from ferryman.devices.mqtt import Link, Message
 from ferryman.runtime.contracts.messages import Status
 from ferryman.runtime.contracts.record import Record, encode
@@ -50,7 +54,7 @@ def agent(broker: BrokerConfig, outbox: Outbox, device: str = "pi", **options) -
 @contextmanager
 def collecting(broker: BrokerConfig, store: Store) -> Iterator[Collector]:
     stop = threading.Event()
-    collector = Collector(broker, store)
+    collector = Collector(broker, store, f"ferryman-collector-{store.id}")
     thread = threading.Thread(target=collector.run, args=(stop,))
     thread.start()
     try:
@@ -65,5 +69,4 @@ def fill(outbox: Outbox, count: int) -> None:
 
 
 def numbers(store: Store) -> list[int]:
-    rows = store._read("SELECT json_extract(body, '$.number') FROM records ORDER BY sequence", {})
-    return [row[0] for row in rows]
+    return [json.loads(body)["number"] for (body,) in store.read(select(records.c.body).order_by(records.c.sequence))]
