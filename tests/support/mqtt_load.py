@@ -1,7 +1,7 @@
 """A load of MQTT messages that costs next to nothing to send: packets encoded beforehand, written as they are.
 
-`python -m tests.support.mqtt_load PORT FILE COUNT` sends FILE (packets of QoS 1, one after another) once a line comes in
-on its standard input, and ends when the broker has acknowledged all.
+`python -m tests.support.mqtt_load PORT FILE COUNT` sends FILE (packets of QoS 1, one after another) once a line comes
+in on its standard input, and ends when the broker has acknowledged all.
 """
 
 from __future__ import annotations
