@@ -18,7 +18,7 @@ from ferryman.devices.agent.outbox import Outbox
 from ferryman.devices.agent.publisher import Publisher
 from ferryman.devices.agent.window import Limits
 from ferryman.devices.broker import BrokerConfig
-from ferryman.devices.fleet.collector import Collector
+from ferryman.devices.fleet.collector.collector import Collector
 from ferryman.devices.fleet.store.store import Store
 from ferryman.devices.fleet.store.tables import records
 from ferryman.devices.mqtt import Delivery, Link, Message
@@ -59,7 +59,7 @@ def agent(broker: BrokerConfig, outbox: Outbox, device: str = "pi", **options) -
 @contextmanager
 def collecting(broker: BrokerConfig, store: Store) -> Iterator[Collector]:
     stop = threading.Event()
-    collector = Collector(broker, store)
+    collector = Collector(broker, store, f"ferryman-collector-{store.id}")
     thread = threading.Thread(target=collector.run, args=(stop,))
     thread.start()
     try:
