@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
-import threading
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ferryman import __version__
+from ferryman.collect_cli import collect
 from ferryman.compare_cli import compare
 from ferryman.fleet_cli import fleet
 from ferryman.keys_cli import keys
-from ferryman.options import PATH, Seconds, Size, devices_option, find, update_config, update_options
+from ferryman.options import PATH, Seconds, Size, devices_option, find, stop_event, update_config, update_options
 from ferryman.profile_cli import profile
 from ferryman.repository_cli import publish, repository, serve, withdraw
 from ferryman.rollout_cli import rollout
@@ -51,6 +50,7 @@ _INSTALL = {
     "rollback": "'ferryman[push]'",
     "profile": "'ferryman[collector]'",
     "compare": "'ferryman[push,collector]'",
+    "collect": "'ferryman[collector]'",
     "fleet": "'ferryman[collector]'",
     "report": "'ferryman[collector]'",
     "pareto": "torch==2.13.0, then 'ferryman[convert,collector]'",
@@ -419,7 +419,7 @@ def agent(
         mains=mains,
         idle_s=idle,
     )
-    Agent(config).run(_stop_event())
+    Agent(config).run(stop_event())
 
 
 @main.command()
@@ -500,25 +500,7 @@ for command in (keys, publish, withdraw, repository, serve, update, rollout, shi
     main.add_command(command)
 
 
-@main.command()
-@click.option("--broker", required=True, help="mqtt://[user:password@]HOST[:PORT] or mqtts://...")
-@click.option("--database", type=PATH, default=Path("ferryman.sqlite"), show_default=True, help="SQLite file.")
-def collect(broker: str, database: Path) -> None:
-    """Store what devices send, until interrupted."""
-    from ferryman.devices.broker import parse_broker
-    from ferryman.devices.fleet.collector import Progress, run_collector
-
-    parsed = parse_broker(broker)
-
-    def show(progress: Progress) -> None:
-        if sys.stderr.isatty():
-            counts = ", ".join(f"{name} {count}" for name, count in progress._asdict().items())
-            click.echo(f"\r{counts}", err=True, nl=False)
-
-    def tell() -> None:
-        click.echo(f"collecting from {parsed.address} into {database}; interrupt to stop", err=True)
-
-    run_collector(parsed, database, stop=_stop_event(), on_connected=tell, on_progress=show)
+main.add_command(collect)
 
 
 @main.command()
@@ -579,14 +561,6 @@ def pareto(package: tuple[Path, ...], data: str, output: Path, as_json: bool) ->
     click.echo(to_json(points) if as_json else table(points))
     draw(points, output)
     click.echo(f"plot: {output}", err=True)
-
-
-def _stop_event() -> threading.Event:
-    """Set by the signals that ask a process to end."""
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
 
 
 if __name__ == "__main__":

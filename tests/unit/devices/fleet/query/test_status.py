@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ferryman.devices.fleet.query.status import fleet_status
 from ferryman.devices.fleet.query.records import Worst
+from ferryman.devices.fleet.query.status import fleet_status
 from ferryman.runtime.contracts.errors import CallerError
 from tests.support.seeded import HOUR_BEGIN_NS, HOUR_NS, NOW_NS, SHA, alert, join, put, roll_up, sample, status
 
