@@ -14,6 +14,7 @@ import click
 from ferryman import __version__
 from ferryman.collect_cli import collect
 from ferryman.compare_cli import compare
+from ferryman.fleet_cli import fleet
 from ferryman.keys_cli import keys
 from ferryman.options import (
     PATH,
@@ -62,6 +63,7 @@ _INSTALL = {
     "profile": "'ferryman[collector]'",
     "compare": "'ferryman[push,collector]'",
     "collect": "'ferryman[collector]'",
+    "fleet": "'ferryman[collector]'",
     "report": "'ferryman[collector]'",
     "pareto": "torch==2.13.0, then 'ferryman[convert,collector]'",
 }
@@ -108,6 +110,7 @@ def main(verbose: int) -> None:
       profile   latency, memory and energy on the device
       compare   packages -> which is slower, by how much, for sure
       collect   telemetry -> database;  report: database -> table and page
+      fleet     database -> how all devices do, who stands out, files for other programs
       pareto    packages -> accuracy against bytes and latency
 
     \b
@@ -513,6 +516,7 @@ def status(device: str, devices_file: Path | None, as_json: bool, timeout: float
 main.add_command(outbox)
 main.add_command(profile)
 main.add_command(compare)
+main.add_command(fleet)
 for command in (keys, publish, withdraw, repository, serve, update, rollout, ship):
     main.add_command(command)
 
