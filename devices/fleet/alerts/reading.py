@@ -5,9 +5,9 @@ A cursor stands in each run of numbers (`sources`). What comes below it later is
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import BigInteger, Row, column, func, select, values
 
@@ -86,14 +86,14 @@ class Reader:
         )
         self._last = 0
         self._not_before_ns = now_ns - RESTART_NS
-        for source, device, sequence in store.read(
-            select(ranked.c.id, ranked.c.device, newest).where(ranked.c.rank <= SOURCES_KEPT)
-        ):
+        query = select(ranked.c.id, ranked.c.device, newest).where(ranked.c.rank <= SOURCES_KEPT)
+        for source, device, sequence in map(tuple, store.read(query)):
             self._follow(source, _Run(device, max(0, (sequence or 0) - REWIND), now_ns))
 
     def _find_runs(self, store: Store, now_ns: int) -> None:
         sources = tables.sources
-        for source, device in store.read(select(sources.c.id, sources.c.device).where(sources.c.id > self._last)):
+        query = select(sources.c.id, sources.c.device).where(sources.c.id > self._last)
+        for source, device in map(tuple, store.read(query)):
             self._follow(source, _Run(device, 0, now_ns))
             self._behind.add(device)
 
@@ -128,9 +128,9 @@ class Reader:
             self._behind |= {run.device for run in runs.values()}
         yield from self._take(runs, found, now_ns)
 
-    def _take(self, runs: dict[int, _Run], found: list[Row[tuple[object, ...]]], now_ns: int) -> Iterator[News]:
+    def _take(self, runs: dict[int, _Run], found: Sequence[Row[Any]], now_ns: int) -> Iterator[News]:
         unsettled: set[int] = set()
-        for source, sequence, kind, time_ns, uptime_ns, clock, received_ns, body in found:
+        for source, sequence, kind, time_ns, uptime_ns, clock, received_ns, body in map(tuple, found):
             run = runs[source]
             if received_ns > now_ns - SETTLE_NS or source in unsettled:
                 unsettled.add(source)
