@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import http.server
-import json
-import threading
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from aiosmtpd.controller import Controller
-from aiosmtpd.handlers import Message as MessageHandler
 
 from ferryman.devices.fleet.alerts import senders
 from ferryman.devices.fleet.alerts.book import Book
@@ -19,71 +15,9 @@ from ferryman.devices.fleet.alerts.config import Config, Grouping, Tell
 from ferryman.devices.fleet.alerts.senders import Sender, deliver_to
 from ferryman.runtime.contracts.errors import CallerError
 from tests.support.mosquitto import free_port
+from tests.support.servers import mail_server, web_hook
 from tests.support.telemetry import until
 from tests.unit.devices.fleet.alerts.test_book import row, target
-
-
-class Mailbox(MessageHandler):
-    def __init__(self):
-        super().__init__()
-        self.mails = []
-
-    def handle_message(self, message):
-        self.mails.append(message)
-
-
-@contextmanager
-def mail_server() -> Iterator[tuple[str, Mailbox]]:
-    box = Mailbox()
-    server = Controller(box, hostname="127.0.0.1", port=free_port())
-    server.start()
-    try:
-        yield f"mailto://127.0.0.1:{server.port}?from=collector@example.com&to=ops@example.com&mode=insecure", box
-    finally:
-        server.stop()
-
-
-class Hook:
-    """A webhook that answers as told."""
-
-    def __init__(self) -> None:
-        self.bodies: list[dict] = []
-        self.answers: list[int] = []
-        """Before the first 200."""
-        self.hang = threading.Event()
-        self.hangs = False
-        self.asked = 0
-
-
-@contextmanager
-def web_hook() -> Iterator[tuple[str, Hook]]:
-    hook = Hook()
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            hook.asked += 1
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            if hook.hangs:
-                hook.hang.wait(30)
-            status = hook.answers.pop(0) if hook.answers else 200
-            if status == 200:
-                hook.bodies.append(body)
-            self.send_response(status)
-            self.end_headers()
-
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/hook?key=1", hook
-    finally:
-        hook.hang.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @pytest.fixture(autouse=True)
@@ -142,8 +76,6 @@ def test_a_dead_a_failing_and_a_hanging_webhook_hold_up_nobody_and_are_told_once
 
 
 def test_a_mail_server_that_takes_connections_and_is_silent_is_given_up_after_a_time():
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as silent, web_hook() as (url, hook):
         mail_url = f"mailto://127.0.0.1:{silent.getsockname()[1]}?from=a@example.com&to=b@example.com&mode=insecure"
         with telling(f"{mail_url}&cto=0.3&rto=0.3", url) as (book, some):
