@@ -174,6 +174,8 @@ def certified(certificate: x509.Certificate, authority: x509.Certificate | None 
             authority_key_sha256=fingerprint(authority.public_key()) if authority is not None else None,
         )
     except InvalidSignature:
-        raise IdentityError("the certificate is not signed by the authority beside it; enroll this device anew") from None
+        raise IdentityError(
+            "the certificate is not signed by the authority beside it; enroll this device anew"
+        ) from None
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise IdentityError(f"the certificate is none of ferryman's: {error}; enroll this device anew") from error

@@ -1,7 +1,7 @@
 """The device's part of becoming one of the fleet: key and request, certificate accepted, shown (extra `enroll`).
 
-Every step may be killed and done again: a key that was asked for is asked for again, and what is accepted is put in place
-by one rename.
+Every step may be killed and done again: a key that was asked for is asked for again, and what is accepted is put in
+place by one rename.
 """
 
 from __future__ import annotations
@@ -9,24 +9,31 @@ from __future__ import annotations
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from ferryman.devices import certificates
+from ferryman.devices.broker import parse_broker
 from ferryman.devices.certificates import Certified, fingerprint, read_certificates, read_key, utc_now
 from ferryman.devices.identity import (
     CURRENT,
     NEXT,
     NEXT_KEY,
     OPERATORS,
+    alone,
     folder_of,
     guard_secret,
     make_folder,
+    with_identity,
     write_secret,
 )
+from ferryman.devices.mqtt import Link
 from ferryman.devices.signing import load_public
 from ferryman.devices.topics import check_name
 from ferryman.runtime.contracts.errors import CallerError, IdentityError
 from ferryman.runtime.contracts.record import Record
 from ferryman.runtime.durable import write_durable
+
+CHECK_S = 15.0
 
 
 class Requested(Record):
@@ -57,13 +64,15 @@ def request(root: Path, name: str) -> Requested:
         IdentityError: the key that is there cannot be used.
     """
     check_name(name)
-    path = make_folder(root) / NEXT_KEY
-    if path.exists():
-        guard_secret(path)
-        key = read_key(path.read_bytes(), str(path))
-    else:
-        key = certificates.new_key()
-        write_secret(path, certificates.key_to_pem(key))
+    folder = make_folder(root)
+    path = folder / NEXT_KEY
+    with alone(folder):
+        if path.exists():
+            guard_secret(path)
+            key = read_key(path.read_bytes(), str(path))
+        else:
+            key = certificates.new_key()
+            write_secret(path, certificates.key_to_pem(key))
     return Requested(name=name, csr=certificates.make_request(key, name).decode())
 
 
@@ -77,16 +86,17 @@ def accept(root: Path, pem: bytes) -> Certified:
     folder = make_folder(root)
     leaf, authority = _split(pem)
     found = _checked(leaf, authority)
-    if (key := _pending_key(folder, leaf)) is None:
-        if _current_key(folder) == found.key_sha256:
-            return found
-        raise IdentityError(
-            f"the certificate of {found.name} is not for a key of this device: it has another, or none that waits; "
-            "run `ferryman identity request` and have that signed"
-        )
-    write_secret(folder / CURRENT, certificates.key_to_pem(key) + certificates.to_pem([leaf, authority]))
-    (folder / NEXT).unlink(missing_ok=True)  # of a renewal that this overtakes
-    (folder / NEXT_KEY).unlink(missing_ok=True)
+    with alone(folder):
+        if (key := _pending_key(folder, leaf)) is None:
+            if _current_key(folder) == found.key_sha256:
+                return found
+            raise IdentityError(
+                f"the certificate of {found.name} is not for a key of this device: it has another, or none that waits; "
+                "run `ferryman identity request` and have that signed"
+            )
+        write_secret(folder / CURRENT, certificates.key_to_pem(key) + certificates.to_pem([leaf, authority]))
+        (folder / NEXT).unlink(missing_ok=True)  # of a renewal that this overtakes
+        (folder / NEXT_KEY).unlink(missing_ok=True)
     return found
 
 
@@ -101,12 +111,16 @@ def accept_renewal(root: Path, pem: bytes, name: str) -> bool:
     """
     folder = folder_of(root)
     leaf = next((one for one in read_certificates(pem, "the answer") if not certificates.is_authority(one)), None)
-    if leaf is None or (key := _pending_key(folder, leaf)) is None:
+    with alone(folder):
+        key = _pending_key(folder, leaf) if leaf is not None else None
+    if leaf is None or key is None:
         return False
     authority = _read(folder / CURRENT)[1]
     found = _checked(leaf, authority)
     if found.name != name:
-        raise IdentityError(f"the renewed certificate is for {found.name}, and this is {name}; see who runs the authority")
+        raise IdentityError(
+            f"the renewed certificate is for {found.name}, and this is {name}; see who runs the authority"
+        )
     write_secret(folder / NEXT, certificates.key_to_pem(key) + certificates.to_pem([leaf, authority]))
     return True
 
@@ -118,9 +132,11 @@ def promote(root: Path) -> None:
         DeviceError: the disk refused.
     """
     folder = folder_of(root)
-    write_secret(folder / CURRENT, (folder / NEXT).read_bytes())
-    (folder / NEXT_KEY).unlink(missing_ok=True)
-    (folder / NEXT).unlink(missing_ok=True)
+    with alone(folder):
+        if (folder / NEXT).exists():  # else somebody enrolled the device anew meanwhile
+            write_secret(folder / CURRENT, (folder / NEXT).read_bytes())
+            (folder / NEXT_KEY).unlink(missing_ok=True)
+            (folder / NEXT).unlink(missing_ok=True)
 
 
 def current(root: Path) -> Certified | None:
@@ -145,6 +161,27 @@ def show(root: Path) -> Shown:
         operators=tuple(sorted(path.stem for path in (folder / OPERATORS).glob("*.pem"))),
         pending=(folder / NEXT_KEY).exists(),
     )
+
+
+def check(root: Path, url: str) -> Certified:
+    """Connect to a broker with this device's certificate.
+
+    Raises:
+        CallerError: no URL of a broker with TLS.
+        LinkError: it cannot be reached, is not the one it should be, or refuses the certificate.
+        IdentityError: this device has none.
+    """
+    found = current(root)
+    broker = with_identity(parse_broker(url), root)
+    if found is None or broker.tls_cert is None:
+        raise IdentityError(f"{url} takes mqtts:// and a certificate, and this device has none; enroll it first")
+    link = Link(broker, f"ferryman-check-{found.name}")
+    link.start()
+    try:
+        link.wait_ready(CHECK_S)
+    finally:
+        link.stop()
+    return found
 
 
 def trust(root: Path, pem: bytes, name: str) -> None:
@@ -195,7 +232,7 @@ def _read(path: Path) -> tuple[x509.Certificate, x509.Certificate]:
         raise IdentityError(f"cannot read {path}: {error.strerror}; run this as its owner, or enroll anew") from error
 
 
-def _pending_key(folder: Path, leaf: x509.Certificate) -> certificates.ec.EllipticCurvePrivateKey | None:
+def _pending_key(folder: Path, leaf: x509.Certificate) -> ec.EllipticCurvePrivateKey | None:
     """The key that waits for this very certificate."""
     path = folder / NEXT_KEY
     if not path.exists():
@@ -210,4 +247,3 @@ def _current_key(folder: Path) -> str | None:
         return fingerprint(read_key((folder / CURRENT).read_bytes(), str(folder / CURRENT)).public_key())
     except (OSError, IdentityError):
         return None
-

@@ -1,16 +1,19 @@
 """The files that say who this device is, below ROOT/identity; no more than the standard library is needed to use them.
 
-    identity.pem  private key, certificate and the authority whose brokers are trusted: one file is replaced in one step
-    next.key      the key of a request that has no certificate yet
-    next.pem      the same as identity.pem, yet to prove itself (a renewal)
-    operators/    public keys of those whose commands are obeyed; none: no command need be signed
-"""  # noqa: D214, D405, D407, D410, D411, D412  # a list of files, no sections
+identity.pem  private key, certificate and the authority whose brokers are trusted: one file is replaced in one step
+next.key      the key of a request that has no certificate yet
+next.pem      the same as identity.pem, yet to prove itself (a renewal)
+operators/    public keys of those whose commands are obeyed; none: no command need be signed
+"""
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -47,6 +50,21 @@ def make_folder(root: Path) -> Path:
     return folder
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Only one process at a time works on the files of a folder.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
 def write_secret(path: Path, data: bytes) -> None:
     """Put a file with a key in its place, in one step, for its owner alone.
 
@@ -67,7 +85,9 @@ def guard_secret(path: Path) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise IdentityError(f"{path} is no plain file, and a key is kept in one; put the file itself there")
     if found.st_uid not in {os.geteuid(), 0}:
-        raise IdentityError(f"{path} belongs to user {found.st_uid}, who could change it; chown it to the one who runs this")
+        raise IdentityError(
+            f"{path} belongs to user {found.st_uid}, who could change it; chown it to the one who runs this"
+        )
     if not found.st_mode & 0o077:
         return
     try:

@@ -1,8 +1,4 @@
-"""Commands that an operator signed: bytes in, proven bytes or an error out (extra `enroll`).
-
-On the wire: the magic, the header's length (4 bytes, big-endian), the header (MessagePack), 64 bytes of Ed25519 signature
-over everything else, and the command itself, byte for byte as it would be sent unsigned.
-"""
+"""Operators' keys: what signs commands and proves signatures (Ed25519, extra `enroll`)."""
 
 from __future__ import annotations
 
@@ -10,59 +6,28 @@ import hashlib
 import os
 import secrets
 from pathlib import Path
-from typing import Literal
 
-import msgspec
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
     Encoding,
+    NoEncryption,
     PrivateFormat,
     PublicFormat,
     load_pem_private_key,
     load_pem_public_key,
 )
 
-from ferryman.devices.identity import guard_secret
-from ferryman.runtime.contracts.errors import CallerError, IdentityError
-from ferryman.runtime.contracts.record import Record
-from ferryman.runtime.contracts.tensor import pack, unpack
+from ferryman.devices.identity import guard_secret, write_secret
+from ferryman.devices.sealed import NONCE_CHARS, Header, Kind, Signed, head_of
+from ferryman.devices.topics import check_name
+from ferryman.runtime.contracts.errors import CallerError, DeviceError, IdentityError
+from ferryman.runtime.durable import write_durable
 
-MAGIC = b"ferryman-signed/1\n"
 KEY_VARIABLE = "FERRYMAN_OPERATOR_KEY"
 """Environment: the file of the key that signs."""
 PASSPHRASE = "FERRYMAN_CA_PASSPHRASE"  # noqa: S105  # the name of a variable
-NONCE_CHARS = 32
-_HEADER_MAX_BYTES = 1024
-_SIGNATURE_BYTES = 64
-_LENGTH_BYTES = 4
-
-Kind = Literal["request", "desired"]
-
-
-class Header(Record):
-    """What is signed beside the command."""
-
-    key: str
-    """See `key_id`."""
-    device: str
-    kind: Kind
-    issued_ns: int
-    expires_ns: int
-    """Both by the operator's wall clock."""
-    nonce: str
-    """Of each command its own."""
-    challenge: str = ""
-    """Of a request: that of the agent's status."""
-
-
-class Signed(Record):
-    """A command taken apart; nothing of it is proven yet."""
-
-    header: Header
-    signature: bytes
-    signed: bytes
-    payload: bytes
 
 
 def key_id(key: Ed25519PublicKey) -> str:
@@ -81,7 +46,9 @@ def load_public(pem: bytes) -> Ed25519PublicKey:
     except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PublicKey):
-        raise IdentityError("expected the public key of an operator (PEM, Ed25519); give NAME.pem of `ferryman ca operator`")
+        raise IdentityError(
+            "expected the public key of an operator (PEM, Ed25519); give NAME.pem of `ferryman ca operator`"
+        )
     return key
 
 
@@ -92,11 +59,9 @@ class OperatorKey:
         self._key = key
         self.id = key_id(key.public_key())
 
-    def sign(
-        self, payload: bytes, *, device: str, kind: Kind, now_ns: int, life_ns: int, challenge: str = ""
-    ) -> bytes:
+    def sign(self, payload: bytes, *, device: str, kind: Kind, now_ns: int, life_ns: int, challenge: str = "") -> bytes:
         """Wrap a command for one device."""
-        header = pack(
+        head = head_of(
             Header(
                 key=self.id,
                 device=device,
@@ -107,7 +72,6 @@ class OperatorKey:
                 challenge=challenge,
             )
         )
-        head = MAGIC + len(header).to_bytes(_LENGTH_BYTES) + header
         return b"".join((head, self._key.sign(head + payload), payload))
 
 
@@ -132,47 +96,34 @@ def operator_key() -> OperatorKey | None:
         raise CallerError(f"${KEY_VARIABLE}: cannot read {path}: {error.strerror}") from error
     except (ValueError, TypeError, UnsupportedAlgorithm):  # their words may quote the bytes
         raise CallerError(
-            f"${KEY_VARIABLE}: {path} is no key that can be read; if it is encrypted, put its passphrase into ${PASSPHRASE}"
+            f"${KEY_VARIABLE}: {path} cannot be read as a key; if it is encrypted, set ${PASSPHRASE}"
         ) from None
     if not isinstance(key, Ed25519PrivateKey):
-        raise CallerError(f"${KEY_VARIABLE}: expected a key of `ferryman ca operator` (Ed25519), found another kind: {path}")
+        raise CallerError(
+            f"${KEY_VARIABLE}: expected a key of `ferryman ca operator` (Ed25519), found another kind: {path}"
+        )
     return OperatorKey(key)
 
 
-def new_operator_key() -> tuple[Ed25519PrivateKey, bytes]:
-    """A key, and its public half as PEM."""
+def write_operator_key(folder: Path, name: str) -> Path:
+    """Make a key: NAME.key for its owner alone, NAME.pem for devices; returns the latter.
+
+    Raises:
+        CallerError: no name, there is one of that name, or the folder cannot be written.
+    """
+    check_name(name, "operator")
+    secret, public = folder / f"{name}.key", folder / f"{name}.pem"
+    if secret.exists():
+        raise CallerError(f"{secret} is there already; another key takes another name")
     key = Ed25519PrivateKey.generate()
-    return key, key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-
-
-def take_apart(data: bytes) -> Signed | None:
-    """A signed command's parts; None: it is not signed.
-
-    Raises:
-        ValueError: it begins as one and is damaged.
-    """
-    if not data.startswith(MAGIC):
-        return None
-    begin = len(MAGIC) + _LENGTH_BYTES
-    size = int.from_bytes(data[len(MAGIC) : begin])
-    end = begin + size
-    if size > _HEADER_MAX_BYTES or len(data) < end + _SIGNATURE_BYTES:
-        raise ValueError("a signed command that is cut short")
-    header = unpack(data[begin:end], Header)
-    payload = data[end + _SIGNATURE_BYTES :]
-    return Signed(
-        header=header, signature=data[end : end + _SIGNATURE_BYTES], signed=data[:end] + payload, payload=payload
-    )
-
-
-def inner(data: bytes) -> bytes:
-    """The command itself, signed or not; for whoever reads and does not obey.
-
-    Raises:
-        ValueError: it begins as a signed one and is damaged.
-    """
-    found = take_apart(data)
-    return data if found is None else found.payload
+    passphrase = os.environ.get(PASSPHRASE, "").encode()
+    cipher = BestAvailableEncryption(passphrase) if passphrase else NoEncryption()
+    try:
+        write_durable(public, key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+        write_secret(secret, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, cipher))
+    except DeviceError as error:
+        raise CallerError(str(error)) from error
+    return public
 
 
 def verify(signed: Signed, key: Ed25519PublicKey) -> None:
@@ -184,20 +135,6 @@ def verify(signed: Signed, key: Ed25519PublicKey) -> None:
     try:
         key.verify(signed.signature, signed.signed)
     except InvalidSignature:
-        raise IdentityError(f"the signature is not that of key {signed.header.key}: altered on the way, or forged") from None
-
-
-__all__ = [
-    "Header",
-    "OperatorKey",
-    "PrivateFormat",
-    "Signed",
-    "inner",
-    "key_id",
-    "load_public",
-    "new_operator_key",
-    "operator_key",
-    "take_apart",
-    "verify",
-]
-_ = msgspec
+        raise IdentityError(
+            f"the signature is not that of key {signed.header.key}: altered on the way, or forged"
+        ) from None

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 import ferryman
 from ferryman.devices import topics
+from ferryman.devices.agent.commands import CommandGuard
 from ferryman.devices.agent.desk import Body, Desk
 from ferryman.devices.agent.health import HealthWatch
 from ferryman.devices.agent.outbox import Counts, Outbox
@@ -26,8 +27,10 @@ from ferryman.devices.agent.serving import Serving
 from ferryman.devices.agent.stepdown import StepDown
 from ferryman.devices.agent.updating import FINAL, Hands, Updating
 from ferryman.devices.broker import BrokerConfig
+from ferryman.devices.identity import with_identity
 from ferryman.devices.labels import check_labels
 from ferryman.devices.mqtt import Delivery, Link, Message
+from ferryman.devices.sealed import OVERHEAD_MAX_BYTES
 from ferryman.profiler.conditions import kind_of_device, read_conditions
 from ferryman.profiler.drift import PERIOD_S, DriftMonitor
 from ferryman.profiler.standing import standing
@@ -35,6 +38,7 @@ from ferryman.runtime.contracts.drift import Drift
 from ferryman.runtime.contracts.errors import (
     CallerError,
     DeviceError,
+    IdentityError,
     LinkError,
 )
 from ferryman.runtime.contracts.manifest import RuntimeName
@@ -52,6 +56,7 @@ from ferryman.runtime.session import INTERPRETERS, installed
 from ferryman.runtime.slots import SlotStore
 
 if TYPE_CHECKING:
+    from ferryman.devices.agent.renewal import Renewal
     from ferryman.devices.agent.update.config import UpdateConfig
 
 log = logging.getLogger(__name__)
@@ -97,6 +102,7 @@ class Agent:
 
         Raises:
             CallerError: the device's name cannot stand in a topic, or `drift_s` is out of range.
+            IdentityError: the identity at the root is another device's, or damaged; or an operator's key is none.
             DeviceError: the root cannot be made, or the outbox not be opened.
         """
         self._config = config
@@ -121,11 +127,13 @@ class Agent:
         self._health = HealthWatch(self._store)
         self._serving = Serving(self._store, self._health, StepDown())
         self._recorder = Recorder(self._outbox)
-        self._link = Link(
-            config.broker, f"ferryman-agent-{config.device}", will=self._will, packet_max_bytes=PACKET_MAX_BYTES
-        )
+        self._guard = CommandGuard(config.device, config.root, _sure_clock)
+        broker = with_identity(config.broker, config.root)
+        self._link = Link(broker, f"ferryman-agent-{config.device}", will=self._will, packet_max_bytes=PACKET_MAX_BYTES)
+        self._renewal = _renewal(config, self._link)
         self._updating = self._updater(config.update) if config.update else None
-        self._desk = Desk(config.device, self._link, self._do)
+        self._desk = Desk(config.device, self._link, self._do, lambda data: self._guard.open(data, "request"))
+        self._guard.on_new_challenge(self._announce)
         self._link.on_ready(self._announce)
         self._publisher = Publisher(self._outbox, config.device, self._link, confirm=config.confirm)
         self._seen: SlotState | None = None
@@ -151,11 +159,15 @@ class Agent:
             self._publisher.start()
             worker.start()
             updater = self._start_updating(stop)
+            if self._renewal:
+                threading.Thread(target=self._renewal.run, args=(stop,), name="certificate", daemon=True).start()
             try:
                 while not stop.wait(POLL_S):
                     self._note_changes()
             finally:
                 stop.set()
+                if self._renewal:
+                    self._renewal.wake()
                 if self._updating and updater:
                     self._updating.wake()
                     updater.join(STOP_GRACE_S)
@@ -214,7 +226,7 @@ class Agent:
         return thread
 
     def _on_desired(self, delivery: Delivery) -> None:
-        if len(delivery.payload) > MESSAGE_MAX_BYTES:
+        if len(delivery.payload) > MESSAGE_MAX_BYTES + OVERHEAD_MAX_BYTES:
             log.warning("%s holds %d bytes, more than any wish, ignored", delivery.topic, len(delivery.payload))
             return
         if not delivery.payload:  # a retained message that was cleared
@@ -222,7 +234,10 @@ class Agent:
                 self._updating.forget()
             return
         try:
-            desired = decode(delivery.payload, Desired)
+            desired = decode(self._guard.open(delivery.payload, "desired"), Desired)
+        except IdentityError as error:
+            log.warning("%s is not obeyed: %s", delivery.topic, error)
+            return
         except ValueError as error:
             log.warning(
                 "%s cannot be read, ignored: %s; see that both ferrymans are of one version", delivery.topic, error
@@ -329,6 +344,7 @@ class Agent:
             standing=standing(read_conditions({})),
             labels=dict(self._config.labels),
             model=self._kind,
+            challenge=self._guard.challenge,
             outbox_pending=counts.records + self._recorder.waiting,
             outbox_dropped=counts.dropped + self._recorder.lost,
         )
@@ -368,6 +384,24 @@ class Agent:
         self._recorder.put([("measurement", as_record(one)) for one in measurements])
         self._publisher.wake()
         return ProfileReply(measurements=measurements)
+
+
+def _renewal(config: AgentConfig, link: Link) -> Renewal | None:
+    """What keeps the device's certificate alive, where it has one."""
+    if link.broker.tls_cert is None:
+        return None
+    try:
+        from ferryman.devices.agent.renewal import renewal_of
+    except ModuleNotFoundError as error:
+        log.warning("the certificate will not renew itself: no %s here; pip install 'ferryman[enroll]'", error.name)
+        return None
+    return renewal_of(config.device, config.root, link)
+
+
+def _sure_clock() -> int | None:
+    """The wall clock; None: nothing has set it."""
+    now_ns = time.time_ns()
+    return now_ns if now_ns >= _CLOCK_FLOOR_NS else None
 
 
 @contextlib.contextmanager

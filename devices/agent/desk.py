@@ -12,10 +12,12 @@ from functools import partial
 
 from ferryman.devices import topics
 from ferryman.devices.mqtt import Delivery, Link, Message
+from ferryman.devices.sealed import inner
 from ferryman.runtime.contracts.errors import (
     CallerError,
     DeviceError,
     FerrymanError,
+    IdentityError,
     LinkError,
     RequestTimeout,
     to_wire,
@@ -46,6 +48,9 @@ Body = InferReply | ProfileReply | Status | Failure
 Work = Callable[[Request, float, threading.Event | None], Body]
 """(request, seconds left, set once nobody waits for the answer) -> the answer; errors of the tree are raised."""
 
+Unseal = Callable[[bytes], bytes]
+"""What came -> the request's own bytes; raises IdentityError for one that is not obeyed."""
+
 
 class _Addressed(Record):
     """The least of a request that an answer needs."""
@@ -57,8 +62,10 @@ class _Addressed(Record):
 class Desk:
     """One device's requests; one is worked on at a time, by the thread that calls `work_until`."""
 
-    def __init__(self, device: str, link: Link, work: Work) -> None:
+    def __init__(self, device: str, link: Link, work: Work, unseal: Unseal = lambda data: data) -> None:
+        """Listen; `unseal` says which requests are obeyed."""
         self._device = device
+        self._unseal = unseal
         self._link = link
         self._do = work
         self._requests: queue.Queue[tuple[Request, float, int]] = queue.Queue(QUEUE_MAX)
@@ -94,10 +101,16 @@ class Desk:
             log.warning("request on %s is a retained message, ignored; clear it on the broker", delivery.topic)
             return
         try:
-            request = unpack(delivery.payload, Request)
+            payload = self._unseal(delivery.payload)
+        except IdentityError as error:
+            log.warning("request on %s is not obeyed: %s", delivery.topic, error)
+            self._answer_refused(delivery.payload, error)
+            return
+        try:
+            request = unpack(payload, Request)
         except ValueError as error:
             log.warning("request on %s cannot be read, ignored: %s", delivery.topic, error)
-            self._answer_unread(delivery.payload, error)
+            self._answer_unread(payload, error)
             return
         if not topics.is_response(request.reply_to, self._device):
             log.warning("request %s wants its answer on %s, ignored", request.id, request.reply_to)
@@ -113,19 +126,21 @@ class Desk:
             return
         self._cancelled[request.id] = threading.Event()
         try:
-            self._enqueue(request, deadline, len(delivery.payload))
+            self._enqueue(request, deadline, len(payload))
         except FerrymanError as error:
             self._cancelled.pop(request.id, None)
             self._answer(request, Failure(error=to_wire(error)))
 
     def _answer_unread(self, payload: bytes, problem: ValueError) -> None:
         """Tell whoever wrote what is no request, where it says who that is."""
+        error = CallerError(f"the request cannot be read: {problem}; see that both ferrymans are of one version")
+        self._answer_refused(payload, error)
+
+    def _answer_refused(self, payload: bytes, error: FerrymanError) -> None:
+        """Tell whoever wrote what is not obeyed, where it says who that is."""
         with contextlib.suppress(ValueError):
-            asked = unpack(payload, _Addressed)
+            asked = unpack(inner(payload), _Addressed)
             if topics.is_response(asked.reply_to, self._device):
-                error = CallerError(
-                    f"the request cannot be read: {problem}; see that both ferrymans are of one version"
-                )
                 self._answer(asked, Failure(error=to_wire(error)))
 
     def _enqueue(self, request: Request, deadline: float, size_bytes: int) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ferryman.devices import topics
 from ferryman.devices.broker import BrokerConfig
+from ferryman.devices.fleet.signer import Signer, own_name
 from ferryman.devices.mqtt import Delivery, Link, Message
 from ferryman.runtime.closing import Closing
 from ferryman.runtime.contracts.errors import (
@@ -64,15 +65,18 @@ class AgentClient(Closing):
         Raises:
             CallerError: `device` is no name for a device.
             LinkError: the broker cannot be reached, or does not let us in.
+            IdentityError: the key that signs commands could be read by others.
         """
-        client = secrets.token_hex(8)
+        session = secrets.token_hex(8)
+        self._signer = Signer.of_environment()
+        client = own_name(broker) or session
         self.device = device
         self._reply_to = topics.response(device, client)
         self._waiting: dict[str, futures.Future[Response]] = {}
         self._lock = threading.Lock()
         self._status_came = threading.Condition()
         self._last_status: Status | None = None
-        self._link = Link(broker, f"ferryman-client-{client}")
+        self._link = Link(broker, f"ferryman-client-{session}")
         self._link.subscribe(self._reply_to, self._on_response)
         self._link.subscribe(topics.status(device), self._on_status)
         self._link.start()
@@ -134,7 +138,7 @@ class AgentClient(Closing):
             self._waiting[request.id] = answer
         try:
             self._link.publish(
-                Message(topic=topics.request(self.device), payload=payload),
+                Message(topic=topics.request(self.device), payload=self._signed(payload, timeout_s)),
                 lambda problem: self._refused(answer, problem),
             )
             response = answer.result(timeout_s)
@@ -155,6 +159,15 @@ class AgentClient(Closing):
             )
         return response.body
 
+    def _signed(self, payload: bytes, timeout_s: float) -> bytes:
+        """As the device wants it, which its status says.
+
+        Raises:
+            IdentityError: it wants commands signed, and no key is named here.
+        """
+        challenge = self._last_status.challenge if self._last_status else ""
+        return self._signer.request(payload, self.device, challenge, timeout_s) if challenge else payload
+
     def _check_online(self, timeout_s: float) -> None:
         """Raise LinkError for a device whose status says offline; one that never reported is asked all the same."""
         with self._status_came:
@@ -173,7 +186,8 @@ class AgentClient(Closing):
         sent = threading.Event()
         with contextlib.suppress(LinkError):
             self._link.publish(
-                Message(topic=topics.request(self.device), payload=pack(cancel)), lambda _problem: sent.set()
+                Message(topic=topics.request(self.device), payload=self._signed(pack(cancel), CANCEL_WAIT_S)),
+                lambda _problem: sent.set(),
             )
             sent.wait(CANCEL_WAIT_S)
 
