@@ -181,6 +181,13 @@ class Outbox:
         # A forgetting that a power cut undoes costs one more sending; an fsync for each would wear the card.
         return self._write(work, durable=False)
 
+    _births = 0
+
+    def next_birth(self) -> int:
+        """Count one more connection."""
+        self._births += 1
+        return self._births
+
     def counts(self) -> Counts:
         """Count.
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import secrets
 import threading
+import time
 from collections.abc import Sequence
 from concurrent import futures
 from typing import TypeVar
@@ -20,6 +22,7 @@ from ferryman.runtime.contracts.errors import (
     CallerError,
     DeviceError,
     FerrymanError,
+    IdentityError,
     LinkError,
     RequestTimeout,
     from_wire,
@@ -133,23 +136,12 @@ class AgentClient(Closing):
         request = Request(id=secrets.token_hex(16), reply_to=self._reply_to, timeout_s=timeout_s, body=body)
         payload = _packed(request)
         self._check_online(timeout_s)
-        answer: futures.Future[Response] = futures.Future()
-        with self._lock:
-            self._waiting[request.id] = answer
-        try:
-            self._link.publish(
-                Message(topic=topics.request(self.device), payload=self._signed(payload, timeout_s)),
-                lambda problem: self._refused(answer, problem),
-            )
-            response = answer.result(timeout_s)
-        except futures.TimeoutError:
-            raise RequestTimeout(self._silence(timeout_s)) from None
-        except KeyboardInterrupt:
-            self._cancel(request.id)
-            raise
-        finally:
-            with self._lock:
-                del self._waiting[request.id]
+        deadline_s = time.monotonic() + timeout_s
+        response, challenge = self._exchange(request.id, payload, timeout_s)
+        if isinstance(response.body, Failure) and response.body.error.party == IdentityError.party:
+            left_s = deadline_s - time.monotonic()
+            if challenge != self._challenge and left_s > 0:  # it started anew between its status and our request
+                response, _ = self._exchange(request.id, payload, left_s)
         if isinstance(response.body, Failure):
             raise from_wire(response.body.error)
         if not isinstance(response.body, kind):
@@ -159,14 +151,39 @@ class AgentClient(Closing):
             )
         return response.body
 
-    def _signed(self, payload: bytes, timeout_s: float) -> bytes:
-        """As the device wants it, which its status says.
+    def _exchange(self, request_id: str, payload: bytes, timeout_s: float) -> tuple[Response, str]:
+        """Send a request and wait for its answer; returns that, and the challenge that was signed."""
+        challenge = self._challenge
+        answer: futures.Future[Response] = futures.Future()
+        message = self._message(payload, challenge, timeout_s)
+        with self._lock:
+            self._waiting[request_id] = answer
+        try:
+            self._link.publish(message, lambda problem: self._refused(answer, problem))
+            return answer.result(timeout_s), challenge
+        except futures.TimeoutError:
+            raise RequestTimeout(self._silence(timeout_s)) from None
+        except KeyboardInterrupt:
+            self._cancel(request_id)
+            raise
+        finally:
+            with self._lock:
+                del self._waiting[request_id]
+
+    @property
+    def _challenge(self) -> str:
+        """What the agent wants signed; empty: it takes commands as they are."""
+        return self._last_status.challenge if self._last_status else ""
+
+    def _message(self, payload: bytes, challenge: str, timeout_s: float) -> Message:
+        """A request as the device wants it.
 
         Raises:
             IdentityError: it wants commands signed, and no key is named here.
         """
-        challenge = self._last_status.challenge if self._last_status else ""
-        return self._signer.request(payload, self.device, challenge, timeout_s) if challenge else payload
+        if challenge:
+            payload = self._signer.request(payload, self.device, challenge, timeout_s)
+        return Message(topic=topics.request(self.device), payload=payload, expiry_s=math.ceil(timeout_s))
 
     def _check_online(self, timeout_s: float) -> None:
         """Raise LinkError for a device whose status says offline; one that never reported is asked all the same."""
@@ -185,10 +202,8 @@ class AgentClient(Closing):
         cancel = Request(id=secrets.token_hex(16), reply_to=self._reply_to, timeout_s=CANCEL_WAIT_S, body=body)
         sent = threading.Event()
         with contextlib.suppress(LinkError):
-            self._link.publish(
-                Message(topic=topics.request(self.device), payload=self._signed(pack(cancel), CANCEL_WAIT_S)),
-                lambda _problem: sent.set(),
-            )
+            message = self._message(pack(cancel), self._challenge, CANCEL_WAIT_S)
+            self._link.publish(message, lambda _problem: sent.set())
             sent.wait(CANCEL_WAIT_S)
 
     def _refused(self, answer: futures.Future[Response], problem: str | None) -> None:
@@ -222,6 +237,8 @@ class AgentClient(Closing):
         with contextlib.suppress(ValueError):
             status = decode(delivery.payload, Status)
         with self._status_came:
+            if status is not None and status.outdated_by(self._last_status):
+                return
             self._last_status = status
             self._status_came.notify_all()
 
