@@ -70,7 +70,7 @@ class Ear:
 
 def stored(store, kind, record):
     found = store.read(select(records.c.body).where(records.c.kind == kind).order_by(records.c.sequence))
-    return [decode(bytes(body), record) for (body,) in found]
+    return [decode(body, record) for (body,) in found]
 
 
 def test_samples_and_logs_reach_the_store_and_the_newest_is_kept_for_dashboards(broker, root, tmp_path):
