@@ -21,7 +21,14 @@ SHA = {"one": "1" * 64, "two": "2" * 64}
 
 
 def put(
-    store: Store, device: str, kind: str, bodies: Mapping[int, Any], *, boot: str = "b.k", sure: bool = True
+    store: Store,
+    device: str,
+    kind: str,
+    bodies: Mapping[int, Any],
+    *,
+    boot: str = "b.k",
+    sure: bool = True,
+    received_ns: int = NOW_NS,
 ) -> None:
     """Records of a kind by their time; numbered on from what the device has sent."""
     rows = []
@@ -29,7 +36,7 @@ def put(
         _NUMBERS[store.id, device, boot] = sequence = _NUMBERS.get((store.id, device, boot), 0) + 1
         encoded = body if isinstance(body, bytes) else msgspec.json.encode(body)
         rows.append(Row(sequence, kind, time_ns, time_ns, sure, encoded))
-    store.insert(Batch([Arrived(device, boot, rows, "t", b"")], [], []), NOW_NS)
+    store.insert(Batch([Arrived(device, boot, rows, "t", b"")], [], []), received_ns)
 
 
 _NUMBERS: dict[tuple[str, str, str], int] = {}
