@@ -9,9 +9,10 @@ import msgspec
 import numpy as np
 from sqlalchemy import insert
 
-from ferryman.devices.fleet.query.parts import DAY_S, HOUR_S, empty
+from ferryman.devices.fleet.query.parts import empty
 from ferryman.devices.fleet.store import tables
 from ferryman.devices.fleet.store.store import Arrived, Batch, Row, Store
+from ferryman.devices.fleet.store.tables import DAY_S, HOUR_S
 from ferryman.runtime.contracts.messages import Status
 
 HOUR_NS = HOUR_S * 10**9
@@ -79,7 +80,7 @@ def roll_up(store: Store, device: str, metric: str, start_s: int, values: Sequen
     made = {
         "device": device, "metric": metric, "package": "", "span_s": HOUR_S, "start_s": start_s,
         "count": len(values), "total": sum(values), "least": min(values), "most": max(values),
-        "sketch": sketch.serialize(), **row,
+        "sketch": bytes(sketch.serialize()), "sealed": 0, **row,
     }  # fmt: skip
     store.write(lambda connection: connection.execute(insert(tables.rollups).values(**made)))
     length = made["span_s"]
