@@ -12,11 +12,25 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ferryman import __version__
+from ferryman.ca_cli import ca
 from ferryman.collect_cli import collect
 from ferryman.compare_cli import compare
+from ferryman.enroll_cli import enroll, identity
 from ferryman.fleet_cli import fleet
 from ferryman.keys_cli import keys
-from ferryman.options import PATH, Seconds, Size, devices_option, find, stop_event, update_config, update_options
+from ferryman.options import (
+    PATH,
+    Seconds,
+    Size,
+    devices_option,
+    find,
+    stop_event,
+    telemetry_config,
+    telemetry_options,
+    update_config,
+    update_options,
+)
+from ferryman.outbox_cli import outbox
 from ferryman.profile_cli import profile
 from ferryman.repository_cli import publish, repository, serve, withdraw
 from ferryman.rollout_cli import rollout
@@ -46,6 +60,8 @@ _INSTALL = {
     "ship": "torch==2.13.0, then 'ferryman[convert,publish]'",
     "agent": "'ferryman[ota]'",
     "update": "'ferryman[ota]'",
+    "ca": "'ferryman[enroll]'",
+    "enroll": "'ferryman[enroll,push]'",
     "push": "'ferryman[push]'",
     "rollback": "'ferryman[push]'",
     "profile": "'ferryman[collector]'",
@@ -107,6 +123,11 @@ def main(verbose: int) -> None:
       publish   package -> signed repository, as pieces and deltas
       rollout   release -> devices, ring by ring, and back where they do badly
       ship      convert, publish and rollout in one
+
+    \b
+    Who is who at the broker:
+      ca        certificates, access rules and a whole broker configuration
+      enroll    a device's own key and certificate, over SSH
     """  # noqa: D301  # click wants the very character, where it shall not wrap
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.basicConfig(level=logging.WARNING, format=_LOG_FORMAT)
@@ -388,6 +409,7 @@ def rollback(
 @click.option(
     "--idle", type=click.FloatRange(0, 86400), default=0.0, help="Update only when nobody asked for so many seconds."
 )
+@telemetry_options
 def agent(
     device: str,
     broker: str,
@@ -398,6 +420,10 @@ def agent(
     repository: str | None,
     mains: bool,
     idle: float,
+    telemetry_rate: int | None,
+    telemetry_day_max: int | None,
+    mode: Any,  # noqa: ANN401  # click has checked it
+    keep: float,
     **spending: Any,  # noqa: ANN401  # what `update_options` adds
 ) -> None:
     """Run on the device: serve the active slot over MQTT, send telemetry, and take updates over the air.
@@ -418,6 +444,9 @@ def agent(
         update=update_config(repository, **spending) if repository else None,
         mains=mains,
         idle_s=idle,
+        telemetry=telemetry_config(
+            telemetry_rate=telemetry_rate, telemetry_day_max=telemetry_day_max, mode=mode, keep=keep
+        ),
     )
     Agent(config).run(stop_event())
 
@@ -493,10 +522,11 @@ def status(device: str, devices_file: Path | None, as_json: bool, timeout: float
     click.echo(encode(answer) if as_json else describe_status(answer))
 
 
+main.add_command(outbox)
 main.add_command(profile)
 main.add_command(compare)
 main.add_command(fleet)
-for command in (keys, publish, withdraw, repository, serve, update, rollout, ship):
+for command in (keys, publish, withdraw, repository, serve, update, rollout, ship, ca, enroll, identity):
     main.add_command(command)
 
 
