@@ -185,10 +185,12 @@ def _conflicts(connection: Connection, rows: list[_StoredRow]) -> set[int]:
     if connection.dialect.name == "postgresql":
         # OFFSET 0: one look into the index for each, whatever the planner thinks of a table it has no statistics of.
         query = """
-            SELECT number FROM incoming i, LATERAL (
-                SELECT * FROM records r WHERE r.source = i.source AND r.sequence = i.sequence OFFSET 0) r
-            WHERE (i.kind, i.recorded_ns, i.uptime_ns, i.body)
-                IS DISTINCT FROM (r.kind, r.recorded_ns, r.uptime_ns, r.body)"""
+            SELECT number FROM incoming i LEFT JOIN LATERAL (
+                SELECT true AS same FROM records r
+                WHERE r.source = i.source AND r.sequence = i.sequence AND r.recorded_ns = i.recorded_ns
+                AND r.kind = i.kind AND r.uptime_ns IS NOT DISTINCT FROM i.uptime_ns AND r.body = i.body OFFSET 0) r
+                ON true
+            WHERE same IS NULL"""
         return {number for (number,) in connection.exec_driver_sql(query)}
     query = """SELECT 1 FROM records WHERE source = ? AND sequence = ? AND kind = ? AND recorded_ns = ?
                AND uptime_ns IS ? AND body = ?"""
@@ -234,7 +236,7 @@ def _follow_up(
             time_ns = min(time_ns, now_ns)  # noqa: PLW2901  # only here
             if key not in newest or newest[key][0] <= time_ns:
                 newest[key] = (time_ns, body)
-    mark_dirty(connection, {(names[source], hour * HOUR_S) for source, hour in hours})
+    mark_dirty(connection, ((names[source], HOUR_S, hour * HOUR_S) for source, hour in hours))
     newer = """ON CONFLICT (device, kind) DO UPDATE SET time_ns = excluded.time_ns, body = excluded.body
                WHERE excluded.time_ns >= latest.time_ns"""
     live = [(*key, *value) for key, value in sorted(newest.items())]
