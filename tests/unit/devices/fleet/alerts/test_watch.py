@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,13 +16,14 @@ from ferryman.devices.fleet.alerts.watch import Watch
 from ferryman.devices.fleet.store.store import Store, open_store
 from ferryman.profiler.drift import DriftMonitor, Served
 from tests.support.alerts import SECOND, Note, Scene, sample
+from tests.support.postgresql import new_database
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = open_store(tmp_path / "store.db")
-    yield opened
-    opened.close()
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store(request, tmp_path: Path) -> Iterator[Store]:
+    with contextlib.ExitStack() as stack:
+        where = tmp_path / "store.db" if request.param == "sqlite" else stack.enter_context(new_database())
+        yield stack.enter_context(contextlib.closing(open_store(where)))
 
 
 @pytest.fixture
