@@ -18,7 +18,7 @@ import pytest
 from ferryman.devices import topics
 from ferryman.devices.agent.outbox import Outbox
 from ferryman.devices.broker import BrokerConfig
-from ferryman.devices.fleet.collector import run_collector
+from ferryman.devices.fleet.collector.run import run_collector
 from ferryman.devices.fleet.store.store import Store, open_store
 from ferryman.devices.mqtt import Link, Message
 from ferryman.runtime.contracts.errors import LinkError, StoreError
