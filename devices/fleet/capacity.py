@@ -10,6 +10,7 @@ import math
 from typing import Literal, NamedTuple
 
 DAY_S = 86_400
+_K = 200
 Source = Literal["measured", "assumed", "chosen"]
 
 
@@ -41,12 +42,10 @@ class Costs(NamedTuple):
     receipt_bytes: float = 250.0
     row_bytes: float = 840.0
     """A stored sample of 540 bytes, its share of indexes included; PostgreSQL."""
-    hourly_bytes: float = 1580.0
-    """One metric of one device in one hour, 360 values, its share of indexes included; PostgreSQL."""
-    daily_bytes: float = 2700.0
-    """The same of one day."""
-    compression: float = 5.0
-    """Of samples older than a day, where TimescaleDB compresses them; 1: it does not."""
+    rollup_bytes: float = 500.0
+    """One metric of one device over an hour or a day, its share of indexes included, without the sketch; PostgreSQL."""
+    compression: float = 1.0
+    """Of samples older than a day, where TimescaleDB's columnar compression is switched on; 1: it is not."""
     collector_records_s: float = 50_000.0
     """Stored by one collector process, batched."""
     collector_messages_s: float = 10_000.0
@@ -64,9 +63,8 @@ SOURCES: dict[str, tuple[Source, str]] = {
     "wire_message_bytes": ("assumed", "a topic of 30 bytes; MQTT 5 section 3.3, TCP/IPv4 and TLS 1.3 headers"),
     "receipt_bytes": ("assumed", "one range, and the same headers; at most one a message"),
     "row_bytes": ("measured", "20,000 such samples in PostgreSQL 15, relation and indexes"),
-    "hourly_bytes": ("measured", "rollups of 360 values each in PostgreSQL 15, relation and index"),
-    "daily_bytes": ("assumed", "a KLL sketch of k = 200 grows no more beyond some thousand values (2,200 bytes)"),
-    "compression": ("assumed", "TimescaleDB tells of 90 % and more for numbers; JSON bodies compress less"),
+    "rollup_bytes": ("measured", "rollups in PostgreSQL 15, relation and indexes, less their sketches"),
+    "compression": ("assumed", "none; TimescaleDB tells of a tenth for numbers, JSON bodies will be more"),
     "collector_records_s": ("measured", "python -m tests.benchmarks.telemetry; its bar"),
     "collector_messages_s": ("measured", "python -m tests.benchmarks.telemetry; its bar"),
     "database_records_s": ("assumed", "batches of thousands into 16 partitions on 16 cores and NVMe; try yours"),
@@ -108,8 +106,8 @@ def needs(fleet: Fleet, costs: Costs = Costs()) -> Needs:  # noqa: B008  # froze
     hours_s = fleet.devices * fleet.metrics / 3600
     days_s = fleet.devices * fleet.metrics / DAY_S
     raw_day = records_s * DAY_S * costs.row_bytes
-    hourly_day = hours_s * DAY_S * costs.hourly_bytes
-    daily_day = days_s * DAY_S * costs.daily_bytes
+    hourly_day = hours_s * DAY_S * (costs.rollup_bytes + sketch_bytes(3600 / fleet.period_s))
+    daily_day = days_s * DAY_S * (costs.rollup_bytes + sketch_bytes(DAY_S / fleet.period_s))
     fresh_days = min(1.0, fleet.raw_days)
     return Needs(
         records_s=records_s,
@@ -131,7 +129,7 @@ def needs(fleet: Fleet, costs: Costs = Costs()) -> Needs:  # noqa: B008  # froze
 
 
 def first_limit(fleet: Fleet, costs: Costs = Costs()) -> dict[str, float]:  # noqa: B008  # frozen
-    """How many devices one of each carries, with `fleet`'s rates and room to spare: the least becomes the limit first."""
+    """How many devices one of each carries at `fleet`'s rates, with room to spare: the least is the first limit."""
     one = needs(fleet._replace(devices=1), costs)
     return {
         "collector": fleet.spare
@@ -142,6 +140,13 @@ def first_limit(fleet: Fleet, costs: Costs = Costs()) -> dict[str, float]:  # no
         "disk, 1 TB": 1000 / (one.raw_gb + one.rollup_gb),
         "network, 1 Gbit/s": fleet.spare * 1000 / one.network_mbit_s,
     }
+
+
+def sketch_bytes(values: float) -> float:
+    """Of a serialised KLL sketch of k = 200, within a quarter: all values up to k, then ever fewer, then no more."""
+    if values <= _K:
+        return 32 + 4 * values
+    return min(32 + 4 * values, 832 + 975 * math.log10(values / _K), 2300)
 
 
 def _parts(*shares: float, spare: float) -> int:
