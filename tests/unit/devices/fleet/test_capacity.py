@@ -136,7 +136,7 @@ def test_every_cost_says_how_it_is_known():
 
 def test_the_arithmetic_by_hand():
     fleet = Fleet(
-        1_000_000, period_s=10, batch=10, metrics=10, raw_days=11, hourly_days=100, daily_days=1000, spare=0.5
+        1_000_000, period_s=100, batch=10, metrics=10, raw_days=11, hourly_days=100, daily_days=1000, spare=0.5
     )
     costs = Costs(
         wire_record_bytes=100,
