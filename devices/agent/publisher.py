@@ -93,6 +93,7 @@ class Publisher:
         self._mode: Mode = "full"
         self._metered_at = 0.0
         """When a metered link may be used next."""
+        self._now = 0.0
         self._hold_until = 0.0
         self._look_at = 0.0
         self._linger_until: float | None = None
@@ -147,6 +148,7 @@ class Publisher:
 
     def _turn(self, now: float) -> float:
         """Do what there is to do; returns after how many seconds to look again."""
+        self._now = now
         while not self._events.empty():
             self._events.get()()
         self._forget()
@@ -247,7 +249,10 @@ class Publisher:
         if share.left_bytes is None or share.whole_bytes is None:
             return True
         size = batching.HEAD_BYTES + sum(map(batching.item_bytes, entries))
-        return size <= share.left_bytes or (size > share.whole_bytes == share.left_bytes)
+        fits = size <= share.left_bytes or (size > share.whole_bytes == share.left_bytes)
+        if not fits:
+            self._held.update(level for level in share.levels if level < Priority.VITAL or len(share.levels) == 1)
+        return fits
 
     def _linger(self, now: float) -> float:
         """For how long a message that is not full waits for more: not at all where nothing is under way."""
@@ -321,7 +326,7 @@ class Publisher:
             self._size.lost()
         self._up, self._carried = up, False
         if up and self._was_up:
-            self._hold_until = time.monotonic() + random.uniform(0, self._limits.spread_s)  # noqa: S311
+            self._hold_until = self._now + random.uniform(0, self._limits.spread_s)  # noqa: S311
         self._was_up |= up
         self._held = set(Priority)
         self._look_at = 0.0
