@@ -12,7 +12,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from paho.mqtt import client as paho
@@ -82,6 +82,8 @@ class Delivery:
         self.payload = bytes(message.payload)
         self.retained = message.retain
         """Sent before we subscribed, and kept by the broker for whoever comes."""
+        self.again = message.dup
+        """It may have come before: the broker was not told so."""
         self._client = client
         self._mid = message.mid
         self._qos = message.qos
@@ -107,6 +109,14 @@ Handler = Callable[[Delivery], None]
 Done = Callable[[str | None], None]
 """Called once with None when the broker acknowledged (QoS 0: when it is sent), or with the reason why it is refused;
 never if the link broke."""
+
+
+class Subscription(NamedTuple):
+    """Who reads what comes on a topic filter."""
+
+    handler: Handler
+    qos: int
+    needed: bool
 
 
 class Wanted(Record):
@@ -136,14 +146,20 @@ class Client(paho.Client):
             self.on_end("connection lost")
 
 
-def make_client(broker: BrokerConfig, protocol: MQTTProtocolVersion, wanted: Wanted, in_flight_max: int) -> Client:
+def make_client(
+    broker: BrokerConfig,
+    protocol: MQTTProtocolVersion,
+    wanted: Wanted,
+    in_flight_max: int,
+    new_client: Callable[..., Client] = Client,
+) -> Client:
     """A client that is not connected yet.
 
     Raises:
         OSError, ValueError: the certificates' files cannot be read.
     """
     v5 = protocol == MQTTProtocolVersion.MQTTv5
-    client = Client(
+    client = new_client(
         CallbackAPIVersion.VERSION2,
         wanted.client_id,
         clean_session=None if v5 else wanted.session_expiry_s < LASTING_S,
@@ -170,7 +186,7 @@ class Connection:
         self,
         broker: BrokerConfig,
         client: Client,
-        handlers: dict[str, tuple[Handler, int]],
+        handlers: dict[str, Subscription],
         make_will: Callable[[], Message | None],
     ) -> None:
         """Nothing is opened yet.
@@ -178,7 +194,7 @@ class Connection:
         Args:
             broker: where to.
             client: made for this connection alone.
-            handlers: topic filter -> who reads what comes, and the QoS to ask for.
+            handlers: topic filter -> who reads what comes.
             make_will: called once the broker's port is open.
         """
         self.problem: str | None = None
@@ -209,8 +225,8 @@ class Connection:
         client.on_disconnect = self._on_disconnect
         client.on_publish = self._on_publish
         client.on_message = self._on_message
-        for topic_filter, (handler, _) in handlers.items():
-            client.message_callback_add(topic_filter, self._dispatcher(handler))
+        for topic_filter, one in handlers.items():
+            client.message_callback_add(topic_filter, self._dispatcher(one.handler))
 
     def open(self, wanted: Wanted) -> None:
         """Connect; `settled` follows.
@@ -303,7 +319,7 @@ class Connection:
 
     def _on_publish(self, _c: object, _u: object, mid: int, reason: ReasonCode, properties: object) -> None:
         guard(self._acknowledge_now)
-        problem = _said(reason, properties) if reason.value >= REFUSED else None
+        problem = _told(reason, properties) if reason.value >= REFUSED else None
         with self._lock:
             done = self._waiting.pop(mid, None)
             if done is None:
@@ -335,14 +351,19 @@ class Connection:
     def subscribe(self) -> None:
         """Ask for all topics, and so for what is retained there."""
         if self._v5:
-            self._client.subscribe([(name, SubscribeOptions(qos=qos)) for name, (_, qos) in self._handlers.items()])
+            self._client.subscribe([(name, SubscribeOptions(qos=one.qos)) for name, one in self._handlers.items()])
         else:
-            self._client.subscribe([(name, qos) for name, (_, qos) in self._handlers.items()])
+            self._client.subscribe([(name, one.qos) for name, one in self._handlers.items()])
 
     def _on_subscribe(self, _c: object, _u: object, _m: int, reasons: list[ReasonCode], properties: object) -> None:
-        for name, reason in zip(self._handlers, reasons, strict=True):
-            if reason.value >= REFUSED:
-                self.fail(f"subscription to {name} refused: {_said(reason, properties)}")
+        for (name, one), reason in zip(self._handlers.items(), reasons, strict=True):
+            if reason.value < REFUSED:
+                continue
+            problem = f"subscription to {name} refused: {_said(reason, properties)}"
+            if one.needed:
+                self.fail(problem)
+            else:
+                log.warning("broker %s: %s; going on without", self._broker.address, problem)
         self.settled.set()
 
     def _on_disconnect(self, _c: object, _u: object, flags: Any, reason: ReasonCode, properties: object) -> None:  # noqa: ANN401  # paho's named tuple
@@ -388,11 +409,17 @@ def _properties(message: Message, alias: int, kind: int = PacketTypes.PUBLISH) -
     return made
 
 
-def _said(reason: ReasonCode, properties: object) -> str:
-    """A reason code in words: its name, what the broker says beside it, and what to do."""
+def _told(reason: ReasonCode, properties: object) -> str:
+    """A reason code's name, and what the broker says beside it."""
     words = [str(reason)]
-    words += [f"({text})" for text in (getattr(properties, "ReasonString", ""),) if text]
+    if text := getattr(properties, "ReasonString", ""):
+        words.append(f"({text})")
     if server := getattr(properties, "ServerReference", ""):
         words.append(f"(the other server is {server})")
+    return " ".join(words)
+
+
+def _said(reason: ReasonCode, properties: object) -> str:
+    """The same, and what to do."""
     hint = _HINTS.get(reason.value)
-    return " ".join(words) + (f": {hint}" if hint else "")
+    return _told(reason, properties) + (f": {hint}" if hint else "")

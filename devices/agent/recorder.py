@@ -17,6 +17,7 @@ from ferryman.runtime.contracts.errors import CallerError, DeviceError
 from ferryman.runtime.contracts.measurement import KEPT_MAX, Measurement
 from ferryman.runtime.contracts.record import Record, encode
 from ferryman.runtime.contracts.samples import Samples
+from ferryman.runtime.contracts.telemetry import priority
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class Recorder:
         with self._lock:
             self._waiting.extend((kind, body, now) for kind, body in records)
             while len(self._waiting) > UNRECORDED_MAX:
-                self._waiting.popleft()
+                del self._waiting[self._least()]
                 self.lost += 1
             try:
                 while self._waiting:
@@ -62,6 +63,10 @@ class Recorder:
                 raise
             else:
                 self._trouble = False
+
+    def _least(self) -> int:
+        """The oldest of those that matter least."""
+        return min(range(len(self._waiting)), key=lambda at: (priority(self._waiting[at][0]), at))
 
 
 def as_record(measurement: Measurement) -> Measurement:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 import zlib
@@ -10,14 +11,16 @@ from contextlib import contextmanager
 from typing import Self
 
 import msgspec
+from sqlalchemy import select
 
 from ferryman.devices import topics
 from ferryman.devices.agent.outbox import Outbox
 from ferryman.devices.agent.publisher import Publisher
 from ferryman.devices.agent.window import Limits
 from ferryman.devices.broker import BrokerConfig
-from ferryman.devices.fleet.collector import Collector
+from ferryman.devices.fleet.collector.collector import Collector
 from ferryman.devices.fleet.store.store import Store
+from ferryman.devices.fleet.store.tables import records
 from ferryman.devices.mqtt import Delivery, Link, Message
 from ferryman.runtime.contracts.envelope import Envelope, EnvelopeV1, Receipt
 from ferryman.runtime.contracts.messages import Status
@@ -56,7 +59,7 @@ def agent(broker: BrokerConfig, outbox: Outbox, device: str = "pi", **options) -
 @contextmanager
 def collecting(broker: BrokerConfig, store: Store) -> Iterator[Collector]:
     stop = threading.Event()
-    collector = Collector(broker, store)
+    collector = Collector(broker, store, f"ferryman-collector-{store.id}")
     thread = threading.Thread(target=collector.run, args=(stop,))
     thread.start()
     try:
@@ -114,5 +117,4 @@ def fill(outbox: Outbox, count: int) -> None:
 
 
 def numbers(store: Store) -> list[int]:
-    rows = store._read("SELECT json_extract(body, '$.number') FROM records ORDER BY sequence", {})
-    return [row[0] for row in rows]
+    return [json.loads(body)["number"] for (body,) in store.read(select(records.c.body).order_by(records.c.sequence))]

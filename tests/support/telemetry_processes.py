@@ -11,7 +11,7 @@ from ferryman.devices.agent.outbox import Outbox
 from ferryman.devices.agent.publisher import Publisher
 from ferryman.devices.agent.window import Limits
 from ferryman.devices.broker import parse_broker
-from ferryman.devices.fleet.collector import run_collector
+from ferryman.devices.fleet.collector.run import run_collector
 from ferryman.devices.mqtt import Link
 from ferryman.runtime.contracts.record import Record
 
