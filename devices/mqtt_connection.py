@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import socket
-import ssl
 import threading
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple
@@ -23,6 +22,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from ferryman.devices.broker import BrokerConfig
+from ferryman.devices.tls import make_context
 from ferryman.runtime.contracts.record import Record
 
 log = logging.getLogger(__name__)
@@ -156,7 +156,7 @@ def make_client(
     """A client that is not connected yet.
 
     Raises:
-        OSError, ValueError: the certificates' files cannot be read.
+        OSError, ValueError, IdentityError: the certificates' files cannot be read, or others could have changed them.
     """
     v5 = protocol == MQTTProtocolVersion.MQTTv5
     client = new_client(
@@ -170,10 +170,7 @@ def make_client(
     if broker.username is not None:
         client.username_pw_set(broker.username, broker.password)
     if broker.tls:
-        context = ssl.create_default_context(cafile=broker.tls_ca)
-        if broker.tls_cert is not None:
-            context.load_cert_chain(broker.tls_cert, broker.tls_key)
-        client.tls_set_context(context)
+        client.tls_set_context(make_context(broker))
     client.connect_timeout = CONNECT_TIMEOUT_S
     client.max_inflight_messages_set(in_flight_max)
     return client
@@ -200,6 +197,8 @@ class Connection:
         self.problem: str | None = None
         self.reason = 0
         """The broker's reason code, where it refused or ended the connection."""
+        self.answered = False
+        """Whether the broker has said anything."""
         self.takes = IN_FLIGHT_MAX
         self.will: Message | None = None
         self.packet_max_bytes: int | None = None
@@ -207,7 +206,7 @@ class Connection:
         self.settled = threading.Event()
         """Subscribed, or failed with `problem`."""
         self.down = threading.Event()
-        self._broker = broker
+        self.broker = broker
         self._client = client
         self._v5 = client.protocol == MQTTProtocolVersion.MQTTv5
         self._handlers = handlers
@@ -242,7 +241,7 @@ class Connection:
             if wanted.packet_max_bytes is not None:
                 properties.MaximumPacketSize = wanted.packet_max_bytes
             arguments = {"clean_start": wanted.session_expiry_s == 0, "properties": properties}
-        self._client.connect(self._broker.host, self._broker.port, KEEPALIVE_S, **arguments)
+        self._client.connect(self.broker.host, self.broker.port, KEEPALIVE_S, **arguments)
         self._client.loop_start()
 
     def close(self) -> None:
@@ -330,6 +329,7 @@ class Connection:
     def _on_connect(
         self, _c: object, _u: object, _f: object, reason: ReasonCode, properties: Properties | None
     ) -> None:
+        self.answered = True
         if reason.is_failure:
             self.reason = reason.value
             self.fail(_said(reason, properties))
@@ -386,7 +386,7 @@ class Connection:
 
     def _on_message(self, client: paho.Client, _u: object, message: paho.MQTTMessage) -> None:
         # A persistent session may hold messages of a subscription an earlier version made.
-        log.warning("broker %s: message on %s, which nobody reads, dropped", self._broker.address, message.topic)
+        log.warning("broker %s: message on %s, which nobody reads, dropped", self.broker.address, message.topic)
         client.ack(message.mid, message.qos)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ferryman.devices import topics
+from ferryman.devices.agent.commands import CommandGuard
 from ferryman.devices.agent.desk import Body, Desk
 from ferryman.devices.agent.health import HealthWatch
 from ferryman.devices.agent.logs import LogRecords
@@ -34,14 +35,17 @@ from ferryman.devices.agent.tally import ServedTally
 from ferryman.devices.agent.updating import FINAL, Hands, Updating
 from ferryman.devices.agent.upkeep import Upkeep
 from ferryman.devices.broker import BrokerConfig
+from ferryman.devices.identity import with_identity
 from ferryman.devices.labels import check_labels
 from ferryman.devices.mqtt import Delivery, Link, Message
+from ferryman.devices.sealed import OVERHEAD_MAX_BYTES
 from ferryman.profiler.conditions import kind_of_device, read_conditions
 from ferryman.profiler.drift import PERIOD_S, DriftMonitor
 from ferryman.runtime.contracts.drift import Drift
 from ferryman.runtime.contracts.errors import (
     CallerError,
     DeviceError,
+    IdentityError,
     LinkError,
 )
 from ferryman.runtime.contracts.messages import (
@@ -57,6 +61,7 @@ from ferryman.runtime.contracts.telemetry import Sample
 from ferryman.runtime.slots import SlotStore
 
 if TYPE_CHECKING:
+    from ferryman.devices.agent.renewal import Renewal
     from ferryman.devices.agent.update.config import UpdateConfig
 
 log = logging.getLogger(__name__)
@@ -110,6 +115,7 @@ class Agent:
 
         Raises:
             CallerError: the device's name cannot stand in a topic, or `drift_s` is out of range.
+            IdentityError: the identity at the root is another device's, or damaged; or an operator's key is none.
             DeviceError: the root cannot be made, or the outbox not be opened.
         """
         self._config = config
@@ -131,16 +137,21 @@ class Agent:
         self._health = HealthWatch(self._store, also=tally)
         self._serving = Serving(self._store, self._health, StepDown())
         self._recorder = Recorder(self._outbox)
-        self._presence = Presence(config.device, config.labels, self._kind, self._outbox, self._recorder)
+        self._guard = CommandGuard(config.device, config.root, _sure_clock)
+        self._presence = Presence(
+            config.device, config.labels, self._kind, self._outbox, self._recorder, lambda: self._guard.challenge
+        )
         self._link = Link(
-            config.broker,
+            with_identity(config.broker, config.root),
             f"ferryman-agent-{config.device}",
             will=self._presence.death,
             session_expiry_s=SESSION_S,
             packet_max_bytes=PACKET_MAX_BYTES,
         )
+        self._renewal = _renewal(config, self._link)
         self._updating = self._updater(config.update) if config.update else None
-        self._desk = Desk(config.device, self._link, self._do)
+        self._desk = Desk(config.device, self._link, self._do, lambda data: self._guard.open(data, "request"))
+        self._guard.on_new_challenge(self._announce)
         self._link.on_ready(self._announce)
         self._publisher = Publisher(
             self._outbox,
@@ -185,6 +196,8 @@ class Agent:
                     self._keep_up()
             finally:
                 stop.set()
+                if self._renewal:
+                    self._renewal.wake()
                 if self._updating:
                     self._updating.wake()
                 for thread in beside:
@@ -243,6 +256,7 @@ class Agent:
             "updates": self._updating.run if self._updating else None,
             "samples": self._sampler.run if self._config.sample_s else None,
             "power": self._power.run if self._power else None,
+            "certificate": self._renewal.run if self._renewal else None,
         }
         threads = [
             threading.Thread(target=run, args=(stop,), name=name, daemon=True) for name, run in runs.items() if run
@@ -258,7 +272,7 @@ class Agent:
         self._record([("sample", sample)])
 
     def _on_desired(self, delivery: Delivery) -> None:
-        if len(delivery.payload) > MESSAGE_MAX_BYTES:
+        if len(delivery.payload) > MESSAGE_MAX_BYTES + OVERHEAD_MAX_BYTES:
             log.warning("%s holds %d bytes, more than any wish, ignored", delivery.topic, len(delivery.payload))
             return
         if not delivery.payload:  # a retained message that was cleared
@@ -266,7 +280,10 @@ class Agent:
                 self._updating.forget()
             return
         try:
-            desired = decode(delivery.payload, Desired)
+            desired = decode(self._guard.open(delivery.payload, "desired"), Desired)
+        except IdentityError as error:
+            log.warning("%s is not obeyed: %s", delivery.topic, error)
+            return
         except ValueError as error:
             log.warning(
                 "%s cannot be read, ignored: %s; see that both ferrymans are of one version", delivery.topic, error
@@ -397,6 +414,24 @@ class Agent:
         self._recorder.put([("measurement", as_record(one)) for one in measurements])
         self._publisher.wake()
         return ProfileReply(measurements=measurements)
+
+
+def _renewal(config: AgentConfig, link: Link) -> Renewal | None:
+    """What keeps the device's certificate alive, where it has one."""
+    if link.broker.tls_cert is None:
+        return None
+    try:
+        from ferryman.devices.agent.renewal import renewal_of
+    except ModuleNotFoundError as error:
+        log.warning("the certificate will not renew itself: no %s here; pip install 'ferryman[enroll]'", error.name)
+        return None
+    return renewal_of(config.device, config.root, link)
+
+
+def _sure_clock() -> int | None:
+    """The wall clock; None: nothing has set it."""
+    now_ns = time.time_ns()
+    return now_ns if now_ns >= _CLOCK_FLOOR_NS else None
 
 
 @contextlib.contextmanager

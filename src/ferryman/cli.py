@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ferryman import __version__
+from ferryman.ca_cli import ca
 from ferryman.collect_cli import collect
 from ferryman.compare_cli import compare
+from ferryman.enroll_cli import enroll, identity
 from ferryman.fleet_cli import fleet
 from ferryman.keys_cli import keys
 from ferryman.options import (
@@ -58,6 +60,8 @@ _INSTALL = {
     "ship": "torch==2.13.0, then 'ferryman[convert,publish]'",
     "agent": "'ferryman[ota]'",
     "update": "'ferryman[ota]'",
+    "ca": "'ferryman[enroll]'",
+    "enroll": "'ferryman[enroll,push]'",
     "push": "'ferryman[push]'",
     "rollback": "'ferryman[push]'",
     "profile": "'ferryman[collector]'",
@@ -119,6 +123,11 @@ def main(verbose: int) -> None:
       publish   package -> signed repository, as pieces and deltas
       rollout   release -> devices, ring by ring, and back where they do badly
       ship      convert, publish and rollout in one
+
+    \b
+    Who is who at the broker:
+      ca        certificates, access rules and a whole broker configuration
+      enroll    a device's own key and certificate, over SSH
     """  # noqa: D301  # click wants the very character, where it shall not wrap
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.basicConfig(level=logging.WARNING, format=_LOG_FORMAT)
@@ -517,7 +526,7 @@ main.add_command(outbox)
 main.add_command(profile)
 main.add_command(compare)
 main.add_command(fleet)
-for command in (keys, publish, withdraw, repository, serve, update, rollout, ship):
+for command in (keys, publish, withdraw, repository, serve, update, rollout, ship, ca, enroll, identity):
     main.add_command(command)
 
 
