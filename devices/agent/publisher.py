@@ -163,6 +163,7 @@ class Publisher:
         if overdue := self._window.overdue(now):
             log.info("%d records sent and not confirmed; sending them again", overdue)
             self._silent_rounds += 1
+            self._size.lost()  # a broker of MQTT 3.1.1 acknowledges what it throws away for its size
         return self._send_all(now)
 
     def _look(self, now: float) -> None:
@@ -282,7 +283,6 @@ class Publisher:
         sent = self._window.answered(number)
         if problem is None:
             self._carried = True
-            self._size.arrived()
             if sent is not None and self._confirm == "broker":
                 self._confirmed.extend(
                     (boot, *span) for sequences in sent.carried.values() for span in _ranges(sequences)
@@ -318,6 +318,7 @@ class Publisher:
         for _, first, last in self._confirmed:
             self._window.confirmed(first, last)
         self._confirmed.clear()
+        self._size.arrived()
         self._silent_rounds = 0
         self._said = None
 
