@@ -20,11 +20,13 @@ from ferryman.devices.mqtt_connection import (
     IN_FLIGHT_MAX,
     REFUSED,
     VERSION_REFUSED,
+    Client,
     Connection,
     Delivery,
     Done,
     Handler,
     Message,
+    Subscription,
     Wanted,
     guard,
     make_client,
@@ -71,6 +73,7 @@ class Link:
         manual_ack: bool = False,
         receive_max: int = IN_FLIGHT_MAX,
         packet_max_bytes: int | None = None,
+        new_client: Callable[..., Client] = Client,
     ) -> None:
         """Describe the connection; nothing is opened yet.
 
@@ -84,9 +87,11 @@ class Link:
             manual_ack: leave acknowledging to the handlers.
             receive_max: how many unacknowledged messages the broker may send (MQTT 5; a 3.1.1 broker has its own).
             packet_max_bytes: the broker drops what is larger, unsent (MQTT 5; a 3.1.1 broker knows no such limit).
+            new_client: makes the paho client of each connection.
         """
         self.broker = broker
         self._will = will
+        self._new_client = new_client
         self._wanted = Wanted(
             client_id=client_id,
             session_expiry_s=session_expiry_s,
@@ -94,7 +99,7 @@ class Link:
             receive_max=receive_max,
             packet_max_bytes=packet_max_bytes,
         )
-        self._handlers: dict[str, tuple[Handler, int]] = {}
+        self._handlers: dict[str, Subscription] = {}
         self._ready_callbacks: list[Callable[[], None]] = []
         self._down_callbacks: list[Callable[[], None]] = []
         self._connection: Connection | None = None
@@ -108,13 +113,14 @@ class Link:
         self._knows_v5 = False
         self._thread = threading.Thread(target=self._run, name=f"link-{client_id}", daemon=True)
 
-    def subscribe(self, topic_filter: str, handler: Handler, *, qos: int = 1) -> None:
+    def subscribe(self, topic_filter: str, handler: Handler, *, qos: int = 1, needed: bool = True) -> None:
         """Have `handler` called with what comes on `topic_filter`, on this and every later connection.
 
         With `qos` 1 a broker drops what is over its queue (mosquitto: 1,000 messages), silently; with 0 it does not
-        queue. What a whole fleet has retained is more than that: take 0 for it, and `refresh` now and then.
+        queue. What a whole fleet has retained is more than that: take 0 for it, and `refresh` now and then. A
+        subscription that is not `needed` may be refused, which is logged; else there is no connection without it.
         """
-        self._handlers[topic_filter] = (handler, qos)
+        self._handlers[topic_filter] = Subscription(handler, qos, needed)
 
     def refresh(self) -> None:
         """Subscribe anew: what is retained comes once more. Does nothing while there is no connection."""
@@ -275,7 +281,7 @@ class Link:
     def _serve(self, protocol: MQTTProtocolVersion) -> str | None:
         """Hold one connection from beginning to end; the problem, or None if it was ready in between."""
         try:
-            client = make_client(self.broker, protocol, self._wanted, self._in_flight_max)
+            client = make_client(self.broker, protocol, self._wanted, self._in_flight_max, self._new_client)
         except (OSError, ValueError, IdentityError) as error:  # the certificates' files
             return f"TLS files: {type(error).__name__}: {error}"
         connection = Connection(self.broker, client, self._handlers, self._make_will)

@@ -11,7 +11,7 @@ import logging
 import socket
 import threading
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from paho.mqtt import client as paho
@@ -111,6 +111,14 @@ Done = Callable[[str | None], None]
 never if the link broke."""
 
 
+class Subscription(NamedTuple):
+    """Who reads what comes on a topic filter."""
+
+    handler: Handler
+    qos: int
+    needed: bool
+
+
 class Wanted(Record):
     """How a link wants each of its connections."""
 
@@ -138,14 +146,20 @@ class Client(paho.Client):
             self.on_end("connection lost")
 
 
-def make_client(broker: BrokerConfig, protocol: MQTTProtocolVersion, wanted: Wanted, in_flight_max: int) -> Client:
+def make_client(
+    broker: BrokerConfig,
+    protocol: MQTTProtocolVersion,
+    wanted: Wanted,
+    in_flight_max: int,
+    new_client: Callable[..., Client] = Client,
+) -> Client:
     """A client that is not connected yet.
 
     Raises:
         OSError, ValueError, IdentityError: the certificates' files cannot be read, or others could have changed them.
     """
     v5 = protocol == MQTTProtocolVersion.MQTTv5
-    client = Client(
+    client = new_client(
         CallbackAPIVersion.VERSION2,
         wanted.client_id,
         clean_session=None if v5 else wanted.session_expiry_s < LASTING_S,
@@ -169,7 +183,7 @@ class Connection:
         self,
         broker: BrokerConfig,
         client: Client,
-        handlers: dict[str, tuple[Handler, int]],
+        handlers: dict[str, Subscription],
         make_will: Callable[[], Message | None],
     ) -> None:
         """Nothing is opened yet.
@@ -177,7 +191,7 @@ class Connection:
         Args:
             broker: where to.
             client: made for this connection alone.
-            handlers: topic filter -> who reads what comes, and the QoS to ask for.
+            handlers: topic filter -> who reads what comes.
             make_will: called once the broker's port is open.
         """
         self.problem: str | None = None
@@ -210,8 +224,8 @@ class Connection:
         client.on_disconnect = self._on_disconnect
         client.on_publish = self._on_publish
         client.on_message = self._on_message
-        for topic_filter, (handler, _) in handlers.items():
-            client.message_callback_add(topic_filter, self._dispatcher(handler))
+        for topic_filter, one in handlers.items():
+            client.message_callback_add(topic_filter, self._dispatcher(one.handler))
 
     def open(self, wanted: Wanted) -> None:
         """Connect; `settled` follows.
@@ -337,14 +351,19 @@ class Connection:
     def subscribe(self) -> None:
         """Ask for all topics, and so for what is retained there."""
         if self._v5:
-            self._client.subscribe([(name, SubscribeOptions(qos=qos)) for name, (_, qos) in self._handlers.items()])
+            self._client.subscribe([(name, SubscribeOptions(qos=one.qos)) for name, one in self._handlers.items()])
         else:
-            self._client.subscribe([(name, qos) for name, (_, qos) in self._handlers.items()])
+            self._client.subscribe([(name, one.qos) for name, one in self._handlers.items()])
 
     def _on_subscribe(self, _c: object, _u: object, _m: int, reasons: list[ReasonCode], properties: object) -> None:
-        for name, reason in zip(self._handlers, reasons, strict=True):
-            if reason.value >= REFUSED:
-                self.fail(f"subscription to {name} refused: {_said(reason, properties)}")
+        for (name, one), reason in zip(self._handlers.items(), reasons, strict=True):
+            if reason.value < REFUSED:
+                continue
+            problem = f"subscription to {name} refused: {_said(reason, properties)}"
+            if one.needed:
+                self.fail(problem)
+            else:
+                log.warning("broker %s: %s; going on without", self._broker.address, problem)
         self.settled.set()
 
     def _on_disconnect(self, _c: object, _u: object, flags: Any, reason: ReasonCode, properties: object) -> None:  # noqa: ANN401  # paho's named tuple

@@ -18,14 +18,22 @@ from ferryman.devices import topics
 from ferryman.devices.agent.commands import CommandGuard
 from ferryman.devices.agent.desk import Body, Desk
 from ferryman.devices.agent.health import HealthWatch
-from ferryman.devices.agent.outbox import Outbox
+from ferryman.devices.agent.logs import LogRecords
+from ferryman.devices.agent.modes import Modes
+from ferryman.devices.agent.outbox import FILE, Outbox
+from ferryman.devices.agent.power import PowerMeter
 from ferryman.devices.agent.presence import Presence
 from ferryman.devices.agent.publisher import Publisher
 from ferryman.devices.agent.ready import Limits, read_now, why_not_yet
 from ferryman.devices.agent.recorder import Recorder, as_record
+from ferryman.devices.agent.sampler import PERIOD_S as PERIOD_OF_SAMPLES_S
+from ferryman.devices.agent.sampler import Sampler, Sources, live
 from ferryman.devices.agent.serving import Serving
+from ferryman.devices.agent.spending import TelemetryConfig
 from ferryman.devices.agent.stepdown import StepDown
+from ferryman.devices.agent.tally import ServedTally
 from ferryman.devices.agent.updating import FINAL, Hands, Updating
+from ferryman.devices.agent.upkeep import Upkeep
 from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.identity import with_identity
 from ferryman.devices.labels import check_labels
@@ -49,6 +57,7 @@ from ferryman.runtime.contracts.messages import (
 from ferryman.runtime.contracts.record import Record, decode, encode
 from ferryman.runtime.contracts.rollout import MESSAGE_MAX_BYTES, Desired, Health, Reported
 from ferryman.runtime.contracts.slot import SlotState
+from ferryman.runtime.contracts.telemetry import Sample
 from ferryman.runtime.slots import SlotStore
 
 if TYPE_CHECKING:
@@ -57,9 +66,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-OUTBOX = "outbox.sqlite"
 _METERS = "FERRYMAN_METERS"
 """Environment: modules, with commas between, that a profile asked for from afar may name as its meter."""
+_METER_PASSWORD = "FERRYMAN_METER_PASSWORD"  # noqa: S105  # the name of the variable that holds it
 POLL_S = 1.0
 """How late a newly activated slot may be noticed."""
 STOP_GRACE_S = 5.0
@@ -90,6 +99,12 @@ class AgentConfig:
     """Update only while something supplies power."""
     idle_s: float = 0.0
     """Update only when nobody asked for an inference for so long."""
+    sample_s: float = PERIOD_OF_SAMPLES_S
+    """Every so often, how the device does becomes a telemetry record; 0: never."""
+    meter: str | None = None
+    """What tells the power of samples; None: nothing does."""
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    """What telemetry may cost, and how long it waits."""
 
 
 class Agent:
@@ -114,9 +129,12 @@ class Agent:
                 f"cannot make the folder {config.root}: {error.strerror}; make it for the user who runs the agent, or "
                 "name another --root"
             ) from error
-        self._outbox = Outbox(config.root / OUTBOX)
+        self._outbox = Outbox(config.root / FILE, keep_days=config.telemetry.keep_days)
+        self._upkeep = Upkeep(self._outbox)
         self._store = SlotStore(config.root)
-        self._health = HealthWatch(self._store)
+        self._logs = LogRecords((config.broker.password, os.environ.get(_METER_PASSWORD)))
+        tally = ServedTally()
+        self._health = HealthWatch(self._store, also=tally)
         self._serving = Serving(self._store, self._health, StepDown())
         self._recorder = Recorder(self._outbox)
         self._guard = CommandGuard(config.device, config.root, _sure_clock)
@@ -135,9 +153,21 @@ class Agent:
         self._desk = Desk(config.device, self._link, self._do, lambda data: self._guard.open(data, "request"))
         self._guard.on_new_challenge(self._announce)
         self._link.on_ready(self._announce)
-        self._publisher = Publisher(self._outbox, config.device, self._link, confirm=config.confirm)
+        self._publisher = Publisher(
+            self._outbox,
+            config.device,
+            self._link,
+            confirm=config.confirm,
+            config=config.telemetry,
+            mode=Modes(config.root, config.telemetry.mode).now,
+        )
         self._seen: SlotState | None = None
         self._trouble = ""
+        self._power = PowerMeter(config.meter) if config.meter and config.sample_s else None
+        sources = Sources(tally, self._outbox.counts, self._package, config.root, self._power)
+        self._sampler = Sampler(
+            sources, self._put_sample, live(self._link, config.device, config.sample_s), config.sample_s
+        )
 
     def run(self, stop: threading.Event) -> None:
         """Serve until `stop` is set.
@@ -145,7 +175,7 @@ class Agent:
         Raises:
             DeviceError: another agent serves this root.
         """
-        with _only_one(self._config.root):
+        with _only_one(self._config.root), self._logs.listening():
             if self._updating:
                 self._updating.note_start()
             worker = threading.Thread(
@@ -158,24 +188,26 @@ class Agent:
             self._link.start()
             self._publisher.start()
             worker.start()
-            updater = self._start_updating(stop)
-            if self._renewal:
-                threading.Thread(target=self._renewal.run, args=(stop,), name="certificate", daemon=True).start()
+            beside = self._start_beside(stop)
             try:
                 while not stop.wait(POLL_S):
                     self._note_changes()
+                    self._note_logs()
+                    self._keep_up()
             finally:
                 stop.set()
                 if self._renewal:
                     self._renewal.wake()
-                if self._updating and updater:
+                if self._updating:
                     self._updating.wake()
-                    updater.join(STOP_GRACE_S)
+                for thread in beside:
+                    thread.join(STOP_GRACE_S)
                 worker.join(STOP_GRACE_S)
                 self._serving.abort()
                 self._desk.cancel_all()
                 worker.join(STOP_GRACE_S)
                 self._recorder.put([("drift", one) for one in self._drift.flush()])
+                self._note_logs()
                 if self._recorder.waiting:
                     log.error("%d records never reached the disk and are lost", self._recorder.waiting)
                 self._publisher.stop()
@@ -218,12 +250,26 @@ class Agent:
             self._tell_drift(self._drift.flush())
         return self._health.health()
 
-    def _start_updating(self, stop: threading.Event) -> threading.Thread | None:
-        if self._updating is None:
-            return None
-        thread = threading.Thread(target=self._updating.run, args=(stop,), name="updates", daemon=True)
-        thread.start()
-        return thread
+    def _start_beside(self, stop: threading.Event) -> list[threading.Thread]:
+        """What goes on beside requests and telemetry, each in a thread of its own until `stop` is set."""
+        runs = {
+            "updates": self._updating.run if self._updating else None,
+            "samples": self._sampler.run if self._config.sample_s else None,
+            "power": self._power.run if self._power else None,
+            "certificate": self._renewal.run if self._renewal else None,
+        }
+        threads = [
+            threading.Thread(target=run, args=(stop,), name=name, daemon=True) for name, run in runs.items() if run
+        ]
+        for thread in threads:
+            thread.start()
+        return threads
+
+    def _package(self) -> str | None:
+        return self._seen.active.package_sha256 if self._seen and self._seen.active else None
+
+    def _put_sample(self, sample: Sample) -> None:
+        self._record([("sample", sample)])
 
     def _on_desired(self, delivery: Delivery) -> None:
         if len(delivery.payload) > MESSAGE_MAX_BYTES + OVERHEAD_MAX_BYTES:
@@ -286,6 +332,18 @@ class Agent:
                 "slot %s serves %s %.12s", state.active.name, state.active.package_name, state.active.package_sha256
             )
         self._announce()
+
+    def _note_logs(self) -> None:
+        """Put on record what was logged; while the disk is full it waits where equal messages are one."""
+        with self._logs.quiet():
+            if not self._recorder.waiting and (lines := self._logs.take()):
+                self._record([("log", line) for line in lines])
+
+    def _keep_up(self) -> None:
+        try:
+            self._upkeep.look(time.monotonic())
+        except DeviceError as error:
+            log.debug("not done: %s", error)  # the recorder says what is wrong with the disk
 
     def _follow_drift(self) -> None:
         """Put the inference that was just answered into the statistics; whatever goes wrong there ends there."""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
-import threading
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +13,24 @@ import click
 
 from ferryman import __version__
 from ferryman.ca_cli import ca
+from ferryman.collect_cli import collect
 from ferryman.compare_cli import compare
 from ferryman.enroll_cli import enroll, identity
+from ferryman.fleet_cli import fleet
 from ferryman.keys_cli import keys
-from ferryman.options import PATH, Seconds, Size, devices_option, find, update_config, update_options
+from ferryman.options import (
+    PATH,
+    Seconds,
+    Size,
+    devices_option,
+    find,
+    stop_event,
+    telemetry_config,
+    telemetry_options,
+    update_config,
+    update_options,
+)
+from ferryman.outbox_cli import outbox
 from ferryman.profile_cli import profile
 from ferryman.repository_cli import publish, repository, serve, withdraw
 from ferryman.rollout_cli import rollout
@@ -54,6 +66,8 @@ _INSTALL = {
     "rollback": "'ferryman[push]'",
     "profile": "'ferryman[collector]'",
     "compare": "'ferryman[push,collector]'",
+    "collect": "'ferryman[collector]'",
+    "fleet": "'ferryman[collector]'",
     "report": "'ferryman[collector]'",
     "pareto": "torch==2.13.0, then 'ferryman[convert,collector]'",
 }
@@ -100,6 +114,7 @@ def main(verbose: int) -> None:
       profile   latency, memory and energy on the device
       compare   packages -> which is slower, by how much, for sure
       collect   telemetry -> database;  report: database -> table and page
+      fleet     database -> how all devices do, who stands out, files for other programs
       pareto    packages -> accuracy against bytes and latency
 
     \b
@@ -394,6 +409,7 @@ def rollback(
 @click.option(
     "--idle", type=click.FloatRange(0, 86400), default=0.0, help="Update only when nobody asked for so many seconds."
 )
+@telemetry_options
 def agent(
     device: str,
     broker: str,
@@ -404,6 +420,10 @@ def agent(
     repository: str | None,
     mains: bool,
     idle: float,
+    telemetry_rate: int | None,
+    telemetry_day_max: int | None,
+    mode: Any,  # noqa: ANN401  # click has checked it
+    keep: float,
     **spending: Any,  # noqa: ANN401  # what `update_options` adds
 ) -> None:
     """Run on the device: serve the active slot over MQTT, send telemetry, and take updates over the air.
@@ -424,8 +444,11 @@ def agent(
         update=update_config(repository, **spending) if repository else None,
         mains=mains,
         idle_s=idle,
+        telemetry=telemetry_config(
+            telemetry_rate=telemetry_rate, telemetry_day_max=telemetry_day_max, mode=mode, keep=keep
+        ),
     )
-    Agent(config).run(_stop_event())
+    Agent(config).run(stop_event())
 
 
 @main.command()
@@ -499,31 +522,15 @@ def status(device: str, devices_file: Path | None, as_json: bool, timeout: float
     click.echo(encode(answer) if as_json else describe_status(answer))
 
 
+main.add_command(outbox)
 main.add_command(profile)
 main.add_command(compare)
+main.add_command(fleet)
 for command in (keys, publish, withdraw, repository, serve, update, rollout, ship, ca, enroll, identity):
     main.add_command(command)
 
 
-@main.command()
-@click.option("--broker", required=True, help="mqtt://[user:password@]HOST[:PORT] or mqtts://...")
-@click.option("--database", type=PATH, default=Path("ferryman.sqlite"), show_default=True, help="SQLite file.")
-def collect(broker: str, database: Path) -> None:
-    """Store what devices send, until interrupted."""
-    from ferryman.devices.broker import parse_broker
-    from ferryman.devices.fleet.collector import Progress, run_collector
-
-    parsed = parse_broker(broker)
-
-    def show(progress: Progress) -> None:
-        if sys.stderr.isatty():
-            counts = ", ".join(f"{name} {count}" for name, count in progress._asdict().items())
-            click.echo(f"\r{counts}", err=True, nl=False)
-
-    def tell() -> None:
-        click.echo(f"collecting from {parsed.address} into {database}; interrupt to stop", err=True)
-
-    run_collector(parsed, database, stop=_stop_event(), on_connected=tell, on_progress=show)
+main.add_command(collect)
 
 
 @main.command()
@@ -538,12 +545,12 @@ def report(
 ) -> None:
     """Print a table of the stored measurements and write a self-contained page with plots."""
     from ferryman.describe import printable
-    from ferryman.devices.fleet.store.store import Store
+    from ferryman.devices.fleet.store.store import open_store
     from ferryman.show import check_targets, show
 
     check_targets(csv, html, trace, database)
     left_out: list[str] = []
-    store = Store(database, create=False)
+    store = open_store(database, create=False)
     try:
         found = store.measurements(device=device, package=package, limit=REPORT_MAX, on_damaged=left_out.append)
         total = store.count_measurements(device=device, package=package)
@@ -584,14 +591,6 @@ def pareto(package: tuple[Path, ...], data: str, output: Path, as_json: bool) ->
     click.echo(to_json(points) if as_json else table(points))
     draw(points, output)
     click.echo(f"plot: {output}", err=True)
-
-
-def _stop_event() -> threading.Event:
-    """Set by the signals that ask a process to end."""
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
 
 
 if __name__ == "__main__":

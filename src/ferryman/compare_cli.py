@@ -11,7 +11,7 @@ import click
 from ferryman.options import PATH, devices_option, find
 
 
-class _Share(click.ParamType[float]):
+class Share(click.ParamType[float]):
     """`2%`, or 0.02."""
 
     name = "PERCENT"
@@ -35,7 +35,7 @@ class _Share(click.ParamType[float]):
 @click.option(
     "--rounds", type=click.IntRange(6, 100), default=15, show_default=True, help="Fresh processes of each package."
 )
-@click.option("--margin", type=_Share(), default="2%", show_default=True, help="What counts as the same.")
+@click.option("--margin", type=Share(), default="2%", show_default=True, help="What counts as the same.")
 @click.option(
     "--runs",
     type=click.IntRange(min=1),

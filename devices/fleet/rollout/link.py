@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from ferryman.devices import topics
 from ferryman.devices.broker import BrokerConfig
-from ferryman.devices.fleet.collector import parse_status
+from ferryman.devices.fleet.collector.status import parse_status
 from ferryman.devices.fleet.rollout.words import shorten
 from ferryman.devices.fleet.signer import DESIRED_LIFE_NS, Signer
 from ferryman.devices.mqtt import Delivery, Link, Message
