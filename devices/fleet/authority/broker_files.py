@@ -74,7 +74,7 @@ class BrokerOptions(Record):
     hosts_port: int = HOSTS_PORT
     bind: str = ""
     """Address to listen on; empty: all."""
-    home_assistant: bool = False
+    home_assistant: str | None = None
     sparkplug_group: str | None = None
 
 
