@@ -20,6 +20,7 @@ from ferryman.devices.mqtt_connection import (
     IN_FLIGHT_MAX,
     REFUSED,
     VERSION_REFUSED,
+    Client,
     Connection,
     Delivery,
     Done,
@@ -69,6 +70,7 @@ class Link:
         manual_ack: bool = False,
         receive_max: int = IN_FLIGHT_MAX,
         packet_max_bytes: int | None = None,
+        new_client: Callable[..., Client] = Client,
     ) -> None:
         """Describe the connection; nothing is opened yet.
 
@@ -82,9 +84,11 @@ class Link:
             manual_ack: leave acknowledging to the handlers.
             receive_max: how many unacknowledged messages the broker may send (MQTT 5; a 3.1.1 broker has its own).
             packet_max_bytes: the broker drops what is larger, unsent (MQTT 5; a 3.1.1 broker knows no such limit).
+            new_client: makes the paho client of each connection.
         """
         self.broker = broker
         self._will = will
+        self._new_client = new_client
         self._wanted = Wanted(
             client_id=client_id,
             session_expiry_s=session_expiry_s,
@@ -259,7 +263,7 @@ class Link:
     def _serve(self, protocol: MQTTProtocolVersion) -> str | None:
         """Hold one connection from beginning to end; the problem, or None if it was ready in between."""
         try:
-            client = make_client(self.broker, protocol, self._wanted, self._in_flight_max)
+            client = make_client(self.broker, protocol, self._wanted, self._in_flight_max, self._new_client)
         except (OSError, ValueError) as error:  # the certificates' files
             return f"TLS files: {type(error).__name__}: {error}"
         connection = Connection(self.broker, client, self._handlers, self._make_will)

@@ -82,6 +82,8 @@ class Delivery:
         self.payload = bytes(message.payload)
         self.retained = message.retain
         """Sent before we subscribed, and kept by the broker for whoever comes."""
+        self.again = message.dup
+        """It may have come before: the broker was not told so."""
         self._client = client
         self._mid = message.mid
         self._qos = message.qos
@@ -136,14 +138,20 @@ class Client(paho.Client):
             self.on_end("connection lost")
 
 
-def make_client(broker: BrokerConfig, protocol: MQTTProtocolVersion, wanted: Wanted, in_flight_max: int) -> Client:
+def make_client(
+    broker: BrokerConfig,
+    protocol: MQTTProtocolVersion,
+    wanted: Wanted,
+    in_flight_max: int,
+    new_client: Callable[..., Client] = Client,
+) -> Client:
     """A client that is not connected yet.
 
     Raises:
         OSError, ValueError: the certificates' files cannot be read.
     """
     v5 = protocol == MQTTProtocolVersion.MQTTv5
-    client = Client(
+    client = new_client(
         CallbackAPIVersion.VERSION2,
         wanted.client_id,
         clean_session=None if v5 else wanted.session_expiry_s < LASTING_S,
@@ -303,7 +311,7 @@ class Connection:
 
     def _on_publish(self, _c: object, _u: object, mid: int, reason: ReasonCode, properties: object) -> None:
         guard(self._acknowledge_now)
-        problem = _said(reason, properties) if reason.value >= REFUSED else None
+        problem = _told(reason, properties) if reason.value >= REFUSED else None
         with self._lock:
             done = self._waiting.pop(mid, None)
             if done is None:
@@ -388,11 +396,17 @@ def _properties(message: Message, alias: int, kind: int = PacketTypes.PUBLISH) -
     return made
 
 
-def _said(reason: ReasonCode, properties: object) -> str:
-    """A reason code in words: its name, what the broker says beside it, and what to do."""
+def _told(reason: ReasonCode, properties: object) -> str:
+    """A reason code's name, and what the broker says beside it."""
     words = [str(reason)]
-    words += [f"({text})" for text in (getattr(properties, "ReasonString", ""),) if text]
+    if text := getattr(properties, "ReasonString", ""):
+        words.append(f"({text})")
     if server := getattr(properties, "ServerReference", ""):
         words.append(f"(the other server is {server})")
+    return " ".join(words)
+
+
+def _said(reason: ReasonCode, properties: object) -> str:
+    """The same, and what to do."""
     hint = _HINTS.get(reason.value)
-    return " ".join(words) + (f": {hint}" if hint else "")
+    return _told(reason, properties) + (f": {hint}" if hint else "")

@@ -14,11 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import ferryman
 from ferryman.devices import topics
 from ferryman.devices.agent.desk import Body, Desk
 from ferryman.devices.agent.health import HealthWatch
-from ferryman.devices.agent.outbox import Counts, Outbox
+from ferryman.devices.agent.outbox import Outbox
+from ferryman.devices.agent.presence import Presence
 from ferryman.devices.agent.publisher import Publisher
 from ferryman.devices.agent.ready import Limits, read_now, why_not_yet
 from ferryman.devices.agent.recorder import Recorder, as_record
@@ -30,25 +30,21 @@ from ferryman.devices.labels import check_labels
 from ferryman.devices.mqtt import Delivery, Link, Message
 from ferryman.profiler.conditions import kind_of_device, read_conditions
 from ferryman.profiler.drift import PERIOD_S, DriftMonitor
-from ferryman.profiler.standing import standing
 from ferryman.runtime.contracts.drift import Drift
 from ferryman.runtime.contracts.errors import (
     CallerError,
     DeviceError,
     LinkError,
 )
-from ferryman.runtime.contracts.manifest import RuntimeName
 from ferryman.runtime.contracts.messages import (
     InferRequest,
     ProfileReply,
     ProfileRequest,
     Request,
-    Status,
 )
 from ferryman.runtime.contracts.record import Record, decode, encode
 from ferryman.runtime.contracts.rollout import MESSAGE_MAX_BYTES, Desired, Health, Reported
-from ferryman.runtime.contracts.slot import Slot, SlotState
-from ferryman.runtime.session import INTERPRETERS, installed
+from ferryman.runtime.contracts.slot import SlotState
 from ferryman.runtime.slots import SlotStore
 
 if TYPE_CHECKING:
@@ -65,6 +61,8 @@ STOP_GRACE_S = 5.0
 """How long a request under way may take to end once the agent is told to stop."""
 _CLOCK_FLOOR_NS = 1_750_000_000 * 10**9
 """An earlier clock was never set."""
+SESSION_S = 300
+"""How long the broker keeps requests and receipts while the link is down (MQTT 5)."""
 PACKET_MAX_BYTES = topics.REQUEST_MAX_BYTES + 1024
 """With the topic and what MQTT adds."""
 
@@ -103,12 +101,6 @@ class Agent:
         check_labels(config.labels)
         self._drift = DriftMonitor(config.drift_s)
         self._kind = kind_of_device(read_conditions({}))
-        self._will = Message(
-            topic=topics.status(config.device),
-            # Queries find a device that is off by these, too.
-            payload=encode(Status(device=config.device, online=False, labels=dict(config.labels), model=self._kind)),
-            retain=True,
-        )
         try:
             config.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -121,8 +113,13 @@ class Agent:
         self._health = HealthWatch(self._store)
         self._serving = Serving(self._store, self._health, StepDown())
         self._recorder = Recorder(self._outbox)
+        self._presence = Presence(config.device, config.labels, self._kind, self._outbox, self._recorder)
         self._link = Link(
-            config.broker, f"ferryman-agent-{config.device}", will=self._will, packet_max_bytes=PACKET_MAX_BYTES
+            config.broker,
+            f"ferryman-agent-{config.device}",
+            will=self._presence.death,
+            session_expiry_s=SESSION_S,
+            packet_max_bytes=PACKET_MAX_BYTES,
         )
         self._updating = self._updater(config.update) if config.update else None
         self._desk = Desk(config.device, self._link, self._do)
@@ -299,46 +296,19 @@ class Agent:
             self._publisher.wake()
 
     def _announce(self) -> None:
-        """Publish birth; the will takes it back. An agent whose store is damaged is online and serves nothing."""
+        """Publish birth; death takes it back. An agent whose store is damaged is online and serves nothing."""
         try:
             slot = self._store.read_state().active
         except DeviceError:
             slot = None
-        try:
-            self._link.publish(Message(topic=self._will.topic, payload=encode(self._status(slot)), retain=True))
-        except (LinkError, DeviceError) as error:
-            log.debug("status not announced: %s", error)
-
-    def _status(self, slot: Slot | None) -> Status:
-        try:
-            counts = self._outbox.counts()
-        except DeviceError as error:
-            log.debug("not counted: %s", error)
-            counts = Counts(0, 0, 0)
-        runtimes: tuple[RuntimeName, ...] = tuple(INTERPRETERS)
-        return Status(
-            device=self._config.device,
-            online=True,
-            boot=self._outbox.boot,
-            ferryman=ferryman.__version__,
-            package_sha256=slot.package_sha256 if slot else None,
-            package_name=slot.package_name if slot else None,
-            release=slot.release if slot else None,
-            answers=self._serving.answers or (slot.answers if slot else None),
-            interpreters={name: version for r in runtimes for name, version in installed(r).items()},
-            standing=standing(read_conditions({})),
-            labels=dict(self._config.labels),
-            model=self._kind,
-            outbox_pending=counts.records + self._recorder.waiting,
-            outbox_dropped=counts.dropped + self._recorder.lost,
-        )
+        self._presence.announce(self._link, slot, self._serving.answers)
 
     def _do(self, request: Request, left_s: float, cancelled: threading.Event | None) -> Body:
         if isinstance(request.body, InferRequest):
             return self._serving.infer(request.body, left_s)
         if isinstance(request.body, ProfileRequest):
             return self._profile(request.body, left_s, cancelled)
-        return self._status(self._store.read_state().active)
+        return self._presence.status(self._store.read_state().active, self._serving.answers)
 
     def _profile(self, request: ProfileRequest, left_s: float, cancelled: threading.Event | None) -> ProfileReply:
         from ferryman.profiler.runner import run_profile

@@ -7,11 +7,13 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 
 from ferryman.devices import topics
-from ferryman.devices.mqtt import Delivery, Link, Message
+from ferryman.devices.agent.answers import Answers
+from ferryman.devices.mqtt import Delivery, Link
 from ferryman.runtime.contracts.errors import (
     CallerError,
     DeviceError,
@@ -40,6 +42,8 @@ TIMEOUT_MAX_S = 86_400.0
 """The most a request is given, whatever it asks for."""
 QUEUE_MAX = 16
 """Requests waiting; one more is told that the device is busy. Together they hold `topics.REQUEST_MAX_BYTES`."""
+KNOWN_MAX = 256
+"""Requests that are told from one that comes twice: a broker delivers again what it did not know to have arrived."""
 
 Body = InferReply | ProfileReply | Status | Failure
 """What an answer holds."""
@@ -67,6 +71,8 @@ class Desk:
         self._enqueuing = threading.Lock()
         self._cancelled: dict[str, threading.Event] = {}
         """Id of every request that waits or is worked on -> set once nobody waits for its answer any more."""
+        self._known: deque[str] = deque(maxlen=KNOWN_MAX)
+        self._answers = Answers(link)
         link.subscribe(topics.request(device), self._on_request)
 
     def work_until(self, stop: threading.Event, after: Callable[[], None], idle: Callable[[], None]) -> None:
@@ -102,11 +108,17 @@ class Desk:
         if not topics.is_response(request.reply_to, self._device):
             log.warning("request %s wants its answer on %s, ignored", request.id, request.reply_to)
             return
+        if delivery.again and request.id in self._known:
+            log.info("request %s came again, ignored", request.id)
+            return
+        self._known.append(request.id)
         if isinstance(request.body, CancelRequest):
             if (cancelled := self._cancelled.get(request.body.request)) is not None:
                 cancelled.set()
             return
         given_s = min(request.timeout_s, TIMEOUT_MAX_S)  # none where it is no number, and then time is up at once
+        if delivery.expiry_s is not None:  # it may have waited for us at the broker
+            given_s = min(given_s, delivery.expiry_s)
         deadline = time.monotonic() + given_s
         if isinstance(request.body, StatusRequest):  # quick, and must not wait behind a profile
             self._answer_with(request, partial(self._work, request, deadline))
@@ -165,7 +177,17 @@ class Desk:
 
     def _answer(self, request: Request | _Addressed, body: Body) -> None:
         response = Response(id=request.id, device=self._device, body=body)
+        given_s = request.timeout_s if isinstance(request, Request) else 0.0
+        wait_s = min(given_s, TIMEOUT_MAX_S) if given_s > 0 else 0.0  # none where it is no number
+        refused = partial(self._refused, request, body)
         try:
-            self._link.publish(Message(topic=request.reply_to, payload=pack(response)))
-        except (LinkError, ValueError) as error:  # ValueError: what paho says of a message MQTT cannot carry
+            self._answers.send(request.id, request.reply_to, pack(response), wait_s, refused)
+        except ValueError as error:  # what paho says of a message MQTT cannot carry
             log.warning("answer to %s not sent: %s", request.id, error)
+
+    def _refused(self, request: Request | _Addressed, body: Body, problem: str) -> None:
+        """Tell the one who asked, in fewer bytes, where it may have been them."""
+        log.warning("answer to %s not sent: %s", request.id, problem)
+        if not isinstance(body, Failure):
+            error = LinkError(f"the broker refuses the answer: {problem}")
+            self._answer(request, Failure(error=to_wire(error)))

@@ -12,75 +12,28 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple
-
-import msgspec
+from typing import Literal
 
 from ferryman.devices import topics
+from ferryman.devices.agent import batching
 from ferryman.devices.agent.outbox import Entry, Outbox
+from ferryman.devices.agent.window import Limits, Window
 from ferryman.devices.mqtt import Delivery, Link, Message, backoff_s
-from ferryman.runtime.contracts.envelope import EnvelopeV1, Receipt
+from ferryman.runtime.contracts.envelope import Receipt
 from ferryman.runtime.contracts.errors import DeviceError, LinkError
-from ferryman.runtime.contracts.record import decode, encode
+from ferryman.runtime.contracts.record import decode
+from ferryman.runtime.contracts.telemetry import Priority
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
 """How late a record that another process appended may be noticed."""
+LINGER_S = 0.05
+"""How long a message that is not full waits for more while another is under way."""
 RETRY_DISK_S = 5.0
+TOO_LARGE = "Packet too large"
+"""The broker's reason (MQTT 5, reason code 0x95)."""
 _SEQUENCE_MAX = (1 << 63) - 1
-
-
-class Limits(NamedTuple):
-    """How much is under way at once, and when to send again."""
-
-    in_flight: int = 20
-    """Without the broker's acknowledgement."""
-    unconfirmed: int = 512
-    """Without a receipt; below the 1000 that mosquitto queues for a collector that is away."""
-    again_first_s: float = 30.0
-    again_cap_s: float = 600.0
-
-
-class Window:
-    """Which records are under way; pure: no clock, disk or socket."""
-
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        self.reset()
-
-    def reset(self) -> None:
-        """Nothing is under way: everything in the outbox is to be sent (again)."""
-        self.cursor = 0
-        self.in_flight: set[int] = set()
-        self.again_at: dict[int, float] = {}
-
-    def room(self) -> int:
-        """How many more may be sent now."""
-        return max(
-            0,
-            min(self._limits.in_flight - len(self.in_flight), self._limits.unconfirmed - len(self.again_at)),
-        )
-
-    def sent(self, sequence: int, again_at: float) -> None:
-        """`sequence` went out, and is to go out again at `again_at` unless confirmed."""
-        self.cursor = max(self.cursor, sequence)
-        self.in_flight.add(sequence)
-        self.again_at[sequence] = again_at
-
-    def answered(self, sequence: int) -> None:
-        """The broker said something about `sequence`: it counts no more against the broker's limit."""
-        self.in_flight.discard(sequence)
-
-    def confirmed(self, first: int, last: int) -> None:
-        """These (both included) are done with."""
-        for sequence in [s for s in self.again_at if first <= s <= last]:
-            del self.again_at[sequence]
-            self.in_flight.discard(sequence)
-
-    def due(self, now: float) -> list[int]:
-        """Those whose time to be sent again has come, oldest first."""
-        return sorted(sequence for sequence, at in self.again_at.items() if at <= now)
 
 
 class Publisher:
@@ -105,7 +58,7 @@ class Publisher:
             limits: how much at once.
         """
         self.refused = 0
-        """How often the broker refused a record."""
+        """How often the broker refused a message."""
         self._outbox = outbox
         self._device = device
         self._topic = topics.telemetry(device)
@@ -116,6 +69,12 @@ class Publisher:
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._confirmed: list[tuple[str, int, int]] = []
         self._boot = outbox.boot
+        self._cursor = dict.fromkeys(Priority, 0)
+        """Up to where the records of each priority were sent on this connection."""
+        self._floor = 0
+        """What was appended when the connection came up is history."""
+        self._bytes_max = batching.BYTES_MAX
+        self._linger_until: float | None = None
         self._up = False
         self._silent_rounds = 0
         self._said: str | None = None
@@ -145,11 +104,13 @@ class Publisher:
         self._wake.set()
 
     def _run(self) -> None:
+        wait_s = 0.0
         while not self._stopping.is_set():
-            self._wake.wait(POLL_S)
+            self._wake.wait(wait_s)
             self._wake.clear()
+            wait_s = POLL_S
             try:
-                self._turn(time.monotonic())
+                wait_s = self._turn(time.monotonic())
             except LinkError:
                 pass  # on_down follows
             except DeviceError as error:
@@ -159,52 +120,82 @@ class Publisher:
                 log.exception("publisher: trying again")
                 self._stopping.wait(RETRY_DISK_S)
 
-    def _turn(self, now: float) -> None:
+    def _turn(self, now: float) -> float:
+        """Do what there is to do; returns after how many seconds to look again."""
         while not self._events.empty():
             self._events.get()()
         self._forget()
         if self._outbox.boot != self._boot:  # the file was replaced: another run of numbers
             self._boot = self._outbox.boot
-            self._window.reset()
+            self._reset()
         if not self._up:
-            return
-        due = self._window.due(now)
-        if due:
-            log.info("%d records sent and not confirmed; sending them again", len(due))
+            return POLL_S
+        if overdue := self._window.overdue(now):
+            log.info("%d records sent and not confirmed; sending them again", overdue)
             self._silent_rounds += 1
-        for sequence in due:
-            entry = self._outbox.entry(sequence)
-            if entry is None:
-                self._window.confirmed(sequence, sequence)
-            else:
-                self._send(entry, now)
-        if room := self._window.room():
-            for entry in self._outbox.pending(self._window.cursor, room):
-                self._send(entry, now)
+        while room := min(self._window.room(), self._bytes_max):
+            if self._window.again:
+                self._send_again(room, now)
+                continue
+            waiting = self._waiting(room)
+            entries = batching.take(waiting, room, self._floor)
+            if not entries:
+                break
+            if len(entries) == len(waiting) < batching.RECORDS_MAX and (left_s := self._linger(now)) > 0:
+                return left_s
+            self._send(entries, now, historical=entries[0].sequence <= self._floor)
+            for entry in entries:
+                self._cursor[entry.priority] = entry.sequence
+        self._linger_until = None
+        return POLL_S
 
-    def _send(self, entry: Entry, now: float) -> None:
-        envelope = EnvelopeV1(
-            device=self._device,
-            boot=entry.boot,
-            sequence=entry.sequence,
-            time_ns=entry.time_ns,
-            kind=entry.kind,
-            body=msgspec.Raw(entry.body),
+    def _waiting(self, room: int) -> list[Entry]:
+        """What is to be sent next, in order of sequence; a message's worth, or all there is."""
+        return batching.in_order(
+            self._outbox.waiting(level, self._cursor[level], batching.RECORDS_MAX, room) for level in Priority
         )
-        self._link.publish(
-            Message(topic=self._topic, payload=encode(envelope)),
-            lambda problem: self._post(partial(self._answered, entry.boot, entry.sequence, problem)),
-        )
+
+    def _linger(self, now: float) -> float:
+        """For how long a message that is not full waits for more: not at all where nothing is under way."""
+        if not self._window.in_flight:
+            return 0.0
+        if self._linger_until is None:
+            self._linger_until = now + LINGER_S
+        return self._linger_until - now
+
+    def _send_again(self, room: int, now: float) -> None:
+        sequences = self._window.again.popleft()
+        wanted = set(sequences)
+        entries = [e for e in self._outbox.between(sequences[0], sequences[-1]) if e.sequence in wanted]
+        taken = batching.take(entries, room)
+        if rest := [entry.sequence for entry in entries[len(taken) :]]:
+            self._window.again.appendleft(rest)
+        if taken:
+            self._send(taken, now, historical=True)
+
+    def _send(self, entries: list[Entry], now: float, *, historical: bool) -> None:
+        payload = batching.pack(self._device, entries, historical=historical)
         wait_s = backoff_s(self._silent_rounds, self._limits.again_first_s, self._limits.again_cap_s)
-        self._window.sent(entry.sequence, now + wait_s)
+        boot, sequences = entries[0].boot, [entry.sequence for entry in entries]
+        number = self._window.sent(sequences, len(payload), now + wait_s)
+        self._linger_until = None
+        self._link.publish(
+            Message(topic=self._topic, payload=payload),
+            lambda problem: self._post(partial(self._answered, boot, number, len(payload), problem)),
+        )
 
-    def _answered(self, boot: str, sequence: int, problem: str | None) -> None:
-        self._window.answered(sequence)
+    def _answered(self, boot: str, number: int, size: int, problem: str | None) -> None:
+        sequences = self._window.answered(number)
         if problem is not None:
             self.refused += 1
+            if problem == TOO_LARGE and len(sequences) > 1:
+                log.warning("broker takes no message of %d bytes; sending it in parts", size)
+                self._bytes_max = max(1, min(self._bytes_max, size) // 2)
+                self._window.take_back(number)
+                return
             self._say(f"broker refuses {self._topic}: {problem}; kept, check the broker's access rules and limits")
         elif self._confirm == "broker":
-            self._confirmed.append((boot, sequence, sequence))
+            self._confirmed.extend((boot, first, last) for first, last in _ranges(sequences))
 
     def _on_receipt(self, delivery: Delivery) -> None:
         try:
@@ -233,10 +224,27 @@ class Publisher:
 
     def _set_up(self, *, up: bool) -> None:
         self._up = up
+        self._reset()
+
+    def _reset(self) -> None:
         self._window.reset()
+        self._cursor = dict.fromkeys(Priority, 0)
+        self._floor = self._outbox.newest()
+        self._linger_until = None
 
     def _say(self, problem: str) -> None:
         """Log a problem once, not once per record."""
         if problem != self._said:
             log.error("%s", problem)
         self._said = problem
+
+
+def _ranges(sequences: list[int]) -> list[tuple[int, int]]:
+    """The same as ranges, both ends included."""
+    found: list[tuple[int, int]] = []
+    for sequence in sequences:
+        if found and found[-1][1] == sequence - 1:
+            found[-1] = (found[-1][0], sequence)
+        else:
+            found.append((sequence, sequence))
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import secrets
 import threading
 from collections.abc import Sequence
@@ -134,7 +135,7 @@ class AgentClient(Closing):
             self._waiting[request.id] = answer
         try:
             self._link.publish(
-                Message(topic=topics.request(self.device), payload=payload),
+                Message(topic=topics.request(self.device), payload=payload, expiry_s=math.ceil(timeout_s)),
                 lambda problem: self._refused(answer, problem),
             )
             response = answer.result(timeout_s)
@@ -172,9 +173,10 @@ class AgentClient(Closing):
         cancel = Request(id=secrets.token_hex(16), reply_to=self._reply_to, timeout_s=CANCEL_WAIT_S, body=body)
         sent = threading.Event()
         with contextlib.suppress(LinkError):
-            self._link.publish(
-                Message(topic=topics.request(self.device), payload=pack(cancel)), lambda _problem: sent.set()
+            message = Message(
+                topic=topics.request(self.device), payload=pack(cancel), expiry_s=math.ceil(CANCEL_WAIT_S)
             )
+            self._link.publish(message, lambda _problem: sent.set())
             sent.wait(CANCEL_WAIT_S)
 
     def _refused(self, answer: futures.Future[Response], problem: str | None) -> None:
@@ -208,6 +210,8 @@ class AgentClient(Closing):
         with contextlib.suppress(ValueError):
             status = decode(delivery.payload, Status)
         with self._status_came:
+            if status is not None and status.outdated_by(self._last_status):
+                return
             self._last_status = status
             self._status_came.notify_all()
 

@@ -87,6 +87,15 @@ class Status(Record, tag="status"):
     outbox_pending: int = 0
     outbox_dropped: int = 0
 
+    def outdated_by(self, seen: Status | None) -> bool:
+        """Whether this is the death of an earlier connection than the one that `seen` is the birth of."""
+        return (
+            seen is not None
+            and (seen.online, self.online) == (True, False)
+            and 0 < self.birth < seen.birth
+            and self.boot.partition(".")[0] == seen.boot.partition(".")[0]  # else another outbox counts
+        )
+
 
 class Failure(Record, tag="failure"):
     """The request was understood and could not be done."""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
-import threading
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ferryman import __version__
+from ferryman.collect_cli import collect
 from ferryman.compare_cli import compare
 from ferryman.keys_cli import keys
-from ferryman.options import PATH, Seconds, Size, devices_option, find, update_config, update_options
+from ferryman.options import PATH, Seconds, Size, devices_option, find, stop_event, update_config, update_options
 from ferryman.profile_cli import profile
 from ferryman.repository_cli import publish, repository, serve, withdraw
 from ferryman.rollout_cli import rollout
@@ -50,6 +49,7 @@ _INSTALL = {
     "rollback": "'ferryman[push]'",
     "profile": "'ferryman[collector]'",
     "compare": "'ferryman[push,collector]'",
+    "collect": "'ferryman[collector]'",
     "report": "'ferryman[collector]'",
     "pareto": "torch==2.13.0, then 'ferryman[convert,collector]'",
 }
@@ -416,7 +416,7 @@ def agent(
         mains=mains,
         idle_s=idle,
     )
-    Agent(config).run(_stop_event())
+    Agent(config).run(stop_event())
 
 
 @main.command()
@@ -496,25 +496,7 @@ for command in (keys, publish, withdraw, repository, serve, update, rollout, shi
     main.add_command(command)
 
 
-@main.command()
-@click.option("--broker", required=True, help="mqtt://[user:password@]HOST[:PORT] or mqtts://...")
-@click.option("--database", type=PATH, default=Path("ferryman.sqlite"), show_default=True, help="SQLite file.")
-def collect(broker: str, database: Path) -> None:
-    """Store what devices send, until interrupted."""
-    from ferryman.devices.broker import parse_broker
-    from ferryman.devices.fleet.collector import Progress, run_collector
-
-    parsed = parse_broker(broker)
-
-    def show(progress: Progress) -> None:
-        if sys.stderr.isatty():
-            counts = ", ".join(f"{name} {count}" for name, count in progress._asdict().items())
-            click.echo(f"\r{counts}", err=True, nl=False)
-
-    def tell() -> None:
-        click.echo(f"collecting from {parsed.address} into {database}; interrupt to stop", err=True)
-
-    run_collector(parsed, database, stop=_stop_event(), on_connected=tell, on_progress=show)
+main.add_command(collect)
 
 
 @main.command()
@@ -529,12 +511,12 @@ def report(
 ) -> None:
     """Print a table of the stored measurements and write a self-contained page with plots."""
     from ferryman.describe import printable
-    from ferryman.devices.fleet.store.store import Store
+    from ferryman.devices.fleet.store.store import open_store
     from ferryman.show import check_targets, show
 
     check_targets(csv, html, trace, database)
     left_out: list[str] = []
-    store = Store(database, create=False)
+    store = open_store(database, create=False)
     try:
         found = store.measurements(device=device, package=package, limit=REPORT_MAX, on_damaged=left_out.append)
         total = store.count_measurements(device=device, package=package)
@@ -575,14 +557,6 @@ def pareto(package: tuple[Path, ...], data: str, output: Path, as_json: bool) ->
     click.echo(to_json(points) if as_json else table(points))
     draw(points, output)
     click.echo(f"plot: {output}", err=True)
-
-
-def _stop_event() -> threading.Event:
-    """Set by the signals that ask a process to end."""
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
 
 
 if __name__ == "__main__":

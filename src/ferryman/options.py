@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,3 +88,11 @@ def update_config(
     return check_config(
         UpdateConfig(url=url, proxy=proxy, rate_bytes_s=rate, update_max_bytes=update_max, day_max_bytes=day_max)
     )
+
+
+def stop_event() -> threading.Event:
+    """Set by the signals that ask a process to end."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    return stop

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ferryman import AgentClient, compress, open_package, parse_broker
-from ferryman.devices.fleet.store.store import Store
+from ferryman.devices.fleet.store.store import open_store
 from ferryman.runtime.contracts.errors import FerrymanError
 from tests.e2e import digits, over_the_air
 from tests.support.broker import running_broker
@@ -183,7 +183,7 @@ def _wait_for_measurements(database: Path) -> None:
     deadline = time.monotonic() + _WAIT_S
     while time.monotonic() < deadline:
         with contextlib.suppress(FerrymanError):
-            store = Store(database, create=False)
+            store = open_store(database, create=False)
             found = store.measurements()
             store.close()
             if found:

@@ -22,7 +22,7 @@ from ferryman.devices.agent.outbox import BODY_MAX_BYTES
 from ferryman.devices.agent.recorder import UNRECORDED_MAX, as_record
 from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.fleet.client import AgentClient
-from ferryman.devices.fleet.store.store import Store
+from ferryman.devices.fleet.store.store import open_store
 from ferryman.devices.mqtt import Link, Message
 from ferryman.profiler.stats import summarize
 from ferryman.runtime.contracts.energy import Energy, EnergySource, EnergyWindow
@@ -274,7 +274,7 @@ def test_an_agent_on_a_full_disk_serves_and_sends_what_it_measured_once_there_is
             time.sleep(2.5 * agent_module.POLL_S)
             assert agent.log.read_text().count("kept in memory") == 1  # not once a second
             (disk / "other").unlink()
-            store = Store(tmp_path / "store.sqlite")
+            store = open_store(tmp_path / "store.sqlite")
             with collecting(broker, store):
                 until(lambda: bool(store.measurements(device="pi")))
             store.close()
@@ -293,11 +293,17 @@ def test_what_a_full_disk_keeps_out_for_too_long_is_counted_as_dropped(tmp_path,
     monkeypatch.setattr(agent._outbox, "append", full)
     for n in range(UNRECORDED_MAX + 3):
         agent._recorder.put([("measurement", measurement(started_at_ns=n))])
-    assert (agent._status(None).outbox_pending, agent._status(None).outbox_dropped) == (UNRECORDED_MAX, 3)
+    assert (agent._presence.status(None, None).outbox_pending, agent._presence.status(None, None).outbox_dropped) == (
+        UNRECORDED_MAX,
+        3,
+    )
     monkeypatch.setattr(agent._outbox, "append", append)
     agent._recorder.put([])
     assert agent._outbox.counts().records == UNRECORDED_MAX
-    assert (agent._status(None).outbox_pending, agent._status(None).outbox_dropped) == (UNRECORDED_MAX, 3)
+    assert (agent._presence.status(None, None).outbox_pending, agent._presence.status(None, None).outbox_dropped) == (
+        UNRECORDED_MAX,
+        3,
+    )
     agent._outbox.close()
 
 
@@ -317,7 +323,7 @@ def test_an_agent_with_a_damaged_store_is_online_and_says_what_is_wrong(broker, 
 
 
 def test_a_profile_is_answered_and_reaches_the_collector(broker, tmp_path, client):
-    store = Store(tmp_path / "store.sqlite")
+    store = open_store(tmp_path / "store.sqlite")
     spec = ProfileSpec(runs=5, starts=2, warmup_runs=1, interpreters=("tflite-runtime",))
     try:
         with collecting(broker, store):

@@ -14,7 +14,7 @@ from ferryman.devices import topics
 from ferryman.devices.agent.agent import Agent, AgentConfig
 from ferryman.devices.agent.outbox import Outbox
 from ferryman.devices.fleet.client import AgentClient
-from ferryman.devices.fleet.store.store import Store
+from ferryman.devices.fleet.store.store import open_store
 from ferryman.devices.mqtt import Link, Message
 from ferryman.profiler.drift import sketch_of
 from ferryman.profiler.drift_distance import distances, merge
@@ -62,7 +62,7 @@ def inferences(store):
 def test_what_is_served_reaches_the_store_and_shifted_inputs_show(tmp_path):
     root = tmp_path / "root"
     first = put(tmp_path, root, 1.0)
-    store = Store(tmp_path / "store.sqlite")
+    store = open_store(tmp_path / "store.sqlite")
     with Mosquitto(tmp_path) as broker, collecting(broker.config, store):
         with running(broker.config, root), AgentClient(broker.config, "pi") as client:
             ask(client, 0.0, 120, 0)
@@ -114,7 +114,7 @@ def test_a_hostile_sketch_is_quarantined_and_the_collector_goes_on(tmp_path):
     )
     built = msgspec.to_builtins(record)
     random = np.random.default_rng(0)
-    store = Store(tmp_path / "store.sqlite")
+    store = open_store(tmp_path / "store.sqlite")
     outbox = Outbox(tmp_path / "outbox.sqlite")
     with Mosquitto(tmp_path) as broker, collecting(broker.config, store):
         link = Link(broker.config, "evil")

@@ -19,7 +19,7 @@ from ferryman.devices import topics
 from ferryman.devices.agent.outbox import Outbox
 from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.fleet.collector import run_collector
-from ferryman.devices.fleet.store.store import Store
+from ferryman.devices.fleet.store.store import Store, open_store
 from ferryman.devices.mqtt import Link, Message
 from ferryman.runtime.contracts.errors import LinkError, StoreError
 from tests.support.broker import running_amqtt
@@ -38,7 +38,7 @@ def outbox(tmp_path: Path) -> Iterator[Outbox]:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    database = Store(tmp_path / "store.db")
+    database = open_store(tmp_path / "store.db")
     yield database
     database.close()
 

@@ -12,10 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
 from ferryman.devices.agent.outbox import Outbox
-from ferryman.devices.fleet.store.store import Store
+from ferryman.devices.fleet.store.store import Store, open_store
+from ferryman.devices.fleet.store.tables import sources
 from tests.support.mosquitto import Mosquitto
+from tests.support.telemetry import numbers
 
 ROOT = Path(__file__).parents[2]
 TOTAL = 10_000
@@ -66,7 +69,7 @@ def wait_for(store: Store, records: int) -> None:
 @pytest.mark.parametrize("seed", [20260], ids="seed{}".format)
 def test_nothing_is_lost_and_nothing_comes_twice(tmp_path, seed):
     chance = random.Random(seed)  # noqa: S311
-    outbox, store = Outbox(tmp_path / "outbox.db"), Store(tmp_path / "store.db")
+    outbox, store = Outbox(tmp_path / "outbox.db"), open_store(tmp_path / "store.db")
     kills_mid_stream = 0
     with Mosquitto(tmp_path) as broker:
         agent, collector = (Role(name, broker, tmp_path) for name in ("agent", "collector"))
@@ -85,9 +88,8 @@ def test_nothing_is_lost_and_nothing_comes_twice(tmp_path, seed):
                 assert collector.process.poll() is None
                 time.sleep(0.1)
     assert kills_mid_stream == 9
-    rows = store._read("SELECT json_extract(body, '$.number'), boot, sequence FROM records ORDER BY 1", {})
-    assert [number for number, _, _ in rows] == list(range(TOTAL))
-    assert len({boot for _, boot, _ in rows}) == 1
+    assert numbers(store) == list(range(TOTAL))
+    assert len(store.read(select(sources.c.boot))) == 1
     assert store.totals() == (TOTAL, 0, 0)
     assert outbox.counts() == (0, 0, 0)
     outbox.close()

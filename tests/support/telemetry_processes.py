@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 from ferryman.devices.agent.outbox import Outbox
-from ferryman.devices.agent.publisher import Limits, Publisher
+from ferryman.devices.agent.publisher import Publisher
+from ferryman.devices.agent.window import Limits
 from ferryman.devices.broker import parse_broker
 from ferryman.devices.fleet.collector import run_collector
 from ferryman.devices.mqtt import Link
@@ -30,9 +31,7 @@ def produce(outbox: Outbox, publisher: Publisher, journal: Path, total: int) -> 
     outbox is asked too: its sequences count appends.
     """
     number = int(journal.read_text() or 0) if journal.exists() else 0
-    with outbox._lock:
-        row = outbox._open().execute("SELECT seq FROM sqlite_sequence WHERE name = 'records'").fetchone()
-    number = max(number, row[0] if row else 0)
+    number = max(number, outbox.newest())
     while number < total:
         count = min(10, total - number)
         outbox.append_all([("note", Note(number=n)) for n in range(number, number + count)], time.time_ns())

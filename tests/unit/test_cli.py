@@ -11,7 +11,6 @@ import sys
 from importlib import metadata
 
 import click
-import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -19,8 +18,7 @@ from click.testing import CliRunner
 import ferryman
 from ferryman.cli import main
 from ferryman.devices.fleet import client as client_module
-from ferryman.devices.fleet.store.store import Batch, Store
-from ferryman.runtime.contracts.envelope import EnvelopeV1
+from ferryman.devices.fleet.store.store import Arrived, Batch, Row, open_store
 from ferryman.runtime.contracts.errors import _BY_PARTY
 from ferryman.runtime.contracts.messages import InferReply, Status
 from ferryman.runtime.contracts.record import encode
@@ -457,14 +455,9 @@ def test_a_wrong_timeout_tells_the_range(run):
 @pytest.fixture
 def stored(tmp_path):
     """A store of five measurements, the newest damaged."""
-    store = Store(tmp_path / "ferryman.sqlite")
-    envelopes = [
-        EnvelopeV1(
-            device="pi", boot="b", sequence=n, time_ns=n, kind="measurement", body=msgspec.Raw(encode(measurement()))
-        )
-        for n in range(1, 6)
-    ]
-    store.insert(Batch([(envelope, "t", b"") for envelope in envelopes]), 1)
+    store = open_store(tmp_path / "ferryman.sqlite")
+    rows = [Row(n, "measurement", n, None, True, encode(measurement())) for n in range(1, 6)]
+    store.insert(Batch([Arrived("pi", "b", rows, "t", b"")]), 1)
     store.close()
     with contextlib.closing(sqlite3.connect(tmp_path / "ferryman.sqlite")) as connection:
         connection.execute("UPDATE records SET body = '{' WHERE sequence = 5")

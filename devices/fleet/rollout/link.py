@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ferryman.devices import topics
 from ferryman.devices.broker import BrokerConfig
-from ferryman.devices.fleet.collector import parse_status
+from ferryman.devices.fleet.collector.status import parse_status
 from ferryman.devices.fleet.rollout.words import shorten
 from ferryman.devices.mqtt import Delivery, Link, Message
 from ferryman.runtime.contracts.errors import LinkError
@@ -71,6 +71,8 @@ class FleetLink:
         self._refreshed_s = 0.0
         self._kept: dict[str, bytes] = {}
         """Device -> the `Desired` that the broker keeps for it, as it was heard on this connection."""
+        self._online: dict[str, Status] = {}
+        """Device -> what it said last when it was online."""
         self._unsettled = True
         self._warned: set[str] = set()
         """Topics of which a message was ignored, and a warning said so."""
@@ -189,13 +191,19 @@ class FleetLink:
             device = topics.device_of(delivery.topic)
             if delivery.topic.endswith("/desired"):
                 self._kept[device] = delivery.payload
-            return _parse(device, delivery) if delivery.payload else None  # empty: somebody cleared it
+            heard = _parse(device, delivery) if delivery.payload else None  # empty: somebody cleared it
         except ValueError as error:
             why = shorten(str(error), _WHY_CHARS)
             if delivery.topic not in self._warned:
                 self._warned.add(delivery.topic)
                 log.warning("message on %s ignored: %s", delivery.topic, why)
             return Heard(device, Nonsense(why)) if device and delivery.topic.endswith("/reported") else None
+        if heard is not None and isinstance(heard.body, Status):
+            if heard.body.outdated_by(self._online.get(device)):
+                return None
+            if heard.body.online:
+                self._online[device] = heard.body
+        return heard
 
 
 def _parse(device: str, delivery: Delivery) -> Heard:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import sqlite3
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
+from sqlalchemy import Connection, delete, func, select
+
+from ferryman.devices.fleet.store.engine import upsert
+from ferryman.devices.fleet.store.tables import quarantine
 from ferryman.runtime.contracts.record import Record
 
 log = logging.getLogger(__name__)
@@ -39,37 +42,60 @@ class Quarantined(Record):
     times: int
 
 
-def keep(connection: sqlite3.Connection, bad: Bad, now_ns: int) -> None:
-    """Put a message in, or count it once more."""
-    digest = hashlib.sha256(bad.topic.encode() + b"\0" + bad.raw).digest()
+def keep(connection: Connection, messages: Iterable[Bad], now_ns: int) -> None:
+    """Put messages in, or count them once more, and make room if need be."""
+    rows: dict[bytes, dict[str, Any]] = {}
+    for bad in messages:
+        row = _row(bad, now_ns)
+        rows.setdefault(row["sha256"], row | {"times": 0})["times"] += 1
+    if rows:
+        _put(connection, [rows[digest] for digest in sorted(rows)])
+        make_room(connection, now_ns)
+
+
+def make_room(connection: Connection, now_ns: int) -> None:
+    """Drop the oldest of a full quarantine, and count them in a row of its own."""
+    length = func.length(quarantine.c.raw) + _QUARANTINE_ROW_BYTES
+    used = connection.execute(select(func.sum(length)).where(quarantine.c.topic != "")).scalar() or 0
+    if used <= QUARANTINE_MAX_BYTES:
+        return
+    oldest = select(quarantine.c.sha256, length).where(quarantine.c.topic != "")
+    gone: list[bytes] = []
+    for digest, size in connection.execute(oldest.order_by(quarantine.c.received_ns, quarantine.c.sha256)):
+        if used <= QUARANTINE_MAX_BYTES - QUARANTINE_MAX_BYTES // 16:  # more than needed: not one at a time
+            break
+        used -= size
+        gone.append(digest)
+    for start in range(0, len(gone), 500):
+        connection.execute(delete(quarantine).where(quarantine.c.sha256.in_(gone[start : start + 500])))
+    log.warning("quarantine is full; dropped the %d oldest messages in it", len(gone))
+    _put(connection, [_row(Bad("", b"", _MADE_ROOM), now_ns) | {"sha256": b"", "times": len(gone)}], renew=True)
+
+
+def _row(bad: Bad, now_ns: int) -> dict[str, Any]:
     kept, reason = bad.raw, bad.reason
     if len(kept) > WHOLE_MAX_BYTES:
         sha256 = hashlib.sha256(bad.raw).hexdigest()
         reason = f"{reason}; {len(bad.raw)} bytes with sha256 {sha256}, of which the first are kept"
         kept = kept[:HEAD_BYTES]
-    connection.execute(
-        "INSERT INTO quarantine VALUES (?, ?, ?, ?, ?, 1) ON CONFLICT DO UPDATE SET times = times + 1",
-        (digest, bad.topic, kept, reason, now_ns),
-    )
+    return {
+        "sha256": hashlib.sha256(bad.topic.encode(errors="replace") + b"\0" + bad.raw).digest(),
+        "topic": _storable(bad.topic),
+        "raw": kept,
+        "reason": _storable(reason),
+        "received_ns": now_ns,
+        "times": 1,
+    }
 
 
-def make_room(connection: sqlite3.Connection, store: Path, now_ns: int) -> None:
-    """Drop the oldest of a full quarantine, and count them in a row of its own."""
-    query = "SELECT rowid, length(raw) FROM quarantine WHERE topic != '' ORDER BY received_at_ns, rowid"
-    rows = [(row, length + _QUARANTINE_ROW_BYTES) for row, length in connection.execute(query)]
-    used = sum(size for _, size in rows)
-    if used <= QUARANTINE_MAX_BYTES:
-        return
-    gone = 0
-    for row, size in rows:
-        if used <= QUARANTINE_MAX_BYTES - QUARANTINE_MAX_BYTES // 16:  # more than needed: not one at a time
-            break
-        connection.execute("DELETE FROM quarantine WHERE rowid = ?", (row,))
-        used -= size
-        gone += 1
-    log.warning("store %s: quarantine is full; dropped the %d oldest messages in it", store, gone)
-    connection.execute(
-        "INSERT INTO quarantine VALUES (x'', '', x'', ?, ?, ?) "
-        "ON CONFLICT DO UPDATE SET times = times + excluded.times, received_at_ns = excluded.received_at_ns",
-        (_MADE_ROOM, now_ns, gone),
-    )
+def _put(connection: Connection, rows: list[dict[str, Any]], *, renew: bool = False) -> None:
+    statement = upsert(connection)(quarantine)
+    changed = {"times": quarantine.c.times + statement.excluded.times}
+    if renew:
+        changed["received_ns"] = statement.excluded.received_ns
+    connection.execute(statement.on_conflict_do_update(index_elements=["sha256"], set_=changed), rows)
+
+
+def _storable(text: str) -> str:
+    """PostgreSQL takes no NUL, and neither database half a surrogate pair."""
+    return text.replace("\0", "\ufffd").encode(errors="replace").decode()

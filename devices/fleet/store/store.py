@@ -1,4 +1,4 @@
-"""What the collector keeps, in one SQLite file: records, what could not be taken, and who is there.
+"""What the collector keeps: records, what could not be taken, and who is there, in SQLite or PostgreSQL.
 
 Inserting is idempotent on (device, boot, sequence). Queries answer with typed records, so that the command line, pages
 and exports share them.
@@ -6,68 +6,27 @@ and exports share them.
 
 from __future__ import annotations
 
-import secrets
-import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from ferryman.devices import database
-from ferryman.devices.fleet.database_file import DatabaseFile
-from ferryman.devices.fleet.store import quarantine
+import msgspec
+import sqlalchemy
+from sqlalchemy import Connection, Executable, Select, func, select
+
+from ferryman.devices.fleet.store import schema, tables
+from ferryman.devices.fleet.store.engine import Database, is_postgresql
+from ferryman.devices.fleet.store.insert import Arrived, Batch, Inserted, Insertion, Memory, Row
 from ferryman.devices.fleet.store.quarantine import Bad, Quarantined
 from ferryman.runtime.contracts.drift import Drift
-from ferryman.runtime.contracts.envelope import EnvelopeV1
-from ferryman.runtime.contracts.errors import CallerError, StoreError
+from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.measurement import Measurement
 from ferryman.runtime.contracts.messages import Status
-from ferryman.runtime.contracts.record import Record, decode, encode
+from ferryman.runtime.contracts.record import Record, decode
+
+__all__ = ["Arrived", "Bad", "Batch", "Inserted", "Row", "Store", "open_store", "ranges"]
 
 T = TypeVar("T")
-_VERSION = 1
-_SCHEMA = f"""
-BEGIN IMMEDIATE;
-CREATE TABLE store (id TEXT NOT NULL);
-CREATE TABLE records (
-    device TEXT NOT NULL, boot TEXT NOT NULL, sequence INTEGER NOT NULL,
-    kind TEXT NOT NULL, time_ns INTEGER NOT NULL, received_at_ns INTEGER NOT NULL, body TEXT NOT NULL,
-    UNIQUE (device, boot, sequence));
-CREATE INDEX records_by_time ON records (kind, time_ns);
-CREATE TABLE quarantine (
-    sha256 BLOB PRIMARY KEY, topic TEXT NOT NULL, raw BLOB NOT NULL, reason TEXT NOT NULL,
-    received_at_ns INTEGER NOT NULL, times INTEGER NOT NULL DEFAULT 1);
-CREATE TABLE devices (device TEXT PRIMARY KEY, status TEXT NOT NULL, seen_at_ns INTEGER NOT NULL);
-INSERT INTO store VALUES ('%s');
-PRAGMA user_version = {_VERSION};
-COMMIT;
-"""  # noqa: S608  # a number of ours
-
-
-_TABLES = {"store", "records", "quarantine", "devices"}
-
-
-_MATCHING = """
-    kind = :kind AND (:device IS NULL OR device = :device)
-    AND (:package IS NULL OR NOT json_valid(body)
-         OR coalesce(:package IN (json_extract(body, '$.package_name'), json_extract(body, '$.package_sha256')), 1))"""
-"""A damaged one may be of any package."""
-
-
-class Batch(NamedTuple):
-    """What one commit takes in; each envelope beside the topic and bytes it came as."""
-
-    envelopes: Sequence[tuple[EnvelopeV1, str, bytes]] = ()
-    bad: Sequence[Bad] = ()
-    statuses: Sequence[Status] = ()
-
-
-class Inserted(NamedTuple):
-    """What became of a batch."""
-
-    new: int
-    duplicates: int
-    conflicts: int
-    """Same (device, boot, sequence) as a stored record, another content: quarantined."""
 
 
 class DeviceMeasurement(Record):
@@ -101,50 +60,69 @@ class Totals(NamedTuple):
     devices: int
 
 
-class Store(DatabaseFile):
-    """One database file; safe to use from several threads, and while another process reads or writes."""
+class _Named(Record):
+    package_name: Any = None
+    package_sha256: Any = None
 
-    what = "store"
 
-    def __init__(self, path: Path, *, create: bool = True) -> None:
-        """Open `path`, and make it if need be; without `create` it is only read.
+def open_store(where: str | Path, *, create: bool = True, on_progress: Callable[[str], None] = lambda _: None) -> Store:
+    """Open a store, and make it if need be; without `create` it is only read.
+
+    Args:
+        where: a file (SQLite), or postgresql://[USER[:PASSWORD]@]HOST[:PORT]/DATABASE.
+        create: whether to write; a file of an earlier version is rewritten for this one either way.
+        on_progress: told how far that rewriting is.
+
+    Raises:
+        CallerError: there is no such file, and `create` is false; or the URL cannot be read.
+        StoreError: it cannot be opened, is damaged, something else, or a later ferryman wrote it.
+    """
+    if not create and not is_postgresql(where) and not Path(where).exists():
+        raise CallerError(f"store {where}: no such file; run `ferryman collect` first, or name another")
+    opened = Database(where, read_only=not create)
+    try:
+        return Store(opened, schema.identify(opened, create=create, on_progress=on_progress))
+    except BaseException:
+        opened.close()
+        raise
+
+
+class Store:
+    """One database; safe to use from several threads, and while other processes read or write."""
+
+    def __init__(self, opened: Database, store_id: str) -> None:
+        """Use `open_store`."""
+        self.id = store_id
+        """Random, made with the store."""
+        self.dialect = opened.dialect
+        self.path = opened.path
+        """None: it is no file."""
+        self.name = opened.name
+        """As errors call it; without a password."""
+        self.read: Callable[[Executable], Sequence[sqlalchemy.Row[Any]]] = opened.read
+        self.stream: Callable[[Executable], Iterator[sqlalchemy.Row[Any]]] = opened.stream
+        self.close = opened.close
+        self._opened = opened
+        self._memory = Memory()
+
+    def write(self, work: Callable[[Connection], T]) -> T:
+        """Do `work` in one transaction, on disk when this returns; it may be called again after a deadlock.
 
         Raises:
-            CallerError: there is no such file, and `create` is false.
-            StoreError: it cannot be opened, is damaged, something else, or a later ferryman wrote it.
+            StoreError: it failed and nothing of it was kept; where the connection broke, that is not known.
         """
-        if not create and not path.exists():
-            raise CallerError(f"store {path}: no such file; run `ferryman collect` first, or name another")
-        super().__init__(path, read_only=not create)
+        return self._opened.write(work)
 
     def insert(self, batch: Batch, now_ns: int) -> Inserted:
         """Take in a batch in one commit, on disk when this returns.
 
         Raises:
-            StoreError: the disk is full or broken; nothing was taken.
+            StoreError: nothing was taken, or that is not known; insert the same again, it is not stored twice.
         """
-
-        def work(connection: sqlite3.Connection) -> Inserted:
-            new = 0
-            conflicts = []
-            for envelope, topic, raw in batch.envelopes:
-                if self._insert_record(connection, envelope, now_ns):
-                    new += 1
-                elif not self._is_stored(connection, envelope):
-                    reason = "conflict: another record of this device, boot and sequence is stored"
-                    conflicts.append(Bad(topic, raw, reason))
-            for bad in (*batch.bad, *conflicts):
-                quarantine.keep(connection, bad, now_ns)
-            if batch.bad or conflicts:
-                quarantine.make_room(connection, self.path, now_ns)
-            for status in batch.statuses:
-                connection.execute(
-                    "INSERT OR REPLACE INTO devices VALUES (?, ?, ?)",
-                    (status.device, encode(status).decode(), now_ns),
-                )
-            return Inserted(new, len(batch.envelopes) - new - len(conflicts), len(conflicts))
-
-        return self._write(work)
+        insertion = Insertion(batch, now_ns, self._memory)
+        inserted = self._opened.write(insertion.work)
+        insertion.committed()
+        return inserted
 
     def measurements(
         self,
@@ -190,8 +168,10 @@ class Store(DatabaseFile):
         Raises:
             StoreError: the database cannot be read.
         """
-        query = f"SELECT count(*) FROM records WHERE {_MATCHING}"  # noqa: S608  # a text of ours
-        return int(self._read(query, {"kind": "measurement", "device": device, "package": package})[0][0])
+        matching = _matching("measurement", device)
+        if package is None:
+            return int(self.read(matching.with_only_columns(func.count()))[0][0])
+        return sum(_is_of(row.body, package) for row in self.stream(matching))
 
     def devices(self) -> list[DeviceStatus]:
         """Every device that ever said something of itself, by name.
@@ -199,8 +179,10 @@ class Store(DatabaseFile):
         Raises:
             StoreError: the database cannot be read.
         """
-        rows = self._read("SELECT status, seen_at_ns FROM devices ORDER BY device", {})
-        return [DeviceStatus(status=decode(body.encode(), Status), seen_at_ns=seen) for body, seen in rows]
+        query = select(tables.devices.c.status, tables.devices.c.seen_ns).order_by(tables.devices.c.device)
+        return [
+            DeviceStatus(status=decode(row.status.encode(), Status), seen_at_ns=row.seen_ns) for row in self.read(query)
+        ]
 
     def quarantine(self, *, limit: int = 1000) -> list[Quarantined]:
         """What was not taken, the newest first.
@@ -208,10 +190,10 @@ class Store(DatabaseFile):
         Raises:
             StoreError: the database cannot be read.
         """
-        query = """SELECT topic, raw, reason, received_at_ns, times FROM quarantine
-                   ORDER BY received_at_ns DESC LIMIT :limit"""
+        kept = tables.quarantine.c
+        query = select(kept.topic, kept.raw, kept.reason, kept.received_ns, kept.times)
+        rows = self.read(query.order_by(kept.received_ns.desc()).limit(limit))
         fields = ("topic", "raw", "reason", "received_at_ns", "times")
-        rows = self._read(query, {"limit": limit})
         return [Quarantined(**dict(zip(fields, row, strict=True))) for row in rows]
 
     def totals(self) -> Totals:
@@ -220,8 +202,8 @@ class Store(DatabaseFile):
         Raises:
             StoreError: the database cannot be read.
         """
-        tables = ("records", "quarantine", "devices")
-        return Totals(*(self._read(f"SELECT count(*) FROM {t}", {})[0][0] for t in tables))  # noqa: S608
+        counts = (select(func.count()).select_from(t) for t in (tables.records, tables.quarantine, tables.devices))
+        return Totals(*(self.read(count)[0][0] for count in counts))
 
     def _decoded(
         self,
@@ -233,59 +215,21 @@ class Store(DatabaseFile):
         on_damaged: Callable[[str], None],
     ) -> Iterator[tuple[str, int, T]]:
         """Device, time of receipt and body of the records of a kind, the newest first."""
-        query = f"""
-            SELECT device, boot, sequence, received_at_ns, body FROM records WHERE {_MATCHING}
-            ORDER BY time_ns DESC, sequence DESC LIMIT :limit"""  # noqa: S608  # a text of ours
-        arguments = {"kind": kind, "device": device, "package": package, "limit": limit}
-        for name, boot, sequence, received, body in self._read(query, arguments):
+        newest = (tables.records.c.time_ns.desc(), tables.records.c.sequence.desc())
+        query = _matching(kind, device).order_by(*newest)
+        if package is None:
+            query = query.limit(limit)
+        for row in self.stream(query):
+            if package is not None and not _is_of(row.body, package):
+                continue
+            limit -= 1
             try:
-                yield name, received, decode(str(body).encode(), record)
+                yield row.device, row.received_ns, decode(str(row.body).encode(), record)
             except ValueError as error:
-                on_damaged(f"the {kind} of {name}, boot {boot}, sequence {sequence} is damaged: {error}")
-
-    def _identify(self, *, create: bool) -> None:
-        """Read the store's id; nothing is written before the file is known to be a store, or empty."""
-        connection = self._connection
-        connection.text_factory = _text
-        found = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
-        if found or not create:
-            if not found >= _TABLES:
-                raise StoreError(
-                    f"store {self.path} is no store of ferryman (expected tables {', '.join(sorted(_TABLES))}, found "
-                    f"{', '.join(sorted(found)) or 'none'}); name the file that `ferryman collect` wrote, or a new one"
-                )
-            database.version(connection, self.path, _VERSION)
-        if create:
-            database.write_ahead(connection)
-            if not found:
-                self._create()
-        row = connection.execute("SELECT id FROM store").fetchone()
-        if row is None:
-            raise database.DamagedError("its table `store` is empty")
-        self.id = str(row[0])
-        """Random, made with the file."""
-
-    def _create(self) -> None:
-        try:
-            self._connection.executescript(_SCHEMA % secrets.token_hex(8))
-        except sqlite3.OperationalError:
-            # Another process made it in the meantime: then it has its id, and the next line of the caller succeeds.
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-
-    def _insert_record(self, connection: sqlite3.Connection, envelope: EnvelopeV1, now_ns: int) -> bool:
-        cursor = connection.execute(
-            "INSERT INTO records VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-            (*_key(envelope), envelope.kind, envelope.time_ns, now_ns, _body(envelope)),
-        )
-        return cursor.rowcount == 1
-
-    def _is_stored(self, connection: sqlite3.Connection, envelope: EnvelopeV1) -> bool:
-        stored = connection.execute(
-            "SELECT kind, time_ns, body FROM records WHERE device = ? AND boot = ? AND sequence = ?",
-            _key(envelope),
-        ).fetchone()
-        return bool(stored == (envelope.kind, envelope.time_ns, _body(envelope)))
+                name = f"the {kind} of {row.device}, boot {row.boot}, sequence {row.sequence}"
+                on_damaged(f"{name} is damaged: {error}")
+            if limit <= 0:
+                return
 
 
 def ranges(sequences: Iterable[int]) -> tuple[tuple[int, int], ...]:
@@ -299,14 +243,21 @@ def ranges(sequences: Iterable[int]) -> tuple[tuple[int, int], ...]:
     return tuple(spans)
 
 
-def _text(data: bytes) -> str:
-    """Damaged text shall not keep the rows around it from being read."""
-    return data.decode(errors="replace")
+def _matching(kind: str, device: str | None) -> Select[Any]:
+    records, sources = tables.records.c, tables.sources.c
+    query = select(sources.device, sources.boot, records.sequence, records.received_ns, records.body)
+    query = query.join_from(tables.records, tables.sources, records.source == sources.id)
+    query = query.where(tables.of_kind(kind))
+    return query if device is None else query.where(sources.device == device)
 
 
-def _key(envelope: EnvelopeV1) -> tuple[str, str, int]:
-    return envelope.device, envelope.boot, envelope.sequence
+def _is_of(body: object, package: str) -> bool:
+    """Whether the body names this package; a damaged one may be of any.
 
-
-def _body(envelope: EnvelopeV1) -> str:
-    return bytes(envelope.body).decode()
+    Not the database's own functions for JSON: PostgreSQL's refuse a text with a zero character in it.
+    """
+    try:
+        named = msgspec.json.decode(str(body).encode(), type=_Named)
+    except ValueError:
+        return True
+    return package in (named.package_name, named.package_sha256)

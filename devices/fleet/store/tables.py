@@ -9,6 +9,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     Float,
     Index,
     Integer,
@@ -19,6 +20,9 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    and_,
+    literal_column,
+    text,
 )
 
 VERSION = 2
@@ -41,6 +45,9 @@ sources = Table(
 """A run of numbers: one outbox file on one kernel boot."""
 
 SURE, UNSURE, CORRECTED = 0, 1, 2
+HOUR_S, DAY_S = 3600, 86400
+SAMPLE = "sample"
+_SAMPLE, _OTHER = "kind = 'sample'", "kind <> 'sample'"
 
 records = Table(
     "records",
@@ -55,8 +62,18 @@ records = Table(
     Column("received_ns", BigInteger, nullable=False),
     Column("body", Text, nullable=False),  # JSON, byte for byte as it came
     PrimaryKeyConstraint("source", "sequence"),
-    Index("records_by_time", "kind", "time_ns"),
+    # Samples are many and asked for by device; everything else is little and asked for by kind.
+    Index("samples_by_time", "source", "time_ns", sqlite_where=text(_SAMPLE), postgresql_where=text(_SAMPLE)),
+    Index("others_by_time", "kind", "time_ns", sqlite_where=text(_OTHER), postgresql_where=text(_OTHER)),
 )
+
+
+def of_kind(kind: str) -> ColumnElement[bool]:
+    """Records of a kind, in the words that let both databases use the index for it."""
+    if kind == SAMPLE:
+        return records.c.kind == literal_column(f"'{SAMPLE}'")
+    return and_(records.c.kind != literal_column(f"'{SAMPLE}'"), records.c.kind == kind)
+
 
 latest = Table(
     "latest",
@@ -100,12 +117,13 @@ quarantine = Table(
     Column("reason", Text, nullable=False),
     Column("received_ns", BigInteger, nullable=False),
     Column("times", BigInteger, nullable=False),
+    Index("quarantine_by_time", "received_ns"),
 )
 
 dirty = Table(
-    "dirty", metadata, Column("source", BigInteger, primary_key=True), Column("start_s", BigInteger, primary_key=True)
+    "dirty", metadata, Column("device", Text, primary_key=True), Column("start_s", BigInteger, primary_key=True)
 )
-"""Hours (of `time_ns`) of a source that hold samples which are in no rollup yet."""
+"""Hours (of `time_ns`) of a device that hold samples which are in no rollup yet."""
 
 rollups = Table(
     "rollups",
@@ -128,7 +146,7 @@ alerts = Table(
     Column("id", _Key, primary_key=True, autoincrement=True),
     Column("device", Text, nullable=False),
     Column("rule", Text, nullable=False),
-    Column("subject", Text, nullable=False),  # which of several, such as a tensor or a package; may be empty
+    Column("subject", Text, nullable=False),  # what of the device, such as a tensor or a package; may be empty
     Column("severity", Text, nullable=False),  # warning or critical
     Column("text", Text, nullable=False),
     Column("value", Float(53)),
@@ -136,5 +154,28 @@ alerts = Table(
     Column("since_ns", BigInteger, nullable=False),
     Column("until_ns", BigInteger),  # NULL: it still holds
     Column("told_ns", BigInteger),  # when everybody who is to be told had been, of the last change
-    Index("alerts_open", "device", "rule", "subject"),
 )
+Index(
+    "alerts_open",
+    alerts.c.device,
+    alerts.c.rule,
+    unique=True,  # however many collectors look
+    sqlite_where=alerts.c.until_ns.is_(None),
+    postgresql_where=alerts.c.until_ns.is_(None),
+)
+Index(
+    "alerts_untold",
+    alerts.c.id,
+    sqlite_where=alerts.c.told_ns.is_(None),
+    postgresql_where=alerts.c.told_ns.is_(None),
+)
+
+references = Table(
+    "references",
+    metadata,
+    Column("device", Text, primary_key=True),
+    Column("serves", Text, primary_key=True),  # package, variant and interpreter
+    Column("inferences", BigInteger, nullable=False),
+    Column("body", Text, nullable=False),  # JSON of a `Drift`: the sketches of the first ones merged
+)
+"""What a package was given and answered on a device when it began to serve there: what drift is measured from."""

@@ -189,6 +189,16 @@ def test_a_short_session_is_kept_where_it_also_ends(broker, version, kept):
     assert got == ([b"while away", b"back"] if kept else [b"back"])
 
 
+def test_what_was_not_acknowledged_comes_again_and_says_so(broker):
+    with listening(broker.config, "t", session_expiry_s=60, manual_ack=True) as (link, heard):
+        say(link, Message(topic="t", payload=b"x"))
+        first = heard.get(timeout=10)
+        break_connection(link)
+        second = heard.get(timeout=10)
+        assert (first.again, second.again, second.payload) == (False, True, b"x")
+        second.acknowledge()
+
+
 def sent_topics(monkeypatch):
     """The topic of every PUBLISH that goes out, as it stands in the packet."""
     topics = []

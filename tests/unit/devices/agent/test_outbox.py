@@ -15,10 +15,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from ferryman.devices.agent import outbox as module
+from ferryman.devices.agent import clock
+from ferryman.devices.agent.clock import Reading
 from ferryman.devices.agent.outbox import Dropped, Outbox, SetAside
+from ferryman.devices.agent.outbox_file import OVERHEAD_BYTES
 from ferryman.runtime.contracts.errors import CallerError, DeviceError
 from ferryman.runtime.contracts.record import Record, decode, encode
+from ferryman.runtime.contracts.telemetry import Priority
 from tests.support.disk import disk_free, small_disk
 
 
@@ -36,7 +39,7 @@ def test_what_is_appended_is_there_after_reopening(path):
     sequence = first.append("note", Note(text="a"), 7)
     first.close()
     (entry,) = Outbox(path).pending(0, 10)
-    assert entry == (sequence, first.boot, "note", 7, encode(Note(text="a")))
+    assert entry[:5] == (sequence, first.boot, "note", 7, encode(Note(text="a")))
 
 
 def test_sequences_grow_even_when_the_outbox_was_emptied_and_reopened(path):
@@ -64,7 +67,7 @@ def test_records_of_an_earlier_boot_keep_their_boot_and_are_forgotten_by_it(path
     box.close()
     boot_id = tmp_path / "boot_id"
     boot_id.write_text("after-the-reboot\n")
-    monkeypatch.setattr(module, "_BOOT_ID", boot_id)
+    monkeypatch.setattr(clock, "_BOOT_ID", boot_id)
     box = Outbox(path)
     box.append("note", Note(text="b"), 0)
     assert [entry.boot for entry in box.pending(0, 9)] == [old, box.boot]
@@ -84,14 +87,51 @@ def test_a_full_outbox_drops_the_oldest_counts_them_and_says_so(path):
     sequences = [box.append("note", Note(text="x" * 500), 0) for _ in range(40)]
     entries = box.pending(0, 1000)
     kept = [entry.sequence for entry in entries if entry.kind == "note"]
-    reports = [decode(entry.body, Dropped) for entry in entries if entry.kind == "dropped"]
+    (report,) = [decode(entry.body, Dropped) for entry in entries if entry.kind == "dropped"]
     assert kept == sequences[-len(kept) :]
     assert 0 < len(kept) < 40
-    assert reports[-1].total == box.counts().dropped > 0
-    assert reports[-1].last < kept[0]
+    assert report.first == 1
+    assert report.records == report.total == report.kinds["note"] == report.priorities["normal"]
     assert box.counts().bytes <= 8192
     box.close()
-    assert Outbox(path).counts().dropped == reports[-1].total
+    assert Outbox(path).counts().dropped == 40 - len(kept)
+
+
+def test_what_is_dropped_while_a_report_waits_is_in_the_next_one(path):
+    box = Outbox(path, max_bytes=8192)
+    for _ in range(40):
+        box.append("note", Note(text="x" * 500), 0)
+    (first,) = [entry for entry in box.pending(0, 1000) if entry.kind == "dropped"]
+    box.forget(box.boot, [(first.sequence, first.sequence)])
+    (second,) = [entry for entry in box.pending(0, 1000) if entry.kind == "dropped"]
+    reports = [decode(entry.body, Dropped) for entry in (first, second)]
+    assert sum(report.records for report in reports) == reports[1].total == box.counts().dropped
+    assert reports[1].first == reports[0].last + 1
+    assert [(drop.kind, drop.records) for drop in box.drops()] == [("note", box.counts().dropped)]
+
+
+def test_what_is_vital_survives_a_flood_of_bulk(path):
+    box = Outbox(path, max_bytes=16384)
+    vital = [box.append("update", Note(text="x" * 300), 0) for _ in range(10)]
+    normal = [box.append("note", Note(text="x" * 300), 0) for _ in range(5)]
+    for _ in range(300):
+        box.append("sample", Note(text="x" * 300), 0)
+    waiting = {kind.kind: kind.records for kind in box.kinds()}
+    assert (waiting["update"], waiting["note"], waiting["dropped"]) == (10, 5, 1)
+    assert 0 < waiting["sample"] < 300
+    assert {entry.sequence for entry in box.pending(0, 15)} == {*vital, *normal}
+
+
+def test_what_comes_is_itself_dropped_where_all_else_matters_more(path):
+    box = Outbox(path, max_bytes=8192)
+    while not box.counts().dropped:
+        box.append("update", Note(text="x" * 300), 0)
+    before = [entry.sequence for entry in box.pending(0, 100)]
+    dropped = box.counts().dropped
+    box.append_all([("sample", Note(text="x" * 300))] * 8, 0)
+    assert [s for s in before if s not in {e.sequence for e in box.pending(0, 100)}] == []
+    assert box.counts().dropped > dropped
+    assert {drop.kind for drop in box.drops()} == {"update", "sample"}
 
 
 def test_a_record_that_can_never_fit_is_the_callers_error(path):
@@ -118,7 +158,7 @@ def test_damage_found_while_running_is_healed_and_the_append_goes_to_the_new_fil
     box = Outbox(path)
     box.append_all([("note", Note(text="x" * 900))] * 200, 0)
     before = box.boot
-    box._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    box._file._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     box.close()
     with path.open("r+b") as file:
         file.seek(4096)
@@ -130,7 +170,7 @@ def test_damage_found_while_running_is_healed_and_the_append_goes_to_the_new_fil
 
 def test_a_process_that_holds_the_damaged_file_open_moves_over_to_the_new_one(path):
     one, other = Outbox(path), Outbox(path)
-    one._run(lambda _: one._set_aside("test"))
+    one._file.run(lambda _: one._file._set_aside("test"))
     other.append("note", Note(text="b"), 0)
     assert other.boot == one.boot
     assert [entry.kind for entry in one.pending(0, 9)] == ["outbox-set-aside", "note"]
@@ -270,6 +310,95 @@ def test_processes_append_to_one_outbox_at_once(path):
     assert len({entry.boot for entry in entries}) == 1
 
 
+_VERSION_1 = """
+CREATE TABLE records (
+    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+    boot TEXT NOT NULL, kind TEXT NOT NULL, time_ns INTEGER NOT NULL, body BLOB NOT NULL);
+CREATE TABLE totals (id TEXT NOT NULL, records INTEGER NOT NULL, bytes INTEGER NOT NULL, dropped INTEGER NOT NULL);
+CREATE TRIGGER added AFTER INSERT ON records BEGIN
+    UPDATE totals SET records = records + 1, bytes = bytes + length(new.body) + 128; END;
+CREATE TRIGGER removed AFTER DELETE ON records BEGIN
+    UPDATE totals SET records = records - 1, bytes = bytes - length(old.body) - 128; END;
+INSERT INTO totals VALUES ('0123456789abcdef', 0, 0, 3);
+INSERT INTO records VALUES (4, '0123456789abcdef.before', 'slots', 7, CAST('{"a":1}' AS BLOB));
+INSERT INTO records VALUES (6, '0123456789abcdef.before', 'measurement', 8, CAST('{"b":2}' AS BLOB));
+PRAGMA user_version = 1;
+PRAGMA journal_mode = WAL;
+"""
+"""What ferryman 0.1 made, and left on devices."""
+
+
+def version_1(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path)
+    connection.executescript(_VERSION_1)
+    return connection
+
+
+def test_a_file_of_version_1_is_brought_up_and_loses_nothing(path):
+    version_1(path).close()
+    box = Outbox(path)
+    assert box.id == "0123456789abcdef"
+    assert box.counts() == (2, 7 + 7 + 2 * 128, 3)
+    assert box.append("note", Note(text="c"), 9) == 7
+    assert [tuple(entry) for entry in box.pending(0, 9)][:2] == [
+        (4, "0123456789abcdef.before", "slots", 7, b'{"a":1}', Priority.VITAL, None, False),
+        (6, "0123456789abcdef.before", "measurement", 8, b'{"b":2}', Priority.NORMAL, None, False),
+    ]
+    box.close()
+    assert Outbox(path).counts().records == 3
+
+
+def test_an_agent_of_version_1_that_has_the_file_open_goes_on(path):
+    with contextlib.closing(version_1(path)) as old:
+        box = Outbox(path)
+        old.execute("INSERT INTO records (boot, kind, time_ns, body) VALUES ('b', 'note', 1, CAST('{}' AS BLOB))")
+        old.commit()
+        assert box.pending(6, 9)[0].uptime_ns is None
+        assert box.counts().records == 3
+
+
+_MIGRATE = """
+import sys
+from pathlib import Path
+from ferryman.devices.agent import outbox_file
+from ferryman.devices.agent.outbox import Outbox
+statements = outbox_file._VERSION_2.split(";\\n")
+cut = int(sys.argv[2])
+outbox_file._STEPS = (outbox_file._VERSION_1, ";\\n".join([*statements[:cut], "SELECT die()"]))
+import os, sqlite3
+from ferryman.devices import database
+real = database.connect
+def connect(path, **options):
+    connection = real(path, **options)
+    connection.create_function("die", 0, lambda: os._exit(9))
+    return connection
+database.connect = connect
+Outbox(Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("cut", range(1, 13))
+def test_a_migration_that_is_killed_is_done_again(path, cut):
+    version_1(path).close()
+    done = subprocess.run([sys.executable, "-c", _MIGRATE, str(path), str(cut)], check=False, timeout=60)
+    assert done.returncode == 9
+    assert [entry.sequence for entry in Outbox(path).pending(0, 9)] == [4, 6]
+
+
+def test_births_are_counted_over_the_life_of_the_file(path):
+    box = Outbox(path)
+    assert [box.next_birth(), box.next_birth()] == [1, 2]
+    box.close()
+    assert Outbox(path).next_birth() == 3
+
+
+def test_every_record_carries_both_clocks(path):
+    box = Outbox(path, clock=lambda: Reading(70, 30, sure=True))
+    box.append("note", Note(text="a"))
+    box.append("note", Note(text="b"), 7)
+    assert [(e.time_ns, e.uptime_ns, e.sure) for e in box.pending(0, 9)] == [(70, 30, True), (7, 30, True)]
+
+
 class OutboxMachine(RuleBasedStateMachine):
     """Every sequence ever given is waiting, forgotten, or counted as dropped; never two of these."""
 
@@ -311,9 +440,9 @@ class OutboxMachine(RuleBasedStateMachine):
     def nothing_is_lost_silently(self) -> None:
         entries = self.box.pending(0, 10_000)
         counts = self.box.counts()
-        assert len(entries) + len(self.forgotten) + counts.dropped == self.newest
+        assert len(entries) + len(self.forgotten) + counts.dropped == self.box.newest()
         assert counts.records == len(entries)
-        assert counts.bytes == sum(len(entry.body) + module.OVERHEAD_BYTES for entry in entries) <= 8192
+        assert counts.bytes == sum(len(entry.body) + OVERHEAD_BYTES for entry in entries) <= 8192
         for entry in entries:
             if entry.kind == "note":
                 assert entry.body == self.bodies[entry.sequence]

@@ -3,17 +3,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import json
 import sqlite3
 from pathlib import Path
 
-import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import select
 
 from ferryman.devices.fleet.store import quarantine
-from ferryman.devices.fleet.store.store import Bad, Batch, Store, ranges
-from ferryman.runtime.contracts.envelope import EnvelopeV1
+from ferryman.devices.fleet.store.store import Arrived, Bad, Batch, Row, open_store, ranges
+from ferryman.devices.fleet.store.tables import records
 from ferryman.runtime.contracts.errors import CallerError, StoreError
 from ferryman.runtime.contracts.messages import Status
 from ferryman.runtime.contracts.record import Record, encode
@@ -25,20 +26,13 @@ class Note(Record):
 
 
 def item(sequence: int, body: Record | None = None, *, device: str = "pi", kind: str = "note", time_ns: int = 1):
-    envelope = EnvelopeV1(
-        device=device,
-        boot="b",
-        sequence=sequence,
-        time_ns=time_ns,
-        kind=kind,
-        body=msgspec.Raw(encode(body or Note())),
-    )
-    return envelope, f"ferryman/v1/{device}/telemetry", encode(envelope)
+    row = Row(sequence, kind, time_ns, None, True, encode(body or Note()))
+    return Arrived(device, "b", (row,), f"ferryman/v1/{device}/telemetry", repr(row).encode())
 
 
 @pytest.fixture
 def store(tmp_path: Path):
-    database = Store(tmp_path / "store.db")
+    database = open_store(tmp_path / "store.db")
     yield database
     database.close()
 
@@ -54,7 +48,7 @@ def test_another_record_under_the_same_name_is_kept_in_quarantine(store, other):
     store.insert(Batch([item(1)]), 5)
     assert store.insert(Batch([other]), 6) == (0, 0, 1)
     (found,) = store.quarantine()
-    assert (found.raw, found.received_at_ns) == (other[2], 6)
+    assert (found.raw, found.received_at_ns) == (other.raw, 6)
     assert "conflict" in found.reason
     assert store.totals().records == 1
 
@@ -99,22 +93,22 @@ def test_measurements_come_back_newest_first_and_filtered(store):
 
 
 def test_a_store_keeps_its_id_and_records(tmp_path):
-    first = Store(tmp_path / "s.db")
+    first = open_store(tmp_path / "s.db")
     first.insert(Batch([item(1)]), 5)
     first.close()
-    again = Store(tmp_path / "s.db", create=False)
+    again = open_store(tmp_path / "s.db", create=False)
     assert again.id == first.id
     assert again.totals().records == 1
     again.close()
 
 
 def test_a_store_of_a_later_version_is_refused(tmp_path):
-    Store(tmp_path / "s.db").close()
+    open_store(tmp_path / "s.db").close()
     connection = sqlite3.connect(tmp_path / "s.db")
     connection.execute("PRAGMA user_version = 99")
     connection.close()
     with pytest.raises(StoreError, match=r"later ferryman .*version 99"):
-        Store(tmp_path / "s.db")
+        open_store(tmp_path / "s.db")
 
 
 @contextlib.contextmanager
@@ -133,9 +127,9 @@ def test_a_database_of_another_application_is_refused_and_left_as_it_is(tmp_path
         before = path.read_bytes()
         for create in (True, False):
             with pytest.raises(
-                StoreError, match=r"s\.db is no store of ferryman.*name the file that `ferryman collect`"
+                StoreError, match=r"s\.db is no store of ferryman.*name the one that `ferryman collect`"
             ):
-                Store(path, create=create)
+                open_store(path, create=create)
         assert path.read_bytes() == before
         assert list(tmp_path.iterdir()) == [path]
 
@@ -143,12 +137,12 @@ def test_a_database_of_another_application_is_refused_and_left_as_it_is(tmp_path
 def test_reading_makes_nothing_of_an_empty_file(tmp_path):
     (tmp_path / "s.db").touch()
     with pytest.raises(StoreError, match="is no store of ferryman"):
-        Store(tmp_path / "s.db", create=False)
+        open_store(tmp_path / "s.db", create=False)
     assert [(p.name, p.stat().st_size) for p in tmp_path.iterdir()] == [("s.db", 0)]
 
 
 def test_a_store_opened_for_reading_takes_nothing(tmp_path, store):
-    reader = Store(store.path, create=False)
+    reader = open_store(store.path, create=False)
     with pytest.raises(StoreError, match="readonly"):
         reader.insert(Batch([item(1)]), 5)
     reader.close()
@@ -156,11 +150,11 @@ def test_a_store_opened_for_reading_takes_nothing(tmp_path, store):
 
 @pytest.mark.parametrize("create", [True, False])
 def test_a_store_without_its_id_says_what_to_do(tmp_path, create):
-    Store(tmp_path / "s.db").close()
+    open_store(tmp_path / "s.db").close()
     with opened(tmp_path / "s.db") as connection:
         connection.execute("DELETE FROM store")
     with pytest.raises(StoreError, match=r"s\.db: its table `store` is empty .*; move it away"):
-        Store(tmp_path / "s.db", create=create)
+        open_store(tmp_path / "s.db", create=create)
 
 
 def test_a_damaged_measurement_is_named_and_the_others_come(store):
@@ -215,13 +209,13 @@ def test_a_full_quarantine_drops_the_oldest_counts_them_and_says_so(store, monke
 def test_a_file_that_is_no_database_is_refused_and_left_as_it_is(tmp_path):
     (tmp_path / "s.db").write_bytes(b"no database" * 1000)
     with pytest.raises(StoreError, match="not a database"):
-        Store(tmp_path / "s.db")
+        open_store(tmp_path / "s.db")
     assert (tmp_path / "s.db").read_bytes() == b"no database" * 1000
 
 
 def test_reading_a_store_that_is_not_there_does_not_make_one(tmp_path):
     with pytest.raises(CallerError, match="ferryman collect"):
-        Store(tmp_path / "s.db", create=False)
+        open_store(tmp_path / "s.db", create=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -235,7 +229,7 @@ def test_ranges_hold_exactly_the_sequences(sequences):
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.lists(st.tuples(st.integers(1, 6), st.sampled_from("ab")), max_size=6), max_size=5))
 def test_whatever_comes_in_whatever_order_the_first_wins_and_nothing_is_lost(tmp_path_factory, batches):
-    store = Store(tmp_path_factory.mktemp("store") / "s.db")
+    store = open_store(tmp_path_factory.mktemp("store") / "s.db")
     first: dict[int, str] = {}
     conflicts = set()
     for batch in batches:
@@ -245,7 +239,7 @@ def test_whatever_comes_in_whatever_order_the_first_wins_and_nothing_is_lost(tmp
             if first.setdefault(sequence, text) != text:
                 conflicts.add((sequence, text))
         assert store.insert(Batch([item(s, Note(text=t)) for s, t in batch]), 1).new == expected_new
-    rows = store._read("SELECT sequence, json_extract(body, '$.text') FROM records", {})
-    assert dict(rows) == first
+    rows = store.read(select(records.c.sequence, records.c.body))
+    assert {sequence: json.loads(body)["text"] for sequence, body in rows} == first
     assert len(store.quarantine()) == len(conflicts)
     store.close()

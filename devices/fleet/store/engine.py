@@ -1,0 +1,210 @@
+"""The connection to the store's database, SQLite or PostgreSQL: one transaction at a time, errors with advice."""
+
+from __future__ import annotations
+
+import functools
+import random
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import sqlalchemy
+from sqlalchemy import Connection, Executable, Row, event
+from sqlalchemy.pool import QueuePool
+
+from ferryman.devices import database
+from ferryman.runtime.contracts.errors import CallerError, StoreError
+
+T = TypeVar("T")
+Dialect = Literal["sqlite", "postgresql"]
+_SCHEMES = ("postgresql://", "postgres://")
+_TRIES = 8
+_PAGE_BYTES = 8192
+_RETRIED = {"40001": "serialization failure", "40P01": "deadlock"}
+"""SQLSTATE of what the server rolled back and asks to do again."""
+_ADVICE = {
+    "08": "see that the server runs and can be reached",
+    "28": "check the user and the password in the URL",
+    "3D": "make the database first: createdb",
+    "25": "the server or the transaction only reads; name the primary server",
+    "42501": "grant this user the right to make and write tables",
+    "53100": "free some space on the server's disk",
+    "53200": "the server is out of memory",
+    "53300": "the server has no connection left; raise max_connections",
+    "57P": "the server is being stopped or started; try again",
+}
+
+
+def is_postgresql(where: str | Path) -> bool:
+    """Whether `where` is the URL of a server and not the path of a file."""
+    return isinstance(where, str) and where.startswith(_SCHEMES)
+
+
+class Database:
+    """A SQLite file or a PostgreSQL database; safe to use from several threads and processes."""
+
+    def __init__(self, where: str | Path, *, read_only: bool) -> None:
+        """Make ready to connect; nothing is opened or written yet.
+
+        Raises:
+            CallerError: the URL cannot be read, or psycopg is not installed.
+        """
+        self.path: Path | None = None
+        self.dialect: Dialect
+        if is_postgresql(where):
+            self.dialect = "postgresql"
+            self.name, self._engine = _postgresql(str(where), read_only=read_only)
+        else:
+            self.dialect = "sqlite"
+            self.path = Path(where)
+            self.name = str(where)
+            self._engine = _sqlite(self.path, read_only=read_only)
+        self._writing = threading.Lock()
+
+    def write(self, work: Callable[[Connection], T]) -> T:
+        """Do `work` in one transaction, on disk when this returns; it may be called again if the server says so.
+
+        Raises:
+            StoreError: it failed and nothing of it was kept; where the connection broke, that is not known.
+        """
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                with self._one_writer(), self._engine.connect() as connection:
+                    if self.dialect == "sqlite":
+                        connection.exec_driver_sql("BEGIN IMMEDIATE")
+                    result = work(connection)
+                    connection.commit()
+                    return result
+            except _errors() as error:
+                if getattr(_driver_error(error), "sqlstate", None) not in _RETRIED or tries == _TRIES:
+                    raise self.error(error) from error
+            time.sleep(random.uniform(0, 0.01 * 2**tries))  # noqa: S311  # only spreads those who collided
+
+    def read(self, select: Executable) -> Sequence[Row[Any]]:
+        """All rows of a query.
+
+        Raises:
+            StoreError: the database cannot be read.
+        """
+        with self.reading() as connection:
+            return connection.execute(select).all()
+
+    def stream(self, select: Executable) -> Iterator[Row[Any]]:
+        """The rows of a query, not all in memory at once.
+
+        Raises:
+            StoreError: the database cannot be read.
+        """
+        with self.reading() as connection:
+            yield from connection.execution_options(yield_per=500).execute(select)
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A connection to read by; what it raises becomes a StoreError."""
+        try:
+            with self._engine.connect() as connection:
+                yield connection
+        except _errors() as error:
+            raise self.error(error) from error
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+    def error(self, error: BaseException) -> StoreError:
+        """What went wrong and what to do, without the password."""
+        cause = _driver_error(error)
+        if isinstance(cause, database.LaterVersionError):
+            return StoreError(f"store {cause}")
+        if self.path is not None and isinstance(cause, sqlite3.Error):
+            return StoreError(f"store {database.explain(cause, self.path)}")
+        state = getattr(cause, "sqlstate", None) or ""
+        text = " ".join(str(cause).split())
+        advice = next((_ADVICE[key] for key in (state, state[:3], state[:2]) if key in _ADVICE), None)
+        if advice is None:
+            lost = getattr(error, "connection_invalidated", False) or not state
+            advice = _ADVICE["08"] if lost else "see the error in PostgreSQL's documentation"
+        if getattr(error, "connection_invalidated", False):
+            advice = f"the connection broke, so it is not known whether this was committed; {advice}, and do it again"
+        return StoreError(f"store {self.name}: {text} (SQLSTATE {state or 'none'}); {advice}")
+
+    @contextmanager
+    def _one_writer(self) -> Iterator[None]:
+        """SQLite has one writer: threads of this process wait here, and not by polling the file."""
+        if self.dialect == "sqlite":
+            with self._writing:
+                yield
+        else:
+            yield
+
+
+def _sqlite(path: Path, *, read_only: bool) -> sqlalchemy.Engine:
+    def connect() -> sqlite3.Connection:
+        connection = database.connect(path, read_only=read_only)
+        # Damaged text shall not keep the rows around it from being read.
+        connection.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
+        connection.execute("PRAGMA cache_size=-65536")  # 64 MiB: the indexes' inner pages and what is being written
+        connection.execute("PRAGMA wal_autocheckpoint=4000")
+        if not read_only:
+            connection.execute(f"PRAGMA page_size={_PAGE_BYTES}")  # these two: of a new file only
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+            connection.execute("PRAGMA synchronous=FULL")
+        return connection
+
+    return sqlalchemy.create_engine("sqlite://", creator=connect, poolclass=QueuePool, pool_size=4, max_overflow=16)
+
+
+def _postgresql(url: str, *, read_only: bool) -> tuple[str, sqlalchemy.Engine]:
+    try:
+        import psycopg  # noqa: F401
+    except ImportError as error:
+        raise CallerError(f"a PostgreSQL store needs psycopg: pip install 'ferryman[postgresql]' ({error})") from error
+    try:
+        parsed = sqlalchemy.make_url("postgresql+psycopg://" + url.split("://", 1)[1])
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        # Not the error itself, nor the URL: they hold the password.
+        raise CallerError("the store's URL is not postgresql://[USER[:PASSWORD]@]HOST[:PORT]/DATABASE") from None
+    name = "postgresql://" + parsed.set(password=None, query={}).render_as_string().split("://", 1)[1]
+    engine = sqlalchemy.create_engine(
+        parsed,
+        hide_parameters=True,
+        pool_pre_ping=True,
+        pool_size=4,
+        max_overflow=16,
+        connect_args={"connect_timeout": 10, "application_name": "ferryman"},
+    )
+    if read_only:
+
+        @event.listens_for(engine, "connect")
+        def only_read(connection: Any, _: object) -> None:  # noqa: ANN401  # the driver's own
+            connection.read_only = True
+
+    return name, engine
+
+
+def _driver_error(error: BaseException) -> BaseException:
+    return error.orig if isinstance(error, sqlalchemy.exc.DBAPIError) and error.orig is not None else error
+
+
+@functools.cache
+def _errors() -> tuple[type[Exception], ...]:
+    """What connections raise."""
+    ours = (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error, database.LaterVersionError)
+    try:
+        import psycopg
+    except ImportError:
+        return ours
+    return (*ours, psycopg.Error)
+
+
+def upsert(connection: Connection) -> Callable[..., Any]:
+    """The dialect's INSERT with `on_conflict_do_nothing` and `on_conflict_do_update`."""
+    from sqlalchemy.dialects import postgresql, sqlite
+
+    return postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
