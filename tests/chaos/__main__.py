@@ -68,7 +68,9 @@ def _tell(outcome: Outcome, folder: Path) -> None:
     click.echo("".join((folder / "events.txt").read_text().splitlines(keepends=True)[-40:]), err=True)
     click.echo(f"journals, outboxes, logs and store are kept in {folder}", err=True)
     again = f"--seed {plan.seed} --samples {plan.samples} --store {plan.store}"
-    click.echo(f"again: python -m tests.chaos {again}" + (f" --mutation {plan.mutation}" * bool(plan.mutation)), err=True)
+    click.echo(
+        f"again: python -m tests.chaos {again}" + (f" --mutation {plan.mutation}" * bool(plan.mutation)), err=True
+    )
 
 
 if __name__ == "__main__":

@@ -5,17 +5,18 @@ Without `publish` only the appends: then a `ferryman agent` sends them.
 
 from __future__ import annotations
 
-import itertools
 import random
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from ferryman.devices import topics
 from ferryman.devices.agent.outbox import MAX_BYTES, Outbox
-from ferryman.devices.agent.publisher import Limits, Publisher
+from ferryman.devices.agent.publisher import Publisher
+from ferryman.devices.agent.window import Limits
 from ferryman.devices.broker import parse_broker
 from ferryman.devices.mqtt import Link, Message
 from ferryman.runtime.contracts.errors import DeviceError
@@ -47,7 +48,7 @@ class DeviceConfig(Record):
     mutation: str = ""
 
 
-def produce(config: DeviceConfig, outbox: Outbox, wake: threading.Event, stop: threading.Event) -> None:
+def produce(config: DeviceConfig, outbox: Outbox, wake: Callable[[], None], stop: threading.Event) -> None:
     """Append each number up to the total once, whatever happens, and write down what came of it."""
     journal = Journal(Path(config.journal))
     number = journal.next
@@ -68,7 +69,7 @@ def produce(config: DeviceConfig, outbox: Outbox, wake: threading.Event, stop: t
             continue
         journal.done(number, recorded_ns, sequences)
         number += count
-        wake.set()
+        wake()
         if config.overflows:
             stop.wait(OVERFLOW_PAUSE_S)
 
@@ -87,23 +88,23 @@ def main() -> None:
     mutations.apply(config.mutation)
     outbox = Outbox(Path(config.outbox), max_bytes=config.max_bytes)
     if not config.publish:
-        produce(config, outbox, threading.Event(), stop)
+        produce(config, outbox, lambda: None, stop)
         stop.wait()
         return
-    births = itertools.count(1)
-    say = lambda online: Message(  # noqa: E731  # short
-        topic=topics.status(config.name),
-        payload=encode(Status(device=config.name, online=online, birth=next(births))),
-        retain=True,
-    )
-    link = Link(parse_broker(config.url), f"agent-{config.name}", will=say(False))
-    link.on_ready(lambda: link.publish(say(True)))
+    birth = 0
+
+    def say(online: bool) -> Message:
+        nonlocal birth
+        birth += not online
+        status = Status(device=config.name, online=online, birth=birth)
+        return Message(topic=topics.status(config.name), payload=encode(status), retain=True)
+
+    link = Link(parse_broker(config.url), f"agent-{config.name}", will=lambda: say(online=False))
+    link.on_ready(lambda: link.publish(say(online=True)))
     publisher = Publisher(outbox, config.name, link, limits=LIMITS, **mutations.publisher_options(config.mutation))
     link.start()
     publisher.start()
-    wake = threading.Event()
-    wake.set = publisher.wake  # type: ignore[method-assign]
-    produce(config, outbox, wake, stop)
+    produce(config, outbox, publisher.wake, stop)
     stop.wait()
     publisher.stop()
     link.stop()

@@ -52,6 +52,10 @@ HABITS: dict[str, Habit] = {
 """By the first part of a target's name, before a colon."""
 
 
+_OF_ONE = {"device", "agent", "link", "outbox-disk"}
+"""Targets that are parts of one device."""
+
+
 class Fault(NamedTuple):
     """One that is planned."""
 
@@ -108,10 +112,13 @@ class Storm:
     def counts(self) -> dict[str, int]:
         return dict(sorted(Counter(f"{e.target.partition(':')[0]} {e.kind}" for e in self.events).items()))
 
-    def intervals(self) -> list[tuple[int, int]]:
-        """Times in which something was wrong, joined where they overlap."""
+    def intervals(self, device: str) -> list[tuple[int, int]]:
+        """Times in which something was wrong between a device and the store, joined where they overlap."""
         joined: list[tuple[int, int]] = []
         for event in sorted(self.events):
+            what, _, whose = event.target.partition(":")
+            if what == "clock" or (what in _OF_ONE and (whose or what) != device):
+                continue
             end_ns = event.end_ns + int(SETTLE_S * 1e9)
             if joined and event.start_ns <= joined[-1][1]:
                 joined[-1] = (joined[-1][0], max(joined[-1][1], end_ns))

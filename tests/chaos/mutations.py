@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 COLLECTOR = ("receipt-before-commit", "no-unique-key")
-DEVICE = ("forget-on-broker-ack", "append-before-commit", "newest-first")
+DEVICE = ("forget-on-broker-ack", "append-before-commit", "swapped-messages")
 NAMES = COLLECTOR + DEVICE
 
 
@@ -41,6 +41,38 @@ def _receipt_before_commit() -> None:
     store.Store.insert = insert  # type: ignore[method-assign]
 
 
+def _no_unique_key() -> None:
+    """The table of records takes a record as often as it comes."""
+    from sqlalchemy import PrimaryKeyConstraint
+
+    from ferryman.devices.fleet.store.tables import records
+
+    for column in list(records.primary_key):
+        column.primary_key = False
+    records.constraints.discard(records.primary_key)
+    records.primary_key = PrimaryKeyConstraint()
+
+
+def _swapped_messages() -> None:
+    """Each second message goes out before the one that was to go before it."""
+    from ferryman.devices.mqtt import Link
+
+    real = Link.publish
+    held: list[Any] = []
+
+    def publish(self: Any, message: Any, *rest: Any) -> None:
+        if not message.topic.endswith("/telemetry"):
+            real(self, message, *rest)
+        elif not held:
+            held.append((message, rest))
+        else:
+            real(self, message, *rest)
+            earlier, its_rest = held.pop()
+            real(self, earlier, *its_rest)
+
+    Link.publish = publish  # type: ignore[method-assign]
+
+
 def _append_before_commit() -> None:
     """An append returns while it is still in memory, and comes to disk a little later."""
     from ferryman.devices.agent.outbox import Outbox
@@ -50,6 +82,8 @@ def _append_before_commit() -> None:
     first = []
 
     def append_all(self: Any, records: Any, now_ns: int) -> list[int]:
+        if records[0][0] not in {"sample", "log", "note"}:
+            return real(self, records, now_ns)
         if not first:
             sequences = real(self, records, now_ns)
             first.append(sequences[-1] + 1)

@@ -124,7 +124,7 @@ def judge(
             append, number = known
             at_ns = append.at_ns
             if content != _body(device, number) or row.recorded_ns != append.recorded_ns:
-                changed.append(f"{row.sequence} ({row.kind} {row.recorded_ns} {row.body[:200]})")
+                changed.append(f"{row.sequence} ({row.kind} {row.recorded_ns} {row.body[:80]})")
         elif open_one := open_numbers.pop(content, None):
             append, number = open_one
             at_ns = append.at_ns
@@ -134,7 +134,7 @@ def judge(
             if row.kind == "dropped":
                 reports.append(msgspec.json.decode(row.body, type=Report))
         else:
-            foreign.append(f"{row.sequence} ({row.kind} {row.body[:200]})")
+            foreign.append(f"{row.sequence} ({row.kind} {row.body[:80]})")
         if at_ns:
             came.append((row.received_ns, row.sequence, row.kind, at_ns))
     if len(boots) > 1:

@@ -8,13 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ferryman.runtime.contracts.errors import DeviceError
 from tests.chaos import journal
 from tests.chaos.faults import Event, Storm
 from tests.chaos.oracle import Verdict, judge
 from tests.chaos.scene import Device, Plan, Scene, keep, running
 from tests.chaos.stores import Reader
 
-CALM_FIRST = 0.02
+CALM_FIRST = 0.05
 """So much of the samples comes before the first fault."""
 SETTLE_MAX_S = 180.0
 STALLED_S = 120.0
@@ -103,10 +104,10 @@ def run(plan: Plan, folder: Path) -> Outcome:
 
 def _judge(scene: Scene, storm: Storm) -> tuple[list[Verdict], list[str]]:
     reader = Reader(scene.store)
-    faults = storm.intervals()
     verdicts = []
     for device in scene.devices:
         appends = journal.read(Path(device.config.journal))
+        faults = storm.intervals(device.name)
         verdicts.append(judge(device.name, appends, reader.records(device.name), device.end(), faults, device.rules))
     wrong = [one for verdict in verdicts for one in verdict.wrong]
     if strangers := set(reader.devices()) - {device.name for device in scene.devices}:
@@ -123,7 +124,10 @@ def _appended(scene: Scene) -> int:
 
 
 def _pending(device: Device) -> int:
-    return device.end().pending
+    try:
+        return device.end().pending
+    except DeviceError:  # its process is just at it
+        return 1
 
 
 def _wait(scene: Scene, done: Callable[[], bool], what: str, limit_s: float = float("inf")) -> bool:

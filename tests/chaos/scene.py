@@ -80,11 +80,9 @@ class Device:
         outbox = Outbox(Path(self.config.outbox), max_bytes=self.config.max_bytes)
         try:
             counts = outbox.counts()
-            with outbox._lock:
-                row = outbox._open().execute("SELECT seq FROM sqlite_sequence WHERE name = 'records'").fetchone()
+            return End(outbox.newest(), counts.records, counts.dropped)
         finally:
             outbox.close()
-        return End(row[0] if row else 0, counts.records, counts.dropped)
 
 
 class Scene:
@@ -207,7 +205,11 @@ class Scene:
             publish=name != "agent",
             mutation=self.plan.mutation if self.plan.mutation in mutations.DEVICE else "",
             taken_bytes=min(4 << 20, max(64 << 10, bytes_all // 10)),
-            **({"max_bytes": min(SMALL_OUTBOX_BYTES[1], max(SMALL_OUTBOX_BYTES[0], bytes_all // 8))} if overflows else {}),
+            **(
+                {"max_bytes": min(SMALL_OUTBOX_BYTES[1], max(SMALL_OUTBOX_BYTES[0], bytes_all // 8))}
+                if overflows
+                else {}
+            ),
         )
         (folder / "config.json").write_bytes(encode(config))
         ordered = self.plan.store == "sqlite"

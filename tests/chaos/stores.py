@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-_OLD = ("SELECT boot, sequence, kind, time_ns, received_at_ns, body FROM records WHERE device = ? "
-        "ORDER BY boot, sequence")
 _RECORDS = """
     SELECT s.boot, r.sequence, r.kind, r.recorded_ns, r.received_ns, r.body
     FROM records r JOIN sources s ON s.id = r.source WHERE s.device = {mark} ORDER BY s.boot, r.sequence"""
@@ -41,14 +39,10 @@ class Reader:
             self._connection = psycopg.connect(where)
 
     def devices(self) -> list[str]:
-        if self._sqlite and "received_at_ns" in str(list(self._rows("SELECT sql FROM sqlite_schema"))):
-            return []
         return [device for (device,) in self._rows(_DEVICES)]
 
     def records(self, device: str) -> Iterator[Stored]:
         """In order of boot and sequence."""
-        if self._sqlite and "received_at_ns" in str(list(self._rows("SELECT sql FROM sqlite_schema"))):
-            return map(Stored._make, self._rows(_OLD, device))
         return map(Stored._make, self._rows(_RECORDS.format(mark="?" if self._sqlite else "%s"), device))
 
     def quarantine(self) -> list[str]:
