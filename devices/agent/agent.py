@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ferryman.devices import topics
+from ferryman.devices.agent.clock import read_clock
 from ferryman.devices.agent.commands import CommandGuard
 from ferryman.devices.agent.desk import Body, Desk
 from ferryman.devices.agent.health import HealthWatch
@@ -423,9 +424,9 @@ def _renewal(config: AgentConfig, link: Link) -> Renewal | None:
 
 
 def _sure_clock() -> int | None:
-    """The wall clock; None: nothing has set it."""
-    now_ns = time.time_ns()
-    return now_ns if now_ns >= _CLOCK_FLOOR_NS else None
+    """The wall clock; None: nothing keeps it right."""
+    now = read_clock()
+    return now.time_ns if now.sure else None
 
 
 @contextlib.contextmanager

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from ferryman.devices.fleet.inventory import Device
 
 PATH = click.Path(path_type=Path)
+DATABASE = "ferryman.sqlite"
+DATABASE_VARIABLE = "FERRYMAN_DATABASE"
+"""Where it is said which store is asked."""
 
 
 class Seconds(click.FloatRange):
