@@ -1,10 +1,10 @@
-"""One collector process into SQLite: samples a second in batches, messages a second of one each, beside a bare client."""
+"""One collector process into SQLite: samples a second in batches, messages a second, beside a bare client."""
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +24,7 @@ RATIO = Goal("collector: messages/s stored, over those a bare client (paho) rece
 BROKER = "max_inflight_messages 0\nmax_queued_messages 0\nset_tcp_nodelay true\n"
 """What is not for one collector that takes all is mosquitto's default."""
 DEVICES = 500
-ROUNDS = 5
+ROUNDS = 3
 TIMEOUT_S = 300
 
 
@@ -92,7 +92,7 @@ def received_per_s(what: Load, client: str, cpu: list[float]) -> float:
     return what.total / seconds
 
 
-def timed(sender: mqtt_load.Sender, wait) -> tuple[Line, float]:  # noqa: ANN001
+def timed(sender: mqtt_load.Sender, wait: Callable[[], Line]) -> tuple[Line, float]:
     began = time.monotonic()
     sender.go()
     line = wait()
@@ -100,7 +100,7 @@ def timed(sender: mqtt_load.Sender, wait) -> tuple[Line, float]:  # noqa: ANN001
 
 
 def batched() -> Iterator[Bar | Figure]:
-    with load(messages=10, samples=100) as what:
+    with load(messages=8, samples=100) as what:
         progress(f"{what.total:,} messages of 100 samples, {ROUNDS} times")
         cpu: list[float] = []
         rates = np.array([stored_per_s(what, cpu) for _ in range(ROUNDS)])
@@ -110,7 +110,7 @@ def batched() -> Iterator[Bar | Figure]:
 
 
 def single() -> Iterator[Bar | Figure]:
-    with load(messages=200, samples=1) as what:
+    with load(messages=100, samples=1) as what:
         progress(f"{what.total:,} messages of one sample, stored and only received in turn, {ROUNDS} times")
         stored_cpu: list[float] = []
         bare_cpu: list[float] = []

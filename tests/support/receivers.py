@@ -1,8 +1,8 @@
 """Those who receive, as processes of their own: a collector, or a bare client that stores nothing.
 
-`python -m tests.support.receivers collector URL DATABASE`, or `... bare-CLIENT URL COUNT` where CLIENT is paho, bulk, gmqtt or
-aiomqtt. Each writes `ready` once it is subscribed, and then a line whenever there is something new: how many have come and
-of them how many twice, CLOCK_MONOTONIC then, the seconds of CPU it has used, and the bytes it holds.
+`python -m tests.support.receivers collector URL DATABASE`, or `... bare-CLIENT URL COUNT` with one of BARE. Each writes
+`ready` once it is subscribed, and then a line whenever there is something new: how many have come once, how many again,
+CLOCK_MONOTONIC then, the seconds of CPU it has used, and the bytes it holds.
 """
 
 from __future__ import annotations
