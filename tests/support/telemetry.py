@@ -26,7 +26,7 @@ from ferryman.runtime.contracts.envelope import Envelope, EnvelopeV1, Receipt
 from ferryman.runtime.contracts.messages import Status
 from ferryman.runtime.contracts.record import Record, decode, encode
 
-QUICK = Limits(again_first_s=0.5, again_cap_s=1.0)
+QUICK = Limits(again_first_s=0.5, again_cap_s=1.0, spread_s=0.0)
 
 
 class Note(Record):
@@ -113,7 +113,7 @@ def carried(envelope: Envelope | EnvelopeV1) -> list[int]:
 
 
 def fill(outbox: Outbox, count: int) -> None:
-    outbox.append_all([("note", Note(number=n)) for n in range(count)], time.time_ns())
+    outbox.append_all([("note", Note(number=n)) for n in range(count)])
 
 
 def numbers(store: Store) -> list[int]:
