@@ -21,7 +21,6 @@ from msgspec.structs import replace
 
 from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.certificates import new_key, utc_now
-from ferryman.devices.fleet.authority.broker_files import write_server
 from ferryman.devices.identity import of_file
 from ferryman.devices.mqtt import Link, Message
 from ferryman.runtime.contracts.errors import IdentityError
