@@ -93,6 +93,12 @@ def test_what_is_no_toml_is_named_with_its_line():
         parse_config("[group]\nby = \n", "alerts.toml", {})
 
 
+def test_a_secret_may_hold_what_means_something_in_urls():
+    text = '[[tell]]\nurl = "mailto://me:${SECRET}@example.com"\n[[tell]]\nurl = "${HOOK}"\n'
+    tells = parse_config(text, "alerts.toml", {"SECRET": "p@ss/w:rd", "HOOK": "https://a:b@c/d?e=f"}).tells
+    assert [tell.url for tell in tells] == ["mailto://me:p%40ss%2Fw%3Ard@example.com", "https://a:b@c/d?e=f"]
+
+
 def test_a_missing_file_is_the_callers(tmp_path):
     with pytest.raises(CallerError, match="--alerts"):
         read_config(tmp_path / "none.toml")
