@@ -236,12 +236,12 @@ def acl_command(directory: Path) -> None:
 @click.option("--broker", required=True, help="mqtts://HOST:8884?ca=FILE&cert=FILE, with an identity of the role ca.")
 def serve_command(directory: Path, broker: str) -> None:
     """Renew the certificates of enrolled devices that ask for it, until interrupted."""
-    from ferryman.cli import _stop_event
     from ferryman.devices.broker import parse_broker
     from ferryman.devices.fleet.authority.service import RenewalService
+    from ferryman.options import stop_event
 
     parsed = parse_broker(broker)
-    stop: threading.Event = _stop_event()
+    stop: threading.Event = stop_event()
     with _open(directory) as authority:
         service = RenewalService(authority, parsed)
         service.run(stop, lambda: click.echo(f"renewing at {parsed.address}; interrupt to stop", err=True))

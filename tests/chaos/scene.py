@@ -18,7 +18,7 @@ from typing import NamedTuple
 from ferryman.devices.agent.agent import OUTBOX
 from ferryman.devices.agent.outbox import Outbox
 from ferryman.runtime.contracts.record import encode
-from tests.chaos import mutations, postgres
+from tests.chaos import mutations
 from tests.chaos.device import DeviceConfig
 from tests.chaos.disk import Disk, can_mount
 from tests.chaos.faults import Begin, Heal
