@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import click
@@ -14,8 +16,11 @@ import helm_python
 import kubernetes_validate
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from ferryman.cli import main
 from ferryman.collect_cli import collect
+from ferryman.devices.broker import parse_broker
 from ferryman.devices.fleet.alerts.config import parse_config
 from tests.support.interpreters import ROOT
 
@@ -78,6 +83,24 @@ def test_the_collector_of_the_compose_file_is_started_with_what_it_knows():
     verb, *arguments = compose["services"]["collector"]["command"]
     assert verb == "collect"
     assert knows(arguments)["database"] == "postgresql://ferryman@database/ferryman"
+
+
+def test_the_commands_of_the_readme_make_what_the_compose_file_mounts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = re.findall(r"^    ferryman (ca [^#\n]*)", (DEPLOY / "README.md").read_text(), re.MULTILINE)
+    assert len(lines) == 4
+    for line in lines:
+        done = CliRunner().invoke(main, shlex.split(line))
+        assert done.exit_code == 0, done.output
+    assert (tmp_path / "broker" / "mosquitto.conf").exists()
+    assert "/mosquitto/config/" in (tmp_path / "broker" / "mosquitto.conf").read_text()
+    compose = yaml.safe_load((COMPOSE / "compose.yaml").read_text())
+    broker = parse_broker(knows(compose["services"]["collector"]["command"][1:])["broker"])
+    assert Path(str(broker.tls_ca)).name == Path(str(broker.tls_cert)).name == "collector.pem"
+    assert broker.tls_key is None
+    pem = (tmp_path / "collector.pem").read_text()
+    assert "PRIVATE KEY" in pem
+    assert pem.count("BEGIN CERTIFICATE") >= 2
 
 
 def test_the_alerts_file_is_one():
