@@ -44,8 +44,8 @@ def explain_failure(error: Exception, broker: BrokerConfig) -> str:
             return f"{said}; it is another broker, or its certificate lacks this name: `ferryman ca server`"
         authority = broker.tls_ca or "the system's authorities"
         return f"{said}; {authority} did not sign the broker's certificate: it is another broker, or `ca` is wrong"
-    if isinstance(error, ssl.SSLError) and error.reason in {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"}:
-        return f"{said}; there is no TLS at this port: see the broker's address"
+    if broker.tls and isinstance(error, ssl.SSLError | ConnectionResetError):
+        return f"{said}; perhaps there is no TLS at this port: see the broker's address"
     return said
 
 

@@ -78,8 +78,14 @@ def server_command(directory: Path, host: tuple[str, ...], folder: Path | None) 
 @click.option("--port", type=click.IntRange(1, 65535), default=8883, show_default=True, help="For devices.")
 @click.option("--hosts-port", type=click.IntRange(1, 65535), default=8884, show_default=True, help="For hosts.")
 @click.option("--bind", default="", help="Address to listen on [default: all].")
-@click.option("--home-assistant", is_flag=True, help="Devices may announce themselves to Home Assistant.")
-@click.option("--sparkplug", metavar="GROUP", help="Devices may publish Sparkplug B payloads in this group.")
+@click.option(
+    "--home-assistant",
+    metavar="[PREFIX]",
+    is_flag=False,
+    flag_value="homeassistant",
+    help="Devices may announce themselves to Home Assistant, and viewers see it.",
+)
+@click.option("--sparkplug", metavar="GROUP", help="Devices may publish Sparkplug B in this group.")
 def broker_command(
     directory: Path,
     folder: Path | None,
@@ -87,8 +93,7 @@ def broker_command(
     port: int,
     hosts_port: int,
     bind: str,
-    *,
-    home_assistant: bool,
+    home_assistant: str | None,
     sparkplug: str | None,
 ) -> None:
     """Write a folder with a whole mosquitto configuration: TLS, certificates, the revoked, access rules."""

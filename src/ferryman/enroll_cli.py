@@ -47,7 +47,9 @@ def enroll(
     there.
     """
     from ferryman.devices.broker import parse_broker
+    from ferryman.devices.certificates import utc_now
     from ferryman.devices.fleet.authority.authority import Authority
+    from ferryman.devices.fleet.authority.broker_files import refresh
     from ferryman.devices.fleet.enroll import enroll as run
     from ferryman.runtime.contracts.errors import FerrymanError
 
@@ -74,6 +76,7 @@ def enroll(
             proof = ", and the broker let it in" if done.connected else ""
             until = f"{done.certified.not_after:%Y-%m-%d}"
             click.echo(f"{target.name}: {done.what}, serial {done.certified.serial}, until {until}{proof}")
+        refresh(authority, folder / "broker", utc_now())  # a name that was revoked before is no longer denied
     if failed:
         raise DeviceError(
             f"{len(failed)} of {len(targets)} devices are not enrolled: {', '.join(failed)}; run it again"

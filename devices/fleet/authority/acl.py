@@ -6,10 +6,12 @@ allows is denied.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from ferryman.devices import topics
 from ferryman.devices.topics import PREFIX
+from ferryman.runtime.contracts.errors import CallerError
 
 DEVICE_WRITES = ("status", "telemetry", "reported", "response/+", "csr", "live")
 DEVICE_READS = ("request", "receipt", "desired", "certificate")
@@ -45,13 +47,17 @@ ROLES: Mapping[str, Sequence[tuple[str, str]]] = {
 }
 """Role -> (right, topic); `{name}` is the host's own name."""
 
-_HOME_ASSISTANT_DEVICE = (
-    ("write", "homeassistant/+/%u/+/config"),
-    ("write", "homeassistant/device/%u/config"),
-    ("read", "homeassistant/status"),
-)
-_HOME_ASSISTANT_VIEWER = (("read", "homeassistant/#"), ("write", "homeassistant/status"))
+_PREFIX = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
 _SPARKPLUG_VIEWER = (("read", "spBv1.0/#"), ("write", "spBv1.0/STATE/+"))
+
+
+def _home_assistant(prefix: str) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """What devices and viewers may, for devices that announce themselves (`ferryman.devices.agent.homeassistant`)."""
+    if not _PREFIX.fullmatch(prefix):
+        raise CallerError(f"Home Assistant: expected a prefix such as homeassistant, found {prefix!r}")
+    status = f"{prefix}/status"
+    device = [("write", f"{prefix}/device/ferryman_%u/config"), ("read", status)]
+    return device, [("read", f"{prefix}/#"), ("write", status)]
 
 
 def _sparkplug_device(group: str) -> list[tuple[str, str]]:
@@ -68,7 +74,7 @@ def write_acl(
     hosts: Mapping[str, Sequence[str]],
     denied: Sequence[str] = (),
     *,
-    home_assistant: bool = False,
+    home_assistant: str | None = None,
     sparkplug_group: str | None = None,
 ) -> str:
     """The rules as mosquitto reads them.
@@ -76,19 +82,20 @@ def write_acl(
     Args:
         hosts: name -> roles.
         denied: names whose certificates are revoked: a session that is still open loses all rights by this.
-        home_assistant: devices announce themselves to Home Assistant, and viewers see that.
+        home_assistant: prefix under which devices announce themselves to Home Assistant, and viewers see that.
         sparkplug_group: devices publish Sparkplug B payloads in this group, and viewers see those.
 
     Raises:
-        CallerError: a name or the group cannot stand in a topic.
+        CallerError: a name, the prefix or the group cannot stand in a topic.
     """
     lines = ["# Written by `ferryman ca broker`; what no line allows is denied."]
     lines += [f"pattern write {PREFIX}/%u/{leaf}" for leaf in DEVICE_WRITES]
     lines += [f"pattern read {PREFIX}/%u/{leaf}" for leaf in DEVICE_READS]
     more: list[tuple[str, str]] = []
-    if home_assistant:
-        lines += [f"pattern {right} {topic}" for right, topic in _HOME_ASSISTANT_DEVICE]
-        more += _HOME_ASSISTANT_VIEWER
+    if home_assistant is not None:
+        device, viewer = _home_assistant(home_assistant)
+        lines += [f"pattern {right} {topic}" for right, topic in device]
+        more += viewer
     if sparkplug_group is not None:
         topics.check_name(sparkplug_group, "Sparkplug group")
         lines += [f"pattern {right} {topic}" for right, topic in _sparkplug_device(sparkplug_group)]

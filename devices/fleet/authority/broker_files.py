@@ -19,7 +19,7 @@ from ferryman.runtime.durable import write_durable
 
 DEVICES_PORT = 8883
 HOSTS_PORT = 8884
-MESSAGE_MAX_BYTES = topics.REQUEST_MAX_BYTES + (64 << 10)
+PACKET_MAX_BYTES = topics.REQUEST_MAX_BYTES + (64 << 10)
 _OPTIONS = "ferryman.json"
 
 _CONFIG = """\
@@ -29,8 +29,8 @@ per_listener_settings false
 allow_anonymous false
 acl_file {folder}/acl
 
-# Larger messages are refused: a request with inputs may hold {request_mib} MiB.
-message_size_limit {message_max}
+# Larger packets are refused: a request with inputs may hold {request_mib} MiB.
+max_packet_size {packet_max}
 # A device has up to 512 records under way; while the collector is away the broker holds them for it.
 max_queued_messages 100000
 # Small messages should not wait for a full packet.
@@ -74,7 +74,7 @@ class BrokerOptions(Record):
     hosts_port: int = HOSTS_PORT
     bind: str = ""
     """Address to listen on; empty: all."""
-    home_assistant: bool = False
+    home_assistant: str | None = None
     sparkplug_group: str | None = None
 
 
@@ -95,7 +95,7 @@ def write_broker(authority: Authority, folder: Path, options: BrokerOptions, now
         bind=f" {options.bind}" if options.bind else "",
         devices_port=options.devices_port,
         hosts_port=options.hosts_port,
-        message_max=MESSAGE_MAX_BYTES,
+        packet_max=PACKET_MAX_BYTES,
         request_mib=topics.REQUEST_MAX_BYTES >> 20,
     )
     try:
