@@ -1,4 +1,4 @@
-"""The agent's half killed before and after each of its steps: whatever an append returned for is in one place or both."""
+"""The agent's half killed before and after each step: whatever an append returned for waits, or has arrived."""
 
 from __future__ import annotations
 
