@@ -19,16 +19,14 @@ from ferryman.devices.agent.clock import read_clock
 from ferryman.devices.agent.commands import CommandGuard
 from ferryman.devices.agent.desk import Body, Desk
 from ferryman.devices.agent.health import HealthWatch
+from ferryman.devices.agent.instruments import Instruments, InstrumentsConfig, Run, Wires
 from ferryman.devices.agent.logs import LogRecords
 from ferryman.devices.agent.modes import Modes
 from ferryman.devices.agent.outbox import FILE, Outbox
-from ferryman.devices.agent.power import PowerMeter
 from ferryman.devices.agent.presence import Presence
 from ferryman.devices.agent.publisher import Publisher
 from ferryman.devices.agent.ready import Limits, read_now, why_not_yet
 from ferryman.devices.agent.recorder import Recorder, as_record
-from ferryman.devices.agent.sampler import PERIOD_S as PERIOD_OF_SAMPLES_S
-from ferryman.devices.agent.sampler import Sampler, Sources, live
 from ferryman.devices.agent.serving import Serving
 from ferryman.devices.agent.spending import TelemetryConfig
 from ferryman.devices.agent.stepdown import StepDown
@@ -58,7 +56,6 @@ from ferryman.runtime.contracts.messages import (
 from ferryman.runtime.contracts.record import Record, decode, encode
 from ferryman.runtime.contracts.rollout import MESSAGE_MAX_BYTES, Desired, Health, Reported
 from ferryman.runtime.contracts.slot import SlotState
-from ferryman.runtime.contracts.telemetry import Sample
 from ferryman.runtime.slots import SlotStore
 
 if TYPE_CHECKING:
@@ -100,10 +97,8 @@ class AgentConfig:
     """Update only while something supplies power."""
     idle_s: float = 0.0
     """Update only when nobody asked for an inference for so long."""
-    sample_s: float = PERIOD_OF_SAMPLES_S
-    """Every so often, how the device does becomes a telemetry record; 0: never."""
-    meter: str | None = None
-    """What tells the power of samples; None: nothing does."""
+    instruments: InstrumentsConfig = field(default_factory=InstrumentsConfig)
+    """What is shown of the device."""
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     """What telemetry may cost, and how long it waits."""
 
@@ -142,8 +137,9 @@ class Agent:
         self._presence = Presence(
             config.device, config.labels, self._kind, self._outbox, self._recorder, lambda: self._guard.challenge
         )
+        broker = with_identity(config.broker, config.root)
         self._link = Link(
-            with_identity(config.broker, config.root),
+            broker,
             f"ferryman-agent-{config.device}",
             will=self._presence.death,
             session_expiry_s=SESSION_S,
@@ -154,20 +150,24 @@ class Agent:
         self._desk = Desk(config.device, self._link, self._do, lambda data: self._guard.open(data, "request"))
         self._guard.on_new_challenge(self._announce)
         self._link.on_ready(self._announce)
+        modes = Modes(config.root, config.telemetry.mode)
         self._publisher = Publisher(
             self._outbox,
             config.device,
             self._link,
             confirm=config.confirm,
             config=config.telemetry,
-            mode=Modes(config.root, config.telemetry.mode).now,
+            mode=modes.now,
         )
         self._seen: SlotState | None = None
         self._trouble = ""
-        self._power = PowerMeter(config.meter) if config.meter and config.sample_s else None
-        sources = Sources(tally, self._outbox.counts, self._package, config.root, self._power)
-        self._sampler = Sampler(
-            sources, self._put_sample, live(self._link, config.device, config.sample_s), config.sample_s
+        self._instruments = Instruments(
+            config.instruments,
+            Wires(config.device, self._kind, config.root, broker, self._link, self._outbox),
+            tally,
+            self._package,
+            lambda sample: self._record([("sample", sample)]),
+            modes.now,
         )
 
     def run(self, stop: threading.Event) -> None:
@@ -253,24 +253,18 @@ class Agent:
 
     def _start_beside(self, stop: threading.Event) -> list[threading.Thread]:
         """What goes on beside requests and telemetry, each in a thread of its own until `stop` is set."""
-        runs = {
-            "updates": self._updating.run if self._updating else None,
-            "samples": self._sampler.run if self._config.sample_s else None,
-            "power": self._power.run if self._power else None,
-            "certificate": self._renewal.run if self._renewal else None,
-        }
-        threads = [
-            threading.Thread(target=run, args=(stop,), name=name, daemon=True) for name, run in runs.items() if run
-        ]
+        runs: dict[str, Run] = self._instruments.runs()
+        if self._updating:
+            runs["updates"] = self._updating.run
+        if self._renewal:
+            runs["certificate"] = self._renewal.run
+        threads = [threading.Thread(target=run, args=(stop,), name=name, daemon=True) for name, run in runs.items()]
         for thread in threads:
             thread.start()
         return threads
 
     def _package(self) -> str | None:
         return self._seen.active.package_sha256 if self._seen and self._seen.active else None
-
-    def _put_sample(self, sample: Sample) -> None:
-        self._record([("sample", sample)])
 
     def _on_desired(self, delivery: Delivery) -> None:
         if len(delivery.payload) > MESSAGE_MAX_BYTES + OVERHEAD_MAX_BYTES:

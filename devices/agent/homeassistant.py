@@ -74,7 +74,7 @@ def check_prefix(prefix: str) -> str:
 
 def config_topic(prefix: str, device: str) -> str:
     """Where the device is announced."""
-    return f"{prefix}/device/ferryman_{topics.check_name(device)}/config"
+    return f"{prefix}/device/{topics.check_name(device)}/config"
 
 
 def discovery(device: str, model: str, period_s: float, gone: Mapping[str, str]) -> dict[str, Any]:

@@ -93,6 +93,7 @@ class Publisher:
         self._mode: Mode = "full"
         self._metered_at = 0.0
         """When a metered link may be used next."""
+        self._now = 0.0
         self._hold_until = 0.0
         self._look_at = 0.0
         self._linger_until: float | None = None
@@ -147,6 +148,7 @@ class Publisher:
 
     def _turn(self, now: float) -> float:
         """Do what there is to do; returns after how many seconds to look again."""
+        self._now = now
         while not self._events.empty():
             self._events.get()()
         self._forget()
@@ -161,6 +163,7 @@ class Publisher:
         if overdue := self._window.overdue(now):
             log.info("%d records sent and not confirmed; sending them again", overdue)
             self._silent_rounds += 1
+            self._size.lost()  # a broker of MQTT 3.1.1 acknowledges what it throws away for its size
         return self._send_all(now)
 
     def _look(self, now: float) -> None:
@@ -247,7 +250,10 @@ class Publisher:
         if share.left_bytes is None or share.whole_bytes is None:
             return True
         size = batching.HEAD_BYTES + sum(map(batching.item_bytes, entries))
-        return size <= share.left_bytes or (size > share.whole_bytes == share.left_bytes)
+        fits = size <= share.left_bytes or (size > share.whole_bytes == share.left_bytes)
+        if not fits:
+            self._held.update(level for level in share.levels if level < Priority.VITAL or len(share.levels) == 1)
+        return fits
 
     def _linger(self, now: float) -> float:
         """For how long a message that is not full waits for more: not at all where nothing is under way."""
@@ -277,7 +283,6 @@ class Publisher:
         sent = self._window.answered(number)
         if problem is None:
             self._carried = True
-            self._size.arrived()
             if sent is not None and self._confirm == "broker":
                 self._confirmed.extend(
                     (boot, *span) for sequences in sent.carried.values() for span in _ranges(sequences)
@@ -313,6 +318,7 @@ class Publisher:
         for _, first, last in self._confirmed:
             self._window.confirmed(first, last)
         self._confirmed.clear()
+        self._size.arrived()
         self._silent_rounds = 0
         self._said = None
 
@@ -321,7 +327,7 @@ class Publisher:
             self._size.lost()
         self._up, self._carried = up, False
         if up and self._was_up:
-            self._hold_until = time.monotonic() + random.uniform(0, self._limits.spread_s)  # noqa: S311
+            self._hold_until = self._now + random.uniform(0, self._limits.spread_s)  # noqa: S311
         self._was_up |= up
         self._held = set(Priority)
         self._look_at = 0.0

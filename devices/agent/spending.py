@@ -61,6 +61,8 @@ class Account(Record):
     """CLOCK_BOOTTIME when this was written."""
     elapsed_ns: int = 0
     """Of running since the budget last began anew, then."""
+    renewals: int = 0
+    """How often it began anew."""
     guarded: bool = False
     """Whether it last began anew in this boot."""
     day: int | None = None
@@ -95,6 +97,7 @@ def passed(account: Account, now: Reading, boot: str, day_max_bytes: int | None)
         boot=boot,
         uptime_ns=now.uptime_ns,
         elapsed_ns=0 if anew else elapsed_ns,
+        renewals=account.renewals + anew,
         guarded=anew or guarded,
         day=account.day if today is None or (later and not anew) else today,
         spent_bytes=over if anew else account.spent_bytes,
@@ -148,7 +151,7 @@ class Spending:
             self._account = msgspec.structs.replace(self._kept, mode=self._config.mode)
         before, kept = self._account, self._kept
         self._account = passed(before, self._outbox.clock(), self._boot, self._config.day_max_bytes)
-        anew = self._account.elapsed_ns < before.elapsed_ns
+        anew = self._account.renewals > before.renewals
         if anew or _differ(self._account, kept):
             self._keep(self._account)
         return anew

@@ -122,7 +122,7 @@ def _without(sequences: list[int], first: int, last: int) -> list[int]:
 
 
 class Size:
-    """How large a message may be: halved where one is refused or a connection carries none, doubled as they arrive."""
+    """How large a message may be: halved where one is refused or none seems to arrive, doubled as they do."""
 
     def __init__(self, max_bytes: int) -> None:
         self._ceiling = max_bytes
@@ -134,9 +134,9 @@ class Size:
         self.bytes = min(self.bytes, self._ceiling)
 
     def lost(self) -> None:
-        """A connection ended before it carried a single message."""
+        """A connection ended before it carried a single message, or nothing was confirmed in time."""
         self.bytes = max(SIZE_MIN_BYTES, self.bytes // 2)
 
     def arrived(self) -> None:
-        """The broker has one."""
+        """Something was confirmed."""
         self.bytes = min(self._ceiling, self.bytes * 2)

@@ -24,6 +24,8 @@ from ferryman.options import (
     Size,
     devices_option,
     find,
+    instrument_options,
+    instruments_config,
     stop_event,
     telemetry_config,
     telemetry_options,
@@ -410,6 +412,7 @@ def rollback(
     "--idle", type=click.FloatRange(0, 86400), default=0.0, help="Update only when nobody asked for so many seconds."
 )
 @telemetry_options
+@instrument_options
 def agent(
     device: str,
     broker: str,
@@ -424,6 +427,10 @@ def agent(
     telemetry_day_max: int | None,
     mode: Any,  # noqa: ANN401  # click has checked it
     keep: float,
+    sample: float,
+    meter: str | None,
+    home_assistant: str | None,
+    sparkplug: str | None,
     **spending: Any,  # noqa: ANN401  # what `update_options` adds
 ) -> None:
     """Run on the device: serve the active slot over MQTT, send telemetry, and take updates over the air.
@@ -444,6 +451,7 @@ def agent(
         update=update_config(repository, **spending) if repository else None,
         mains=mains,
         idle_s=idle,
+        instruments=instruments_config(sample=sample, meter=meter, home_assistant=home_assistant, sparkplug=sparkplug),
         telemetry=telemetry_config(
             telemetry_rate=telemetry_rate, telemetry_day_max=telemetry_day_max, mode=mode, keep=keep
         ),

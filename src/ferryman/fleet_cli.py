@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ferryman.compare_cli import Share
-from ferryman.options import PATH, Seconds
+from ferryman.options import DATABASE, DATABASE_VARIABLE, PATH, Seconds
 
 if TYPE_CHECKING:
     from ferryman.devices.fleet.store.store import Store
     from ferryman.runtime.contracts.record import Record
 
 C = TypeVar("C", bound=Callable[..., Any])
-DATABASE = "ferryman.sqlite"
-DATABASE_VARIABLE = "FERRYMAN_DATABASE"
 _FOLLOW_S = 1.0
 
 
@@ -120,9 +118,10 @@ def devices(query: str | None, database: str, sort: str, limit: int, *, as_json:
 
     \b
     --sort:
-      name      temperature  the hottest first    errors   the most first
-      seen      the last     offline  for longest latency  by p95
-      waiting   the fullest outbox                dropped  the most records
+      name                                    in the order of names
+      seen, offline                           the last seen; those offline for longest
+      errors, latency, temperature            the most errors, the slowest by p95, the hottest
+      waiting, dropped                        the fullest outbox, the most records dropped
     """  # noqa: D301  # click wants the very character, where it shall not wrap
     from ferryman.devices.fleet.query.devices import device_rows
     from ferryman.fleet_show import devices_text
@@ -141,7 +140,10 @@ def devices(query: str | None, database: str, sort: str, limit: int, *, as_json:
 @click.option("--package", help="Only this one: its name, or how its SHA-256 begins.")
 @_limit(50, "Measurements")
 def runs(query: str | None, database: str, limit: int, *, as_json: bool, **asked: Any) -> None:  # noqa: ANN401  # as above
-    """Show measurements of `ferryman profile` across the fleet, the newest first; `ferryman report` tells all of each."""
+    """Show measurements of `ferryman profile` across the fleet, the newest first.
+
+    `ferryman report` tells all of each.
+    """
     from ferryman.devices.fleet.query.runs import runs as ask
     from ferryman.fleet_show import runs_text
     from ferryman.show import layout

@@ -93,7 +93,9 @@ def devices_text(found: Devices, now_ns: int, width: int, *, colour: bool) -> st
         ("clock\n", lambda row: NOT_ASKED if row.clock_sure is None else "sure" if row.clock_sure else "unsure"),
         ("ferryman\n", lambda row: row.ferryman or NOT_ASKED),
     ]
-    title = f"{len(found.rows):,} of {found.total or 0:,} devices; latency, inferences, errors since {utc(found.since_ns)}"
+    title = (
+        f"{len(found.rows):,} of {found.total or 0:,} devices; latency, inferences, errors since {utc(found.since_ns)}"
+    )
     return _table(title, found.rows, words, numbers, width, colour=colour)
 
 
@@ -133,7 +135,9 @@ def alerts_text(found: Alerts, now_ns: int, width: int, *, colour: bool) -> str:
     numbers: Columns[AlertRow] = [("for\n", lambda row: age((row.until_ns or now_ns) - row.since_ns))]
     if not found.rows:
         return "no alerts"
-    return _table(f"{len(found.rows):,} of {found.total or 0:,} alerts", found.rows, words, numbers, width, colour=colour)
+    return _table(
+        f"{len(found.rows):,} of {found.total or 0:,} alerts", found.rows, words, numbers, width, colour=colour
+    )
 
 
 def comparison_text(found: Comparison, width: int, *, colour: bool) -> str:
@@ -213,9 +217,7 @@ def _value(value: float | Unavailable) -> str:
     return MISSING if isinstance(value, Unavailable) else number(value)
 
 
-def _table(
-    title: str, rows: Iterable[R], words: Columns[R], numbers: Columns[R], width: int, *, colour: bool
-) -> str:
+def _table(title: str, rows: Iterable[R], words: Columns[R], numbers: Columns[R], width: int, *, colour: bool) -> str:
     """The first column is repeated where the table is folded."""
     rows = list(rows)
 

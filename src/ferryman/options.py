@@ -14,11 +14,15 @@ import click
 from ferryman.runtime.contracts.errors import CallerError
 
 if TYPE_CHECKING:
+    from ferryman.devices.agent.instruments import InstrumentsConfig
     from ferryman.devices.agent.spending import TelemetryConfig
     from ferryman.devices.agent.update.config import UpdateConfig
     from ferryman.devices.fleet.inventory import Device
 
 PATH = click.Path(path_type=Path)
+DATABASE = "ferryman.sqlite"
+DATABASE_VARIABLE = "FERRYMAN_DATABASE"
+"""Where it is said which store is asked."""
 
 
 class Seconds(click.FloatRange):
@@ -146,3 +150,43 @@ def telemetry_config(
     config = TelemetryConfig(rate_bytes_s=telemetry_rate, day_max_bytes=telemetry_day_max, mode=mode, keep_days=keep)
     config.check()
     return config
+
+
+def instrument_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds what is shown of a device, as the arguments of `instruments_config`."""
+    for option in (
+        click.option(
+            "--sparkplug", metavar="GROUP", help="Be an edge node of this Sparkplug B group, too (extra `sparkplug`)."
+        ),
+        click.option(
+            "--home-assistant",
+            metavar="[PREFIX]",
+            is_flag=False,
+            flag_value="homeassistant",
+            help="Have Home Assistant find this device by MQTT discovery, below PREFIX [default: homeassistant].",
+        ),
+        click.option(
+            "--meter",
+            metavar="NAME",
+            help="What tells the power of samples: `device` for its own sensors, or as for `ferryman profile --meter`.",
+        ),
+        click.option(
+            "--sample",
+            type=float,
+            default=60.0,
+            show_default=True,
+            metavar="SECONDS",
+            help="Every so often, how the device does becomes a telemetry record; 0: never.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def instruments_config(
+    *, sample: float, meter: str | None, home_assistant: str | None, sparkplug: str | None
+) -> InstrumentsConfig:
+    """What `instrument_options` says."""
+    from ferryman.devices.agent.instruments import InstrumentsConfig
+
+    return InstrumentsConfig(sample_s=sample, meter=meter, home_assistant=home_assistant, sparkplug=sparkplug)

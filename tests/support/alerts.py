@@ -82,6 +82,7 @@ class Scene:
             "least": min(values),
             "most": max(values),
             "sketch": sketch.serialize(),
+            "sealed": 0,
         }
         self.store.write(lambda connection: connection.execute(tables.rollups.insert(), row) and None)
 

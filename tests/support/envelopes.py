@@ -84,7 +84,9 @@ def bodies() -> dict[str, Record]:
             health=health,
         ),
         "dropped": Dropped(records=12, first=40, last=51, total=90),
-        "outbox-set-aside": SetAside(moved_to="/var/lib/ferryman/outbox.db.1795492336", reason="file is not a database"),
+        "outbox-set-aside": SetAside(
+            moved_to="/var/lib/ferryman/outbox.db.1795492336", reason="file is not a database"
+        ),
         "note": Note(text="Zürich 🙂"),
     }
 
@@ -137,7 +139,9 @@ def schema_2() -> dict[str, bytes]:
     ]
     written = {f"{item.kind}.json": encode(Envelope(device=DEVICE, boot=BOOT, items=(item,))) for item in items}
     late = [msgspec.structs.replace(item, sequence=item.sequence + 100) for item in items]
-    written["batch.json.z"] = zlib.compress(encode(Envelope(device=DEVICE, boot=BOOT, historical=True, items=tuple(late))))
+    written["batch.json.z"] = zlib.compress(
+        encode(Envelope(device=DEVICE, boot=BOOT, historical=True, items=tuple(late)))
+    )
     return written
 
 

@@ -114,15 +114,6 @@ class PostgreSQL:
         self.kill()
         self.start()
 
-    def new_database(self, name: str = "") -> str:
-        """Make one, and tell its URL."""
-        name = name or f"test_{os.getpid()}_{next(_numbers)}"
-        self.execute(f"CREATE DATABASE {name}")
-        return self.url(name)
-
-    def drop(self, url: str) -> None:
-        self.execute(f"DROP DATABASE IF EXISTS {url.rpartition('/')[2]} WITH (FORCE)")
-
     def _as_user(self, command: Sequence[str]) -> list[str]:
         if self._user is None:
             return list(command)
@@ -164,10 +155,8 @@ def shared() -> PostgreSQL:
 
 @contextmanager
 def new_database() -> Iterator[str]:
-    """The URL of a new, empty database on the session's server."""
-    server = shared()
-    url = server.new_database()
-    try:
-        yield url
-    finally:
-        server.drop(url)
+    """A URL of the session's server where there is nothing yet: a schema of its own, which is made far faster."""
+    server, name = shared(), f"test_{next(_numbers)}"
+    server.execute(f"CREATE SCHEMA {name}")
+    yield f"{server.url()}?options=-csearch_path%3D{name}"
+    server.execute(f"DROP SCHEMA {name} CASCADE")

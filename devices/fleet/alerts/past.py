@@ -121,7 +121,10 @@ def _median(rows: Iterable[Rolled]) -> tuple[float, int] | None:
 def _read(store: Store, devices: Sequence[str], now_s: float) -> dict[tuple[str, str], list[Rolled]]:
     kept = tables.rollups.c
     query = select(kept.device, kept.metric, kept.package, kept.span_s, kept.start_s, kept.sketch).where(
-        kept.device.in_(devices), kept.metric.in_(METRICS), kept.start_s >= int(now_s - PAST_S)
+        kept.device.in_(devices),
+        kept.span_s.in_((HOUR_S, DAY_S)),
+        kept.metric.in_(METRICS),
+        kept.start_s >= int(now_s - PAST_S),
     )
     found: dict[tuple[str, str], list[Rolled]] = defaultdict(list)
     for device, metric, *rest in map(tuple, store.read(query)):

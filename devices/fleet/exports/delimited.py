@@ -20,15 +20,11 @@ _ROWS = 1000
 
 def write_csv(table: Exportable, rows: Iterable[Row], file: BinaryIO) -> None:
     """Write them as they come; times are RFC 3339 with nanoseconds, lists and objects JSON."""
-<<<<<<< HEAD
     file.write(f"{','.join(table.columns)}\n".encode())
     rows = iter(rows)
     while block := list(itertools.islice(rows, _ROWS)):
         lines = (",".join(_cell(row.get(name), kind) for name, kind in table.columns.items()) for row in block)
         file.write("".join(f"{line}\n" for line in lines).encode())
-=======
-    file.writelines(_blocks(table, rows))
->>>>>>> main
 
 
 def _cell(value: Any, kind: Kind) -> str:  # noqa: ANN401  # whatever a column holds

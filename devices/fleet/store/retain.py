@@ -86,7 +86,7 @@ def _samples(store: Store, before_ns: int, now_ns: int) -> int:
     for devices in _devices(store):
         query = select(sources.c.device, hour).distinct().join_from(sources, records, records.c.source == sources.c.id)
         query = query.where(sources.c.device.in_(devices), of_kind(SAMPLE), _old(before_ns, now_ns))
-        found = sorted((row[0], HOUR_S, row[1] * HOUR_S) for row in store.read(query))
+        found = sorted((row[0], HOUR_S, row[1] * HOUR_S) for row in map(tuple, store.read(query)))
         for at in range(0, len(found), _HOURS_AT_ONCE):
             deleted += _slice(store, partial(_seal_hours, hours=found[at : at + _HOURS_AT_ONCE], before_ns=before_ns))
     return deleted
@@ -133,7 +133,7 @@ def _hours(store: Store, before_s: int) -> int:
     query = select(rollups.c.device, day).where(rollups.c.span_s == HOUR_S, rollups.c.start_s < before_s).distinct()
     deleted = 0
     while True:
-        some = sorted((row[0], DAY_S, row[1]) for row in store.read(query.limit(_ROWS_AT_ONCE)))
+        some = sorted((row[0], DAY_S, row[1]) for row in map(tuple, store.read(query.limit(_ROWS_AT_ONCE))))
         gone = sum(_slice(store, partial(_seal_day, span=one)) for one in some)
         deleted += gone
         if not gone:

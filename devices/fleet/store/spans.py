@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, 
 
 from ferryman.devices.fleet.store.bulk import Span
 from ferryman.devices.fleet.store.ranges import join, ranges
-from ferryman.devices.fleet.store.tables import SAMPLE, dirty, gone, of_kind, records, sources
+from ferryman.devices.fleet.store.tables import SAMPLE, dirty, gone, of_kind, other_kinds, records, sources
 
 _NS = 10**9
 _KEY = tuple_(dirty.c.device, dirty.c.span_s, dirty.c.start_s)
@@ -75,10 +75,13 @@ def delete_samples(connection: Connection, span: Span) -> int:
         within = _within(source, span_s, start_s)
         sequences = connection.execute(select(records.c.sequence).where(*within)).scalars().all()
         if sequences:
-            # What lies between and is of another kind is known as well: it keeps the ranges few.
-            between = records.c.sequence.between(min(sequences), max(sequences))
-            known = connection.execute(select(records.c.sequence).where(records.c.source == source, between)).scalars()
-            _remember(connection, source, known)
+            # Records of another kind that lie between are known as well: it keeps the ranges few.
+            others = select(records.c.sequence).where(
+                records.c.source == source,
+                records.c.sequence.between(min(sequences), max(sequences)),
+                other_kinds(),
+            )
+            _remember(connection, source, [*sequences, *connection.execute(others).scalars()])
             deleted += connection.execute(delete(records).where(*within)).rowcount
     return deleted
 
@@ -102,6 +105,6 @@ def _gone(connection: Connection, source: int) -> list[tuple[int, int]]:
 def _remember(connection: Connection, source: int, sequences: Iterable[int]) -> None:
     before = _gone(connection, source)
     after = join([*before, *ranges(sequences)])
-    if after != before:
+    if list(after) != before:
         connection.execute(delete(gone).where(gone.c.source == source))
         connection.execute(insert(gone), [{"source": source, "first": first, "last": last} for first, last in after])

@@ -162,7 +162,7 @@ def test_it_is_announced_again_when_home_assistant_has_started(broker, tmp_path,
     host = Host(broker)
     link = connected(broker, tmp_path, "homeassistant")
     topic, first = host.next()
-    assert topic == config_topic("homeassistant", "pi") == "homeassistant/device/ferryman_pi/config"
+    assert topic == config_topic("homeassistant", "pi") == "homeassistant/device/pi/config"
     host.say(b"offline")
     host.say(b"online")
     assert host.next() == (topic, first)
