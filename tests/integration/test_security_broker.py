@@ -21,7 +21,6 @@ from msgspec.structs import replace
 
 from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.certificates import new_key, utc_now
-from ferryman.devices.fleet.authority.broker_files import write_server
 from ferryman.devices.identity import of_file
 from ferryman.devices.mqtt import Link, Message
 from ferryman.runtime.contracts.errors import IdentityError
@@ -223,9 +222,9 @@ def test_old_tls_is_refused(realm):
     context.load_cert_chain(realm.enrolled("pi").tls_cert)
     context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
     context.set_ciphers("ALL:@SECLEVEL=0")
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="TLSv1_1 is deprecated"):
         context.maximum_version = ssl.TLSVersion.TLSv1_1
-    with socket.create_connection(("127.0.0.1", realm.ports[0])) as plain, pytest.raises(ssl.SSLError):
+    with socket.create_connection(("127.0.0.1", realm.ports[0])) as plain, pytest.raises(ssl.SSLError, match="ALERT"):
         context.wrap_socket(plain, server_hostname="127.0.0.1")
 
 

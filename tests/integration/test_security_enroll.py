@@ -179,9 +179,10 @@ def test_a_full_disk_leaves_the_old_identity(authority, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(DeviceError, match="No space left"):
+    with monkeypatch.context() as patch:
         patch.setattr(os, "write", full)
-        enrolment.accept(root, pem)
+        with pytest.raises(DeviceError, match="No space left"):
+            enrolment.accept(root, pem)
     assert (folder_of(root) / CURRENT).read_bytes() == before
     assert enrolment.accept(root, pem).name == "pi"
 

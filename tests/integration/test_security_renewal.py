@@ -248,7 +248,7 @@ class TestService:
         from cryptography.hazmat.primitives import hashes
         from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-        for key in (rsa.generate_private_key(65537, 1024), ec.generate_private_key(ec.SECP384R1())):
+        for key in (rsa.generate_private_key(65537, 2048), ec.generate_private_key(ec.SECP384R1())):
             csr = x509.CertificateSigningRequestBuilder(certificates.name_of("weak")).sign(key, hashes.SHA256())
             with pytest.raises(certificates.IdentityError, match="ECDSA P-256"):
                 realm.authority.sign_device(csr.public_bytes(certificates.Encoding.PEM), utc_now())

@@ -72,7 +72,7 @@ def test_any_bytes_are_unsigned_or_refused(data):
 def test_a_cut_anywhere_is_no_command(keys):
     whole = sign(keys[0], b"")
     for end in range(len(MAGIC), len(whole)):
-        with pytest.raises(ValueError, match="."):
+        with pytest.raises(ValueError):  # noqa: PT011  # each cut has words of its own
             take_apart(whole[:end])
 
 

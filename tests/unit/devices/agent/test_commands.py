@@ -77,9 +77,10 @@ def test_a_damaged_key_or_a_missing_extra_is_no_reason_to_obey_everybody(tmp_pat
             raise ModuleNotFoundError("no module", name="cryptography")
         return real(name, *arguments)
 
-    with monkeypatch.context() as patch, pytest.raises(DeviceError, match=r"pip install 'ferryman\[enroll\]'"):
+    with monkeypatch.context() as patch:
         patch.setattr(builtins, "__import__", without)
-        guard(tmp_path)
+        with pytest.raises(DeviceError, match=r"pip install 'ferryman\[enroll\]'"):
+            guard(tmp_path)
     (folder_of(tmp_path) / OPERATORS / "bob.pem").write_bytes(b"nonsense")
     with pytest.raises(IdentityError, match=r"bob.pem: expected the public key of an operator"):
         guard(tmp_path)
