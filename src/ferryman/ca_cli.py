@@ -237,13 +237,8 @@ def serve_command(directory: Path, broker: str) -> None:
     """Renew the certificates of enrolled devices that ask for it, until interrupted."""
     from ferryman.devices.broker import parse_broker
     from ferryman.devices.fleet.authority.service import RenewalService
-    from ferryman.options import stop_event
 
     parsed = parse_broker(broker)
-<<<<<<< HEAD
-=======
-    stop: threading.Event = stop_event()
->>>>>>> main
     with _open(directory) as authority:
         service = RenewalService(authority, parsed)
         service.run(stop_event(), lambda: click.echo(f"renewing at {parsed.address}; interrupt to stop", err=True))

@@ -70,11 +70,7 @@ def test_every_verb_is_there():
     assert {path[0] for path, _ in COMMANDS if path} == {
         "convert", "inspect", "push", "install", "rollback", "prepare", "agent", "run", "status", "profile", "collect",
         "report", "pareto", "repick", "compare", "keys", "publish", "withdraw", "repository", "serve", "update",
-<<<<<<< HEAD
-        "rollout", "ship", "outbox", "fleet", "ca", "enroll", "identity",
-=======
         "rollout", "ship", "outbox", "ca", "enroll", "identity", "fleet",
->>>>>>> main
     }  # fmt: skip
 
 
