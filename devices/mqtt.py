@@ -26,11 +26,13 @@ from ferryman.devices.mqtt_connection import (
     Done,
     Handler,
     Message,
+    Subscription,
     Wanted,
     guard,
     make_client,
 )
-from ferryman.runtime.contracts.errors import FerrymanError, LinkError
+from ferryman.devices.tls import explain_failure, explain_silence
+from ferryman.runtime.contracts.errors import FerrymanError, IdentityError, LinkError
 
 __all__ = ["Delivery", "Done", "Handler", "Link", "Message", "backoff_s"]
 
@@ -46,6 +48,7 @@ STOP_WAIT_S = 1.0
 """For the acknowledgement of the last message."""
 SILENCE = f"no answer within {ANSWER_TIMEOUT_S:g} s"
 PAUSED = "paused"
+ANEW = "connecting anew"
 
 
 def backoff_s(attempt: int, first_s: float, cap_s: float) -> float:
@@ -96,7 +99,7 @@ class Link:
             receive_max=receive_max,
             packet_max_bytes=packet_max_bytes,
         )
-        self._handlers: dict[str, tuple[Handler, int]] = {}
+        self._handlers: dict[str, Subscription] = {}
         self._ready_callbacks: list[Callable[[], None]] = []
         self._down_callbacks: list[Callable[[], None]] = []
         self._connection: Connection | None = None
@@ -110,13 +113,14 @@ class Link:
         self._knows_v5 = False
         self._thread = threading.Thread(target=self._run, name=f"link-{client_id}", daemon=True)
 
-    def subscribe(self, topic_filter: str, handler: Handler, *, qos: int = 1) -> None:
+    def subscribe(self, topic_filter: str, handler: Handler, *, qos: int = 1, needed: bool = True) -> None:
         """Have `handler` called with what comes on `topic_filter`, on this and every later connection.
 
         With `qos` 1 a broker drops what is over its queue (mosquitto: 1,000 messages), silently; with 0 it does not
-        queue. What a whole fleet has retained is more than that: take 0 for it, and `refresh` now and then.
+        queue. What a whole fleet has retained is more than that: take 0 for it, and `refresh` now and then. A
+        subscription that is not `needed` may be refused, which is logged; else there is no connection without it.
         """
-        self._handlers[topic_filter] = (handler, qos)
+        self._handlers[topic_filter] = Subscription(handler, qos, needed)
 
     def refresh(self) -> None:
         """Subscribe anew: what is retained comes once more. Does nothing while there is no connection."""
@@ -156,6 +160,18 @@ class Link:
         """Connect again, at once."""
         self._paused.clear()
         self._nudge.set()
+
+    def reconnect(self, broker: BrokerConfig) -> None:
+        """Disconnect without a last will, and go on with this description of the same broker, at once."""
+        self.broker = broker
+        self._ready.clear()
+        self._end(ANEW)
+
+    @property
+    def connected_by(self) -> BrokerConfig | None:
+        """The description by which the link is ready now; None: it is not."""
+        connection = self._connection
+        return connection.broker if connection is not None and self._ready.is_set() and not connection.problem else None
 
     @property
     def paused(self) -> bool:
@@ -235,6 +251,8 @@ class Link:
 
     def _judge(self, attempt: int, held_s: float) -> int:
         """How many attempts failed so far, with a connection that was ready; one the broker ended is no good one."""
+        if self._connection is not None and self._connection.problem == ANEW:
+            return 0
         ended = self._connection is not None and self._connection.reason >= REFUSED
         if held_s >= STABLE_S:
             return attempt if ended else 0
@@ -264,7 +282,7 @@ class Link:
         """Hold one connection from beginning to end; the problem, or None if it was ready in between."""
         try:
             client = make_client(self.broker, protocol, self._wanted, self._in_flight_max, self._new_client)
-        except (OSError, ValueError) as error:  # the certificates' files
+        except (OSError, ValueError, IdentityError) as error:  # the certificates' files
             return f"TLS files: {type(error).__name__}: {error}"
         connection = Connection(self.broker, client, self._handlers, self._make_will)
         self._connection = connection
@@ -273,7 +291,8 @@ class Link:
             if not connection.settled.wait(ANSWER_TIMEOUT_S):
                 return SILENCE
             if connection.problem is not None or self._unwanted:
-                return connection.problem
+                unheard = connection.problem if not connection.answered and not self._unwanted else None
+                return explain_silence(unheard, self.broker) if unheard else connection.problem
             self._ready.set()
             log.info("broker %s: connected as %s", self.broker.address, self._wanted.client_id)
             for callback in self._ready_callbacks:
@@ -283,7 +302,7 @@ class Link:
             if not self._unwanted:
                 log.warning("broker %s: connection lost: %s", self.broker.address, connection.problem)
         except (OSError, ValueError) as error:  # ValueError: what paho says of names it cannot use
-            return f"{type(error).__name__}: {error}"
+            return explain_failure(error, self.broker)
         except FerrymanError as error:  # no last will can be made
             return str(error)
         finally:

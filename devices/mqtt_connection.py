@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import logging
 import socket
-import ssl
 import threading
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from paho.mqtt import client as paho
@@ -23,6 +22,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from ferryman.devices.broker import BrokerConfig
+from ferryman.devices.tls import make_context
 from ferryman.runtime.contracts.record import Record
 
 log = logging.getLogger(__name__)
@@ -111,6 +111,14 @@ Done = Callable[[str | None], None]
 never if the link broke."""
 
 
+class Subscription(NamedTuple):
+    """Who reads what comes on a topic filter."""
+
+    handler: Handler
+    qos: int
+    needed: bool
+
+
 class Wanted(Record):
     """How a link wants each of its connections."""
 
@@ -148,7 +156,7 @@ def make_client(
     """A client that is not connected yet.
 
     Raises:
-        OSError, ValueError: the certificates' files cannot be read.
+        OSError, ValueError, IdentityError: the certificates' files cannot be read, or others could have changed them.
     """
     v5 = protocol == MQTTProtocolVersion.MQTTv5
     client = new_client(
@@ -162,10 +170,7 @@ def make_client(
     if broker.username is not None:
         client.username_pw_set(broker.username, broker.password)
     if broker.tls:
-        context = ssl.create_default_context(cafile=broker.tls_ca)
-        if broker.tls_cert is not None:
-            context.load_cert_chain(broker.tls_cert, broker.tls_key)
-        client.tls_set_context(context)
+        client.tls_set_context(make_context(broker))
     client.connect_timeout = CONNECT_TIMEOUT_S
     client.max_inflight_messages_set(in_flight_max)
     return client
@@ -178,7 +183,7 @@ class Connection:
         self,
         broker: BrokerConfig,
         client: Client,
-        handlers: dict[str, tuple[Handler, int]],
+        handlers: dict[str, Subscription],
         make_will: Callable[[], Message | None],
     ) -> None:
         """Nothing is opened yet.
@@ -186,12 +191,14 @@ class Connection:
         Args:
             broker: where to.
             client: made for this connection alone.
-            handlers: topic filter -> who reads what comes, and the QoS to ask for.
+            handlers: topic filter -> who reads what comes.
             make_will: called once the broker's port is open.
         """
         self.problem: str | None = None
         self.reason = 0
         """The broker's reason code, where it refused or ended the connection."""
+        self.answered = False
+        """Whether the broker has said anything."""
         self.takes = IN_FLIGHT_MAX
         self.will: Message | None = None
         self.packet_max_bytes: int | None = None
@@ -199,7 +206,7 @@ class Connection:
         self.settled = threading.Event()
         """Subscribed, or failed with `problem`."""
         self.down = threading.Event()
-        self._broker = broker
+        self.broker = broker
         self._client = client
         self._v5 = client.protocol == MQTTProtocolVersion.MQTTv5
         self._handlers = handlers
@@ -217,8 +224,8 @@ class Connection:
         client.on_disconnect = self._on_disconnect
         client.on_publish = self._on_publish
         client.on_message = self._on_message
-        for topic_filter, (handler, _) in handlers.items():
-            client.message_callback_add(topic_filter, self._dispatcher(handler))
+        for topic_filter, one in handlers.items():
+            client.message_callback_add(topic_filter, self._dispatcher(one.handler))
 
     def open(self, wanted: Wanted) -> None:
         """Connect; `settled` follows.
@@ -234,7 +241,7 @@ class Connection:
             if wanted.packet_max_bytes is not None:
                 properties.MaximumPacketSize = wanted.packet_max_bytes
             arguments = {"clean_start": wanted.session_expiry_s == 0, "properties": properties}
-        self._client.connect(self._broker.host, self._broker.port, KEEPALIVE_S, **arguments)
+        self._client.connect(self.broker.host, self.broker.port, KEEPALIVE_S, **arguments)
         self._client.loop_start()
 
     def close(self) -> None:
@@ -322,6 +329,7 @@ class Connection:
     def _on_connect(
         self, _c: object, _u: object, _f: object, reason: ReasonCode, properties: Properties | None
     ) -> None:
+        self.answered = True
         if reason.is_failure:
             self.reason = reason.value
             self.fail(_said(reason, properties))
@@ -343,14 +351,19 @@ class Connection:
     def subscribe(self) -> None:
         """Ask for all topics, and so for what is retained there."""
         if self._v5:
-            self._client.subscribe([(name, SubscribeOptions(qos=qos)) for name, (_, qos) in self._handlers.items()])
+            self._client.subscribe([(name, SubscribeOptions(qos=one.qos)) for name, one in self._handlers.items()])
         else:
-            self._client.subscribe([(name, qos) for name, (_, qos) in self._handlers.items()])
+            self._client.subscribe([(name, one.qos) for name, one in self._handlers.items()])
 
     def _on_subscribe(self, _c: object, _u: object, _m: int, reasons: list[ReasonCode], properties: object) -> None:
-        for name, reason in zip(self._handlers, reasons, strict=True):
-            if reason.value >= REFUSED:
-                self.fail(f"subscription to {name} refused: {_said(reason, properties)}")
+        for (name, one), reason in zip(self._handlers.items(), reasons, strict=True):
+            if reason.value < REFUSED:
+                continue
+            problem = f"subscription to {name} refused: {_said(reason, properties)}"
+            if one.needed:
+                self.fail(problem)
+            else:
+                log.warning("broker %s: %s; going on without", self.broker.address, problem)
         self.settled.set()
 
     def _on_disconnect(self, _c: object, _u: object, flags: Any, reason: ReasonCode, properties: object) -> None:  # noqa: ANN401  # paho's named tuple
@@ -373,7 +386,7 @@ class Connection:
 
     def _on_message(self, client: paho.Client, _u: object, message: paho.MQTTMessage) -> None:
         # A persistent session may hold messages of a subscription an earlier version made.
-        log.warning("broker %s: message on %s, which nobody reads, dropped", self._broker.address, message.topic)
+        log.warning("broker %s: message on %s, which nobody reads, dropped", self.broker.address, message.topic)
         client.ack(message.mid, message.qos)
 
 

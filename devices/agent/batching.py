@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import heapq
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
 from ferryman.devices.agent.outbox import Entry
 from ferryman.runtime.contracts.envelope import Envelope, EnvelopeV1, Item
 from ferryman.runtime.contracts.record import encode
+from ferryman.runtime.contracts.telemetry import Priority
 
 RECORDS_MAX = 1000
 BYTES_MAX = 256 << 10
 """Of one message before it is compressed; a record that is larger goes alone."""
-HEAD_BYTES = 512
-"""At most, of an envelope beside its items."""
+PACKET_BYTES = 8
+"""What MQTT adds to topic and payload (5.0, section 3.3): the head and a topic alias."""
+HEAD_BYTES = 640
+"""At most, of a message beside its items: the envelope, and topic and all that MQTT adds."""
 _ITEM_BYTES = 80
 """At most, of an item beside its kind and body."""
 _COMPRESS_FROM = 256
@@ -34,8 +37,13 @@ def in_order(levels: Iterable[Sequence[Entry]]) -> list[Entry]:
     return list(heapq.merge(*levels, key=lambda entry: entry.sequence))
 
 
-def take(entries: Sequence[Entry], max_bytes: int, floor: int = 0) -> list[Entry]:
-    """The first of `entries` that may go in one message: of one boot, and all up to `floor` or all beyond it.
+def is_old(entry: Entry, floors: Mapping[Priority, int]) -> bool:
+    """Whether it waited while its priority could not be sent."""
+    return entry.sequence <= floors[entry.priority]
+
+
+def take(entries: Sequence[Entry], max_bytes: int, floors: Mapping[Priority, int]) -> list[Entry]:
+    """The first of `entries` that may go in one message: of one boot, and all old or none.
 
     Always at least one, however large; an entry of an earlier version (no `uptime_ns`) goes alone.
     """
@@ -46,7 +54,7 @@ def take(entries: Sequence[Entry], max_bytes: int, floor: int = 0) -> list[Entry
         if taken and (
             size > max_bytes
             or entry.boot != taken[0].boot
-            or (entry.sequence <= floor) != (taken[0].sequence <= floor)
+            or is_old(entry, floors) != is_old(taken[0], floors)
             or entry.uptime_ns is None
             or taken[0].uptime_ns is None
         ):

@@ -19,6 +19,7 @@ from ferryman.devices.agent import outbox_room as room
 from ferryman.devices.agent.clock import Clock, Reading, kernel_boot, read_clock
 from ferryman.devices.agent.outbox_file import OVERHEAD_BYTES, OutboxFile, SetAside, totals
 from ferryman.devices.agent.outbox_room import Drop, Dropped
+from ferryman.runtime.contracts.envelope import KIND_MAX_CHARS
 from ferryman.runtime.contracts.errors import CallerError, DeviceError
 from ferryman.runtime.contracts.record import Record, encode
 from ferryman.runtime.contracts.telemetry import Priority, priority
@@ -27,6 +28,8 @@ __all__ = ["BODY_MAX_BYTES", "Counts", "Dropped", "Entry", "Outbox", "SetAside",
 
 log = logging.getLogger(__name__)
 
+FILE = "outbox.sqlite"
+"""In an agent's root."""
 MAX_BYTES = 64 << 20
 BODY_MAX_BYTES = 1 << 20
 KEEP_DAYS = 7.0
@@ -93,7 +96,7 @@ class Outbox:
         self.path = path
         self._max_bytes = max_bytes
         self._keep_ns = int(keep_days * _DAY_NS)
-        self._clock = clock
+        self.clock = clock
         self._kernel_boot = kernel_boot()
         self._file = OutboxFile(path, self._note_aside)
         try:
@@ -113,19 +116,19 @@ class Outbox:
         """The run of numbers that records appended now belong to."""
         return f"{self.id}.{self._kernel_boot}"
 
-    def append(self, kind: str, body: Record, now_ns: int | None = None) -> int:
+    def append(self, kind: str, body: Record, made: Reading | None = None) -> int:
         """Put one record on disk; returns its sequence. See `append_all`."""
-        return self.append_all([(kind, body)], now_ns)[0]
+        return self.append_all([(kind, body)], made)[0]
 
-    def append_all(self, records: Sequence[tuple[str, Record]], now_ns: int | None = None) -> list[int]:
+    def append_all(self, records: Sequence[tuple[str, Record]], made: Reading | None = None) -> list[int]:
         """Put several records on disk in one commit, all or none; returns their sequences.
 
         Args:
             records: kind and body of each.
-            now_ns: what the wall clock said when they were made; None: they were made now.
+            made: when they were made; None: now.
 
         Raises:
-            CallerError: a body is over BODY_MAX_BYTES, or all do not fit the outbox at once.
+            CallerError: a body is over BODY_MAX_BYTES, all do not fit the outbox at once, or a kind has no name.
             DeviceError: the disk is full or broken; nothing was appended.
         """
         rows = [(kind, encode(body)) for kind, body in records]
@@ -136,12 +139,13 @@ class Outbox:
                 f"telemetry: a body may be {BODY_MAX_BYTES} bytes and one batch {self._max_bytes // 2}, "
                 f"found {largest} and {size}; split it"
             )
-        now = self._clock()
-        if now_ns is not None:
-            now = now._replace(time_ns=now_ns)
+        for kind, _ in rows:
+            if not 0 < len(kind) <= KIND_MAX_CHARS:
+                raise CallerError(f"telemetry: a kind is 1 to {KIND_MAX_CHARS} characters, found {kind[:80]!r}")
+        now = self.clock()
 
         def work(connection: sqlite3.Connection) -> list[int]:
-            sequences = [self._insert(connection, kind, body, now) for kind, body in rows]
+            sequences = [self._insert(connection, kind, body, made or now) for kind, body in rows]
             if sequences and room.make_room(connection, self._max_bytes, sequences[0]):
                 self._report(connection, now)
             return sequences
@@ -187,7 +191,7 @@ class Outbox:
         Raises:
             DeviceError: the disk is full or broken; nothing was removed.
         """
-        now = self._clock()
+        now = self.clock()
 
         def work(connection: sqlite3.Connection) -> int:
             gone = sum(
@@ -209,7 +213,7 @@ class Outbox:
         Raises:
             DeviceError: the disk is full or broken; nothing was dropped.
         """
-        now = self._clock()
+        now = self.clock()
 
         def work(connection: sqlite3.Connection) -> None:
             if room.expire(connection, self._keep_ns, now, self._kernel_boot):
@@ -333,4 +337,4 @@ class Outbox:
         room.make_room(connection, self._max_bytes, sequence)
 
     def _note_aside(self, connection: sqlite3.Connection, aside: SetAside) -> None:
-        self._insert(connection, "outbox-set-aside", encode(aside), self._clock())
+        self._insert(connection, "outbox-set-aside", encode(aside), self.clock())

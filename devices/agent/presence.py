@@ -7,7 +7,7 @@ earlier connection is told from news.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import ferryman
 from ferryman.devices import topics
@@ -29,10 +29,19 @@ log = logging.getLogger(__name__)
 class Presence:
     """One device's; `death` is what its link takes for the will of each connection."""
 
-    def __init__(self, device: str, labels: Mapping[str, str], model: str, outbox: Outbox, recorder: Recorder) -> None:
+    def __init__(
+        self,
+        device: str,
+        labels: Mapping[str, str],
+        model: str,
+        outbox: Outbox,
+        recorder: Recorder,
+        challenge: Callable[[], str] = lambda: "",
+    ) -> None:
         self._topic = topics.status(device)
         self._device, self._labels, self._model = device, dict(labels), model
         self._outbox, self._recorder = outbox, recorder
+        self._challenge = challenge
         self._birth = 0
 
     def death(self) -> Message:
@@ -86,6 +95,7 @@ class Presence:
             standing=standing(read_conditions({})),
             labels=self._labels,
             model=self._model,
+            challenge=self._challenge(),
             outbox_pending=counts.records + self._recorder.waiting,
             outbox_dropped=counts.dropped + self._recorder.lost,
         )

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import deque
 from dataclasses import dataclass
 from typing import NamedTuple
+
+from ferryman.runtime.contracts.telemetry import Priority
+
+SIZE_MIN_BYTES = 4 << 10
 
 
 class Limits(NamedTuple):
@@ -18,14 +23,19 @@ class Limits(NamedTuple):
     unconfirmed_bytes: int = 8 << 20
     again_first_s: float = 30.0
     again_cap_s: float = 600.0
+    spread_s: float = 5.0
+    """A fleet whose broker comes back sends within so long, not all at once."""
 
 
 @dataclass
 class Sent:
     """One message, until all that it carries is confirmed."""
 
-    sequences: list[int]
+    carried: dict[Priority, list[int]]
+    """Sequences of each priority that are not confirmed, in order."""
     size: int
+    bound: int
+    """How large a message might be then."""
     again_at: float
     in_flight: bool = True
 
@@ -41,8 +51,8 @@ class Window:
     def reset(self) -> None:
         """Nothing is under way: everything in the outbox is to be sent (again)."""
         self.messages: dict[int, Sent] = {}
-        self.again: deque[list[int]] = deque()
-        """Sequences of messages to be sent again, those of one message together."""
+        self.again: deque[tuple[Priority, list[int]]] = deque()
+        """Sequences to be sent again, those that may share a message together."""
         self._confirmed_number = 0
 
     @property
@@ -58,37 +68,34 @@ class Window:
         total = sum(sent.size for sent in self.messages.values())
         return max(0, min(self._limits.in_flight_bytes - sum(flying), self._limits.unconfirmed_bytes - total))
 
-    def sent(self, sequences: list[int], size: int, again_at: float) -> int:
+    def sent(self, carried: dict[Priority, list[int]], size: int, bound: int, again_at: float) -> int:
         """A message went out, and what of it is not confirmed goes again at `again_at`; returns its number."""
         self._number += 1
-        self.messages[self._number] = Sent(sequences, size, again_at)
+        self.messages[self._number] = Sent(carried, size, bound, again_at)
         return self._number
 
-    def answered(self, number: int) -> list[int]:
+    def answered(self, number: int) -> Sent | None:
         """The broker said something about this message: it counts no more against the broker's limit.
 
-        Returns what of it is not confirmed yet.
+        Returns the message; None: it is no longer under way.
         """
         sent = self.messages.get(number)
-        if sent is None:
-            return []
-        sent.in_flight = False
-        return sent.sequences
+        if sent is not None:
+            sent.in_flight = False
+        return sent
 
     def take_back(self, number: int) -> None:
         """The broker takes no message of that size: what it carries is sent again at once, in two."""
-        sent = self.messages.pop(number, None)
-        if sent is not None:
-            self._halve(sent.sequences)
+        self._send_again(self.messages.pop(number), halved=True)
 
     def confirmed(self, first: int, last: int) -> None:
         """These (both included) are done with."""
         for number, sent in list(self.messages.items()):
-            if last < sent.sequences[0] or sent.sequences[-1] < first:
-                continue
-            sent.sequences = [s for s in sent.sequences if not first <= s <= last]
-            self._confirmed_number = max(self._confirmed_number, number)
-            if not sent.sequences:
+            left = {level: _without(sequences, first, last) for level, sequences in sent.carried.items()}
+            if left != sent.carried:
+                self._confirmed_number = max(self._confirmed_number, number)
+                sent.carried = {level: sequences for level, sequences in left.items() if sequences}
+            if not sent.carried:
                 del self.messages[number]
 
     def overdue(self, now: float) -> int:
@@ -99,12 +106,37 @@ class Window:
         due = [(number, sent) for number, sent in self.messages.items() if sent.again_at <= now]
         for number, sent in due:
             del self.messages[number]
-            if number < self._confirmed_number:
-                self._halve(sent.sequences)
-            else:
-                self.again.append(sent.sequences)
-        return sum(len(sent.sequences) for _, sent in due)
+            self._send_again(sent, halved=number < self._confirmed_number)
+        return sum(len(sequences) for _, sent in due for sequences in sent.carried.values())
 
-    def _halve(self, sequences: list[int]) -> None:
-        middle = (len(sequences) + 1) // 2
-        self.again.extend(part for part in (sequences[:middle], sequences[middle:]) if part)
+    def _send_again(self, sent: Sent, *, halved: bool) -> None:
+        for level, sequences in sent.carried.items():
+            middle = (len(sequences) + 1) // 2 if halved else len(sequences)
+            self.again.extend((level, part) for part in (sequences[:middle], sequences[middle:]) if part)
+
+
+def _without(sequences: list[int], first: int, last: int) -> list[int]:
+    if last < sequences[0] or sequences[-1] < first:
+        return sequences
+    return sequences[: bisect_left(sequences, first)] + sequences[bisect_right(sequences, last) :]
+
+
+class Size:
+    """How large a message may be: halved where one is refused or none seems to arrive, doubled as they do."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._ceiling = max_bytes
+        self.bytes = max_bytes
+
+    def refused(self, bound: int) -> None:
+        """The broker takes none of that size, now or later."""
+        self._ceiling = min(self._ceiling, max(SIZE_MIN_BYTES, bound // 2))
+        self.bytes = min(self.bytes, self._ceiling)
+
+    def lost(self) -> None:
+        """A connection ended before it carried a single message, or nothing was confirmed in time."""
+        self.bytes = max(SIZE_MIN_BYTES, self.bytes // 2)
+
+    def arrived(self) -> None:
+        """Something was confirmed."""
+        self.bytes = min(self._ceiling, self.bytes * 2)

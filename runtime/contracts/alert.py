@@ -9,7 +9,7 @@ from ferryman.runtime.contracts.record import Record
 Severity = Literal["warning", "critical"]
 
 
-class Alert(Record):
+class Alert(Record, kw_only=True):
     """One rule that holds, or held, for one device."""
 
     device: str

@@ -84,6 +84,8 @@ class Status(Record, tag="status"):
     """What the device is called by in queries, such as site=lab; as `ferryman agent --label` was told."""
     model: str = ""
     """The kind of device, as in `Reported`; empty from agents that do not tell."""
+    challenge: str = ""
+    """What a command to this agent must be signed with (`ferryman.devices.signing`); empty: it takes unsigned ones."""
     outbox_pending: int = 0
     outbox_dropped: int = 0
 

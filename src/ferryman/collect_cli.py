@@ -53,6 +53,6 @@ def collect(broker: str, database: str, metrics: str | None) -> None:
     def tell(store: str) -> None:
         click.echo(f"collecting from {parsed.address} into {store}; interrupt to stop", err=True)
 
-    progress = run_collector(parsed, database, stop=stop_event(), metrics=address, on_connected=tell, on_progress=show)
-    counts = ", ".join(f"{name} {count:,}" for name, count in progress._asdict().items())
-    click.echo(("\r\033[K" if tty else "") + f"collected: {counts}", err=True)
+    run_collector(parsed, database, stop=stop_event(), metrics=address, on_connected=tell, on_progress=show)
+    if tty:
+        click.echo(err=True)

@@ -1,7 +1,7 @@
 """A load of MQTT messages that costs next to nothing to send: packets encoded beforehand, written as they are.
 
-`python -m tests.support.mqtt_load PORT FILE COUNT` sends FILE (packets of equal length, one after another, QoS 1) once a
-line comes in on its standard input, and ends when the broker has acknowledged all.
+`python -m tests.support.mqtt_load PORT FILE COUNT` sends FILE (packets of QoS 1, one after another) once a line comes
+in on its standard input, and ends when the broker has acknowledged all.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _VALUES = {
 
 
 def item(sequence: int, uptime_ns: int) -> list[object]:
-    """One sample, as an agent takes it; each with values of its own, so that compression gains no more than it would."""
+    """One sample, as an agent takes it; each with values of its own, or compression would gain too much."""
     values = {name: round(value * (1 + sequence % 997 / 10_000), 3) for name, value in _VALUES.items()}
     body = {"period_s": 10.0, "values": values, "package_sha256": "5f" * 32}
     return [sequence, "sample", BORN_NS + uptime_ns, uptime_ns, True, body]

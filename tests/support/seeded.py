@@ -9,9 +9,10 @@ import msgspec
 import numpy as np
 from sqlalchemy import insert
 
-from ferryman.devices.fleet.query.parts import DAY_S, HOUR_S, empty
+from ferryman.devices.fleet.query.parts import empty
 from ferryman.devices.fleet.store import tables
 from ferryman.devices.fleet.store.store import Arrived, Batch, Row, Store
+from ferryman.devices.fleet.store.tables import DAY_S, HOUR_S
 from ferryman.runtime.contracts.messages import Status
 
 HOUR_NS = HOUR_S * 10**9
@@ -21,7 +22,14 @@ SHA = {"one": "1" * 64, "two": "2" * 64}
 
 
 def put(
-    store: Store, device: str, kind: str, bodies: Mapping[int, Any], *, boot: str = "b.k", sure: bool = True
+    store: Store,
+    device: str,
+    kind: str,
+    bodies: Mapping[int, Any],
+    *,
+    boot: str = "b.k",
+    sure: bool = True,
+    received_ns: int = NOW_NS,
 ) -> None:
     """Records of a kind by their time; numbered on from what the device has sent."""
     rows = []
@@ -29,7 +37,7 @@ def put(
         _NUMBERS[store.id, device, boot] = sequence = _NUMBERS.get((store.id, device, boot), 0) + 1
         encoded = body if isinstance(body, bytes) else msgspec.json.encode(body)
         rows.append(Row(sequence, kind, time_ns, time_ns, sure, encoded))
-    store.insert(Batch([Arrived(device, boot, rows, "t", b"")], [], []), NOW_NS)
+    store.insert(Batch([Arrived(device, boot, rows, "t", b"")], [], []), received_ns)
 
 
 _NUMBERS: dict[tuple[str, str, str], int] = {}
@@ -72,7 +80,7 @@ def roll_up(store: Store, device: str, metric: str, start_s: int, values: Sequen
     made = {
         "device": device, "metric": metric, "package": "", "span_s": HOUR_S, "start_s": start_s,
         "count": len(values), "total": sum(values), "least": min(values), "most": max(values),
-        "sketch": sketch.serialize(), **row,
+        "sketch": bytes(sketch.serialize()), "sealed": 0, **row,
     }  # fmt: skip
     store.write(lambda connection: connection.execute(insert(tables.rollups).values(**made)))
     length = made["span_s"]

@@ -18,7 +18,7 @@ from ferryman.devices.agent.outbox import Outbox
 from ferryman.devices.agent.publisher import Publisher
 from ferryman.devices.agent.window import Limits
 from ferryman.devices.broker import BrokerConfig
-from ferryman.devices.fleet.collector import Collector
+from ferryman.devices.fleet.collector.collector import Collector
 from ferryman.devices.fleet.store.store import Store
 from ferryman.devices.fleet.store.tables import records
 from ferryman.devices.mqtt import Delivery, Link, Message
@@ -26,7 +26,7 @@ from ferryman.runtime.contracts.envelope import Envelope, EnvelopeV1, Receipt
 from ferryman.runtime.contracts.messages import Status
 from ferryman.runtime.contracts.record import Record, decode, encode
 
-QUICK = Limits(again_first_s=0.5, again_cap_s=1.0)
+QUICK = Limits(again_first_s=0.5, again_cap_s=1.0, spread_s=0.0)
 
 
 class Note(Record):
@@ -59,7 +59,7 @@ def agent(broker: BrokerConfig, outbox: Outbox, device: str = "pi", **options) -
 @contextmanager
 def collecting(broker: BrokerConfig, store: Store) -> Iterator[Collector]:
     stop = threading.Event()
-    collector = Collector(broker, store)
+    collector = Collector(broker, store, f"ferryman-collector-{store.id}")
     thread = threading.Thread(target=collector.run, args=(stop,))
     thread.start()
     try:
@@ -113,7 +113,7 @@ def carried(envelope: Envelope | EnvelopeV1) -> list[int]:
 
 
 def fill(outbox: Outbox, count: int) -> None:
-    outbox.append_all([("note", Note(number=n)) for n in range(count)], time.time_ns())
+    outbox.append_all([("note", Note(number=n)) for n in range(count)])
 
 
 def numbers(store: Store) -> list[int]:

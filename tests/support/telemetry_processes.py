@@ -5,19 +5,18 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-import time
 from pathlib import Path
 
 from ferryman.devices.agent.outbox import Outbox
 from ferryman.devices.agent.publisher import Publisher
 from ferryman.devices.agent.window import Limits
 from ferryman.devices.broker import parse_broker
-from ferryman.devices.fleet.collector import run_collector
+from ferryman.devices.fleet.collector.run import run_collector
 from ferryman.devices.mqtt import Link
 from ferryman.runtime.contracts.record import Record
 
 DEVICE = "pi"
-LIMITS = Limits(again_first_s=1.0, again_cap_s=2.0)
+LIMITS = Limits(again_first_s=1.0, again_cap_s=2.0, spread_s=0.0)
 
 
 class Note(Record):
@@ -34,7 +33,7 @@ def produce(outbox: Outbox, publisher: Publisher, journal: Path, total: int) -> 
     number = max(number, outbox.newest())
     while number < total:
         count = min(10, total - number)
-        outbox.append_all([("note", Note(number=n)) for n in range(number, number + count)], time.time_ns())
+        outbox.append_all([("note", Note(number=n)) for n in range(number, number + count)])
         number += count
         journal.write_text(str(number))
         publisher.wake()

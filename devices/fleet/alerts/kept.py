@@ -46,8 +46,8 @@ def read(store: Store) -> list[Kept]:
     query = select(*_COLUMNS).where(or_(_TABLE.c.until_ns.is_(None), _TABLE.c.told_ns.is_(None)))
     names = [column.name for column in _COLUMNS[2:]]
     return [
-        Kept(id=row[0], told=row[1] is not None, alert=Alert(**dict(zip(names, row[2:], strict=True))))
-        for row in store.read(query.order_by(_TABLE.c.id))
+        Kept(id=which, told=told_ns is not None, alert=Alert(**dict(zip(names, rest, strict=True))))
+        for which, told_ns, *rest in map(tuple, store.read(query.order_by(_TABLE.c.id)))
     ]
 
 

@@ -112,7 +112,7 @@ def regressed(rule: rules.Slower | rules.Costlier, view: View) -> Look:
     rows = np.arange(len(count))
     median = ascending[rows, np.maximum(count - 1, 0) // 2]
     lowest = np.where(_LOWEST[count] > 0, ascending[rows, np.maximum(_LOWEST[count] - 1, 0)], np.nan)
-    pasts = [view.pasts.of(row, metric) if count[row] >= rule.periods_min else None for row in rows]
+    pasts = [view.pasts.of(row, metric) if count[row] >= rule.periods_min else None for row in range(len(count))]
     bound = np.array([_bound(rule, past) for past in pasts], float)
     replaced = np.zeros(len(count), bool)
     for row, one in view.opened.items():
@@ -138,7 +138,7 @@ def regressed(rule: rules.Slower | rules.Costlier, view: View) -> Look:
 
 
 def _bound(rule: rules.Slower | rules.Costlier, past: Past | None) -> float:
-    if past is None or past.count < rule.inferences_min:
+    if past is None or past.values < rule.inferences_min:
         return np.nan
     return rule.ratio * past.median
 

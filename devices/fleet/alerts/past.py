@@ -34,7 +34,7 @@ class Past(NamedTuple):
     """Of one metric of one device."""
 
     median: float
-    count: int
+    values: int
     before: str | None
     """The package that was, where the present one is new; None: it is of the present one."""
 
@@ -45,7 +45,6 @@ class Rolled(NamedTuple):
     package: str
     span_s: int
     start_s: int
-    count: int
     sketch: bytes
 
 
@@ -121,10 +120,13 @@ def _median(rows: Iterable[Rolled]) -> tuple[float, int] | None:
 
 def _read(store: Store, devices: Sequence[str], now_s: float) -> dict[tuple[str, str], list[Rolled]]:
     kept = tables.rollups.c
-    query = select(kept.device, kept.metric, kept.package, kept.span_s, kept.start_s, kept.count, kept.sketch).where(
-        kept.device.in_(devices), kept.metric.in_(METRICS), kept.start_s >= int(now_s - PAST_S)
+    query = select(kept.device, kept.metric, kept.package, kept.span_s, kept.start_s, kept.sketch).where(
+        kept.device.in_(devices),
+        kept.span_s.in_((HOUR_S, DAY_S)),
+        kept.metric.in_(METRICS),
+        kept.start_s >= int(now_s - PAST_S),
     )
     found: dict[tuple[str, str], list[Rolled]] = defaultdict(list)
-    for device, metric, *rest in store.read(query):
+    for device, metric, *rest in map(tuple, store.read(query)):
         found[device, metric].append(Rolled(*rest))
     return found

@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from ferryman.devices import topics
 from ferryman.devices.fleet.alerts.drifting import DriftWatch
-from ferryman.devices.fleet.alerts.reading import News, Reader
+from ferryman.devices.fleet.alerts.reading import SETTLE_NS, News, Reader
 from ferryman.devices.fleet.alerts.windows import Windows
 from ferryman.devices.fleet.rollout.query import Target
 from ferryman.devices.fleet.store import tables
@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 LATE_NS = 900 * 10**9
 """What took longer to arrive is of the past: it raises nothing."""
+SPOKE_NS = 30 * 10**9
+"""Who was seen so lately may have sent something since: the store does not put down every time."""
 EVENTS_MAX = 256
 """Of a kind and device."""
 UNKNOWN = "_unknown"
@@ -83,7 +85,7 @@ class Picture:
         Raises:
             StoreError: the store cannot be read; what was taken in stays.
         """
-        spoke = self._read_devices(store)
+        spoke = self._read_devices(store, now_ns)
         for news in self._reader.read(store, spoke, now_ns):
             try:
                 self._take(store, news)
@@ -105,16 +107,17 @@ class Picture:
             self.version += 1
         return row
 
-    def _read_devices(self, store: Store) -> list[str]:
-        """Take in statuses; the devices that spoke since."""
+    def _read_devices(self, store: Store, now_ns: int) -> list[str]:
+        """Take in statuses; the devices that may have spoken since."""
         spoke = []
         devices = tables.devices.c
         query = select(devices.device, devices.status, devices.online, devices.changed_ns, devices.seen_ns)
-        for device, status, online, changed_ns, seen_ns in store.read(query):
+        for device, status, online, changed_ns, seen_ns in map(tuple, store.read(query)):
             row = self._row(device)
             seen_s = seen_ns / 1e9
-            if seen_s != self.seen_s.values[row]:
+            if now_ns - seen_ns < SPOKE_NS:
                 spoke.append(device)
+            if seen_s != self.seen_s.values[row]:
                 self.seen_s.values[row] = seen_s
                 self.online.values[row] = online
                 self.changed_s.values[row] = changed_ns / 1e9
@@ -160,10 +163,12 @@ class Picture:
 
     def _read_quarantine(self, store: Store, now_ns: int) -> None:
         if self._quarantine_ns is None:
-            self._quarantine_ns = now_ns
+            self._quarantine_ns = now_ns - SETTLE_NS
         kept = tables.quarantine.c
-        query = select(kept.topic, kept.received_ns).where(kept.received_ns > self._quarantine_ns, kept.topic != "")
-        for topic, received_ns in store.read(query.order_by(kept.received_ns).limit(10_000)):
+        query = select(kept.topic, kept.received_ns).where(
+            kept.received_ns > self._quarantine_ns, kept.received_ns <= now_ns - SETTLE_NS, kept.topic != ""
+        )
+        for topic, received_ns in map(tuple, store.read(query.order_by(kept.received_ns).limit(10_000))):
             self._quarantine_ns = received_ns
             try:
                 device = topics.device_of(topic)

@@ -1,8 +1,8 @@
-"""InfluxDB line protocol: a line each, `ferryman_<table>,<tags> <fields> <nanoseconds>`.
+r"""InfluxDB line protocol: a line each, `ferryman_<table>,<tags> <fields> <nanoseconds>`.
 
 https://docs.influxdata.com/influxdb/v2/reference/syntax/line-protocol/ (special characters). It has no way to write a
-backslash in a tag that every reader takes alike, and none for line breaks: in tags they become `_`, in strings line breaks become
-the two characters `\\n`. Lists and reasons of what is unavailable have no place in it and are not written.
+backslash in a tag that every reader takes alike, and none for line breaks: in tags they become `_`, in strings line
+breaks become the two characters `\n`. Lists and reasons of what is unavailable have no place in it and are not written.
 """
 
 from __future__ import annotations

@@ -45,11 +45,11 @@ def load() -> tuple[Any, Any]:
         CallerError: it is not installed.
     """
     try:
-        import pyarrow
+        import pyarrow as pa
         from pyarrow import parquet
     except ImportError as error:
         raise CallerError(f"Parquet needs pyarrow ({error}): pip install 'ferryman[parquet]', or write .csv") from error
-    return pyarrow, parquet
+    return pa, parquet
 
 
 def _cell(value: Any, kind: Kind) -> Any:  # noqa: ANN401  # whatever a column holds

@@ -2,8 +2,8 @@
 
 A device counts as one value, its median over the window, however much it served: its samples resemble each other, and
 a busy device shall not speak for a group. So the 95 % interval of a ratio is by ranks of devices' medians (see
-`ferryman.profiler.verdict`): of those that are in both groups, each is held against itself (Wilcoxon's signed ranks); else
-the groups as they are (Mann and Whitney's rank sum). Where devices are compared with each other, an hour counts as
+`ferryman.profiler.verdict`): of those that are in both groups, each is held against itself (Wilcoxon's signed ranks);
+else the groups as they are (Mann and Whitney's rank sum). Where devices are compared with each other, an hour counts as
 one value instead, and hours that both served are pairs. This tells of how devices did, not why: a group may be busier,
 hotter, or given harder inputs. `ferryman compare` measures packages in turn on one device.
 """
@@ -89,12 +89,14 @@ def compare(
     if not groups:
         raise CallerError("no samples in the window; ask for a longer one with --since, or for other devices")
     base = groups[0] if baseline is None else _named(groups, baseline)
-    rows = []
-    for metric in metrics:
-        first = found.get((base, metric))
-        for group in (base, *(one for one in groups if one != base)):
-            if (one := found.get((group, metric))) is not None:
-                rows.append(_row(group, metric, one, None if group == base else first, margin, left_out))
+    rows = [
+        _row(
+            group, metric, found[group, metric], None if group == base else found.get((base, metric)), margin, left_out
+        )
+        for metric in metrics
+        for group in (base, *(one for one in groups if one != base))
+        if (group, metric) in found
+    ]
     return Comparison(
         by=by,
         baseline=base,
@@ -134,7 +136,7 @@ def _medians(units: Mapping[Unit, Sequence[Part]]) -> _Medians:
             sketch.merge(part.sketch)
         medians[unit] = float(sketch.get_quantile(0.5, True))
     every = [part for its in units.values() for part in its]
-    return _Medians(medians, len({part.device for part in every}), sum(part.count for part in every))
+    return _Medians(medians, len({part.device for part in every}), sum(part.values for part in every))
 
 
 def _weight(found: Mapping[tuple[str, str], _Medians], group: str, metrics: Sequence[str]) -> int:

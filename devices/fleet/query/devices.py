@@ -129,7 +129,7 @@ def _row(name: str, known: Known, newest: Newest | None, windowed: DeviceRow | N
 
 def _clocks(store: Store, names: list[str]) -> dict[str, bool]:
     """Whether the clock was sure when the last record of the last run of numbers was made."""
-    found = {}
+    found: dict[str, bool] = {}
     for begin in range(0, len(names), IN_MAX):
         rows = store.read(last_clocks(names[begin : begin + IN_MAX]))
         found |= {str(device): clock == tables.SURE for device, clock in rows if clock is not None}

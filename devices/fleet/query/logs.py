@@ -98,6 +98,8 @@ def log_row(one: Stored, line: LogLine) -> LogRow:
     """With where it comes from."""
     return LogRow(
         device=one.device,
+        boot=one.boot,
+        sequence=one.sequence,
         time_ns=one.time_ns,
         clock=CLOCKS[one.clock],
         received_ns=one.received_ns,
@@ -125,7 +127,11 @@ class Following:
         self._store, self._query, self._device = store, query, device
         self._wanted = LogFilter(level, grep)
         self._from_ns = from_ns
-        self._seen: dict[tuple[int, int], int] = {}
+        self._seen: dict[tuple[str, str, int], int] = {}
+
+    def seen(self, found: Logs) -> None:
+        """Take these as told already."""
+        self._seen |= {(row.device, row.boot, row.sequence): row.received_ns for row in found.rows}
 
     def __call__(self) -> Iterator[LogRow]:
         """What has come since the last call, in order of time.
@@ -138,9 +144,10 @@ class Following:
         heard_ns = self._from_ns - _UNORDERED_NS
         within = Window(max(0, self._from_ns - LATE_NS), (1 << 63) - 1)
         for one in stored(self._store, "log", within, devices):
-            if one.received_ns < heard_ns or (one.source, one.sequence) in self._seen:
+            name = one.device, one.boot, one.sequence
+            if one.received_ns < heard_ns or name in self._seen:
                 continue
-            self._seen[one.source, one.sequence] = one.received_ns
+            self._seen[name] = one.received_ns
             self._from_ns = max(self._from_ns, one.received_ns)
             line = decoded(one, "log line", LogLine, left_out)
             if line is not None and self._wanted.takes(line):

@@ -6,7 +6,7 @@ is not known: the device did not tell, or nothing fell into the window.
 
 from __future__ import annotations
 
-from typing import Generic, Literal, TypeVar
+from typing import Literal
 
 from ferryman.runtime.contracts.record import Record, Unavailable
 
@@ -16,7 +16,6 @@ SCHEMA = 1
 Clock = Literal["sure", "unsure", "corrected"]
 CLOCKS: tuple[Clock, ...] = ("sure", "unsure", "corrected")
 """By the store's number for it."""
-Metric = str
 
 
 class Quantiles(Record):
@@ -134,6 +133,9 @@ class LogRow(Record, kw_only=True):
     """Something an agent logged."""
 
     device: str
+    boot: str
+    sequence: int
+    """With `device` and `boot`, the record's name."""
     time_ns: int
     clock: Clock
     received_ns: int
@@ -192,7 +194,7 @@ class Compared(Record, kw_only=True):
     """A group beside the baseline, in one metric; each unit counts as one value, its median."""
 
     group: str
-    metric: Metric
+    metric: str
     devices: int
     units: int
     """Values that are compared: devices, or hours where devices are compared with each other."""
@@ -210,41 +212,51 @@ class Compared(Record, kw_only=True):
     verdict: Literal["less", "more", "same", "unclear"] | None
 
 
-R = TypeVar("R")
-
-
-class _Page(Record, Generic[R], kw_only=True):
-    """Rows and what is not among them."""
+class _Page(Record, kw_only=True):
+    """Rows, and what is not among them."""
 
     schema: int = SCHEMA
-    rows: tuple[R, ...]
     total: int | None
-    """How many there are without the limit; None: there are more, and they were not counted."""
+    """How many rows there are without the limit; None: there are more, and they were not counted."""
     left_out: tuple[str, ...] = ()
     """In words: rows beyond the limit, and what could not be read."""
 
 
-class Devices(_Page[DeviceRow], tag="fleet-devices", kw_only=True):
+class Devices(_Page, tag="fleet-devices", kw_only=True):
     """Answer of `device_rows`."""
 
+    rows: tuple[DeviceRow, ...]
     since_ns: int
+    """What is told of a window is told from then on."""
     until_ns: int
 
 
-class Runs(_Page[RunRow], tag="fleet-runs"):
-    """Answer of `runs`, the newest first."""
+class Runs(_Page, tag="fleet-runs", kw_only=True):
+    """Answer of `runs`."""
+
+    rows: tuple[RunRow, ...]
+    """The newest first."""
 
 
-class Logs(_Page[LogRow], tag="fleet-logs"):
-    """Answer of `logs`, the newest last."""
+class Logs(_Page, tag="fleet-logs", kw_only=True):
+    """Answer of `logs`."""
+
+    rows: tuple[LogRow, ...]
+    """The newest last."""
 
 
-class Alerts(_Page[AlertRow], tag="fleet-alerts"):
-    """Answer of `alerts`: those that hold first, then the newest first."""
+class Alerts(_Page, tag="fleet-alerts", kw_only=True):
+    """Answer of `alerts`."""
+
+    rows: tuple[AlertRow, ...]
+    """Those that hold first, then the newest first."""
 
 
-class Samples(_Page[SampleRow], tag="fleet-samples"):
-    """Answer of `samples`, in order of time."""
+class Samples(_Page, tag="fleet-samples", kw_only=True):
+    """Answer of `samples`."""
+
+    rows: tuple[SampleRow, ...]
+    """In order of time."""
 
 
 class Series(Record, tag="fleet-series", kw_only=True):
@@ -252,7 +264,7 @@ class Series(Record, tag="fleet-series", kw_only=True):
 
     schema: int = SCHEMA
     device: str
-    metric: Metric
+    metric: str
     span_s: int
     """Length of each point's span; 0: each point is one sample."""
     points: tuple[Point, ...]

@@ -9,13 +9,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from ferryman.devices.fleet.query.left_out import LeftOut
-from ferryman.devices.fleet.query.parts import DAY_S, HOUR_S, Part, hours, merged, parts, values_of
+from ferryman.devices.fleet.query.parts import Part, hours, merged, parts, values_of
 from ferryman.devices.fleet.query.reading import Stored, decoded, newest, stored
 from ferryman.devices.fleet.query.records import CLOCKS, Point, SampleRow, Samples, Series
 from ferryman.devices.fleet.query.who import Who, who
 from ferryman.devices.fleet.query.window import Window, window
 from ferryman.devices.fleet.store import tables
 from ferryman.devices.fleet.store.store import Store
+from ferryman.devices.fleet.store.tables import DAY_S, HOUR_S
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.telemetry import Sample
 
@@ -130,7 +131,7 @@ def _of_hours(
         spans[part.start_s // span_s * span_s].append(part)
     for start_s, its in sorted(spans.items()):
         count, (p50, p95) = (
-            sum(one.count for one in its),
+            sum(one.values for one in its),
             merged(one.sketch for one in its).get_quantiles([0.5, 0.95], True),
         )
         yield Point(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Table
@@ -31,18 +31,23 @@ def insert_many(
     connection.exec_driver_sql(f"INSERT INTO {table.name} ({names}) SELECT * FROM unnest({arrays}) {conflict}", values)  # noqa: S608  # names of ours
 
 
-def mark_dirty(connection: Connection, hours: set[tuple[str, int]]) -> None:
-    """Have these hours (device, start_s) rolled up, after this transaction."""
-    rows = sorted(hours)
-    insert_many(connection, dirty, ("device", "start_s"), rows, "ON CONFLICT DO NOTHING")
+Span = tuple[str, int, int]
+"""An hour or a day of a device: device, span_s, start_s."""
+_SPAN = ("device", "span_s", "start_s")
+
+
+def mark_dirty(connection: Connection, spans: Iterable[Span]) -> None:
+    """Have these rolled up, after this transaction."""
+    rows = sorted(set(spans))
+    insert_many(connection, dirty, _SPAN, rows, "ON CONFLICT DO NOTHING")
     if connection.dialect.name == "postgresql":
         # What was there already must still be there when this commits, or the roll-up would have missed our samples.
         # A row that is being struck off made the statement above wait, and then was inserted again.
-        lock = """SELECT 1 FROM dirty JOIN unnest(%s::text[], %s::bigint[]) AS want (device, start_s)
-                  USING (device, start_s) ORDER BY device, start_s FOR KEY SHARE OF dirty"""
+        lock = """SELECT 1 FROM dirty JOIN unnest(%s::text[], %s::int[], %s::bigint[]) AS want (device, span_s, start_s)
+                  USING (device, span_s, start_s) ORDER BY device, span_s, start_s FOR KEY SHARE OF dirty"""
         values = tuple(list(column) for column in zip(*rows, strict=True))
         while rows and connection.exec_driver_sql(lock, values).rowcount < len(rows):
-            insert_many(connection, dirty, ("device", "start_s"), rows, "ON CONFLICT DO NOTHING")
+            insert_many(connection, dirty, _SPAN, rows, "ON CONFLICT DO NOTHING")
 
 
 def copy_text(rows: Sequence[tuple[Any, ...]]) -> str:

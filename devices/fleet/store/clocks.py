@@ -86,5 +86,5 @@ def _correct(connection: Connection, device: str, boot: str, offset_ns: int) -> 
     for source, whole in connection.execute(query).all():
         if kernel_boot(whole) == boot:
             values = {"source": source, "offset": offset_ns, "room": INTEGER_MAX - offset_ns}
-            mark_dirty(connection, {(device, hour * HOUR_S) for (hour,) in connection.execute(_HOURS, values)})
+            mark_dirty(connection, ((device, HOUR_S, hour * HOUR_S) for (hour,) in connection.execute(_HOURS, values)))
             connection.execute(_MOVE, values)

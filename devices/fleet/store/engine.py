@@ -101,8 +101,8 @@ class Database:
         Raises:
             StoreError: the database cannot be read.
         """
-        with self.reading() as connection:
-            yield from connection.execution_options(yield_per=500).execute(select)
+        with self.reading() as connection, connection.execution_options(yield_per=500).execute(select) as rows:
+            yield from rows
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:

@@ -27,6 +27,8 @@ _SEEN_EVERY_NS = 10 * 10**9
 """`devices.seen_ns` is kept to this: a write for each device in each batch would cost more than the records."""
 _REMEMBERED_MAX = 200_000
 _CHUNK = 400
+_ZERO = "kind or boot holds a zero character"
+"""Which PostgreSQL cannot store; both databases shall take the same."""
 
 
 class Row(NamedTuple):
@@ -95,15 +97,17 @@ class Insertion:
 
     def work(self, connection: Connection) -> Inserted:
         """Do it all but the commit."""
-        batch, now_ns = self._batch, self._now_ns
-        inserted, bad = Inserted(0, 0, 0), list(batch.bad)
-        if batch.arrived:
-            self._sources = _sources(connection, {(one.device, one.boot) for one in batch.arrived}, self._memory)
-            offsets = clocks.learn(connection, batch.arrived, self._sources)
-            rows = _rows(batch.arrived, self._sources, offsets, now_ns)
+        now_ns = self._now_ns
+        inserted = Inserted(0, 0, 0)
+        bad = [*self._batch.bad, *(Bad(one.topic, one.raw, _ZERO) for one in self._batch.arrived if _has_zero(one))]
+        arrived = [one for one in self._batch.arrived if not _has_zero(one)] if bad else self._batch.arrived
+        if arrived:
+            self._sources = _sources(connection, {(one.device, one.boot) for one in arrived}, self._memory)
+            offsets = clocks.learn(connection, arrived, self._sources)
+            rows = _rows(arrived, self._sources, offsets, now_ns)
             new = _insert_records(connection, rows)
             if new < len(rows) and (numbers := _conflicts(connection, rows)):
-                bad += _conflict_messages(batch.arrived, self._sources, [rows[number] for number in numbers])
+                bad += _conflict_messages(arrived, self._sources, [rows[number] for number in numbers])
                 inserted = Inserted(new, len(rows) - new - len(numbers), len(numbers))
                 rows = [row for number, row in enumerate(rows) if number not in numbers]
             else:
@@ -136,6 +140,10 @@ def _sources(connection: Connection, wanted: set[tuple[str, str]], memory: Memor
         query = select(sources.c.device, sources.c.boot, sources.c.id).where(chosen)
         found |= {(device, boot): number for device, boot, number in connection.execute(query)}
     return found
+
+
+def _has_zero(one: Arrived) -> bool:
+    return "\0" in one.boot or any("\0" in kind for kind in {row.kind for row in one.rows})
 
 
 _COLUMNS = "source, sequence, time_ns, recorded_ns, clock, received_ns, kind, uptime_ns, body"
@@ -185,10 +193,12 @@ def _conflicts(connection: Connection, rows: list[_StoredRow]) -> set[int]:
     if connection.dialect.name == "postgresql":
         # OFFSET 0: one look into the index for each, whatever the planner thinks of a table it has no statistics of.
         query = """
-            SELECT number FROM incoming i, LATERAL (
-                SELECT * FROM records r WHERE r.source = i.source AND r.sequence = i.sequence OFFSET 0) r
-            WHERE (i.kind, i.recorded_ns, i.uptime_ns, i.body)
-                IS DISTINCT FROM (r.kind, r.recorded_ns, r.uptime_ns, r.body)"""
+            SELECT number FROM incoming i LEFT JOIN LATERAL (
+                SELECT true AS same FROM records r
+                WHERE r.source = i.source AND r.sequence = i.sequence AND r.recorded_ns = i.recorded_ns
+                AND r.kind = i.kind AND r.uptime_ns IS NOT DISTINCT FROM i.uptime_ns AND r.body = i.body OFFSET 0) r
+                ON true
+            WHERE same IS NULL"""
         return {number for (number,) in connection.exec_driver_sql(query)}
     query = """SELECT 1 FROM records WHERE source = ? AND sequence = ? AND kind = ? AND recorded_ns = ?
                AND uptime_ns IS ? AND body = ?"""
@@ -234,7 +244,7 @@ def _follow_up(
             time_ns = min(time_ns, now_ns)  # noqa: PLW2901  # only here
             if key not in newest or newest[key][0] <= time_ns:
                 newest[key] = (time_ns, body)
-    mark_dirty(connection, {(names[source], hour * HOUR_S) for source, hour in hours})
+    mark_dirty(connection, ((names[source], HOUR_S, hour * HOUR_S) for source, hour in hours))
     newer = """ON CONFLICT (device, kind) DO UPDATE SET time_ns = excluded.time_ns, body = excluded.body
                WHERE excluded.time_ns >= latest.time_ns"""
     live = [(*key, *value) for key, value in sorted(newest.items())]

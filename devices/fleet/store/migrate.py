@@ -1,15 +1,27 @@
-"""Stores of version 1 (one SQLite file of ferryman 0.1) become version 2, in place and in one transaction."""
+"""The tables of this version: made, or made of those of version 1 (SQLite, ferryman 0.1) in one transaction."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, insert
 
-from ferryman.devices.fleet.store import schema
+from ferryman.devices.fleet.store import postgresql
 from ferryman.devices.fleet.store.engine import Database
+from ferryman.devices.fleet.store.tables import VERSION, metadata, store
 
 _SLICE = 50_000
+_OLD = ("store", "records", "quarantine", "devices")
+
+
+def make_tables(connection: Connection, store_id: str) -> None:
+    """All tables of this version, within the caller's transaction."""
+    if connection.dialect.name == "postgresql":
+        postgresql.make_records(connection)
+    metadata.create_all(connection)
+    connection.execute(insert(store).values(id=store_id, version=VERSION))
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql(f"PRAGMA user_version = {VERSION}")
 
 
 def migrate(opened: Database, on_progress: Callable[[str], None]) -> None:
@@ -23,9 +35,9 @@ def migrate(opened: Database, on_progress: Callable[[str], None]) -> None:
         if connection.exec_driver_sql("PRAGMA user_version").scalar_one() != 1:
             return  # another process was first
         store_id = connection.exec_driver_sql("SELECT id FROM store").scalar() or ""
-        for name in ("store", "records", "quarantine", "devices"):
+        for name in _OLD:
             connection.exec_driver_sql(f"ALTER TABLE {name} RENAME TO old_{name}")
-        schema.make_tables(connection, store_id)
+        make_tables(connection, store_id)
         connection.exec_driver_sql(
             "INSERT INTO sources (device, boot) SELECT DISTINCT device, boot FROM old_records ORDER BY 1, 2"
         )
@@ -43,10 +55,15 @@ def migrate(opened: Database, on_progress: Callable[[str], None]) -> None:
             "INSERT INTO quarantine SELECT sha256, topic, raw, reason, received_at_ns, times FROM old_quarantine"
         )
         connection.exec_driver_sql(
-            """INSERT INTO devices SELECT device, status, coalesce(json_extract(status, '$.online'), 0), 0, seen_at_ns,
-               seen_at_ns FROM old_devices"""
+            """INSERT INTO devices SELECT device, status,
+               CASE WHEN json_valid(status) THEN coalesce(json_extract(status, '$.online'), 0) ELSE 0 END,
+               0, seen_at_ns, seen_at_ns FROM old_devices"""
         )
-        for name in ("store", "records", "quarantine", "devices"):
+        connection.exec_driver_sql(  # SQLite takes the body from the row that holds the maximum
+            """INSERT INTO latest SELECT device, kind, max(time_ns), body FROM old_records
+               WHERE kind IN ('update', 'slots') GROUP BY device, kind"""
+        )
+        for name in _OLD:
             connection.exec_driver_sql(f"DROP TABLE old_{name}")
 
     opened.write(work)

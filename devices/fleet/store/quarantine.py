@@ -53,16 +53,17 @@ def keep(connection: Connection, messages: Iterable[Bad], now_ns: int) -> None:
         make_room(connection, now_ns)
 
 
-def make_room(connection: Connection, now_ns: int) -> None:
-    """Drop the oldest of a full quarantine, and count them in a row of its own."""
+def make_room(connection: Connection, now_ns: int, max_bytes: int | None = None) -> int:
+    """Drop the oldest of a full quarantine, and count them in a row of its own; how many."""
+    room = QUARANTINE_MAX_BYTES if max_bytes is None else max_bytes
     length = func.length(quarantine.c.raw) + _QUARANTINE_ROW_BYTES
     used = connection.execute(select(func.sum(length)).where(quarantine.c.topic != "")).scalar() or 0
-    if used <= QUARANTINE_MAX_BYTES:
-        return
+    if used <= room:
+        return 0
     oldest = select(quarantine.c.sha256, length).where(quarantine.c.topic != "")
     gone: list[bytes] = []
     for digest, size in connection.execute(oldest.order_by(quarantine.c.received_ns, quarantine.c.sha256)):
-        if used <= QUARANTINE_MAX_BYTES - QUARANTINE_MAX_BYTES // 16:  # more than needed: not one at a time
+        if used <= room - room // 16:  # more than needed: not one at a time
             break
         used -= size
         gone.append(digest)
@@ -70,6 +71,7 @@ def make_room(connection: Connection, now_ns: int) -> None:
         connection.execute(delete(quarantine).where(quarantine.c.sha256.in_(gone[start : start + 500])))
     log.warning("quarantine is full; dropped the %d oldest messages in it", len(gone))
     _put(connection, [_row(Bad("", b"", _MADE_ROOM), now_ns) | {"sha256": b"", "times": len(gone)}], renew=True)
+    return len(gone)
 
 
 def _row(bad: Bad, now_ns: int) -> dict[str, Any]:

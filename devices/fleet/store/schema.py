@@ -6,12 +6,12 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, select
 
 from ferryman.devices import database
 from ferryman.devices.fleet.store import migrate, postgresql
 from ferryman.devices.fleet.store.engine import Database
-from ferryman.devices.fleet.store.tables import VERSION, metadata, store
+from ferryman.devices.fleet.store.tables import VERSION, store
 from ferryman.runtime.contracts.errors import StoreError
 
 _TABLES = {"store", "records", "quarantine", "devices"}
@@ -41,23 +41,13 @@ def identify(opened: Database, *, create: bool, on_progress: Callable[[str], Non
                 "upgrade ferryman, or name another"
             )
     if version < VERSION:
-        migrate.migrate(opened, on_progress)
+        _migrate(opened, on_progress)
     elif create and opened.dialect == "sqlite":
         _write_ahead(opened)
     rows = opened.read(select(store.c.id))
     if not rows:
         raise opened.error(database.DamagedError("its table `store` is empty"))
     return str(rows[0][0])
-
-
-def make_tables(connection: Connection, store_id: str) -> None:
-    """All tables of this version, within the caller's transaction."""
-    if connection.dialect.name == "postgresql":
-        postgresql.make_records(connection)
-    metadata.create_all(connection)
-    connection.execute(insert(store).values(id=store_id, version=VERSION))
-    if connection.dialect.name == "sqlite":
-        connection.exec_driver_sql(f"PRAGMA user_version = {VERSION}")
 
 
 def _make(opened: Database) -> None:
@@ -68,9 +58,17 @@ def _make(opened: Database) -> None:
         if opened.dialect == "postgresql":
             postgresql.one_at_a_time(connection)
         if not _names(connection):  # another process may have made it in the meantime
-            make_tables(connection, secrets.token_hex(8))
+            migrate.make_tables(connection, secrets.token_hex(8))
 
     opened.write(work)
+
+
+def _migrate(opened: Database, on_progress: Callable[[str], None]) -> None:
+    writer = Database(opened.path or "", read_only=False)  # ours may only read
+    try:
+        migrate.migrate(writer, on_progress)
+    finally:
+        writer.close()
 
 
 def _write_ahead(opened: Database) -> None:

@@ -6,7 +6,8 @@ and exports share them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,6 +19,7 @@ from ferryman.devices.fleet.store import schema, tables
 from ferryman.devices.fleet.store.engine import Database, is_postgresql
 from ferryman.devices.fleet.store.insert import Arrived, Batch, Inserted, Insertion, Memory, Row
 from ferryman.devices.fleet.store.quarantine import Bad, Quarantined
+from ferryman.devices.fleet.store.ranges import ranges
 from ferryman.runtime.contracts.drift import Drift
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.measurement import Measurement
@@ -101,6 +103,8 @@ class Store:
         """As errors call it; without a password."""
         self.read: Callable[[Executable], Sequence[sqlalchemy.Row[Any]]] = opened.read
         self.stream: Callable[[Executable], Iterator[sqlalchemy.Row[Any]]] = opened.stream
+        self.connection: Callable[[], AbstractContextManager[Connection]] = opened.reading
+        """One to read by, or to hold a lock of the server's."""
         self.close = opened.close
         self._opened = opened
         self._memory = Memory()
@@ -230,17 +234,6 @@ class Store:
                 on_damaged(f"{name} is damaged: {error}")
             if limit <= 0:
                 return
-
-
-def ranges(sequences: Iterable[int]) -> tuple[tuple[int, int], ...]:
-    """Join sequences into (first, last) spans, both included, in order."""
-    spans: list[tuple[int, int]] = []
-    for sequence in sorted(set(sequences)):
-        if spans and sequence == spans[-1][1] + 1:
-            spans[-1] = (spans[-1][0], sequence)
-        else:
-            spans.append((sequence, sequence))
-    return tuple(spans)
 
 
 def _matching(kind: str, device: str | None) -> Select[Any]:

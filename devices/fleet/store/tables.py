@@ -72,7 +72,12 @@ def of_kind(kind: str) -> ColumnElement[bool]:
     """Records of a kind, in the words that let both databases use the index for it."""
     if kind == SAMPLE:
         return records.c.kind == literal_column(f"'{SAMPLE}'")
-    return and_(records.c.kind != literal_column(f"'{SAMPLE}'"), records.c.kind == kind)
+    return and_(other_kinds(), records.c.kind == kind)
+
+
+def other_kinds() -> ColumnElement[bool]:
+    """Records that are no samples."""
+    return records.c.kind != literal_column(f"'{SAMPLE}'")
 
 
 latest = Table(
@@ -121,23 +126,39 @@ quarantine = Table(
 )
 
 dirty = Table(
-    "dirty", metadata, Column("device", Text, primary_key=True), Column("start_s", BigInteger, primary_key=True)
+    "dirty",
+    metadata,
+    Column("device", Text, primary_key=True),
+    Column("span_s", Integer, primary_key=True),
+    Column("start_s", BigInteger, primary_key=True),
 )
-"""Hours (of `time_ns`) of a device that hold samples which are in no rollup yet."""
+"""Hours (of `time_ns`) of a device with samples that its rollups do not hold yet, and days with such hours. Whoever
+reads or deletes what rollups are made of holds the hour's or day's row here, present or not, until it commits."""
+
+gone = Table(
+    "gone",
+    metadata,
+    Column("source", BigInteger, primary_key=True),
+    Column("first", BigInteger, primary_key=True),
+    Column("last", BigInteger, nullable=False),
+)
+"""Sequences whose samples were taken in and deleted since: sent again, they do not count again."""
 
 rollups = Table(
     "rollups",
     metadata,
     Column("device", Text, primary_key=True),
-    Column("metric", Text, primary_key=True),  # of Sample.values; latency_ms: of all in Sample.latencies_ms
-    Column("package", Text, primary_key=True),  # SHA-256, or empty
     Column("span_s", Integer, primary_key=True),  # 3600 or 86400
     Column("start_s", BigInteger, primary_key=True),
+    Column("metric", Text, primary_key=True),  # of Sample.values; latency_ms: of all in Sample.latencies_ms
+    Column("package", Text, primary_key=True),  # SHA-256, or empty
     Column("count", BigInteger, nullable=False),
     Column("total", Float(53), nullable=False),
     Column("least", Float(53), nullable=False),
     Column("most", Float(53), nullable=False),
     Column("sketch", LargeBinary, nullable=False),  # serialised KLL of floats: merges over time and devices
+    Column("sealed", SmallInteger, nullable=False),  # 1: what it was made of is deleted; more is merged in
+    Index("rollups_by_time", "span_s", "start_s"),
 )
 
 alerts = Table(

@@ -142,7 +142,7 @@ def test_the_brokers_reason_is_told_with_what_to_do(answer, said, caplog):
 def test_a_connection_the_broker_ended_is_no_good_one_however_long_it_held():
     link = Link(BrokerConfig(host="127.0.0.1", port=1), "x")
     assert link._judge(3, held_s=100) == 0
-    link._connection = SimpleNamespace(reason=0x8E)
+    link._connection = SimpleNamespace(reason=0x8E, problem="taken over")
     assert link._judge(3, held_s=100) == 3
 
 

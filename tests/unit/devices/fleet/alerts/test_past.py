@@ -13,7 +13,7 @@ def rolled(package: str, hours_ago: float, values, span_s: int = HOUR_S) -> Roll
     sketch = kll_floats_sketch(200)
     sketch.update(np.asarray(values, np.float32))
     start_s = int((NOW_S - hours_ago * HOUR_S) // span_s * span_s)
-    return Rolled(package, span_s, start_s, len(values), sketch.serialize())
+    return Rolled(package, span_s, start_s, sketch.serialize())
 
 
 def test_the_past_of_a_package_is_its_own():
@@ -21,7 +21,7 @@ def test_the_past_of_a_package_is_its_own():
     found = past(rows, "a", NOW_S)
     assert found is not None
     assert found.median == pytest.approx(10)
-    assert found.count == 38 * 50
+    assert found.values == 38 * 50
     assert found.before is None
 
 
@@ -44,12 +44,12 @@ def test_a_package_that_has_served_for_a_day_is_compared_with_itself():
 
 def test_a_day_that_is_rolled_up_is_not_counted_twice():
     rows = [rolled("a", 36, [10.0] * 50, DAY_S), rolled("a", 36, [10.0] * 50), rolled("a", 3, [30.0] * 20)]
-    assert past(rows, "a", NOW_S).count == 70
+    assert past(rows, "a", NOW_S).values == 70
 
 
 def test_a_damaged_rollup_is_left_out(caplog):
     rows = [rolled("a", 36, [10.0] * 50), rolled("a", 35, [30.0] * 50)._replace(sketch=b"\x05\x01\x0f")]
-    assert past(rows, "a", NOW_S).count == 50
+    assert past(rows, "a", NOW_S).values == 50
     assert "a rollup is left out" in caplog.text
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,9 @@ from tests.support.seeded import HOUR_BEGIN_NS, HOUR_NS, NOW_NS, SHA, join, put,
 
 
 def serve(store, device: str, package: str, latency_ms: float, *, hours_ago: int = 0, count: int = 20) -> None:
-    latencies = latency_ms * np.random.default_rng(abs(hash((device, package))) % 2**32).lognormal(0, 0.01, count)
+    latencies = latency_ms * np.random.default_rng(zlib.crc32(f"{device}{package}{hours_ago}".encode())).lognormal(
+        0, 0.01, count
+    )
     put(store, device, "sample", {HOUR_BEGIN_NS - hours_ago * HOUR_NS + 1: sample(map(float, latencies), SHA[package])})
 
 

@@ -107,4 +107,4 @@ def test_hours_that_are_in_no_rollup_are_said_where_they_are_too_many_to_read(st
     put(store, "a", "sample", {NOW_NS: sample([4.0])})
     found = device_rows(store, now_ns=NOW_NS)
     assert [row.latency_p50_ms for row in found.rows] == [1.0, None]
-    assert found.left_out[0].startswith("samples of 2 hours of devices that are in no rollup yet")
+    assert found.left_out[0].startswith("samples of 2 hours of devices that are not rolled up yet")

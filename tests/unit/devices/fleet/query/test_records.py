@@ -71,6 +71,9 @@ def test_who_follows_logs_is_told_each_line_once(store):
     assert [row.message for row in follow()] == []
     put(store, "b", "log", {NOW_NS + 2: line("newer")})
     assert [row.message for row in follow()] == ["newer"]
+    put(store, "b", "log", {NOW_NS + 3: line("newest"), NOW_NS + 4: b"[]"})
+    follow.seen(logs(store, now_ns=NOW_NS))
+    assert [row.message for row in follow()] == []
 
 
 def test_alerts_that_hold_come_first(store):

@@ -31,7 +31,12 @@ def item(sequence: int, body: Record | None = None, *, device: str = "pi", kind:
 
 
 @pytest.fixture
-def store(tmp_path: Path):
+def store(both):
+    return both
+
+
+@pytest.fixture
+def file(tmp_path: Path):
     database = open_store(tmp_path / "store.db")
     yield database
     database.close()
@@ -141,8 +146,8 @@ def test_reading_makes_nothing_of_an_empty_file(tmp_path):
     assert [(p.name, p.stat().st_size) for p in tmp_path.iterdir()] == [("s.db", 0)]
 
 
-def test_a_store_opened_for_reading_takes_nothing(tmp_path, store):
-    reader = open_store(store.path, create=False)
+def test_a_store_opened_for_reading_takes_nothing(tmp_path, file):
+    reader = open_store(file.path, create=False)
     with pytest.raises(StoreError, match="readonly"):
         reader.insert(Batch([item(1)]), 5)
     reader.close()
@@ -157,18 +162,18 @@ def test_a_store_without_its_id_says_what_to_do(tmp_path, create):
         open_store(tmp_path / "s.db", create=create)
 
 
-def test_a_damaged_measurement_is_named_and_the_others_come(store):
-    store.insert(Batch([item(n, measurement(), kind="measurement", time_ns=n) for n in range(1, 6)]), 5)
-    with opened(store.path) as connection:
+def test_a_damaged_measurement_is_named_and_the_others_come(file):
+    file.insert(Batch([item(n, measurement(), kind="measurement", time_ns=n) for n in range(1, 6)]), 5)
+    with opened(file.path) as connection:
         for sequence, body in ((1, "{"), (2, b"\xff"), (4, 7)):
             connection.execute("UPDATE records SET body = ? WHERE sequence = ?", (body, sequence))
         connection.execute("UPDATE records SET body = CAST(x'ff7b' AS TEXT) WHERE sequence = 5")
     for filters in ({}, {"package": "digits"}):
         damaged = []
-        assert len(store.measurements(**filters, on_damaged=damaged.append)) == 1
+        assert len(file.measurements(**filters, on_damaged=damaged.append)) == 1
         assert len(damaged) == 4
         assert "pi, boot b, sequence 5" in damaged[0]
-    assert len(store.measurements()) == 1
+    assert len(file.measurements()) == 1
 
 
 def test_measurements_are_counted_beyond_the_limit(store):
