@@ -95,6 +95,10 @@ class Sender:
         self._process.stdin.write("\n")
         self._process.stdin.flush()
 
+    def wait(self) -> None:
+        """Until the broker has acknowledged all."""
+        assert self._process.wait(60) == 0
+
     def end(self) -> None:
         self._process.kill()
         self._process.communicate()

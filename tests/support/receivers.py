@@ -85,10 +85,14 @@ class Receiver:
         if self.process.poll() is None:
             self.process.terminate()
         try:
-            return self.process.wait(20)
+            self.process.wait(20)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            return self.process.wait()
+        status = self.process.wait()
+        self._thread.join()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return status
 
 
 @contextmanager
