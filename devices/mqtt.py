@@ -1,83 +1,59 @@
-"""A connection to an MQTT broker that keeps itself up; agent, collector and client all use this one.
+"""A link to an MQTT broker that keeps itself up; agent, collector and client all use this one.
 
-MQTT 5 is spoken, or 3.1.1 with a broker that says it does not know 5. Each connection is a fresh paho client: nothing
-waits in its memory across connections, so whoever sends decides what is sent again, and an acknowledgement can
-only go to the connection its message came by.
+MQTT 5 is spoken, or 3.1.1 with a broker that says it does not know 5. What one connection is stands in
+`ferryman.devices.mqtt_connection`; this makes one after another.
 """
 
 from __future__ import annotations
 
 import logging
 import random
-import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
-from paho.mqtt import client as paho
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
-from paho.mqtt.reasoncodes import ReasonCode
-from paho.mqtt.subscribeoptions import SubscribeOptions
+from paho.mqtt.enums import MQTTProtocolVersion
 
 from ferryman.devices.broker import BrokerConfig
-from ferryman.runtime.contracts.errors import LinkError
-from ferryman.runtime.contracts.record import Record
+from ferryman.devices.mqtt_connection import (
+    CONNECT_TIMEOUT_S,
+    IN_FLIGHT_MAX,
+    REFUSED,
+    VERSION_REFUSED,
+    Client,
+    Connection,
+    Delivery,
+    Done,
+    Handler,
+    Message,
+    Subscription,
+    Wanted,
+    guard,
+    make_client,
+)
+from ferryman.devices.tls import explain_failure, explain_silence
+from ferryman.runtime.contracts.errors import FerrymanError, IdentityError, LinkError
+
+__all__ = ["Delivery", "Done", "Handler", "Link", "Message", "backoff_s"]
 
 log = logging.getLogger(__name__)
 
-KEEPALIVE_S = 30
-CONNECT_TIMEOUT_S = 10.0
 RETRY_FIRST_S = 0.25
 RETRY_CAP_S = 30.0
 STABLE_S = 5.0
 """A connection that held for less does not count as a good one."""
-REFUSED = 0x80
-"""Reason codes from here on are refusals (MQTT 5, section 2.4)."""
 ANSWER_TIMEOUT_S = 5.0
 """For CONNACK and SUBACK."""
-VERSION_REFUSED = "Unsupported protocol version"
+STOP_WAIT_S = 1.0
+"""For the acknowledgement of the last message."""
 SILENCE = f"no answer within {ANSWER_TIMEOUT_S:g} s"
-IN_FLIGHT_MAX = 20
-"""Unacknowledged messages under way in either direction, unless the other side takes fewer (mosquitto's default)."""
+PAUSED = "paused"
+ANEW = "connecting anew"
 
 
 def backoff_s(attempt: int, first_s: float, cap_s: float) -> float:
     """Time to wait after `attempt` failures: doubling, capped, jittered so that a fleet does not come all at once."""
     return min(cap_s, first_s * 2.0 ** min(attempt, 32)) * random.uniform(0.5, 1.0)  # noqa: S311
-
-
-class Message(Record):
-    """Something to publish, QoS 1."""
-
-    topic: str
-    payload: bytes
-    retain: bool = False
-
-
-class Delivery:
-    """A message that came; with `manual_ack` it comes again on a later connection until `acknowledge` is called."""
-
-    def __init__(self, client: paho.Client, message: paho.MQTTMessage) -> None:
-        self.topic = message.topic
-        self.payload = bytes(message.payload)
-        self.retained = message.retain
-        """Sent before we subscribed, and kept by the broker for whoever comes."""
-        self._client = client
-        self._mid = message.mid
-        self._qos = message.qos
-
-    def acknowledge(self) -> None:
-        """Tell the broker; does nothing once the connection it came by is gone."""
-        self._client.ack(self._mid, self._qos)
-
-
-Handler = Callable[[Delivery], None]
-Done = Callable[[str | None], None]
-"""Called once with None when the broker acknowledged, or with its reason for refusing; never if the link broke."""
 
 
 class Link:
@@ -92,50 +68,59 @@ class Link:
         broker: BrokerConfig,
         client_id: str,
         *,
-        will: Message | None = None,
+        will: Callable[[], Message] | Message | None = None,
         session_expiry_s: int = 0,
         manual_ack: bool = False,
         receive_max: int = IN_FLIGHT_MAX,
         packet_max_bytes: int | None = None,
+        new_client: Callable[..., Client] = Client,
     ) -> None:
         """Describe the connection; nothing is opened yet.
 
         Args:
             broker: where to.
             client_id: unique at the broker: a second client of that name throws the first out.
-            will: published by the broker when the connection breaks, and by `stop`.
-            session_expiry_s: how long the broker keeps the session while nobody is connected; 0: no session.
+            will: published by the broker when the connection breaks, and by `stop` and `pause`; a callable is asked for
+                a new one by each connection, once the broker's port is open and before CONNECT goes out.
+            session_expiry_s: how long the broker keeps the session while nobody is connected; 0: no session. A 3.1.1
+                broker keeps one for ever, and so is asked for it only from an hour on.
             manual_ack: leave acknowledging to the handlers.
             receive_max: how many unacknowledged messages the broker may send (MQTT 5; a 3.1.1 broker has its own).
             packet_max_bytes: the broker drops what is larger, unsent (MQTT 5; a 3.1.1 broker knows no such limit).
+            new_client: makes the paho client of each connection.
         """
         self.broker = broker
-        self._client_id = client_id
         self._will = will
-        self._session_expiry_s = session_expiry_s
-        self._manual_ack = manual_ack
-        self._receive_max = receive_max
-        self._packet_max_bytes = packet_max_bytes
-        self._handlers: dict[str, Handler] = {}
-        self._qos: dict[str, int] = {}
+        self._new_client = new_client
+        self._wanted = Wanted(
+            client_id=client_id,
+            session_expiry_s=session_expiry_s,
+            manual_ack=manual_ack,
+            receive_max=receive_max,
+            packet_max_bytes=packet_max_bytes,
+        )
+        self._handlers: dict[str, Subscription] = {}
         self._ready_callbacks: list[Callable[[], None]] = []
         self._down_callbacks: list[Callable[[], None]] = []
-        self._connection: _Connection | None = None
+        self._connection: Connection | None = None
         self._ready = threading.Event()
         self._stopping = threading.Event()
+        self._paused = threading.Event()
+        self._nudge = threading.Event()
+        """Set where a wait of the link's thread is over before its time."""
         self._problem = "not started"
         self._in_flight_max = IN_FLIGHT_MAX
         self._knows_v5 = False
         self._thread = threading.Thread(target=self._run, name=f"link-{client_id}", daemon=True)
 
-    def subscribe(self, topic_filter: str, handler: Handler, *, qos: int = 1) -> None:
+    def subscribe(self, topic_filter: str, handler: Handler, *, qos: int = 1, needed: bool = True) -> None:
         """Have `handler` called with what comes on `topic_filter`, on this and every later connection.
 
         With `qos` 1 a broker drops what is over its queue (mosquitto: 1,000 messages), silently; with 0 it does not
-        queue. What a whole fleet has retained is more than that: take 0 for it, and `refresh` now and then.
+        queue. What a whole fleet has retained is more than that: take 0 for it, and `refresh` now and then. A
+        subscription that is not `needed` may be refused, which is logged; else there is no connection without it.
         """
-        self._handlers[topic_filter] = handler
-        self._qos[topic_filter] = qos
+        self._handlers[topic_filter] = Subscription(handler, qos, needed)
 
     def refresh(self) -> None:
         """Subscribe anew: what is retained comes once more. Does nothing while there is no connection."""
@@ -157,21 +142,52 @@ class Link:
 
     def stop(self) -> None:
         """Publish the last will, disconnect, and wait for the threads to end."""
-        connection = self._connection
-        if self._will is not None and connection is not None and self._ready.is_set():
-            gone = threading.Event()
-            connection.publish(self._will, lambda _: gone.set())
-            gone.wait(1.0)
+        self._say_will()
         self._stopping.set()
-        if connection is not None:
-            connection.fail("stopped")
+        self._end("stopped")
         if self._thread.is_alive():
             self._thread.join(CONNECT_TIMEOUT_S)
+
+    def pause(self) -> None:
+        """Publish the last will and disconnect, until `resume`; the broker keeps the session, if there is one."""
+        if self._paused.is_set():
+            return
+        self._say_will()
+        self._paused.set()
+        self._end(PAUSED)
+
+    def resume(self) -> None:
+        """Connect again, at once."""
+        self._paused.clear()
+        self._nudge.set()
+
+    def reconnect(self, broker: BrokerConfig) -> None:
+        """Disconnect without a last will, and go on with this description of the same broker, at once."""
+        self.broker = broker
+        self._ready.clear()
+        self._end(ANEW)
+
+    @property
+    def connected_by(self) -> BrokerConfig | None:
+        """The description by which the link is ready now; None: it is not."""
+        connection = self._connection
+        return connection.broker if connection is not None and self._ready.is_set() and not connection.problem else None
+
+    @property
+    def paused(self) -> bool:
+        """Whether it stays away by `pause`."""
+        return self._paused.is_set()
 
     @property
     def problem(self) -> str:
         """Why the link is not ready; empty when it is."""
         return "" if self._ready.is_set() else self._problem
+
+    @property
+    def packet_max_bytes(self) -> int | None:
+        """The largest packet the broker takes; None: it has not said. What is larger is refused before it is sent."""
+        connection = self._connection
+        return connection.packet_max_bytes if connection else None
 
     def wait_ready(self, timeout_s: float) -> None:
         """Return once connected and subscribed.
@@ -183,35 +199,70 @@ class Link:
             raise LinkError(f"broker {self.broker.address}: not connected after {timeout_s:g} s: {self._problem}")
 
     def publish(self, message: Message, done: Done = lambda _: None) -> None:
-        """Send with QoS 1; returns before the broker has it.
+        """Send; returns before the broker has it.
 
         Raises:
             LinkError: there is no connection now.
+            ValueError: MQTT cannot carry it (over 256 MiB, or a topic with a wildcard).
         """
         connection = self._connection
         if connection is None or not self._ready.is_set():
             raise LinkError(f"broker {self.broker.address}: not connected: {self._problem}")
         connection.publish(message, done)
 
+    def _say_will(self) -> None:
+        """Publish it, as it was made for this connection, and wait a little for the broker to have it."""
+        connection = self._connection
+        if connection is not None and connection.will is not None and self._ready.is_set():
+            gone = threading.Event()
+            connection.publish(connection.will, lambda _: gone.set())
+            gone.wait(STOP_WAIT_S)
+
+    def _end(self, problem: str) -> None:
+        if (connection := self._connection) is not None:
+            connection.fail(problem)
+        self._nudge.set()
+
+    @property
+    def _unwanted(self) -> bool:
+        return self._stopping.is_set() or self._paused.is_set()
+
     def _run(self) -> None:
         attempt = 0
         while not self._stopping.is_set():
+            self._nudge.clear()
+            if self._stopping.is_set():
+                return
+            if self._paused.is_set():
+                self._problem, attempt = PAUSED, 0
+                self._nudge.wait()
+                continue
             began = time.monotonic()
             problem = self._attempt()
-            if problem is None and time.monotonic() - began >= STABLE_S:
-                attempt = 0
-            elif problem is None:
-                if attempt and not self._stopping.is_set():
-                    log.warning(
-                        "broker %s: thrown out again at once: does another client call itself %s?",
-                        self.broker.address,
-                        self._client_id,
-                    )
+            if self._unwanted:
+                continue
+            if problem is None:
+                attempt = self._judge(attempt, held_s=time.monotonic() - began)
             elif problem != self._problem or attempt == 0:
                 log.warning("broker %s: %s; retrying", self.broker.address, problem)
             self._problem = problem or "connection lost"
-            self._stopping.wait(backoff_s(attempt, RETRY_FIRST_S, RETRY_CAP_S))
+            self._nudge.wait(backoff_s(attempt, RETRY_FIRST_S, RETRY_CAP_S))
             attempt += 1
+
+    def _judge(self, attempt: int, held_s: float) -> int:
+        """How many attempts failed so far, with a connection that was ready; one the broker ended is no good one."""
+        if self._connection is not None and self._connection.problem == ANEW:
+            return 0
+        ended = self._connection is not None and self._connection.reason >= REFUSED
+        if held_s >= STABLE_S:
+            return attempt if ended else 0
+        if attempt:
+            log.warning(
+                "broker %s: thrown out again at once: does another client call itself %s?",
+                self.broker.address,
+                self._wanted.client_id,
+            )
+        return attempt
 
     def _attempt(self) -> str | None:
         """One connection of the best version the broker speaks; some (amqtt) do not refuse 5 but stay silent."""
@@ -219,7 +270,8 @@ class Link:
             return self._serve(MQTTProtocolVersion.MQTTv311)
         problem = self._serve(MQTTProtocolVersion.MQTTv5)
         self._knows_v5 |= problem is None
-        if problem == VERSION_REFUSED or (problem == SILENCE and not self._knows_v5):
+        refused = problem is not None and self._connection is not None and self._connection.reason == VERSION_REFUSED
+        if refused or (problem == SILENCE and not self._knows_v5):
             log.warning("broker %s: %s for MQTT 5; trying 3.1.1", self.broker.address, problem)
             if problem == SILENCE:  # who waits may give up before 3.1.1 has been silent as long
                 self._problem = problem
@@ -229,201 +281,36 @@ class Link:
     def _serve(self, protocol: MQTTProtocolVersion) -> str | None:
         """Hold one connection from beginning to end; the problem, or None if it was ready in between."""
         try:
-            client = self._client(protocol)
-        except (OSError, ValueError) as error:  # the certificates' files
+            client = make_client(self.broker, protocol, self._wanted, self._in_flight_max, self._new_client)
+        except (OSError, ValueError, IdentityError) as error:  # the certificates' files
             return f"TLS files: {type(error).__name__}: {error}"
-        connection = _Connection(self.broker, client, self._handlers, self._qos)
+        connection = Connection(self.broker, client, self._handlers, self._make_will)
         self._connection = connection
         try:
-            connection.open(self._connect_arguments(protocol))
+            connection.open(self._wanted)
             if not connection.settled.wait(ANSWER_TIMEOUT_S):
                 return SILENCE
-            if connection.problem is not None or self._stopping.is_set():
-                return connection.problem
+            if connection.problem is not None or self._unwanted:
+                unheard = connection.problem if not connection.answered and not self._unwanted else None
+                return explain_silence(unheard, self.broker) if unheard else connection.problem
             self._ready.set()
-            log.info("broker %s: connected as %s", self.broker.address, self._client_id)
+            log.info("broker %s: connected as %s", self.broker.address, self._wanted.client_id)
             for callback in self._ready_callbacks:
-                _guard(callback)
+                guard(callback)
             connection.down.wait()
             self._ready.clear()
-            if not self._stopping.is_set():
+            if not self._unwanted:
                 log.warning("broker %s: connection lost: %s", self.broker.address, connection.problem)
         except (OSError, ValueError) as error:  # ValueError: what paho says of names it cannot use
-            return f"{type(error).__name__}: {error}"
+            return explain_failure(error, self.broker)
+        except FerrymanError as error:  # no last will can be made
+            return str(error)
         finally:
             self._in_flight_max = min(IN_FLIGHT_MAX, connection.takes)
             connection.close()
         for callback in self._down_callbacks:
-            _guard(callback)
+            guard(callback)
         return None
 
-    def _client(self, protocol: MQTTProtocolVersion) -> _Client:
-        v5 = protocol == MQTTProtocolVersion.MQTTv5
-        client = _Client(
-            CallbackAPIVersion.VERSION2,
-            self._client_id,
-            clean_session=None if v5 else self._session_expiry_s == 0,
-            protocol=protocol,
-            reconnect_on_failure=False,
-            manual_ack=self._manual_ack,
-        )
-        if self.broker.username is not None:
-            client.username_pw_set(self.broker.username, self.broker.password)
-        if self.broker.tls:
-            context = ssl.create_default_context(cafile=self.broker.tls_ca)
-            if self.broker.tls_cert is not None:
-                context.load_cert_chain(self.broker.tls_cert, self.broker.tls_key)
-            client.tls_set_context(context)
-        if self._will is not None:
-            client.will_set(self._will.topic, self._will.payload, qos=1, retain=self._will.retain)
-        client.connect_timeout = CONNECT_TIMEOUT_S
-        client.max_inflight_messages_set(self._in_flight_max)
-        return client
-
-    def _connect_arguments(self, protocol: MQTTProtocolVersion) -> dict[str, Any]:
-        if protocol != MQTTProtocolVersion.MQTTv5:
-            return {}
-        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-        properties.SessionExpiryInterval = self._session_expiry_s
-        properties.ReceiveMaximum = self._receive_max
-        if self._packet_max_bytes is not None:
-            properties.MaximumPacketSize = self._packet_max_bytes
-        return {"clean_start": self._session_expiry_s == 0, "properties": properties}
-
-
-class _Client(paho.Client):
-    """Tells when its network thread ends, however it ends."""
-
-    on_end: Callable[[str], None]
-
-    def loop_forever(self, timeout: float = 1.0, retry_first_connection: bool = False) -> MQTTErrorCode:
-        try:
-            return super().loop_forever(timeout, retry_first_connection)
-        except Exception as error:  # such as a packet from the broker that paho cannot read
-            log.exception("the MQTT client failed")
-            self.on_end(f"{type(error).__name__}: {error}")
-            return MQTTErrorCode.MQTT_ERR_UNKNOWN
-        finally:
-            self.on_end("connection lost")
-
-
-class _Connection:
-    """One paho client, from connect to disconnect."""
-
-    def __init__(
-        self, broker: BrokerConfig, client: _Client, handlers: dict[str, Handler], qos: dict[str, int]
-    ) -> None:
-        self.problem: str | None = None
-        self.takes = IN_FLIGHT_MAX
-        self.settled = threading.Event()
-        """Subscribed, or failed with `problem`."""
-        self.down = threading.Event()
-        self._broker = broker
-        self._client = client
-        self._handlers = handlers
-        self._qos = qos
-        self._lock = threading.Lock()
-        self._waiting: dict[int, Done] = {}
-        self._early: dict[int, str | None] = {}
-        client.on_end = self.fail
-        client.on_socket_open = self._on_socket_open
-        client.on_connect = self._on_connect
-        client.on_subscribe = self._on_subscribe
-        client.on_disconnect = self._on_disconnect
-        client.on_publish = self._on_publish
-        client.on_message = self._on_message
-        for topic_filter, handler in handlers.items():
-            client.message_callback_add(topic_filter, self._dispatcher(handler))
-
-    def open(self, arguments: dict[str, Any]) -> None:
-        self._client.connect(self._broker.host, self._broker.port, KEEPALIVE_S, **arguments)
-        self._client.loop_start()
-
-    def close(self) -> None:
-        self._client.disconnect()
-        self._client.loop_stop()
-
-    def publish(self, message: Message, done: Done) -> None:
-        info = self._client.publish(message.topic, message.payload, qos=1, retain=message.retain)
-        # No lock is held above: paho calls _on_publish with its own lock taken. So the answer may be here already.
-        with self._lock:
-            if info.mid not in self._early:
-                self._waiting[info.mid] = done
-                return
-            problem = self._early.pop(info.mid)
-        done(problem)
-
-    def _on_socket_open(self, _c: object, _u: object, open_socket: Any) -> None:  # noqa: ANN401  # paho has no one type
-        # Small messages are all there is: waiting to fill a packet stalls the window for 40 ms at a time.
-        open_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-    def _acknowledge_now(self) -> None:
-        """Have the kernel acknowledge what came: a broker with Nagle's algorithm on waits for that to send more."""
-        open_socket: Any = self._client.socket()
-        if open_socket is not None:
-            open_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-
-    def _on_publish(self, _c: object, _u: object, mid: int, reason: ReasonCode, _p: object) -> None:
-        _guard(self._acknowledge_now)
-        problem = str(reason) if reason.value >= REFUSED else None
-        with self._lock:
-            done = self._waiting.pop(mid, None)
-            if done is None:
-                self._early[mid] = problem
-                return
-        _guard(done, problem)
-
-    def _on_connect(
-        self, _c: object, _u: object, _f: object, reason: ReasonCode, properties: Properties | None
-    ) -> None:
-        if reason.is_failure:
-            self.fail(str(reason))
-            return
-        self.takes = getattr(properties, "ReceiveMaximum", IN_FLIGHT_MAX)
-        if self.takes < self._client.max_inflight_messages:  # paho cannot change it on a live connection
-            self.fail(f"it takes only {self.takes} messages in flight; connecting again with that")
-            return
-        if self._handlers:
-            self.subscribe()
-        else:
-            self.settled.set()
-
-    def subscribe(self) -> None:
-        """Ask for all topics, and so for what is retained there."""
-        if self._client.protocol == MQTTProtocolVersion.MQTTv5:
-            self._client.subscribe([(name, SubscribeOptions(qos=self._qos[name])) for name in self._handlers])
-        else:
-            self._client.subscribe([(name, self._qos[name]) for name in self._handlers])
-
-    def _on_subscribe(self, _c: object, _u: object, _m: int, reasons: list[ReasonCode], _p: object) -> None:
-        for name, reason in zip(self._handlers, reasons, strict=True):
-            if reason.value >= REFUSED:
-                self.fail(f"subscription to {name} refused: {reason}")
-        self.settled.set()
-
-    def _on_disconnect(self, _c: object, _u: object, _f: object, reason: ReasonCode, _p: object) -> None:
-        self.fail(str(reason))
-
-    def fail(self, problem: str) -> None:
-        self.problem = self.problem or problem
-        self.settled.set()
-        self.down.set()
-
-    def _dispatcher(self, handler: Handler) -> Callable[[paho.Client, Any, paho.MQTTMessage], None]:
-        def dispatch(client: paho.Client, _u: object, message: paho.MQTTMessage) -> None:
-            _guard(self._acknowledge_now)
-            _guard(handler, Delivery(client, message))
-
-        return dispatch
-
-    def _on_message(self, client: paho.Client, _u: object, message: paho.MQTTMessage) -> None:
-        # A persistent session may hold messages of a subscription an earlier version made.
-        log.warning("broker %s: message on %s, which nobody reads, dropped", self._broker.address, message.topic)
-        client.ack(message.mid, message.qos)
-
-
-def _guard(callback: Callable[..., None], *arguments: object) -> None:
-    try:
-        callback(*arguments)
-    except Exception:  # a network thread would end silently, and the connection with it
-        log.exception("a handler of MQTT messages failed")
+    def _make_will(self) -> Message | None:
+        return self._will() if callable(self._will) else self._will

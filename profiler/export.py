@@ -73,8 +73,13 @@ def plain(measurement: Measurement) -> dict[str, Any]:
 
 def schema() -> bytes:
     """The JSON Schema of a measurement, indented."""
-    found = {"$schema": SCHEMA_URL, "title": "ferryman measurement", **msgspec.json.schema(Measurement)}
-    for record in _records(Measurement, {}).values():
+    return schema_of(Measurement, "ferryman measurement")
+
+
+def schema_of(kind: Any, title: str) -> bytes:  # noqa: ANN401  # a record, or a union of some
+    """The JSON Schema of records, with what the source says of each field, indented."""
+    found = {"$schema": SCHEMA_URL, "title": title, **msgspec.json.schema(kind)}
+    for record in _records(kind, {}).values():
         for field, words in _field_docs(record).items():
             found["$defs"][record.__name__]["properties"][field]["description"] = words
     return json.dumps(found, indent=1, sort_keys=True).encode() + b"\n"

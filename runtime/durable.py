@@ -17,14 +17,14 @@ _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
 """What file systems say that have no hard links, or no more of them."""
 
 
-def write_new(path: Path, data: bytes | Iterable[bytes], *, sync: bool = True) -> None:
+def write_new(path: Path, data: bytes | Iterable[bytes], *, sync: bool = True, mode: int = 0o644) -> None:
     """Write a file that is not there yet, and with `sync` bring it to the disk; its folder takes `sync_directory`.
 
     Raises:
         FileExistsError: it is there.
         OSError: the disk refused.
     """
-    descriptor = os.open(path, _NEW_FILE, 0o644)
+    descriptor = os.open(path, _NEW_FILE, mode)
     try:
         for chunk in (data,) if isinstance(data, bytes) else data:
             rest = memoryview(chunk)
@@ -36,7 +36,7 @@ def write_new(path: Path, data: bytes | Iterable[bytes], *, sync: bool = True) -
         os.close(descriptor)
 
 
-def write_durable(path: Path, data: bytes, *, sync: bool = True) -> None:
+def write_durable(path: Path, data: bytes, *, sync: bool = True, mode: int = 0o644) -> None:
     """Replace a file in one step that survives a power cut; without `sync`, a kill.
 
     Raises:
@@ -46,7 +46,7 @@ def write_durable(path: Path, data: bytes, *, sync: bool = True) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         new.unlink(missing_ok=True)
-        write_new(new, data, sync=sync)
+        write_new(new, data, sync=sync, mode=mode)
         new.replace(path)
         if sync:
             sync_directory(path.parent)

@@ -46,14 +46,14 @@ pick_option = click.option(
     "such as largest-20ms or largest-20ms-60mb.",
 )
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, of errors too.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, of errors too.")
 
 
 @click.command("install", context_settings=_SETTINGS)
 @click.argument("package", type=click.Path(path_type=Path))
 @root_option
 @pick_option
-@_json_option
+@json_option
 def install_command(package: Path, root: Path, pick: str, as_json: bool) -> None:
     """Install PACKAGE on this device: write the inactive slot, prove it, activate it."""
 
@@ -61,7 +61,7 @@ def install_command(package: Path, root: Path, pick: str, as_json: bool) -> None
         if not as_json:
             click.echo(f"{step} {done}/{total} bytes" if total else step, err=True)
 
-    result = _answer(lambda: install(package, root, pick=pick, progress=show), as_json)
+    result = answer(lambda: install(package, root, pick=pick, progress=show), as_json)
     what = "is now active" if result.changed else "was active already"
     click.echo(f"{result.active.package_name} {what} in slot {result.active.name}")
     for golden in result.golden:
@@ -74,25 +74,25 @@ def install_command(package: Path, root: Path, pick: str, as_json: bool) -> None
 @click.argument("sha256")
 @click.argument("size_bytes", type=int)
 @root_option
-@_json_option
+@json_option
 def prepare_command(sha256: str, size_bytes: int, root: Path, as_json: bool) -> None:
     """Get ready for the upload of a package (what `ferryman push` calls first)."""
-    prepared = _answer(lambda: prepare(root, sha256, size_bytes), as_json)
+    prepared = answer(lambda: prepare(root, sha256, size_bytes), as_json)
     click.echo(f"upload to {prepared.upload_to}" if prepared.active is None else "active already")
 
 
 @click.command("repick", hidden=True, context_settings=_SETTINGS)
 @root_option
 @pick_option
-@_json_option
+@json_option
 def repick_command(root: Path, pick: str, as_json: bool) -> None:
     """Pick anew among the active package's variants (what `ferryman push` calls where it is active already)."""
-    click.echo(_answer(lambda: repick(root, pick), as_json).active.answers or "the package's first")
+    click.echo(answer(lambda: repick(root, pick), as_json).active.answers or "the package's first")
 
 
 @click.command("rollback", context_settings=_SETTINGS)
 @root_option
-@_json_option
+@json_option
 def rollback_command(root: Path, as_json: bool) -> None:
     """Let the previously active package of this device serve again."""
 
@@ -101,12 +101,12 @@ def rollback_command(root: Path, as_json: bool) -> None:
         with disk_errors(store):
             return store.rollback()
 
-    state = _answer(work, as_json)
+    state = answer(work, as_json)
     if state.active:
         click.echo(f"{state.active.package_name} is active again in slot {state.active.name}")
 
 
-def _answer(work: Callable[[], R], as_json: bool) -> R:
+def answer(work: Callable[[], R], as_json: bool) -> R:
     """Do the work; as JSON, print the result or the error as a record and end the process."""
     try:
         result = work()

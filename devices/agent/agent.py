@@ -14,57 +14,67 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import ferryman
 from ferryman.devices import topics
+from ferryman.devices.agent.clock import read_clock
+from ferryman.devices.agent.commands import CommandGuard
 from ferryman.devices.agent.desk import Body, Desk
 from ferryman.devices.agent.health import HealthWatch
-from ferryman.devices.agent.outbox import Counts, Outbox
+from ferryman.devices.agent.instruments import Instruments, InstrumentsConfig, Run, Wires
+from ferryman.devices.agent.logs import LogRecords
+from ferryman.devices.agent.modes import Modes
+from ferryman.devices.agent.outbox import FILE, Outbox
+from ferryman.devices.agent.presence import Presence
 from ferryman.devices.agent.publisher import Publisher
 from ferryman.devices.agent.ready import Limits, read_now, why_not_yet
 from ferryman.devices.agent.recorder import Recorder, as_record
 from ferryman.devices.agent.serving import Serving
+from ferryman.devices.agent.spending import TelemetryConfig
 from ferryman.devices.agent.stepdown import StepDown
+from ferryman.devices.agent.tally import ServedTally
 from ferryman.devices.agent.updating import FINAL, Hands, Updating
+from ferryman.devices.agent.upkeep import Upkeep
 from ferryman.devices.broker import BrokerConfig
+from ferryman.devices.identity import with_identity
 from ferryman.devices.labels import check_labels
 from ferryman.devices.mqtt import Delivery, Link, Message
+from ferryman.devices.sealed import OVERHEAD_MAX_BYTES
 from ferryman.profiler.conditions import kind_of_device, read_conditions
 from ferryman.profiler.drift import PERIOD_S, DriftMonitor
-from ferryman.profiler.standing import standing
 from ferryman.runtime.contracts.drift import Drift
 from ferryman.runtime.contracts.errors import (
     CallerError,
     DeviceError,
+    IdentityError,
     LinkError,
 )
-from ferryman.runtime.contracts.manifest import RuntimeName
 from ferryman.runtime.contracts.messages import (
     InferRequest,
     ProfileReply,
     ProfileRequest,
     Request,
-    Status,
 )
 from ferryman.runtime.contracts.record import Record, decode, encode
 from ferryman.runtime.contracts.rollout import MESSAGE_MAX_BYTES, Desired, Health, Reported
-from ferryman.runtime.contracts.slot import Slot, SlotState
-from ferryman.runtime.session import INTERPRETERS, installed
+from ferryman.runtime.contracts.slot import SlotState
 from ferryman.runtime.slots import SlotStore
 
 if TYPE_CHECKING:
+    from ferryman.devices.agent.renewal import Renewal
     from ferryman.devices.agent.update.config import UpdateConfig
 
 log = logging.getLogger(__name__)
 
-OUTBOX = "outbox.sqlite"
 _METERS = "FERRYMAN_METERS"
 """Environment: modules, with commas between, that a profile asked for from afar may name as its meter."""
+_METER_PASSWORD = "FERRYMAN_METER_PASSWORD"  # noqa: S105  # the name of the variable that holds it
 POLL_S = 1.0
 """How late a newly activated slot may be noticed."""
 STOP_GRACE_S = 5.0
 """How long a request under way may take to end once the agent is told to stop."""
 _CLOCK_FLOOR_NS = 1_750_000_000 * 10**9
 """An earlier clock was never set."""
+SESSION_S = 300
+"""How long the broker keeps requests and receipts while the link is down (MQTT 5)."""
 PACKET_MAX_BYTES = topics.REQUEST_MAX_BYTES + 1024
 """With the topic and what MQTT adds."""
 
@@ -87,6 +97,10 @@ class AgentConfig:
     """Update only while something supplies power."""
     idle_s: float = 0.0
     """Update only when nobody asked for an inference for so long."""
+    instruments: InstrumentsConfig = field(default_factory=InstrumentsConfig)
+    """What is shown of the device."""
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    """What telemetry may cost, and how long it waits."""
 
 
 class Agent:
@@ -97,18 +111,13 @@ class Agent:
 
         Raises:
             CallerError: the device's name cannot stand in a topic, or `drift_s` is out of range.
+            IdentityError: the identity at the root is another device's, or damaged; or an operator's key is none.
             DeviceError: the root cannot be made, or the outbox not be opened.
         """
         self._config = config
         check_labels(config.labels)
         self._drift = DriftMonitor(config.drift_s)
         self._kind = kind_of_device(read_conditions({}))
-        self._will = Message(
-            topic=topics.status(config.device),
-            # Queries find a device that is off by these, too.
-            payload=encode(Status(device=config.device, online=False, labels=dict(config.labels), model=self._kind)),
-            retain=True,
-        )
         try:
             config.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -116,20 +125,50 @@ class Agent:
                 f"cannot make the folder {config.root}: {error.strerror}; make it for the user who runs the agent, or "
                 "name another --root"
             ) from error
-        self._outbox = Outbox(config.root / OUTBOX)
+        self._outbox = Outbox(config.root / FILE, keep_days=config.telemetry.keep_days)
+        self._upkeep = Upkeep(self._outbox)
         self._store = SlotStore(config.root)
-        self._health = HealthWatch(self._store)
+        self._logs = LogRecords((config.broker.password, os.environ.get(_METER_PASSWORD)))
+        tally = ServedTally()
+        self._health = HealthWatch(self._store, also=tally)
         self._serving = Serving(self._store, self._health, StepDown())
         self._recorder = Recorder(self._outbox)
-        self._link = Link(
-            config.broker, f"ferryman-agent-{config.device}", will=self._will, packet_max_bytes=PACKET_MAX_BYTES
+        self._guard = CommandGuard(config.device, config.root, _sure_clock)
+        self._presence = Presence(
+            config.device, config.labels, self._kind, self._outbox, self._recorder, lambda: self._guard.challenge
         )
+        broker = with_identity(config.broker, config.root)
+        self._link = Link(
+            broker,
+            f"ferryman-agent-{config.device}",
+            will=self._presence.death,
+            session_expiry_s=SESSION_S,
+            packet_max_bytes=PACKET_MAX_BYTES,
+        )
+        self._renewal = _renewal(config, self._link)
         self._updating = self._updater(config.update) if config.update else None
-        self._desk = Desk(config.device, self._link, self._do)
+        self._desk = Desk(config.device, self._link, self._do, lambda data: self._guard.open(data, "request"))
+        self._guard.on_new_challenge(self._announce)
         self._link.on_ready(self._announce)
-        self._publisher = Publisher(self._outbox, config.device, self._link, confirm=config.confirm)
+        modes = Modes(config.root, config.telemetry.mode)
+        self._publisher = Publisher(
+            self._outbox,
+            config.device,
+            self._link,
+            confirm=config.confirm,
+            config=config.telemetry,
+            mode=modes.now,
+        )
         self._seen: SlotState | None = None
         self._trouble = ""
+        self._instruments = Instruments(
+            config.instruments,
+            Wires(config.device, self._kind, config.root, broker, self._link, self._outbox),
+            tally,
+            self._package,
+            lambda sample: self._record([("sample", sample)]),
+            modes.now,
+        )
 
     def run(self, stop: threading.Event) -> None:
         """Serve until `stop` is set.
@@ -137,7 +176,7 @@ class Agent:
         Raises:
             DeviceError: another agent serves this root.
         """
-        with _only_one(self._config.root):
+        with _only_one(self._config.root), self._logs.listening():
             if self._updating:
                 self._updating.note_start()
             worker = threading.Thread(
@@ -150,20 +189,26 @@ class Agent:
             self._link.start()
             self._publisher.start()
             worker.start()
-            updater = self._start_updating(stop)
+            beside = self._start_beside(stop)
             try:
                 while not stop.wait(POLL_S):
                     self._note_changes()
+                    self._note_logs()
+                    self._keep_up()
             finally:
                 stop.set()
-                if self._updating and updater:
+                if self._renewal:
+                    self._renewal.wake()
+                if self._updating:
                     self._updating.wake()
-                    updater.join(STOP_GRACE_S)
+                for thread in beside:
+                    thread.join(STOP_GRACE_S)
                 worker.join(STOP_GRACE_S)
                 self._serving.abort()
                 self._desk.cancel_all()
                 worker.join(STOP_GRACE_S)
                 self._recorder.put([("drift", one) for one in self._drift.flush()])
+                self._note_logs()
                 if self._recorder.waiting:
                     log.error("%d records never reached the disk and are lost", self._recorder.waiting)
                 self._publisher.stop()
@@ -206,15 +251,23 @@ class Agent:
             self._tell_drift(self._drift.flush())
         return self._health.health()
 
-    def _start_updating(self, stop: threading.Event) -> threading.Thread | None:
-        if self._updating is None:
-            return None
-        thread = threading.Thread(target=self._updating.run, args=(stop,), name="updates", daemon=True)
-        thread.start()
-        return thread
+    def _start_beside(self, stop: threading.Event) -> list[threading.Thread]:
+        """What goes on beside requests and telemetry, each in a thread of its own until `stop` is set."""
+        runs: dict[str, Run] = self._instruments.runs()
+        if self._updating:
+            runs["updates"] = self._updating.run
+        if self._renewal:
+            runs["certificate"] = self._renewal.run
+        threads = [threading.Thread(target=run, args=(stop,), name=name, daemon=True) for name, run in runs.items()]
+        for thread in threads:
+            thread.start()
+        return threads
+
+    def _package(self) -> str | None:
+        return self._seen.active.package_sha256 if self._seen and self._seen.active else None
 
     def _on_desired(self, delivery: Delivery) -> None:
-        if len(delivery.payload) > MESSAGE_MAX_BYTES:
+        if len(delivery.payload) > MESSAGE_MAX_BYTES + OVERHEAD_MAX_BYTES:
             log.warning("%s holds %d bytes, more than any wish, ignored", delivery.topic, len(delivery.payload))
             return
         if not delivery.payload:  # a retained message that was cleared
@@ -222,7 +275,10 @@ class Agent:
                 self._updating.forget()
             return
         try:
-            desired = decode(delivery.payload, Desired)
+            desired = decode(self._guard.open(delivery.payload, "desired"), Desired)
+        except IdentityError as error:
+            log.warning("%s is not obeyed: %s", delivery.topic, error)
+            return
         except ValueError as error:
             log.warning(
                 "%s cannot be read, ignored: %s; see that both ferrymans are of one version", delivery.topic, error
@@ -272,6 +328,18 @@ class Agent:
             )
         self._announce()
 
+    def _note_logs(self) -> None:
+        """Put on record what was logged; while the disk is full it waits where equal messages are one."""
+        with self._logs.quiet():
+            if not self._recorder.waiting and (lines := self._logs.take()):
+                self._record([("log", line) for line in lines])
+
+    def _keep_up(self) -> None:
+        try:
+            self._upkeep.look(time.monotonic())
+        except DeviceError as error:
+            log.debug("not done: %s", error)  # the recorder says what is wrong with the disk
+
     def _follow_drift(self) -> None:
         """Put the inference that was just answered into the statistics; whatever goes wrong there ends there."""
         served = self._serving.take_served()
@@ -299,46 +367,19 @@ class Agent:
             self._publisher.wake()
 
     def _announce(self) -> None:
-        """Publish birth; the will takes it back. An agent whose store is damaged is online and serves nothing."""
+        """Publish birth; death takes it back. An agent whose store is damaged is online and serves nothing."""
         try:
             slot = self._store.read_state().active
         except DeviceError:
             slot = None
-        try:
-            self._link.publish(Message(topic=self._will.topic, payload=encode(self._status(slot)), retain=True))
-        except (LinkError, DeviceError) as error:
-            log.debug("status not announced: %s", error)
-
-    def _status(self, slot: Slot | None) -> Status:
-        try:
-            counts = self._outbox.counts()
-        except DeviceError as error:
-            log.debug("not counted: %s", error)
-            counts = Counts(0, 0, 0)
-        runtimes: tuple[RuntimeName, ...] = tuple(INTERPRETERS)
-        return Status(
-            device=self._config.device,
-            online=True,
-            boot=self._outbox.boot,
-            ferryman=ferryman.__version__,
-            package_sha256=slot.package_sha256 if slot else None,
-            package_name=slot.package_name if slot else None,
-            release=slot.release if slot else None,
-            answers=self._serving.answers or (slot.answers if slot else None),
-            interpreters={name: version for r in runtimes for name, version in installed(r).items()},
-            standing=standing(read_conditions({})),
-            labels=dict(self._config.labels),
-            model=self._kind,
-            outbox_pending=counts.records + self._recorder.waiting,
-            outbox_dropped=counts.dropped + self._recorder.lost,
-        )
+        self._presence.announce(self._link, slot, self._serving.answers)
 
     def _do(self, request: Request, left_s: float, cancelled: threading.Event | None) -> Body:
         if isinstance(request.body, InferRequest):
             return self._serving.infer(request.body, left_s)
         if isinstance(request.body, ProfileRequest):
             return self._profile(request.body, left_s, cancelled)
-        return self._status(self._store.read_state().active)
+        return self._presence.status(self._store.read_state().active, self._serving.answers)
 
     def _profile(self, request: ProfileRequest, left_s: float, cancelled: threading.Event | None) -> ProfileReply:
         from ferryman.profiler.runner import run_profile
@@ -368,6 +409,24 @@ class Agent:
         self._recorder.put([("measurement", as_record(one)) for one in measurements])
         self._publisher.wake()
         return ProfileReply(measurements=measurements)
+
+
+def _renewal(config: AgentConfig, link: Link) -> Renewal | None:
+    """What keeps the device's certificate alive, where it has one."""
+    if link.broker.tls_cert is None:
+        return None
+    try:
+        from ferryman.devices.agent.renewal import renewal_of
+    except ModuleNotFoundError as error:
+        log.warning("the certificate will not renew itself: no %s here; pip install 'ferryman[enroll]'", error.name)
+        return None
+    return renewal_of(config.device, config.root, link)
+
+
+def _sure_clock() -> int | None:
+    """The wall clock; None: nothing keeps it right."""
+    now = read_clock()
+    return now.time_ns if now.sure else None
 
 
 @contextlib.contextmanager

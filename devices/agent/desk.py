@@ -7,15 +7,19 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 
 from ferryman.devices import topics
-from ferryman.devices.mqtt import Delivery, Link, Message
+from ferryman.devices.agent.answers import Answers
+from ferryman.devices.mqtt import Delivery, Link
+from ferryman.devices.sealed import inner
 from ferryman.runtime.contracts.errors import (
     CallerError,
     DeviceError,
     FerrymanError,
+    IdentityError,
     LinkError,
     RequestTimeout,
     to_wire,
@@ -40,11 +44,16 @@ TIMEOUT_MAX_S = 86_400.0
 """The most a request is given, whatever it asks for."""
 QUEUE_MAX = 16
 """Requests waiting; one more is told that the device is busy. Together they hold `topics.REQUEST_MAX_BYTES`."""
+KNOWN_MAX = 256
+"""Requests that are told from one that comes twice: a broker delivers again what it did not know to have arrived."""
 
 Body = InferReply | ProfileReply | Status | Failure
 """What an answer holds."""
 Work = Callable[[Request, float, threading.Event | None], Body]
 """(request, seconds left, set once nobody waits for the answer) -> the answer; errors of the tree are raised."""
+
+Unseal = Callable[[bytes], bytes]
+"""What came -> the request's own bytes; raises IdentityError for one that is not obeyed."""
 
 
 class _Addressed(Record):
@@ -57,8 +66,10 @@ class _Addressed(Record):
 class Desk:
     """One device's requests; one is worked on at a time, by the thread that calls `work_until`."""
 
-    def __init__(self, device: str, link: Link, work: Work) -> None:
+    def __init__(self, device: str, link: Link, work: Work, unseal: Unseal = lambda data: data) -> None:
+        """Listen; `unseal` says which requests are obeyed."""
         self._device = device
+        self._unseal = unseal
         self._link = link
         self._do = work
         self._requests: queue.Queue[tuple[Request, float, int]] = queue.Queue(QUEUE_MAX)
@@ -67,6 +78,8 @@ class Desk:
         self._enqueuing = threading.Lock()
         self._cancelled: dict[str, threading.Event] = {}
         """Id of every request that waits or is worked on -> set once nobody waits for its answer any more."""
+        self._known: deque[str] = deque(maxlen=KNOWN_MAX)
+        self._answers = Answers(link)
         link.subscribe(topics.request(device), self._on_request)
 
     def work_until(self, stop: threading.Event, after: Callable[[], None], idle: Callable[[], None]) -> None:
@@ -89,43 +102,70 @@ class Desk:
         for cancelled in list(self._cancelled.values()):
             cancelled.set()
 
+    def _open(self, delivery: Delivery) -> tuple[Request, int] | None:
+        """The request and its size; None: it is not obeyed, or none, and whoever can be told is."""
+        try:
+            payload = self._unseal(delivery.payload)
+        except IdentityError as error:
+            if delivery.again:  # its nonce was used when it came first
+                log.info("request on %s came again, ignored", delivery.topic)
+            else:
+                log.warning("request on %s is not obeyed: %s", delivery.topic, error)
+                self._answer_refused(delivery.payload, error)
+            return None
+        try:
+            return unpack(payload, Request), len(payload)
+        except ValueError as error:
+            log.warning("request on %s cannot be read, ignored: %s", delivery.topic, error)
+            self._answer_unread(payload, error)
+            return None
+
     def _on_request(self, delivery: Delivery) -> None:
         if delivery.retained:  # it would come again on every connection
             log.warning("request on %s is a retained message, ignored; clear it on the broker", delivery.topic)
             return
-        try:
-            request = unpack(delivery.payload, Request)
-        except ValueError as error:
-            log.warning("request on %s cannot be read, ignored: %s", delivery.topic, error)
-            self._answer_unread(delivery.payload, error)
+        if (opened := self._open(delivery)) is None:
             return
+        request, size_bytes = opened
         if not topics.is_response(request.reply_to, self._device):
             log.warning("request %s wants its answer on %s, ignored", request.id, request.reply_to)
             return
+        if delivery.again and request.id in self._known:
+            log.info("request %s came again, ignored", request.id)
+            return
+        self._known.append(request.id)
+        self._take(request, size_bytes, delivery.expiry_s)
+
+    def _take(self, request: Request, size_bytes: int, expiry_s: int | None) -> None:
+        """Have it worked on, or tell that it cannot be now."""
         if isinstance(request.body, CancelRequest):
             if (cancelled := self._cancelled.get(request.body.request)) is not None:
                 cancelled.set()
             return
         given_s = min(request.timeout_s, TIMEOUT_MAX_S)  # none where it is no number, and then time is up at once
+        if expiry_s is not None:  # it may have waited for us at the broker
+            given_s = min(given_s, expiry_s)
         deadline = time.monotonic() + given_s
         if isinstance(request.body, StatusRequest):  # quick, and must not wait behind a profile
             self._answer_with(request, partial(self._work, request, deadline))
             return
         self._cancelled[request.id] = threading.Event()
         try:
-            self._enqueue(request, deadline, len(delivery.payload))
+            self._enqueue(request, deadline, size_bytes)
         except FerrymanError as error:
             self._cancelled.pop(request.id, None)
             self._answer(request, Failure(error=to_wire(error)))
 
     def _answer_unread(self, payload: bytes, problem: ValueError) -> None:
         """Tell whoever wrote what is no request, where it says who that is."""
+        error = CallerError(f"the request cannot be read: {problem}; see that both ferrymans are of one version")
+        self._answer_refused(payload, error)
+
+    def _answer_refused(self, payload: bytes, error: FerrymanError) -> None:
+        """Tell whoever wrote what is not obeyed, where it says who that is."""
         with contextlib.suppress(ValueError):
-            asked = unpack(payload, _Addressed)
+            asked = unpack(inner(payload), _Addressed)
             if topics.is_response(asked.reply_to, self._device):
-                error = CallerError(
-                    f"the request cannot be read: {problem}; see that both ferrymans are of one version"
-                )
                 self._answer(asked, Failure(error=to_wire(error)))
 
     def _enqueue(self, request: Request, deadline: float, size_bytes: int) -> None:
@@ -165,7 +205,17 @@ class Desk:
 
     def _answer(self, request: Request | _Addressed, body: Body) -> None:
         response = Response(id=request.id, device=self._device, body=body)
+        given_s = request.timeout_s if isinstance(request, Request) else 0.0
+        wait_s = min(given_s, TIMEOUT_MAX_S) if given_s > 0 else 0.0  # none where it is no number
+        refused = partial(self._refused, request, body)
         try:
-            self._link.publish(Message(topic=request.reply_to, payload=pack(response)))
-        except (LinkError, ValueError) as error:  # ValueError: what paho says of a message MQTT cannot carry
+            self._answers.send(request.id, request.reply_to, pack(response), wait_s, refused)
+        except ValueError as error:  # what paho says of a message MQTT cannot carry
             log.warning("answer to %s not sent: %s", request.id, error)
+
+    def _refused(self, request: Request | _Addressed, body: Body, problem: str) -> None:
+        """Tell the one who asked, in fewer bytes, where it may have been them."""
+        log.warning("answer to %s not sent: %s", request.id, problem)
+        if not isinstance(body, Failure):
+            error = LinkError(f"the broker refuses the answer: {problem}")
+            self._answer(request, Failure(error=to_wire(error)))

@@ -7,7 +7,6 @@ nobody asks, the golden vectors are run now and then; what they show stands apar
 from __future__ import annotations
 
 import logging
-import random
 import statistics
 import threading
 import time
@@ -16,7 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from ferryman.devices.agent.probe import CALLS, Answers, distance, holds, run_before, vectors_of
-from ferryman.devices.agent.serving import HANG_S, Serving, picked
+from ferryman.devices.agent.serving import HANG_S, Serving, Watch, picked
+from ferryman.devices.agent.tally import Reservoir
 from ferryman.profiler.drift_distance import distances
 from ferryman.runtime.contracts.drift import Drift
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, FerrymanError
@@ -28,8 +28,6 @@ from ferryman.runtime.slots import Installed, SlotStore
 
 log = logging.getLogger(__name__)
 
-KEPT_MAX = 1000
-"""Latencies, drawn by chance of all."""
 PROBE_S = 5.0
 """So long nobody asks before the golden vectors run, and again."""
 _SERVED_MIN = 5
@@ -41,32 +39,14 @@ _AHEAD_S = 0.5
 
 
 @dataclass
-class _Reservoir:
-    """A bounded, even sample of numbers."""
-
-    kept: list[int] = field(default_factory=list)
-    count: int = 0
-
-    def add(self, value: int) -> None:
-        self.count += 1
-        if len(self.kept) < KEPT_MAX:
-            self.kept.append(value)
-        elif (at := random.randrange(self.count)) < KEPT_MAX:  # noqa: S311  # nothing is secret
-            self.kept[at] = value
-
-    def median(self) -> int | None:
-        return int(statistics.median(self.kept)) if self.kept else None
-
-
-@dataclass
 class _Tally:
     """One package, since this process saw it first."""
 
     package_sha256: str
     began: float
-    served: _Reservoir = field(default_factory=_Reservoir)
+    served: Reservoir = field(default_factory=Reservoir)
     failed: int = 0
-    probed: _Reservoir = field(default_factory=_Reservoir)
+    probed: Reservoir = field(default_factory=Reservoir)
     probes: int = 0
     probes_failed: int = 0
     drift: float | None = None
@@ -79,8 +59,17 @@ class _Tally:
 class HealthWatch:
     """Counts; safe to use from several threads, but for `idle`, which is the serving thread's."""
 
-    def __init__(self, store: SlotStore, clock: Callable[[], float] = time.monotonic) -> None:
-        self._store, self._clock = store, clock
+    def __init__(
+        self, store: SlotStore, clock: Callable[[], float] = time.monotonic, *, also: Watch | None = None
+    ) -> None:
+        """Nothing is counted yet.
+
+        Args:
+            store: the slot store.
+            clock: a monotonic one.
+            also: is told of what was served, the golden vectors left out.
+        """
+        self._store, self._clock, self._also = store, clock, also
         self._lock = threading.Lock()
         self._tally: _Tally | None = None
         self._state = SlotState()
@@ -116,6 +105,8 @@ class HealthWatch:
             self._asked = self._clock()
             if tally:
                 tally.served.add(latency_ns)
+            if self._also:
+                self._also.answered(package_sha256, latency_ns)
 
     def failed(self, package_sha256: str) -> None:
         """See `Watch`."""
@@ -125,6 +116,8 @@ class HealthWatch:
             self._asked = self._clock()
             if tally:
                 tally.failed += 1
+            if self._also:
+                self._also.failed(package_sha256)
 
     def saw_drift(self, records: Sequence[Drift]) -> None:
         """Take in drift statistics, of the package that serves or the one before it."""

@@ -2,51 +2,39 @@
 
 An append is on disk when it returns. Sequences only ever grow, and `boot` (the file's own random id joined with the
 kernel's boot id) is new whenever the file is, so that (device, boot, sequence) never names two records. Several
-processes may use one outbox at once. When it is full the oldest records make room; that is counted, and reported
-as a record of its own.
+processes may use one outbox at once. When it is full the oldest records of the lowest priority make room, and records
+of bulk are not kept for ever; what is dropped is counted, and reported as a record of its own (`outbox_room`).
 """
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import secrets
 import sqlite3
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 from ferryman.devices import database
+from ferryman.devices.agent import outbox_room as room
+from ferryman.devices.agent.clock import Clock, Reading, kernel_boot, read_clock
+from ferryman.devices.agent.outbox_file import OVERHEAD_BYTES, OutboxFile, SetAside, totals
+from ferryman.devices.agent.outbox_room import Drop, Dropped
+from ferryman.runtime.contracts.envelope import KIND_MAX_CHARS
 from ferryman.runtime.contracts.errors import CallerError, DeviceError
 from ferryman.runtime.contracts.record import Record, encode
+from ferryman.runtime.contracts.telemetry import Priority, priority
+
+__all__ = ["BODY_MAX_BYTES", "Counts", "Dropped", "Entry", "Outbox", "SetAside", "Waiting"]
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
+FILE = "outbox.sqlite"
+"""In an agent's root."""
 MAX_BYTES = 64 << 20
 BODY_MAX_BYTES = 1 << 20
-OVERHEAD_BYTES = 128
-"""Charged per record beside its body."""
-_VERSION = 1
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-
-_SCHEMA = f"""
-BEGIN IMMEDIATE;
-CREATE TABLE records (
-    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
-    boot TEXT NOT NULL, kind TEXT NOT NULL, time_ns INTEGER NOT NULL, body BLOB NOT NULL);
-CREATE TABLE totals (id TEXT NOT NULL, records INTEGER NOT NULL, bytes INTEGER NOT NULL, dropped INTEGER NOT NULL);
-CREATE TRIGGER added AFTER INSERT ON records BEGIN
-    UPDATE totals SET records = records + 1, bytes = bytes + length(new.body) + {OVERHEAD_BYTES}; END;
-CREATE TRIGGER removed AFTER DELETE ON records BEGIN
-    UPDATE totals SET records = records - 1, bytes = bytes - length(old.body) - {OVERHEAD_BYTES}; END;
-INSERT INTO totals VALUES ('%s', 0, 0, 0);
-PRAGMA user_version = {_VERSION};
-COMMIT;
-"""  # noqa: S608  # numbers of ours
+KEEP_DAYS = 7.0
+_DAY_NS = 86_400 * 10**9
+_COLUMNS = "sequence, boot, kind, time_ns, body, priority, uptime_ns, sure"
 
 
 class Entry(NamedTuple):
@@ -57,6 +45,11 @@ class Entry(NamedTuple):
     kind: str
     time_ns: int
     body: bytes
+    priority: Priority
+    uptime_ns: int | None
+    """CLOCK_BOOTTIME; None: a version of ferryman appended it that did not note this."""
+    sure: bool
+    """Whether the wall clock was synchronised."""
 
 
 class Counts(NamedTuple):
@@ -67,69 +60,75 @@ class Counts(NamedTuple):
     dropped: int
 
 
-class Dropped(Record):
-    """Body of a record of kind `dropped`: the outbox was full and these made room."""
+class Waiting(NamedTuple):
+    """What waits of one kind."""
 
+    kind: str
+    priority: Priority
     records: int
-    first: int
-    last: int
-    total: int
-    """Over the outbox's life; what counts when a report was itself dropped."""
-
-
-class SetAside(Record):
-    """Body of a record of kind `outbox-set-aside`: the file was damaged and a new one was begun."""
-
-    moved_to: str
-    reason: str
+    bytes: int
+    oldest_ns: int
+    """Wall clock of the earliest."""
 
 
 class Outbox:
     """One outbox file; safe to use from several threads and processes."""
 
-    def __init__(self, path: Path, *, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(
+        self, path: Path, *, max_bytes: int = MAX_BYTES, keep_days: float = KEEP_DAYS, clock: Clock = read_clock
+    ) -> None:
         """Open `path`, or create it; where its disk is full or broken, that is logged, and tried again with every call.
 
+        Args:
+            path: the file; one of an earlier version is brought up to this one, and nothing in it is lost.
+            max_bytes: of bodies, and OVERHEAD_BYTES for each.
+            keep_days: how long records of bulk may wait; others wait until room is short.
+            clock: what time it is.
+
         Raises:
-            CallerError: `max_bytes` is too small to be of use.
+            CallerError: `max_bytes` or `keep_days` is too small to be of use.
             DeviceError: the file cannot be opened or made, or a later ferryman wrote it.
         """
         if max_bytes < 1 << 12:
             raise CallerError(f"outbox {path}: max_bytes must be at least 4096, found {max_bytes}")
+        if not keep_days > 0:
+            raise CallerError(f"outbox {path}: keep_days must be more than 0, found {keep_days}")
         self.path = path
         self._max_bytes = max_bytes
-        self._lock = threading.Lock()
-        self._connection: sqlite3.Connection | None = None
-        self._inode = -1
-        self.id = ""
-        """Random, made with the file; the first part of every `boot`. Empty until the file could be opened."""
-        self._kernel_boot = _BOOT_ID.read_text().strip()
+        self._keep_ns = int(keep_days * _DAY_NS)
+        self.clock = clock
+        self._kernel_boot = kernel_boot()
+        self._file = OutboxFile(path, self._note_aside)
         try:
-            self._run(lambda _: None)
+            self._file.run(lambda _: None)
         except DeviceError as error:
             if not database.is_full(error.__cause__):
                 raise
             log.error("%s", error)  # noqa: TRY400  # the message says it all
 
     @property
+    def id(self) -> str:
+        """Random, made with the file; the first part of every `boot`. Empty until the file could be opened."""
+        return self._file.id
+
+    @property
     def boot(self) -> str:
         """The run of numbers that records appended now belong to."""
         return f"{self.id}.{self._kernel_boot}"
 
-    def append(self, kind: str, body: Record, now_ns: int) -> int:
-        """Put one record on disk; returns its sequence.
+    def append(self, kind: str, body: Record, made: Reading | None = None) -> int:
+        """Put one record on disk; returns its sequence. See `append_all`."""
+        return self.append_all([(kind, body)], made)[0]
 
-        Raises:
-            CallerError: the body is over BODY_MAX_BYTES, or does not fit the outbox at all.
-            DeviceError: the disk is full or broken; nothing was appended.
-        """
-        return self.append_all([(kind, body)], now_ns)[0]
-
-    def append_all(self, records: Sequence[tuple[str, Record]], now_ns: int) -> list[int]:
+    def append_all(self, records: Sequence[tuple[str, Record]], made: Reading | None = None) -> list[int]:
         """Put several records on disk in one commit, all or none; returns their sequences.
 
+        Args:
+            records: kind and body of each.
+            made: when they were made; None: now.
+
         Raises:
-            CallerError: a body is over BODY_MAX_BYTES, or all do not fit the outbox at once.
+            CallerError: a body is over BODY_MAX_BYTES, all do not fit the outbox at once, or a kind has no name.
             DeviceError: the disk is full or broken; nothing was appended.
         """
         rows = [(kind, encode(body)) for kind, body in records]
@@ -140,12 +139,18 @@ class Outbox:
                 f"telemetry: a body may be {BODY_MAX_BYTES} bytes and one batch {self._max_bytes // 2}, "
                 f"found {largest} and {size}; split it"
             )
+        for kind, _ in rows:
+            if not 0 < len(kind) <= KIND_MAX_CHARS:
+                raise CallerError(f"telemetry: a kind is 1 to {KIND_MAX_CHARS} characters, found {kind[:80]!r}")
+        now = self.clock()
 
         def work(connection: sqlite3.Connection) -> list[int]:
-            self._make_room(connection, size, now_ns)
-            return [self._insert(connection, kind, body, now_ns) for kind, body in rows]
+            sequences = self._insert(connection, rows, made or now)
+            if sequences and room.make_room(connection, self._max_bytes, sequences[0]):
+                self._report(connection, now)
+            return list(sequences)
 
-        return self._write(work)
+        return self._file.write(work)
 
     def pending(self, after: int, limit: int) -> list[Entry]:
         """Read up to `limit` records whose sequence is greater than `after`, in order.
@@ -155,13 +160,30 @@ class Outbox:
         """
         return self._read("WHERE sequence > ? ORDER BY sequence LIMIT ?", (after, limit))
 
-    def entry(self, sequence: int) -> Entry | None:
-        """Read one record; None if it has been forgotten or dropped.
+    def waiting(self, level: Priority, after: int, limit: int, max_bytes: int) -> list[Entry]:
+        """Read records of one priority after a sequence, in order: up to `limit`, and one past `max_bytes` of bodies.
 
         Raises:
             DeviceError: the disk is broken.
         """
-        return next(iter(self._read("WHERE sequence = ?", (sequence,))), None)
+        where = "WHERE priority = ? AND sequence > ? ORDER BY sequence LIMIT ?"
+        return self._read(where, (level, after, limit), max_bytes)
+
+    def between(self, first: int, last: int) -> list[Entry]:
+        """Read what is left of a range, both ends included.
+
+        Raises:
+            DeviceError: the disk is broken.
+        """
+        return self._read("WHERE sequence BETWEEN ? AND ? ORDER BY sequence", (first, last))
+
+    def newest(self) -> int:
+        """The sequence that was given last; 0: none was.
+
+        Raises:
+            DeviceError: the disk is broken.
+        """
+        return self._file.run(lambda c: next((int(row[0]) for row in c.execute("SELECT seq FROM sqlite_sequence")), 0))
 
     def forget(self, boot: str, ranges: Sequence[tuple[int, int]]) -> int:
         """Remove what someone vouched for (first and last included); returns how many were still here.
@@ -169,17 +191,48 @@ class Outbox:
         Raises:
             DeviceError: the disk is full or broken; nothing was removed.
         """
+        now = self.clock()
 
         def work(connection: sqlite3.Connection) -> int:
-            return sum(
+            gone = sum(
                 connection.execute(
                     "DELETE FROM records WHERE sequence BETWEEN ? AND ? AND boot = ?", (first, last, boot)
                 ).rowcount
                 for first, last in ranges
             )
+            connection.execute("UPDATE totals SET receipt_ns = ?", (now.time_ns,))
+            self._report(connection, now)
+            return gone
 
         # A forgetting that a power cut undoes costs one more sending; an fsync for each would wear the card.
-        return self._write(work, durable=False)
+        return self._file.write(work, durable=False)
+
+    def expire(self) -> None:
+        """Drop records of bulk that have waited too long.
+
+        Raises:
+            DeviceError: the disk is full or broken; nothing was dropped.
+        """
+        now = self.clock()
+
+        def work(connection: sqlite3.Connection) -> None:
+            if room.expire(connection, self._keep_ns, now, self._kernel_boot):
+                self._report(connection, now)
+
+        self._file.write(work)
+
+    def next_birth(self) -> int:
+        """Count one more connection; on disk when it returns, so that no number is given twice while the file lives.
+
+        Raises:
+            DeviceError: the disk is full or broken.
+        """
+
+        def work(connection: sqlite3.Connection) -> int:
+            connection.execute("UPDATE totals SET births = births + 1")
+            return int(totals(connection, "births")[0])
+
+        return self._file.write(work)
 
     def counts(self) -> Counts:
         """Count.
@@ -187,135 +240,102 @@ class Outbox:
         Raises:
             DeviceError: the disk is broken.
         """
-        return Counts(*self._run(lambda c: _totals(c, "records, bytes, dropped")))
+        return Counts(*self._file.run(lambda c: totals(c, "records, bytes, dropped")))
+
+    def kinds(self) -> list[Waiting]:
+        """What waits, by kind; reads the whole outbox.
+
+        Raises:
+            DeviceError: the disk is broken.
+        """
+        query = (
+            f"SELECT kind, priority, count(*), sum(length(body) + {OVERHEAD_BYTES}), min(time_ns) "  # noqa: S608
+            "FROM records GROUP BY kind, priority ORDER BY priority DESC, kind"
+        )
+        return self._file.run(
+            lambda c: [Waiting(kind, Priority(level), *rest) for kind, level, *rest in c.execute(query)]
+        )
+
+    def drops(self) -> list[Drop]:
+        """What was ever dropped, by kind.
+
+        Raises:
+            DeviceError: the disk is broken.
+        """
+        return self._file.run(room.drops)
+
+    def receipt_ns(self) -> int | None:
+        """Wall clock when something was last vouched for; None: never.
+
+        Raises:
+            DeviceError: the disk is broken.
+        """
+        found: int | None = self._file.run(lambda c: totals(c, "receipt_ns"))[0]
+        return found
+
+    def note(self, name: str) -> bytes | None:
+        """Read what `keep_note` kept.
+
+        Raises:
+            DeviceError: the disk is broken.
+        """
+        query = "SELECT value FROM notes WHERE name = ?"
+        return self._file.run(lambda c: next((bytes(row[0]) for row in c.execute(query, (name,))), None))
+
+    def keep_note(self, name: str, value: bytes, *, durable: bool = True) -> None:
+        """Keep something beside the records, for the next run of whoever sends them.
+
+        Raises:
+            DeviceError: the disk is full or broken; the note is as it was.
+        """
+        query = "INSERT OR REPLACE INTO notes VALUES (?, ?)"
+        self._file.write(lambda c: c.execute(query, (name, value)), durable=durable)
 
     def close(self) -> None:
         """Close the file; a later call opens it again."""
-        with self._lock:
-            self._close()
+        self._file.close()
 
-    def _read(self, where: str, arguments: tuple[int, ...]) -> list[Entry]:
-        query = f"SELECT sequence, boot, kind, time_ns, body FROM records {where}"  # noqa: S608
-        return self._run(lambda c: [Entry(*row) for row in c.execute(query, arguments)])
+    def _read(self, where: str, arguments: tuple[int, ...], max_bytes: int | None = None) -> list[Entry]:
+        def work(connection: sqlite3.Connection) -> list[Entry]:
+            entries: list[Entry] = []
+            size = 0
+            for sequence, boot, kind, time_ns, body, level, uptime_ns, sure in connection.execute(
+                f"SELECT {_COLUMNS} FROM records {where}",  # noqa: S608  # names of ours
+                arguments,
+            ):
+                entries.append(Entry(sequence, boot, kind, time_ns, body, Priority(level), uptime_ns, bool(sure)))
+                size += len(body)
+                if max_bytes is not None and size > max_bytes:
+                    break
+            return entries
 
-    def _insert(self, connection: sqlite3.Connection, kind: str, body: bytes, now_ns: int) -> int:
-        row = (self.boot, kind, now_ns, body)
-        sequence = connection.execute(
-            "INSERT INTO records (boot, kind, time_ns, body) VALUES (?, ?, ?, ?)", row
-        ).lastrowid
-        assert sequence is not None  # noqa: S101  # an INSERT has one
-        return sequence
+        return self._file.run(work)
 
-    def _make_room(self, connection: sqlite3.Connection, size: int, now_ns: int) -> None:
-        (used, total) = _totals(connection, "bytes, dropped")
-        if used + size <= self._max_bytes:
+    def _insert(self, connection: sqlite3.Connection, rows: Sequence[tuple[str, bytes]], made: Reading) -> range:
+        """Add rows; returns their sequences, which follow each other within a transaction."""
+        boot = self.boot
+        connection.executemany(
+            "INSERT INTO records (boot, kind, time_ns, body, priority, uptime_ns, sure) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [(boot, kind, made.time_ns, body, int(priority(kind)), made.uptime_ns, made.sure) for kind, body in rows],
+        )
+        last = int(connection.execute("SELECT last_insert_rowid()").fetchone()[0])
+        return range(last - len(rows) + 1, last + 1)
+
+    def _report(self, connection: sqlite3.Connection, now: Reading) -> None:
+        report = room.report(connection)
+        if report is None:
             return
-        # Some more than needed goes, so that a full outbox does not add one report for each record.
-        excess = used + size + 2 * OVERHEAD_BYTES - self._max_bytes + self._max_bytes // 16
-        freed = records = first = last = 0
-        for sequence, length in connection.execute("SELECT sequence, length(body) FROM records ORDER BY sequence"):
-            if freed >= excess:
-                break
-            first, last, records = first or sequence, sequence, records + 1
-            freed += length + OVERHEAD_BYTES
-        connection.execute("DELETE FROM records WHERE sequence <= ?", (last,))
-        connection.execute("UPDATE totals SET dropped = dropped + ?", (records,))
-        log.warning("outbox %s: full; dropped the %d oldest records (%d..%d)", self.path, records, first, last)
-        report = Dropped(records=records, first=first, last=last, total=total + records)
-        self._insert(connection, "dropped", encode(report), now_ns)
+        log.warning(
+            "outbox %s: dropped %d records, of sequences %d..%d, %d of them too old, the others for want of room",
+            self.path,
+            report.records,
+            report.first,
+            report.last,
+            report.aged,
+        )
+        (sequence,) = self._insert(connection, [("dropped", encode(report))], now)
+        connection.execute("UPDATE totals SET report = ?", (sequence,))
+        room.make_room(connection, self._max_bytes, sequence)
 
-    def _write(self, work: Callable[[sqlite3.Connection], T], *, durable: bool = True) -> T:
-        def transaction(connection: sqlite3.Connection) -> T:
-            connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                result = work(connection)
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
-            return result
-
-        return self._run(transaction)
-
-    def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        with self._lock:
-            try:
-                try:
-                    return work(self._open())
-                except sqlite3.DatabaseError as error:
-                    # Our statements fit our tables: SQLITE_ERROR is a table that is gone, or another's.
-                    foreign = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_ERROR
-                    if not (foreign or database.is_corrupt(error)):
-                        raise
-                    self._set_aside(str(error))
-                    return work(self._open())
-            except database.LaterVersionError as error:
-                raise DeviceError(f"outbox {error}") from error
-            except sqlite3.Error as error:
-                raise DeviceError(f"outbox {database.explain(error, self.path)}") from error
-            except OSError as error:
-                raise DeviceError(f"outbox {self.path}: {error}; check its folder and disk") from error
-
-    def _open(self) -> sqlite3.Connection:
-        """The connection to the file that is at `path` now; another process may have set the old one aside."""
-        if self._connection is not None and self._inode == self._inode_now():
-            if self.path.stat().st_size == 0:
-                raise database.DamagedError("it was cut to 0 bytes")
-            return self._connection
-        self._close()
-        with self._file_lock():
-            self._inode = self._inode_now()
-            self._connection = connection = database.connect(self.path)
-            try:
-                database.write_ahead(connection)
-                if database.version(connection, self.path, _VERSION) == 0:
-                    connection.executescript(_SCHEMA % secrets.token_hex(8))
-                connection.execute("SELECT sequence, boot, kind, time_ns, body FROM records LIMIT 0")
-                (self.id,) = _totals(connection, "id")
-            except BaseException:
-                self._close()
-                raise
-            self._inode = self._inode_now()
-            return connection
-
-    def _set_aside(self, reason: str) -> None:
-        """Move the damaged file away; the next `_open` makes a new one, whose first record says so."""
-        self._close()
-        with self._file_lock():
-            if self._inode_now() != self._inode:
-                return  # another process was here first
-            moved_to = self.path.with_name(f"{self.path.name}.damaged-{time.time_ns()}")
-            for suffix in ("-wal", "-shm", ""):
-                part = self.path.with_name(self.path.name + suffix)
-                if part.exists():
-                    part.rename(moved_to.with_name(moved_to.name + suffix))
-        log.error("outbox %s: damaged (%s); moved to %s, beginning a new one", self.path, reason, moved_to)
-        body = encode(SetAside(moved_to=str(moved_to), reason=reason))
-        self._insert(self._open(), "outbox-set-aside", body, time.time_ns())
-
-    def _close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-    def _inode_now(self) -> int:
-        try:
-            return self.path.stat().st_ino
-        except FileNotFoundError:
-            return -1
-
-    @contextmanager
-    def _file_lock(self) -> Iterator[None]:
-        """Hold off other processes while the file is made or replaced."""
-        with self.path.with_name(f"{self.path.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-
-
-def _totals(connection: sqlite3.Connection, columns: str) -> Any:  # noqa: ANN401  # a row, as the columns say
-    row = connection.execute(f"SELECT {columns} FROM totals").fetchone()  # noqa: S608  # names of ours
-    if row is None:
-        raise database.DamagedError("its table `totals` is empty")
-    return row
+    def _note_aside(self, connection: sqlite3.Connection, aside: SetAside) -> None:
+        self._insert(connection, [("outbox-set-aside", encode(aside))], self.clock())

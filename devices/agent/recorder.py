@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
+from ferryman.devices.agent.clock import Reading
 from ferryman.devices.agent.outbox import BODY_MAX_BYTES, Outbox
 from ferryman.runtime.contracts.energy import EnergyWindow
 from ferryman.runtime.contracts.errors import CallerError, DeviceError
 from ferryman.runtime.contracts.measurement import KEPT_MAX, Measurement
 from ferryman.runtime.contracts.record import Record, encode
 from ferryman.runtime.contracts.samples import Samples
+from ferryman.runtime.contracts.telemetry import priority
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ class Recorder:
     def __init__(self, outbox: Outbox) -> None:
         self._outbox = outbox
         self._lock = threading.Lock()
-        self._waiting: deque[tuple[str, Record]] = deque()
+        self._waiting: deque[tuple[str, Record, Reading]] = deque()
         self._trouble = False
         self.lost = 0
         """Records that never reached the disk."""
@@ -42,14 +43,15 @@ class Recorder:
 
     def put(self, records: Sequence[tuple[str, Record]]) -> None:
         """Put records on disk; what a full one keeps out waits in memory and is tried again with every poll."""
+        now = self._outbox.clock()
         with self._lock:
-            self._waiting.extend(records)
+            self._waiting.extend((kind, body, now) for kind, body in records)
             while len(self._waiting) > UNRECORDED_MAX:
-                self._waiting.popleft()
+                del self._waiting[self._least()]
                 self.lost += 1
             try:
                 while self._waiting:
-                    self._outbox.append(*self._waiting[0], time.time_ns())
+                    self._outbox.append(*self._waiting[0])
                     self._waiting.popleft()
             except DeviceError as error:
                 if not self._trouble:
@@ -61,6 +63,10 @@ class Recorder:
                 raise
             else:
                 self._trouble = False
+
+    def _least(self) -> int:
+        """The oldest of those that matter least."""
+        return min(range(len(self._waiting)), key=lambda at: (priority(self._waiting[at][0]), at))
 
 
 def as_record(measurement: Measurement) -> Measurement:

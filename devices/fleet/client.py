@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import secrets
 import threading
+import time
 from collections.abc import Sequence
 from concurrent import futures
 from typing import TypeVar
@@ -13,12 +15,14 @@ import numpy as np
 
 from ferryman.devices import topics
 from ferryman.devices.broker import BrokerConfig
+from ferryman.devices.fleet.signer import Signer, own_name
 from ferryman.devices.mqtt import Delivery, Link, Message
 from ferryman.runtime.closing import Closing
 from ferryman.runtime.contracts.errors import (
     CallerError,
     DeviceError,
     FerrymanError,
+    IdentityError,
     LinkError,
     RequestTimeout,
     from_wire,
@@ -64,15 +68,18 @@ class AgentClient(Closing):
         Raises:
             CallerError: `device` is no name for a device.
             LinkError: the broker cannot be reached, or does not let us in.
+            IdentityError: the key that signs commands could be read by others.
         """
-        client = secrets.token_hex(8)
+        session = secrets.token_hex(8)
+        self._signer = Signer.of_environment()
+        client = own_name(broker) or session
         self.device = device
         self._reply_to = topics.response(device, client)
         self._waiting: dict[str, futures.Future[Response]] = {}
         self._lock = threading.Lock()
         self._status_came = threading.Condition()
         self._last_status: Status | None = None
-        self._link = Link(broker, f"ferryman-client-{client}")
+        self._link = Link(broker, f"ferryman-client-{session}")
         self._link.subscribe(self._reply_to, self._on_response)
         self._link.subscribe(topics.status(device), self._on_status)
         self._link.start()
@@ -129,23 +136,12 @@ class AgentClient(Closing):
         request = Request(id=secrets.token_hex(16), reply_to=self._reply_to, timeout_s=timeout_s, body=body)
         payload = _packed(request)
         self._check_online(timeout_s)
-        answer: futures.Future[Response] = futures.Future()
-        with self._lock:
-            self._waiting[request.id] = answer
-        try:
-            self._link.publish(
-                Message(topic=topics.request(self.device), payload=payload),
-                lambda problem: self._refused(answer, problem),
-            )
-            response = answer.result(timeout_s)
-        except futures.TimeoutError:
-            raise RequestTimeout(self._silence(timeout_s)) from None
-        except KeyboardInterrupt:
-            self._cancel(request.id)
-            raise
-        finally:
-            with self._lock:
-                del self._waiting[request.id]
+        deadline_s = time.monotonic() + timeout_s
+        response, challenge = self._exchange(request.id, payload, timeout_s)
+        if isinstance(response.body, Failure) and response.body.error.party == IdentityError.party:
+            left_s = deadline_s - time.monotonic()
+            if challenge != self._challenge and left_s > 0:  # it started anew between its status and our request
+                response, _ = self._exchange(request.id, payload, left_s)
         if isinstance(response.body, Failure):
             raise from_wire(response.body.error)
         if not isinstance(response.body, kind):
@@ -154,6 +150,40 @@ class AgentClient(Closing):
                 "its ferryman and this one do not fit together"
             )
         return response.body
+
+    def _exchange(self, request_id: str, payload: bytes, timeout_s: float) -> tuple[Response, str]:
+        """Send a request and wait for its answer; returns that, and the challenge that was signed."""
+        challenge = self._challenge
+        answer: futures.Future[Response] = futures.Future()
+        message = self._message(payload, challenge, timeout_s)
+        with self._lock:
+            self._waiting[request_id] = answer
+        try:
+            self._link.publish(message, lambda problem: self._refused(answer, problem))
+            return answer.result(timeout_s), challenge
+        except futures.TimeoutError:
+            raise RequestTimeout(self._silence(timeout_s)) from None
+        except KeyboardInterrupt:
+            self._cancel(request_id)
+            raise
+        finally:
+            with self._lock:
+                del self._waiting[request_id]
+
+    @property
+    def _challenge(self) -> str:
+        """What the agent wants signed; empty: it takes commands as they are."""
+        return self._last_status.challenge if self._last_status else ""
+
+    def _message(self, payload: bytes, challenge: str, timeout_s: float) -> Message:
+        """A request as the device wants it.
+
+        Raises:
+            IdentityError: it wants commands signed, and no key is named here.
+        """
+        if challenge:
+            payload = self._signer.request(payload, self.device, challenge, timeout_s)
+        return Message(topic=topics.request(self.device), payload=payload, expiry_s=math.ceil(timeout_s))
 
     def _check_online(self, timeout_s: float) -> None:
         """Raise LinkError for a device whose status says offline; one that never reported is asked all the same."""
@@ -172,9 +202,8 @@ class AgentClient(Closing):
         cancel = Request(id=secrets.token_hex(16), reply_to=self._reply_to, timeout_s=CANCEL_WAIT_S, body=body)
         sent = threading.Event()
         with contextlib.suppress(LinkError):
-            self._link.publish(
-                Message(topic=topics.request(self.device), payload=pack(cancel)), lambda _problem: sent.set()
-            )
+            message = self._message(pack(cancel), self._challenge, CANCEL_WAIT_S)
+            self._link.publish(message, lambda _problem: sent.set())
             sent.wait(CANCEL_WAIT_S)
 
     def _refused(self, answer: futures.Future[Response], problem: str | None) -> None:
@@ -208,6 +237,8 @@ class AgentClient(Closing):
         with contextlib.suppress(ValueError):
             status = decode(delivery.payload, Status)
         with self._status_came:
+            if status is not None and status.outdated_by(self._last_status):
+                return
             self._last_status = status
             self._status_came.notify_all()
 

@@ -80,12 +80,12 @@ def push(
         connect_ns = time.perf_counter_ns() - started
         picks = () if pick == "first" else ("--pick", pick)  # an older ferryman knows the first alone
         prepare = ("prepare", sha256, str(size_bytes))
-        prepared = _ask(transport, device, prepare, Prepared, timeout_s=_PREPARE_TIMEOUT_S)
+        prepared = ask(transport, device, prepare, Prepared, timeout_s=_PREPARE_TIMEOUT_S)
         if prepared.active:
             repicked: InstallResult | None = None
             if prepared.active.pick != pick:
                 progress("pick on the device", 0, 0)
-                repicked = _ask(transport, device, ("repick", *picks), InstallResult, timeout_s=install_timeout_s)
+                repicked = ask(transport, device, ("repick", *picks), InstallResult, timeout_s=install_timeout_s)
             return PushResult(
                 device=device.name,
                 package_sha256=sha256,
@@ -99,7 +99,7 @@ def push(
         upload_ns = time.perf_counter_ns() - upload_started
         progress("install on the device", 0, 0)
         words = ("install", *picks, prepared.upload_to)
-        installed = _ask(transport, device, words, InstallResult, timeout_s=install_timeout_s)
+        installed = ask(transport, device, words, InstallResult, timeout_s=install_timeout_s)
     return PushResult(
         device=device.name,
         package_sha256=sha256,
@@ -120,7 +120,7 @@ def rollback(device: Device) -> Slot:
         DeviceError: the device lacks ferryman, or a previous package that is intact, or an install is at work there.
     """
     with connect(device) as transport:
-        state = _ask(transport, device, ("rollback",), SlotState, timeout_s=_ROLLBACK_TIMEOUT_S)
+        state = ask(transport, device, ("rollback",), SlotState, timeout_s=_ROLLBACK_TIMEOUT_S)
     if state.active is None:
         raise DeviceError(f"{device.name} rolled back to nothing; see that ferryman there is of this version")
     return state.active
@@ -134,9 +134,9 @@ def _upload(transport: Transport, package: Path, remote: str, progress: Progress
         raise
 
 
-def _ask(transport: Transport, device: Device, words: Sequence[str], kind: type[R], *, timeout_s: float) -> R:
-    """Have the device's ferryman do something, and read its answer or raise its error."""
-    argv = (*shlex.split(device.command), words[0], "--root", str(device.root), "--json", *words[1:])
+def ask(transport: Transport, device: Device, words: Sequence[str], kind: type[R], *, timeout_s: float) -> R:
+    """Have the device's ferryman do something (command, then its arguments), and read its answer or raise its error."""
+    argv = (*shlex.split(device.command), *words[0].split(), "--root", str(device.root), "--json", *words[1:])
     ended = transport.run(argv, timeout_s=timeout_s)
     try:
         if ended.exit_status == 0:

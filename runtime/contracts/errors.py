@@ -13,6 +13,7 @@ FerrymanError
 │   ├── BudgetError      it would cost more data than this device may spend
 │   ├── RuntimeFault     an interpreter refused or failed; carries its own message
 │   └── RuntimeCrash     the process that ran an interpreter died
+├── IdentityError        a key, certificate or signature is missing, wrong, expired, revoked or used before
 └── LinkError            SSH or MQTT did not carry the message
     └── RequestTimeout   nobody answered in time
 
@@ -105,6 +106,12 @@ class RuntimeCrash(DeviceError):
     party = "runtime-crash"
 
 
+class IdentityError(FerrymanError):
+    """A key, certificate or signature does not prove who its owner claims to be; nothing is done for them."""
+
+    party = "identity"
+
+
 class LinkError(FerrymanError):
     """A connection could not be made, or broke."""
 
@@ -140,6 +147,7 @@ _BY_PARTY: dict[str, type[FerrymanError]] = {
         BudgetError,
         RuntimeFault,
         RuntimeCrash,
+        IdentityError,
         LinkError,
         RequestTimeout,
     )

@@ -84,8 +84,19 @@ class Status(Record, tag="status"):
     """What the device is called by in queries, such as site=lab; as `ferryman agent --label` was told."""
     model: str = ""
     """The kind of device, as in `Reported`; empty from agents that do not tell."""
+    challenge: str = ""
+    """What a command to this agent must be signed with (`ferryman.devices.signing`); empty: it takes unsigned ones."""
     outbox_pending: int = 0
     outbox_dropped: int = 0
+
+    def outdated_by(self, seen: Status | None) -> bool:
+        """Whether this is the death of an earlier connection than the one that `seen` is the birth of."""
+        return (
+            seen is not None
+            and (seen.online, self.online) == (True, False)
+            and 0 < self.birth < seen.birth
+            and self.boot.partition(".")[0] == seen.boot.partition(".")[0]  # else another outbox counts
+        )
 
 
 class Failure(Record, tag="failure"):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
-import threading
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +12,27 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ferryman import __version__
+from ferryman.ca_cli import ca
+from ferryman.collect_cli import collect
 from ferryman.compare_cli import compare
+from ferryman.enroll_cli import enroll, identity
+from ferryman.fleet_cli import fleet
 from ferryman.keys_cli import keys
-from ferryman.options import PATH, Seconds, Size, devices_option, find, update_config, update_options
+from ferryman.options import (
+    PATH,
+    Seconds,
+    Size,
+    devices_option,
+    find,
+    instrument_options,
+    instruments_config,
+    stop_event,
+    telemetry_config,
+    telemetry_options,
+    update_config,
+    update_options,
+)
+from ferryman.outbox_cli import outbox
 from ferryman.profile_cli import profile
 from ferryman.repository_cli import publish, repository, serve, withdraw
 from ferryman.rollout_cli import rollout
@@ -46,10 +62,14 @@ _INSTALL = {
     "ship": "torch==2.13.0, then 'ferryman[convert,publish]'",
     "agent": "'ferryman[ota]'",
     "update": "'ferryman[ota]'",
+    "ca": "'ferryman[enroll]'",
+    "enroll": "'ferryman[enroll,push]'",
     "push": "'ferryman[push]'",
     "rollback": "'ferryman[push]'",
     "profile": "'ferryman[collector]'",
     "compare": "'ferryman[push,collector]'",
+    "collect": "'ferryman[collector]'",
+    "fleet": "'ferryman[collector]'",
     "report": "'ferryman[collector]'",
     "pareto": "torch==2.13.0, then 'ferryman[convert,collector]'",
 }
@@ -96,6 +116,7 @@ def main(verbose: int) -> None:
       profile   latency, memory and energy on the device
       compare   packages -> which is slower, by how much, for sure
       collect   telemetry -> database;  report: database -> table and page
+      fleet     database -> how all devices do, who stands out, exports
       pareto    packages -> accuracy against bytes and latency
 
     \b
@@ -104,6 +125,11 @@ def main(verbose: int) -> None:
       publish   package -> signed repository, as pieces and deltas
       rollout   release -> devices, ring by ring, and back where they do badly
       ship      convert, publish and rollout in one
+
+    \b
+    Who is who at the broker:
+      ca        certificates, access rules and a whole broker configuration
+      enroll    a device's own key and certificate, over SSH
     """  # noqa: D301  # click wants the very character, where it shall not wrap
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.basicConfig(level=logging.WARNING, format=_LOG_FORMAT)
@@ -385,6 +411,8 @@ def rollback(
 @click.option(
     "--idle", type=click.FloatRange(0, 86400), default=0.0, help="Update only when nobody asked for so many seconds."
 )
+@telemetry_options
+@instrument_options
 def agent(
     device: str,
     broker: str,
@@ -395,6 +423,14 @@ def agent(
     repository: str | None,
     mains: bool,
     idle: float,
+    telemetry_rate: int | None,
+    telemetry_day_max: int | None,
+    mode: Any,  # noqa: ANN401  # click has checked it
+    keep: float,
+    sample: float,
+    meter: str | None,
+    home_assistant: str | None,
+    sparkplug: str | None,
     **spending: Any,  # noqa: ANN401  # what `update_options` adds
 ) -> None:
     """Run on the device: serve the active slot over MQTT, send telemetry, and take updates over the air.
@@ -415,8 +451,12 @@ def agent(
         update=update_config(repository, **spending) if repository else None,
         mains=mains,
         idle_s=idle,
+        instruments=instruments_config(sample=sample, meter=meter, home_assistant=home_assistant, sparkplug=sparkplug),
+        telemetry=telemetry_config(
+            telemetry_rate=telemetry_rate, telemetry_day_max=telemetry_day_max, mode=mode, keep=keep
+        ),
     )
-    Agent(config).run(_stop_event())
+    Agent(config).run(stop_event())
 
 
 @main.command()
@@ -490,31 +530,15 @@ def status(device: str, devices_file: Path | None, as_json: bool, timeout: float
     click.echo(encode(answer) if as_json else describe_status(answer))
 
 
+main.add_command(outbox)
 main.add_command(profile)
 main.add_command(compare)
-for command in (keys, publish, withdraw, repository, serve, update, rollout, ship):
+main.add_command(fleet)
+for command in (keys, publish, withdraw, repository, serve, update, rollout, ship, ca, enroll, identity):
     main.add_command(command)
 
 
-@main.command()
-@click.option("--broker", required=True, help="mqtt://[user:password@]HOST[:PORT] or mqtts://...")
-@click.option("--database", type=PATH, default=Path("ferryman.sqlite"), show_default=True, help="SQLite file.")
-def collect(broker: str, database: Path) -> None:
-    """Store what devices send, until interrupted."""
-    from ferryman.devices.broker import parse_broker
-    from ferryman.devices.fleet.collector import Progress, run_collector
-
-    parsed = parse_broker(broker)
-
-    def show(progress: Progress) -> None:
-        if sys.stderr.isatty():
-            counts = ", ".join(f"{name} {count}" for name, count in progress._asdict().items())
-            click.echo(f"\r{counts}", err=True, nl=False)
-
-    def tell() -> None:
-        click.echo(f"collecting from {parsed.address} into {database}; interrupt to stop", err=True)
-
-    run_collector(parsed, database, stop=_stop_event(), on_connected=tell, on_progress=show)
+main.add_command(collect)
 
 
 @main.command()
@@ -575,14 +599,6 @@ def pareto(package: tuple[Path, ...], data: str, output: Path, as_json: bool) ->
     click.echo(to_json(points) if as_json else table(points))
     draw(points, output)
     click.echo(f"plot: {output}", err=True)
-
-
-def _stop_event() -> threading.Event:
-    """Set by the signals that ask a process to end."""
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
 
 
 if __name__ == "__main__":

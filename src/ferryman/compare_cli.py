@@ -11,12 +11,12 @@ import click
 from ferryman.options import PATH, devices_option, find
 
 
-class _Share(click.ParamType[float]):
+class Share(click.ParamType[float]):
     """`2%`, or 0.02."""
 
     name = "PERCENT"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401  # click's signature
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401, D102  # click's signature
         text = str(value).strip()
         try:
             share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
@@ -35,7 +35,7 @@ class _Share(click.ParamType[float]):
 @click.option(
     "--rounds", type=click.IntRange(6, 100), default=15, show_default=True, help="Fresh processes of each package."
 )
-@click.option("--margin", type=_Share(), default="2%", show_default=True, help="What counts as the same.")
+@click.option("--margin", type=Share(), default="2%", show_default=True, help="What counts as the same.")
 @click.option(
     "--runs",
     type=click.IntRange(min=1),

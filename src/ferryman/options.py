@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +14,15 @@ import click
 from ferryman.runtime.contracts.errors import CallerError
 
 if TYPE_CHECKING:
+    from ferryman.devices.agent.instruments import InstrumentsConfig
+    from ferryman.devices.agent.spending import TelemetryConfig
     from ferryman.devices.agent.update.config import UpdateConfig
     from ferryman.devices.fleet.inventory import Device
 
 PATH = click.Path(path_type=Path)
+DATABASE = "ferryman.sqlite"
+DATABASE_VARIABLE = "FERRYMAN_DATABASE"
+"""Where it is said which store is asked."""
 
 
 class Seconds(click.FloatRange):
@@ -86,3 +93,100 @@ def update_config(
     return check_config(
         UpdateConfig(url=url, proxy=proxy, rate_bytes_s=rate, update_max_bytes=update_max, day_max_bytes=day_max)
     )
+
+
+def stop_event() -> threading.Event:
+    """Set by the signals that ask a process to end."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def telemetry_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds what a device may spend on telemetry, as the arguments of `telemetry_config`."""
+    for option in (
+        click.option(
+            "--keep",
+            type=click.FloatRange(min=0, max=3650, min_open=True),
+            default=7.0,
+            show_default=True,
+            metavar="DAYS",
+            help="How long samples and logs may wait to be sent; other records wait until room is short.",
+        ),
+        click.option(
+            "--mode",
+            type=click.Choice(["full", "metered", "offline"]),
+            default="full",
+            show_default=True,
+            help="How much the link may be used, as long as `ferryman outbox mode` has not said: metered sends what "
+            "matters every 15 minutes, offline does not connect.",
+        ),
+        click.option(
+            "--telemetry-day-max",
+            type=Size(),
+            help="What telemetry may cost a day (UTC) on the wire; what is over waits [default: no matter].",
+        ),
+        click.option("--telemetry-rate", type=Size(), help="Bandwidth cap of telemetry, a second [default: none]."),
+    ):
+        command = option(command)
+    return command
+
+
+def telemetry_config(
+    *,
+    telemetry_rate: int | None,
+    telemetry_day_max: int | None,
+    mode: Any,  # noqa: ANN401  # click has checked it
+    keep: float,
+) -> TelemetryConfig:
+    """What an agent may spend on telemetry.
+
+    Raises:
+        CallerError: nothing can be sent so.
+    """
+    from ferryman.devices.agent.spending import TelemetryConfig
+
+    config = TelemetryConfig(rate_bytes_s=telemetry_rate, day_max_bytes=telemetry_day_max, mode=mode, keep_days=keep)
+    config.check()
+    return config
+
+
+def instrument_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds what is shown of a device, as the arguments of `instruments_config`."""
+    for option in (
+        click.option(
+            "--sparkplug", metavar="GROUP", help="Be an edge node of this Sparkplug B group, too (extra `sparkplug`)."
+        ),
+        click.option(
+            "--home-assistant",
+            metavar="[PREFIX]",
+            is_flag=False,
+            flag_value="homeassistant",
+            help="Have Home Assistant find this device by MQTT discovery, below PREFIX [default: homeassistant].",
+        ),
+        click.option(
+            "--meter",
+            metavar="NAME",
+            help="What tells the power of samples: `device` for its own sensors, or as for `ferryman profile --meter`.",
+        ),
+        click.option(
+            "--sample",
+            type=float,
+            default=60.0,
+            show_default=True,
+            metavar="SECONDS",
+            help="Every so often, how the device does becomes a telemetry record; 0: never.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def instruments_config(
+    *, sample: float, meter: str | None, home_assistant: str | None, sparkplug: str | None
+) -> InstrumentsConfig:
+    """What `instrument_options` says."""
+    from ferryman.devices.agent.instruments import InstrumentsConfig
+
+    return InstrumentsConfig(sample_s=sample, meter=meter, home_assistant=home_assistant, sparkplug=sparkplug)

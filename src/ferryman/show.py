@@ -74,16 +74,27 @@ def show(
 
 
 def _print_tables(found: Sequence[tuple[str, Measurement]]) -> None:
-    from ferryman.profiler.report import WIDTH, table
+    from ferryman.profiler.report import table
+
+    width, colour = layout()
+    say(table(found, width=width, colour=colour, details=len(found) <= _DETAILED_MAX))
+    if len(found) > _DETAILED_MAX and any(m.sustained or m.operators or m.layers for _, m in found):
+        click.echo(f"operators, layers and sustained runs of {len(found)} measurements are in the page", err=True)
+
+
+def layout() -> tuple[int, bool]:
+    """Columns that tables may take, and whether they may have colours."""
+    from ferryman.profiler.report import WIDTH
 
     live = sys.stdout.isatty()
     width = shutil.get_terminal_size((WIDTH, 0)).columns if live else int(_columns() or WIDTH)
-    colour = live and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
-    text = table(found, width=width, colour=colour, details=len(found) <= _DETAILED_MAX)
+    return width, live and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+
+
+def say(text: str) -> None:
+    """Print what a terminal of another encoding can show of it."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     click.echo(text.encode(encoding, "replace").decode(encoding))
-    if len(found) > _DETAILED_MAX and any(m.sustained or m.operators or m.layers for _, m in found):
-        click.echo(f"operators, layers and sustained runs of {len(found)} measurements are in the page", err=True)
 
 
 def _columns() -> str:

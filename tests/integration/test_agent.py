@@ -293,11 +293,17 @@ def test_what_a_full_disk_keeps_out_for_too_long_is_counted_as_dropped(tmp_path,
     monkeypatch.setattr(agent._outbox, "append", full)
     for n in range(UNRECORDED_MAX + 3):
         agent._recorder.put([("measurement", measurement(started_at_ns=n))])
-    assert (agent._status(None).outbox_pending, agent._status(None).outbox_dropped) == (UNRECORDED_MAX, 3)
+    assert (agent._presence.status(None, None).outbox_pending, agent._presence.status(None, None).outbox_dropped) == (
+        UNRECORDED_MAX,
+        3,
+    )
     monkeypatch.setattr(agent._outbox, "append", append)
     agent._recorder.put([])
     assert agent._outbox.counts().records == UNRECORDED_MAX
-    assert (agent._status(None).outbox_pending, agent._status(None).outbox_dropped) == (UNRECORDED_MAX, 3)
+    assert (agent._presence.status(None, None).outbox_pending, agent._presence.status(None, None).outbox_dropped) == (
+        UNRECORDED_MAX,
+        3,
+    )
     agent._outbox.close()
 
 

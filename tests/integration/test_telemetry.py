@@ -18,7 +18,7 @@ import pytest
 from ferryman.devices import topics
 from ferryman.devices.agent.outbox import Outbox
 from ferryman.devices.broker import BrokerConfig
-from ferryman.devices.fleet.collector import run_collector
+from ferryman.devices.fleet.collector.run import run_collector
 from ferryman.devices.fleet.store.store import Store, open_store
 from ferryman.devices.mqtt import Link, Message
 from ferryman.runtime.contracts.errors import LinkError, StoreError
@@ -61,7 +61,7 @@ def test_a_clean_stop_is_reported_as_offline(tmp_path, outbox, store):
 def test_without_a_collector_records_stay_in_the_outbox(tmp_path, outbox, store):
     fill(outbox, 50)
     with Mosquitto(tmp_path) as broker, agent(broker.config, outbox) as publisher:
-        until(lambda: len(publisher._window.again_at) == 50 and not publisher._window.in_flight)
+        until(lambda: publisher._window.messages and not publisher._window.in_flight)
         assert outbox.counts().records == 50
         with collecting(broker.config, store):
             until(lambda: outbox.counts().records == 0)
@@ -137,7 +137,7 @@ def test_what_is_sent_while_the_collector_is_away_waits_in_its_session(tmp_path,
             collector.link.wait_ready(5)
         fill(outbox, 30)
         with agent(broker.config, outbox) as publisher:
-            until(lambda: len(publisher._window.again_at) == 30 and not publisher._window.in_flight)
+            until(lambda: publisher._window.messages and not publisher._window.in_flight)
         with collecting(broker.config, store):
             until(lambda: store.totals().records == 30)
     assert outbox.counts().records == 30, "the agent is gone: nobody took the receipt"

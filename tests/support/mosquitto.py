@@ -40,16 +40,17 @@ def wait_for_port(port: int, timeout_s: float = 10.0) -> None:
 class Mosquitto:
     """Start, kill and start again; use with `with`."""
 
-    def __init__(self, folder: Path, config: str = "") -> None:
+    def __init__(self, folder: Path, config: str = "", *, listen: str = "127.0.0.1", port: int = 0) -> None:
         if BINARY is None:
             pytest.skip("mosquitto is not installed (apt-get install mosquitto)")
-        self.port = free_port()
+        self.port = port or free_port()
         self.config = BrokerConfig(host="127.0.0.1", port=self.port)
         self._file = folder / "mosquitto.conf"
         self._log = folder / "mosquitto.log"
         anonymous = "" if "allow_anonymous" in config else "allow_anonymous true\n"
         user = "user root\n" if os.getuid() == 0 else ""  # else it becomes one that may not read our files
-        self._file.write_text(f"listener {self.port} 127.0.0.1\npersistence false\n{user}{anonymous}{config}\n")
+        kept = "" if "persistence" in config else "persistence false\n"
+        self._file.write_text(f"listener {self.port} {listen}\n{kept}{user}{anonymous}{config}\n")
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -69,8 +70,11 @@ class Mosquitto:
 
     def reload(self) -> None:
         """Have it read its access rules again."""
+        self.signal(signal.SIGHUP)
+
+    def signal(self, what: signal.Signals) -> None:
         assert self._process is not None
-        self._process.send_signal(signal.SIGHUP)
+        self._process.send_signal(what)
 
     def _end(self, how: signal.Signals) -> None:
         if self._process is not None:

@@ -42,6 +42,10 @@ class Link:
         limits = ["rate", f"{bytes_s * 8}bit", "burst", str(burst), "latency", f"{latency_ms}ms"]
         subprocess.run(["tc", "qdisc", "replace", "dev", f"{self.name}v", "root", "tbf", *limits], check=True)
 
+    def fast(self) -> None:
+        """Take back what `slow` did."""
+        subprocess.run(["tc", "qdisc", "delete", "dev", f"{self.name}v", "root"], check=True, capture_output=True)
+
     def bytes_to_device(self) -> int:
         """Frames and all, as the host's end of the link counts them."""
         return int(Path(f"/sys/class/net/{self.name}v/statistics/tx_bytes").read_text())
@@ -61,11 +65,11 @@ def why_not() -> str:
 
 
 @contextmanager
-def far_device() -> Iterator[Link]:
-    """A namespace whose only way out is a veth pair to the host."""
+def far_device(number: int = 0) -> Iterator[Link]:
+    """A namespace whose only way out is a veth pair to the host; `number` tells several of one process apart."""
     if reason := why_not():
         pytest.skip(reason)
-    name, net = f"f{os.getpid()}", os.getpid() % 250
+    name, net = f"f{os.getpid()}x{number}", (os.getpid() + 60 * number) % 250
     host = HOST.format(net=net)
     try:
         _ip("netns", "add", name)

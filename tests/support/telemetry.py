@@ -5,23 +5,28 @@ from __future__ import annotations
 import json
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Self
 
+import msgspec
 from sqlalchemy import select
 
 from ferryman.devices import topics
 from ferryman.devices.agent.outbox import Outbox
-from ferryman.devices.agent.publisher import Limits, Publisher
+from ferryman.devices.agent.publisher import Publisher
+from ferryman.devices.agent.window import Limits
 from ferryman.devices.broker import BrokerConfig
-from ferryman.devices.fleet.collector import Collector
+from ferryman.devices.fleet.collector.collector import Collector
 from ferryman.devices.fleet.store.store import Store
 from ferryman.devices.fleet.store.tables import records
-from ferryman.devices.mqtt import Link, Message
+from ferryman.devices.mqtt import Delivery, Link, Message
+from ferryman.runtime.contracts.envelope import Envelope, EnvelopeV1, Receipt
 from ferryman.runtime.contracts.messages import Status
-from ferryman.runtime.contracts.record import Record, encode
+from ferryman.runtime.contracts.record import Record, decode, encode
 
-QUICK = Limits(again_first_s=0.5, again_cap_s=1.0)
+QUICK = Limits(again_first_s=0.5, again_cap_s=1.0, spread_s=0.0)
 
 
 class Note(Record):
@@ -54,7 +59,7 @@ def agent(broker: BrokerConfig, outbox: Outbox, device: str = "pi", **options) -
 @contextmanager
 def collecting(broker: BrokerConfig, store: Store) -> Iterator[Collector]:
     stop = threading.Event()
-    collector = Collector(broker, store)
+    collector = Collector(broker, store, f"ferryman-collector-{store.id}")
     thread = threading.Thread(target=collector.run, args=(stop,))
     thread.start()
     try:
@@ -64,8 +69,51 @@ def collecting(broker: BrokerConfig, store: Store) -> Iterator[Collector]:
         thread.join()
 
 
+class Receiver:
+    """In the place of a collector: keeps what comes in memory, and sends receipts."""
+
+    def __init__(self, broker: BrokerConfig, device: str = "pi") -> None:
+        self.envelopes: list[Envelope | EnvelopeV1] = []
+        self.payloads: list[bytes] = []
+        self.silent = False
+        """Send no receipts."""
+        self._topic = topics.receipt(device)
+        self.link = Link(broker, "receiver")
+        self.link.subscribe(topics.telemetry(device), self._take)
+
+    def __enter__(self) -> Self:
+        self.link.start()
+        self.link.wait_ready(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.link.stop()
+
+    @property
+    def sequences(self) -> list[int]:
+        return [one for envelope in self.envelopes for one in carried(envelope)]
+
+    def _take(self, delivery: Delivery) -> None:
+        envelope = read(delivery.payload)
+        self.payloads.append(delivery.payload)
+        self.envelopes.append(envelope)
+        if not self.silent:
+            spans = tuple((one, one) for one in carried(envelope))
+            self.link.publish(Message(topic=self._topic, payload=encode(Receipt(boot=envelope.boot, ranges=spans))))
+
+
+def read(payload: bytes) -> Envelope | EnvelopeV1:
+    plain = payload if payload.startswith(b"{") else zlib.decompress(payload)
+    schema = msgspec.json.decode(plain)["schema"]
+    return decode(plain, Envelope if schema == 2 else EnvelopeV1)
+
+
+def carried(envelope: Envelope | EnvelopeV1) -> list[int]:
+    return [item.sequence for item in envelope.items] if isinstance(envelope, Envelope) else [envelope.sequence]
+
+
 def fill(outbox: Outbox, count: int) -> None:
-    outbox.append_all([("note", Note(number=n)) for n in range(count)], time.time_ns())
+    outbox.append_all([("note", Note(number=n)) for n in range(count)])
 
 
 def numbers(store: Store) -> list[int]:

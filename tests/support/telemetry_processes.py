@@ -5,18 +5,20 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-import time
 from pathlib import Path
 
+from ferryman.devices.agent.modes import Modes
 from ferryman.devices.agent.outbox import Outbox
-from ferryman.devices.agent.publisher import Limits, Publisher
+from ferryman.devices.agent.publisher import Publisher
+from ferryman.devices.agent.spending import TelemetryConfig
+from ferryman.devices.agent.window import Limits
 from ferryman.devices.broker import parse_broker
-from ferryman.devices.fleet.collector import run_collector
+from ferryman.devices.fleet.collector.run import run_collector
 from ferryman.devices.mqtt import Link
 from ferryman.runtime.contracts.record import Record
 
 DEVICE = "pi"
-LIMITS = Limits(again_first_s=1.0, again_cap_s=2.0)
+LIMITS = Limits(again_first_s=1.0, again_cap_s=2.0, spread_s=0.0)
 
 
 class Note(Record):
@@ -30,12 +32,10 @@ def produce(outbox: Outbox, publisher: Publisher, journal: Path, total: int) -> 
     outbox is asked too: its sequences count appends.
     """
     number = int(journal.read_text() or 0) if journal.exists() else 0
-    with outbox._lock:
-        row = outbox._open().execute("SELECT seq FROM sqlite_sequence WHERE name = 'records'").fetchone()
-    number = max(number, row[0] if row else 0)
+    number = max(number, outbox.newest())
     while number < total:
         count = min(10, total - number)
-        outbox.append_all([("note", Note(number=n)) for n in range(number, number + count)], time.time_ns())
+        outbox.append_all([("note", Note(number=n)) for n in range(number, number + count)])
         number += count
         journal.write_text(str(number))
         publisher.wake()
@@ -50,7 +50,14 @@ def main() -> None:
         return
     outbox = Outbox(folder / "outbox.db")
     link = Link(parse_broker(url), f"agent-{DEVICE}")
-    publisher = Publisher(outbox, DEVICE, link, limits=LIMITS)
+    publisher = Publisher(
+        outbox,
+        DEVICE,
+        link,
+        limits=LIMITS,
+        config=TelemetryConfig(day_max_bytes=10**9),
+        mode=Modes(folder).now,
+    )
     link.start()
     publisher.start()
     produce(outbox, publisher, folder / "journal", total)

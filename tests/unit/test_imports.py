@@ -25,6 +25,14 @@ BASE = {"click", "msgspec", "numpy", "paho", "psutil", "ferryman"}
 OTA_FOLDERS = ("runtime/pieces/", "devices/agent/update/")
 OTA = {"backports", "tuf", "urllib3"}
 """What the extra `ota` brings, for these folders; nothing else loads them before an update is asked for."""
+ENROLL_FILES = (
+    "devices/agent/renewal.py",
+    "devices/certificates.py",
+    "devices/enrolment.py",
+    "devices/signing.py",
+)
+ENROLL = {"cryptography"}
+"""What the extra `enroll` brings, for these files; an agent without an identity loads none of them."""
 HOST_FOLDERS = ("devices/fleet/", "converter/")
 HOST_FILES = ("devices/transport/ssh.py", "profiler/report", "profiler/pareto", "profiler/operators_plot")
 BUILD_FILES = ("runtime/native/",)
@@ -94,12 +102,19 @@ def test_nothing_that_talks_to_devices_needs_the_converter(name):
 @pytest.mark.parametrize("name", DEVICE_FILES)
 def test_the_device_side_loads_with_the_base_dependencies(name):
     heads = {module.partition(".")[0] for module in imported(name, top_level_only=True)}
-    assert heads <= BASE | sys.stdlib_module_names | (OTA if name.startswith(OTA_FOLDERS) else set())
+    extra = OTA if name.startswith(OTA_FOLDERS) else ENROLL if name in ENROLL_FILES else set()
+    assert heads <= BASE | sys.stdlib_module_names | extra
 
 
 @pytest.mark.parametrize("name", [name for name in DEVICE_FILES if not name.startswith(OTA_FOLDERS)])
 def test_nothing_loads_the_updates_packages_before_they_are_needed(name):
     modules = {f"ferryman.{folder.strip('/').replace('/', '.')}" for folder in OTA_FOLDERS}
+    assert not {m for m in imported(name, top_level_only=True) if m.startswith(tuple(modules))}
+
+
+@pytest.mark.parametrize("name", [name for name in DEVICE_FILES if name not in ENROLL_FILES])
+def test_nothing_loads_what_enrols_before_it_is_needed(name):
+    modules = {f"ferryman.{file.removesuffix('.py').replace('/', '.')}" for file in ENROLL_FILES}
     assert not {m for m in imported(name, top_level_only=True) if m.startswith(tuple(modules))}
 
 

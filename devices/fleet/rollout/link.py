@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import secrets
@@ -12,10 +13,12 @@ from typing import NamedTuple
 
 from ferryman.devices import topics
 from ferryman.devices.broker import BrokerConfig
-from ferryman.devices.fleet.collector import parse_status
+from ferryman.devices.fleet.collector.status import parse_status
 from ferryman.devices.fleet.rollout.words import shorten
+from ferryman.devices.fleet.signer import DESIRED_LIFE_NS, Signer
 from ferryman.devices.mqtt import Delivery, Link, Message
-from ferryman.runtime.contracts.errors import LinkError
+from ferryman.devices.sealed import inner, take_apart
+from ferryman.runtime.contracts.errors import IdentityError, LinkError
 from ferryman.runtime.contracts.messages import Status
 from ferryman.runtime.contracts.record import decode
 from ferryman.runtime.contracts.rollout import Desired, Reported
@@ -59,6 +62,9 @@ class FleetLink:
             f"ferryman-rollout-{secrets.token_hex(4)}",
             packet_max_bytes=MESSAGE_MAX_BYTES + 1024,
         )
+        self._signer = Signer.of_environment()
+        self._sealed_for: set[str] = set()
+        """Devices that obey signed commands only, as their status says."""
         self._inbox: queue.Queue[Delivery | None] = queue.Queue(_INBOX_MAX)
         """None: a connection begins."""
         for topic in (topics.ALL_STATUS, topics.ALL_REPORTED, topics.ALL_DESIRED):
@@ -71,6 +77,8 @@ class FleetLink:
         self._refreshed_s = 0.0
         self._kept: dict[str, bytes] = {}
         """Device -> the `Desired` that the broker keeps for it, as it was heard on this connection."""
+        self._online: dict[str, Status] = {}
+        """Device -> what it said last when it was online."""
         self._unsettled = True
         self._warned: set[str] = set()
         """Topics of which a message was ignored, and a warning said so."""
@@ -144,8 +152,14 @@ class FleetLink:
         What cannot be sent now is sent by `resync`.
         """
         kept = self._kept.get(device, b"")
-        if self._unsettled or kept == payload or (not payload and not self._is_ours(kept)):
+        if self._unsettled or self._stands(device, kept, payload) or (not payload and not self._is_ours(kept)):
             return
+        if payload and device in self._sealed_for:
+            try:
+                payload = self._signer.desired(payload, device)
+            except IdentityError as error:
+                self._problem = str(error)
+                return
         self._kept[device] = payload
         with self._changed:
             self._waiting += 1
@@ -172,11 +186,32 @@ class FleetLink:
                 "user the right to publish there"
             )
 
+    def _stands(self, device: str, kept: bytes, payload: bytes) -> bool:
+        """Whether the broker keeps `payload` already, in the form that the device obeys."""
+        if kept == payload:
+            return not (payload and device in self._sealed_for)
+        with contextlib.suppress(ValueError):
+            found = take_apart(kept)
+            if found is not None and device in self._sealed_for:
+                left_ns = found.header.expires_ns - time.time_ns()
+                return found.payload == payload and left_ns > DESIRED_LIFE_NS // 2
+        return False
+
     def _is_ours(self, payload: bytes) -> bool:
         try:
-            return decode(payload, Desired).rollout == self._rollout
+            return decode(inner(payload), Desired).rollout == self._rollout
         except ValueError:
             return False
+
+    def _note_seal(self, device: str, status: Status) -> None:
+        """Sign what the broker keeps for a device that has come to want it so."""
+        if not status.challenge:
+            self._sealed_for.discard(device)
+        elif device not in self._sealed_for:
+            self._sealed_for.add(device)
+            kept = self._kept.get(device, b"")
+            if self._is_ours(kept):
+                self.tell(device, inner(kept))
 
     def _begin(self) -> None:
         with self._changed:
@@ -189,13 +224,19 @@ class FleetLink:
             device = topics.device_of(delivery.topic)
             if delivery.topic.endswith("/desired"):
                 self._kept[device] = delivery.payload
-            return _parse(device, delivery) if delivery.payload else None  # empty: somebody cleared it
+            heard = _parse(device, delivery) if delivery.payload else None  # empty: somebody cleared it
         except ValueError as error:
             why = shorten(str(error), _WHY_CHARS)
             if delivery.topic not in self._warned:
                 self._warned.add(delivery.topic)
                 log.warning("message on %s ignored: %s", delivery.topic, why)
             return Heard(device, Nonsense(why)) if device and delivery.topic.endswith("/reported") else None
+        if heard is not None and isinstance(heard.body, Status):
+            if heard.body.outdated_by(self._online.get(device)):
+                return None
+            if heard.body.online:
+                self._online[device] = heard.body
+        return heard
 
 
 def _parse(device: str, delivery: Delivery) -> Heard:
@@ -208,7 +249,7 @@ def _parse(device: str, delivery: Delivery) -> Heard:
     if len(payload) > MESSAGE_MAX_BYTES:
         raise ValueError(f"{len(payload)} bytes, at most {MESSAGE_MAX_BYTES} are taken")
     if topic.endswith("/desired"):
-        return Heard(device, decode(payload, Desired))
+        return Heard(device, decode(inner(payload), Desired))
     if topic.endswith("/status"):
         return Heard(device, parse_status(topic, payload))
     report = decode(payload, Reported)

@@ -87,7 +87,7 @@ class Database:
                     raise self.error(error) from error
             time.sleep(random.uniform(0, 0.01 * 2**tries))  # noqa: S311  # only spreads those who collided
 
-    def read(self, select: Executable) -> Sequence[Row[Any]]:
+    def read(self, select: Executable) -> Sequence[Row[*tuple[Any, ...]]]:
         """All rows of a query.
 
         Raises:
@@ -96,7 +96,7 @@ class Database:
         with self.reading() as connection:
             return connection.execute(select).all()
 
-    def stream(self, select: Executable) -> Iterator[Row[Any]]:
+    def stream(self, select: Executable) -> Iterator[Row[*tuple[Any, ...]]]:
         """The rows of a query, not all in memory at once.
 
         Raises:

@@ -7,6 +7,7 @@ and exports share them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -100,8 +101,10 @@ class Store:
         """None: it is no file."""
         self.name = opened.name
         """As errors call it; without a password."""
-        self.read: Callable[[Executable], Sequence[sqlalchemy.Row[Any]]] = opened.read
-        self.stream: Callable[[Executable], Iterator[sqlalchemy.Row[Any]]] = opened.stream
+        self.read: Callable[[Executable], Sequence[sqlalchemy.Row[*tuple[Any, ...]]]] = opened.read
+        self.stream: Callable[[Executable], Iterator[sqlalchemy.Row[*tuple[Any, ...]]]] = opened.stream
+        self.connection: Callable[[], AbstractContextManager[Connection]] = opened.reading
+        """One to read by, or to hold a lock of the server's."""
         self.close = opened.close
         self._opened = opened
         self._memory = Memory()

@@ -122,6 +122,7 @@ quarantine = Table(
     Column("reason", Text, nullable=False),
     Column("received_ns", BigInteger, nullable=False),
     Column("times", BigInteger, nullable=False),
+    Index("quarantine_by_time", "received_ns"),
 )
 
 dirty = Table(
@@ -157,7 +158,7 @@ rollups = Table(
     Column("most", Float(53), nullable=False),
     Column("sketch", LargeBinary, nullable=False),  # serialised KLL of floats: merges over time and devices
     Column("sealed", SmallInteger, nullable=False),  # 1: what it was made of is deleted; more is merged in
-    Index("rollups_by_time", "span_s", "start_s"),
+    Index("rollups_by_time", "span_s", "start_s", "metric"),
 )
 
 alerts = Table(
@@ -166,7 +167,7 @@ alerts = Table(
     Column("id", _Key, primary_key=True, autoincrement=True),
     Column("device", Text, nullable=False),
     Column("rule", Text, nullable=False),
-    Column("subject", Text, nullable=False),  # which of several, such as a tensor or a package; may be empty
+    Column("subject", Text, nullable=False),  # what of the device, such as a tensor or a package; may be empty
     Column("severity", Text, nullable=False),  # warning or critical
     Column("text", Text, nullable=False),
     Column("value", Float(53)),
@@ -174,5 +175,28 @@ alerts = Table(
     Column("since_ns", BigInteger, nullable=False),
     Column("until_ns", BigInteger),  # NULL: it still holds
     Column("told_ns", BigInteger),  # when everybody who is to be told had been, of the last change
-    Index("alerts_open", "device", "rule", "subject"),
 )
+Index(
+    "alerts_open",
+    alerts.c.device,
+    alerts.c.rule,
+    unique=True,  # however many collectors look
+    sqlite_where=alerts.c.until_ns.is_(None),
+    postgresql_where=alerts.c.until_ns.is_(None),
+)
+Index(
+    "alerts_untold",
+    alerts.c.id,
+    sqlite_where=alerts.c.told_ns.is_(None),
+    postgresql_where=alerts.c.told_ns.is_(None),
+)
+
+references = Table(
+    "references",
+    metadata,
+    Column("device", Text, primary_key=True),
+    Column("serves", Text, primary_key=True),  # package, variant and interpreter
+    Column("inferences", BigInteger, nullable=False),
+    Column("body", Text, nullable=False),  # JSON of a `Drift`: the sketches of the first ones merged
+)
+"""What a package was given and answered on a device when it began to serve there: what drift is measured from."""

@@ -10,9 +10,10 @@ import pytest
 from msgspec.structs import replace
 
 from ferryman.devices.agent import health as health_module
-from ferryman.devices.agent.health import KEPT_MAX, PROBE_S, HealthWatch
+from ferryman.devices.agent.health import PROBE_S, HealthWatch
 from ferryman.devices.agent.probe import distance
 from ferryman.devices.agent.serving import Serving
+from ferryman.devices.agent.tally import KEPT_MAX
 from ferryman.profiler.drift import sketch_of
 from ferryman.runtime.contracts.drift import Drift
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, RuntimeCrash, RuntimeFault

@@ -1,0 +1,149 @@
+"""Alerts, as the collector runs them: look, put down, tell."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from ferryman.devices.fleet.alerts import kept
+from ferryman.devices.fleet.alerts.board import NAME, Board
+from ferryman.devices.fleet.alerts.book import Book
+from ferryman.devices.fleet.alerts.config import Config, read_config
+from ferryman.devices.fleet.alerts.senders import Sender
+from ferryman.devices.fleet.alerts.watch import Changes, Watch
+from ferryman.devices.fleet.rollout.query import Target
+from ferryman.devices.fleet.store.store import Store
+from ferryman.devices.mqtt import Link
+from ferryman.runtime.contracts.errors import CallerError, StoreError
+
+log = logging.getLogger(__name__)
+
+TICK_S = 5.0
+
+
+class Counts(NamedTuple):
+    """Since the start, but for `open`."""
+
+    open: int = 0
+    opened: int = 0
+    resolved: int = 0
+    told: int = 0
+    """Notices that were taken."""
+    failed: int = 0
+    """Attempts that were not."""
+    tick_s: float = 0.0
+    """What the last tick took."""
+
+
+class Alerting:
+    """Of the one collector that holds the lock; `tick` is called by one thread, every TICK_S."""
+
+    def __init__(self, store: Store, link: Link | None, path: Path | None = None) -> None:
+        """Read the rules; nothing runs before the first tick. Before `link.start()`.
+
+        Raises:
+            CallerError: the file cannot be read, or is wrong.
+        """
+        self._store, self._path = store, path
+        self._modified = _modified(path)
+        self._config = read_config(path)
+        self._watch = Watch(self._config)
+        self._book = Book(None if link is None else NAME)
+        self._book.configure(self._config)
+        self._senders = self._make_senders(self._config)
+        self._running = False
+        self._counts = Counts()
+        self._board = None if link is None else Board(link, self._book)
+        self._began_s = time.time()
+
+    @property
+    def counts(self) -> Counts:
+        """For metrics."""
+        told = sum(sender.told for sender in self._senders)
+        return self._counts._replace(told=told, failed=sum(sender.failed for sender in self._senders))
+
+    def tick(self, now_ns: int) -> Changes:
+        """Look once, and have told what there is to tell.
+
+        Raises:
+            StoreError: the store cannot be read or written; the next tick makes up for it.
+        """
+        began = time.monotonic()
+        self._reread()
+        if not self._running:
+            self._running = True
+            for sender in self._senders:
+                sender.start()
+        heard_s = self._began_s if self._board is None else self._board.heard_s
+        changes = self._watch.check(self._store, now_ns, heard_s)
+        self._put_down_told(now_ns)
+        rows = kept.read(self._store)
+        self._book.update(rows, self._target, time.monotonic())
+        if self._board is not None:
+            self._board.post(rows)
+        self._counts = self._counts._replace(
+            open=sum(row.alert.until_ns is None for row in rows),
+            opened=self._counts.opened + len(changes.opened),
+            resolved=self._counts.resolved + len(changes.resolved),
+            tick_s=time.monotonic() - began,
+        )
+        return changes
+
+    def idle(self) -> None:
+        """Another collector looks from now on: forget what was known, and tell nobody."""
+        if self._running:
+            self._watch = Watch(self._config)
+            self._book.forget()
+
+    def close(self) -> None:
+        """End the threads; what was not told is told after the next start."""
+        for sender in self._senders:
+            sender.ask_to_stop()
+        if self._running:
+            for sender in self._senders:
+                sender.join()
+            try:
+                self._put_down_told(time.time_ns())
+            except StoreError as error:
+                log.warning("%s; what was told last is told again", error)
+        self._running = False
+
+    def _put_down_told(self, now_ns: int) -> None:
+        told = self._book.take_told()
+        kept.mark_told(self._store, told, now_ns)
+        self._book.forget_told(told)
+
+    def _make_senders(self, config: Config) -> list[Sender]:
+        return [Sender(self._book, at, tell) for at, tell in enumerate(config.tells)]
+
+    def _reread(self) -> None:
+        """Take the file anew where it changed; one that is wrong changes nothing."""
+        modified = _modified(self._path)
+        if modified == self._modified:
+            return
+        self._modified = modified
+        try:
+            config = read_config(self._path)
+            senders = self._make_senders(config)
+        except CallerError as error:
+            log.error("%s; the rules before it stay", error)  # noqa: TRY400  # no traceback: said in full
+            return
+        log.info("alerts: %s was read again", self._path)
+        self.close()
+        self._config, self._senders = config, senders
+        self._watch.configure(config)
+        self._book.configure(config)
+
+    def _target(self, device: str) -> Target:
+        picture = self._watch.picture
+        row = picture.rows.get(device)
+        return Target(name=device) if row is None else picture.targets[row]
+
+
+def _modified(path: Path | None) -> int | None:
+    try:
+        return None if path is None else path.stat().st_mtime_ns
+    except OSError:
+        return None

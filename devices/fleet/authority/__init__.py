@@ -1,0 +1,1 @@
+"""HOST: the small authority that says who is who at the broker, and what each may do there."""

@@ -1,0 +1,1 @@
+"""Stored telemetry as files for other programs: Parquet, CSV, InfluxDB line protocol."""

@@ -1,0 +1,258 @@
+"""`ferryman ca`: the authority that says who is who at the broker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ferryman.options import PATH, stop_event
+from ferryman.publisher import utc_now
+from ferryman.runtime.contracts.errors import CallerError, DeviceError
+
+if TYPE_CHECKING:
+    from ferryman.devices.fleet.authority.authority import Authority
+
+C = TypeVar("C", bound=Callable[..., Any])
+
+_directory = click.argument("directory", type=PATH)
+
+
+def _folder_option(command: C) -> C:
+    return click.option(
+        "-o", "--output", "folder", type=PATH, help="The broker's folder [default: `broker` within DIRECTORY]."
+    )(command)
+
+
+@click.group()
+def ca() -> None:
+    """Make and revoke the certificates by which devices, hosts and the broker know each other.
+
+    \b
+    A broker where each device reaches its own topics alone:
+      ferryman ca init DIR
+      ferryman ca server DIR hub.lan
+      ferryman ca broker DIR                  a folder for mosquitto
+      ferryman enroll DEVICE... --ca DIR      each device's key and certificate
+      ferryman ca client DIR collector --role collector
+      ferryman ca serve DIR --broker URL      renews the devices' certificates
+    Encrypt the authority's keys by a passphrase in $FERRYMAN_CA_PASSPHRASE.
+    """  # noqa: D301  # click wants the very character, where it shall not wrap
+
+
+@ca.command("init")
+@_directory
+def init_command(directory: Path) -> None:
+    """Make an authority in DIRECTORY. Whoever has its keys owns the fleet: keep it off the broker's machine."""
+    from ferryman.devices.fleet.authority.authority import init, passphrase
+
+    init(directory, utc_now())
+    click.echo(f"{directory}: an authority for devices and one for hosts; next: ferryman ca server {directory} HOST")
+    if passphrase() is None:
+        click.echo("the keys are not encrypted; set $FERRYMAN_CA_PASSPHRASE before `init` to have them so", err=True)
+
+
+@ca.command("server")
+@_directory
+@click.argument("host", nargs=-1, required=True)
+@_folder_option
+def server_command(directory: Path, host: tuple[str, ...], folder: Path | None) -> None:
+    """Make the broker's key and certificate, for every HOST name and address that devices reach it by."""
+    from ferryman.devices.fleet.authority.broker_files import write_server
+
+    with _open(directory) as authority:
+        write_server(authority, folder or directory / "broker", host, utc_now())
+    click.echo(
+        f"{folder or directory / 'broker'}/server.pem, for {', '.join(host)}; next: ferryman ca broker {directory}"
+    )
+
+
+@ca.command("broker")
+@_directory
+@_folder_option
+@click.option("--path", help="Where mosquitto will find that folder, if elsewhere [default: where it is].")
+@click.option("--port", type=click.IntRange(1, 65535), default=8883, show_default=True, help="For devices.")
+@click.option("--hosts-port", type=click.IntRange(1, 65535), default=8884, show_default=True, help="For hosts.")
+@click.option("--bind", default="", help="Address to listen on [default: all].")
+@click.option(
+    "--home-assistant",
+    metavar="[PREFIX]",
+    is_flag=False,
+    flag_value="homeassistant",
+    help="Devices may announce themselves to Home Assistant, and viewers see it.",
+)
+@click.option("--sparkplug", metavar="GROUP", help="Devices may publish Sparkplug B in this group.")
+def broker_command(
+    directory: Path,
+    folder: Path | None,
+    path: str | None,
+    port: int,
+    hosts_port: int,
+    bind: str,
+    home_assistant: str | None,
+    sparkplug: str | None,
+) -> None:
+    """Write a folder with a whole mosquitto configuration: TLS, certificates, the revoked, access rules."""
+    from ferryman.devices.fleet.authority.broker_files import BrokerOptions, write_broker
+
+    folder = folder or directory / "broker"
+    options = BrokerOptions(
+        path=path or str(folder.absolute()),
+        devices_port=port,
+        hosts_port=hosts_port,
+        bind=bind,
+        home_assistant=home_assistant,
+        sparkplug_group=sparkplug,
+    )
+    with _open(directory) as authority:
+        write_broker(authority, folder, options, utc_now())
+    click.echo(f"start it with: mosquitto -c {options.path}/mosquitto.conf")
+    click.echo(f"devices: mqtts://HOST:{port}; hosts: mqtts://HOST:{hosts_port} (ferryman ca client)")
+
+
+@ca.command("client")
+@_directory
+@click.argument("name")
+@click.option(
+    "--role",
+    "roles",
+    multiple=True,
+    required=True,
+    type=click.Choice(["collector", "operator", "rollout", "viewer", "ca"]),
+    help="What it may do at the broker; may be given several times.",
+)
+@click.option("--days", type=click.IntRange(1, 3650), default=90, show_default=True, help="How long it counts.")
+@click.option("-o", "--output", type=PATH, help="File to write [default: NAME.pem here].")
+def client_command(directory: Path, name: str, roles: tuple[str, ...], days: int, output: Path | None) -> None:
+    """Make the key and certificate of a host called NAME: one file, for its owner alone."""
+    from ferryman.devices.fleet.authority.broker_files import refresh
+    from ferryman.devices.identity import write_secret
+
+    output = output or Path(f"{name}.pem")
+    with _open(directory) as authority:
+        pem = authority.make_host(name, roles, utc_now(), timedelta(days=days))
+        try:
+            write_secret(output, pem)
+        except DeviceError as error:
+            raise CallerError(f"{error}; or name another file with -o") from error
+        reload = refresh(authority, directory / "broker", utc_now())
+    click.echo(f"{output}: {name}, {', '.join(roles)}, for {days} days")
+    click.echo(f"use it as: --broker 'mqtts://HOST:8884?ca={output}&cert={output}'")
+    _tell_reload(directory, reload)
+
+
+@ca.command("operator")
+@click.argument("name")
+@click.option("-o", "--output", "folder", type=PATH, default=Path(), help="Folder of both files [default: here].")
+def operator_command(name: str, folder: Path) -> None:
+    """Make a key that signs commands, NAME.key, and its public half for devices, NAME.pem.
+
+    A device that was given NAME.pem (`ferryman enroll --operator`) obeys signed commands alone, whoever may write to
+    its topics. Those who command name NAME.key in $FERRYMAN_OPERATOR_KEY.
+    """
+    from ferryman.devices.signing import write_operator_key
+
+    public = write_operator_key(folder, name)
+    click.echo(
+        f"{public.with_suffix('.key')} signs: export FERRYMAN_OPERATOR_KEY={public.with_suffix('.key').absolute()}"
+    )
+    click.echo(f"{public} goes to devices: ferryman enroll DEVICE... --operator {public}")
+
+
+@ca.command("sign")
+@_directory
+@click.argument("request", type=click.File("rb"))
+@click.option("-o", "--output", type=click.File("wb"), default="-", help="File to write [default: standard output].")
+def sign_command(directory: Path, request: Any, output: Any) -> None:  # noqa: ANN401  # click files
+    """Sign a device's REQUEST (`ferryman identity request`) by hand; see whose it is before."""
+    from ferryman.devices.fleet.authority.broker_files import refresh
+
+    with _open(directory) as authority:
+        output.write(authority.sign_device(request.read(), utc_now()))
+        refresh(authority, directory / "broker", utc_now())
+
+
+@ca.command("list")
+@_directory
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+def list_command(directory: Path, as_json: bool) -> None:
+    """List the newest certificate of everybody."""
+    import json
+
+    now = utc_now()
+    with _open(directory) as authority:
+        for one in authority.registry.newest():
+            left = (one.expires_s - now.timestamp()) / 86400
+            if as_json:
+                fields = {k: v for k, v in one._asdict().items() if k != "pem"}
+                click.echo(json.dumps({**fields, "state": one.state(now)}, sort_keys=True))
+            else:
+                click.echo(f"{one.name:<24} {one.roles:<18} {one.state(now):<8} {left:6.0f} days  {one.serial}")
+
+
+@ca.command("revoke")
+@_directory
+@click.argument("name", nargs=-1, required=True)
+@_folder_option
+def revoke_command(directory: Path, name: tuple[str, ...], folder: Path | None) -> None:
+    """No certificate of NAME counts any more; its rights at the broker are gone too."""
+    from ferryman.devices.fleet.authority.broker_files import refresh
+
+    with _open(directory) as authority:
+        for one in name:
+            gone = authority.revoke(one, utc_now())
+            click.echo(f"{one}: {', '.join(entry.serial for entry in gone) or 'nothing that counted'} revoked")
+        reload = refresh(authority, folder or directory / "broker", utc_now())
+    if not reload:
+        click.echo("no broker's folder is here: write it anew with `ferryman ca broker`, and put it in place", err=True)
+    _tell_reload(folder or directory, reload)
+
+
+@ca.command("crl")
+@_directory
+@click.option("--hosts", is_flag=True, help="Of hosts instead of devices.")
+def crl_command(directory: Path, hosts: bool) -> None:
+    """Print the list of the revoked (PEM), for brokers other than `ferryman ca broker` writes."""
+    with _open(directory) as authority:
+        click.echo(authority.crl("hosts" if hosts else "devices", utc_now()), nl=False)
+
+
+@ca.command("acl")
+@_directory
+def acl_command(directory: Path) -> None:
+    """Print the access rules as mosquitto reads them, to see them or to carry them to another broker."""
+    from ferryman.devices.fleet.authority.broker_files import rules_of
+
+    with _open(directory) as authority:
+        click.echo(rules_of(authority, directory / "broker", utc_now()), nl=False)
+
+
+@ca.command("serve")
+@_directory
+@click.option("--broker", required=True, help="mqtts://HOST:8884?ca=FILE&cert=FILE, with an identity of the role ca.")
+def serve_command(directory: Path, broker: str) -> None:
+    """Renew the certificates of enrolled devices that ask for it, until interrupted."""
+    from ferryman.devices.broker import parse_broker
+    from ferryman.devices.fleet.authority.service import RenewalService
+
+    parsed = parse_broker(broker)
+    with _open(directory) as authority:
+        service = RenewalService(authority, parsed)
+        service.run(stop_event(), lambda: click.echo(f"renewing at {parsed.address}; interrupt to stop", err=True))
+    click.echo(f"{service.signed} certificates renewed, {service.refused} requests refused", err=True)
+
+
+def _open(directory: Path) -> Authority:
+    from ferryman.devices.fleet.authority.authority import Authority
+
+    return Authority(directory)
+
+
+def _tell_reload(directory: Path, reload: bool) -> None:
+    if reload:
+        click.echo(
+            f"{directory}: the broker's files are written; have it read them: kill -HUP, or systemctl reload mosquitto"
+        )

@@ -1,0 +1,231 @@
+"""A fleet's telemetry as tables for a terminal; what could steer one is replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from ferryman.devices.fleet.query.records import (
+    AlertRow,
+    Alerts,
+    Compared,
+    Comparison,
+    DeviceRow,
+    Devices,
+    FleetStatus,
+    LogRow,
+    RunRow,
+    Runs,
+    Worst,
+)
+from ferryman.profiler.report_tables import Grid, Group
+from ferryman.profiler.report_text import show_grid, show_lines
+from ferryman.profiler.report_words import MISSING, NOT_ASKED, number, printable, short
+from ferryman.runtime.contracts.record import Unavailable
+
+_NAMED_MAX = 6
+_TEXT_MAX = 48
+R = TypeVar("R")
+Columns = Sequence[tuple[str, Callable[[R], str]]]
+_AGES = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+
+
+def status_text(found: FleetStatus, width: int, *, colour: bool) -> str:
+    """One screen."""
+    offline = found.devices - found.online
+    alerts = ", ".join(f"{count:,} {severity}" for severity, count in found.open_alerts.items())
+    latency = "none in the window"
+    if (q := found.latency_ms) is not None:
+        percentiles = ", ".join(f"{name} {number(getattr(q, name))}" for name in ("p50", "p90", "p95", "p99", "most"))
+        latency = f"{percentiles} ms, of {q.count:,}"
+    lines = {
+        "online": f"{found.online:,} of {found.devices:,} devices" + (f", {offline:,} offline" if offline else ""),
+        "alerts": alerts or "none open",
+        "samples": f"{number(found.samples_per_minute)} a minute",
+        "inferences": f"{found.inferences:,}, {found.errors:,} errors",
+        "latency": latency,
+        "dropped": f"{found.drops:,} records, {found.dropped_total:,} ever; {found.waiting:,} wait in outboxes",
+        "packages": _named(found.packages),
+        "releases": _named(found.releases),
+        "ferryman": _named(found.ferryman),
+        "models": _named(found.models),
+    }
+    title = f"fleet at {utc(found.now_ns)} UTC; inferences, latency, dropped since {utc(found.since_ns)}"
+    text = show_lines(title, [f"{name:<11}{words}" for name, words in lines.items()], width, colour=colour, strong=True)
+    worst: list[tuple[str, str, str, str]] = []
+    for what, unit, those in (
+        ("errors", "%", found.worst_error_percent),
+        ("latency", "ms", found.worst_latency_ms),
+        ("temperature", "°C", found.worst_temperature_c),
+    ):
+        worst += [_worst(what if not at else "", unit, one, found.now_ns) for at, one in enumerate(those)]
+    if not worst:
+        return text
+    columns = [("most\n", 0), ("device\n", 1), ("value\n", 2), ("ago\n", 3)]
+    texts: Columns[tuple[str, str, str, str]] = [(head, _nth(at)) for head, at in columns[:2]]
+    numbers: Columns[tuple[str, str, str, str]] = [(head, _nth(at)) for head, at in columns[2:]]
+    return f"{text}\n\n{_table('by the newest samples', worst, texts, numbers, width, colour=colour)}"
+
+
+def devices_text(found: Devices, now_ns: int, width: int, *, colour: bool) -> str:
+    """A row for each."""
+    words: Columns[DeviceRow] = [
+        ("device\n", lambda row: row.device),
+        ("\n", lambda row: "online" if row.online else "OFFLINE"),
+        ("model\n", lambda row: short(row.model, _TEXT_MAX) or NOT_ASKED),
+        ("labels\n", lambda row: labels(row.labels) or NOT_ASKED),
+        ("package\n", lambda row: _package(row.package, row.package_sha256)),
+        ("release\n", lambda row: row.release or NOT_ASKED),
+    ]
+    numbers: Columns[DeviceRow] = [
+        ("seen\nago", lambda row: age(now_ns - row.seen_ns)),
+        ("for\n", lambda row: age(now_ns - row.changed_ns)),
+        ("p50\nms", lambda row: _number(row.latency_p50_ms)),
+        ("p95\nms", lambda row: _number(row.latency_p95_ms)),
+        ("inferences\n", lambda row: f"{row.inferences:,}"),
+        ("errors\n", lambda row: f"{row.errors:,}"),
+        ("temp\n°C", lambda row: _number(row.temperature_c)),
+        ("throttled\n", lambda row: NOT_ASKED if row.throttled is None else "yes" if row.throttled else "no"),
+        ("memory\nMB", lambda row: _number(row.memory_used_mb)),
+        ("outbox\nwaiting", lambda row: f"{row.waiting:,}"),
+        ("outbox\ndropped", lambda row: f"{row.dropped:,}"),
+        ("clock\n", lambda row: NOT_ASKED if row.clock_sure is None else "sure" if row.clock_sure else "unsure"),
+        ("ferryman\n", lambda row: row.ferryman or NOT_ASKED),
+    ]
+    title = (
+        f"{len(found.rows):,} of {found.total or 0:,} devices; latency, inferences, errors since {utc(found.since_ns)}"
+    )
+    return _table(title, found.rows, words, numbers, width, colour=colour)
+
+
+def runs_text(found: Runs, width: int, *, colour: bool) -> str:
+    """A row for each measurement."""
+    words: Columns[RunRow] = [
+        ("when\nUTC", lambda row: utc(row.time_ns)),
+        ("device\n", lambda row: row.device),
+        ("package\n", lambda row: _package(row.package, row.package_sha256)),
+        ("variant\n", lambda row: row.variant),
+        ("interpreter\n", lambda row: f"{row.interpreter} {row.interpreter_version}"),
+    ]
+    numbers: Columns[RunRow] = [
+        ("threads\n", lambda row: str(row.threads)),
+        ("p50\nms", lambda row: _value(row.latency_ms)),
+        ("p90\nms", lambda row: _value(row.latency_p90_ms)),
+        ("p99\nms", lambda row: _value(row.latency_p99_ms)),
+        ("load\nms", lambda row: _value(row.load_ms)),
+        ("first run\nms", lambda row: _value(row.first_run_ms)),
+        ("memory\nMB", lambda row: _value(row.memory_mb)),
+        ("energy\nmJ", lambda row: _value(row.energy_mj)),
+        ("artifact\nkB", lambda row: _value(row.artifact_kb)),
+    ]
+    return _table(f"{len(found.rows):,} measurements", found.rows, words, numbers, width, colour=colour)
+
+
+def alerts_text(found: Alerts, now_ns: int, width: int, *, colour: bool) -> str:
+    """A row for each."""
+    words: Columns[AlertRow] = [
+        ("since\nUTC", lambda row: utc(row.since_ns)),
+        ("until\nUTC", lambda row: "it holds" if row.until_ns is None else utc(row.until_ns)),
+        ("severity\n", lambda row: row.severity),
+        ("device\n", lambda row: row.device),
+        ("rule\n", lambda row: row.rule),
+        ("text\n", lambda row: row.text),
+    ]
+    numbers: Columns[AlertRow] = [("for\n", lambda row: age((row.until_ns or now_ns) - row.since_ns))]
+    if not found.rows:
+        return "no alerts"
+    return _table(
+        f"{len(found.rows):,} of {found.total or 0:,} alerts", found.rows, words, numbers, width, colour=colour
+    )
+
+
+def comparison_text(found: Comparison, width: int, *, colour: bool) -> str:
+    """A row for each metric and group."""
+    words: Columns[Compared] = [
+        ("metric\n", lambda row: row.metric),
+        (f"{found.by}\n", lambda row: short(row.group, 24)),
+    ]
+    numbers: Columns[Compared] = [
+        ("devices\n", lambda row: f"{row.devices:,}"),
+        ("values\n", lambda row: f"{row.units:,}"),
+        ("samples\n", lambda row: f"{row.samples:,}"),
+        ("median\n", lambda row: number(row.median)),
+        ("ratio\n", lambda row: "1" if row.group == found.baseline else _number(row.ratio)),
+        ("95 %\nfrom", lambda row: _number(row.low)),
+        ("\nto", lambda row: _number(row.high)),
+        ("pairs\n", lambda row: NOT_ASKED if row.pairs is None else f"{row.pairs:,}"),
+        ("verdict\n", lambda row: row.verdict or NOT_ASKED),
+    ]
+    unit = "an hour" if found.by == "device" else "a device"
+    title = (
+        f"since {utc(found.since_ns)}, over {short(found.baseline, 24)}: {unit} is one value, its median; "
+        f"margin {found.margin * 100:g} %"
+    )
+    return _table(title, found.rows, words, numbers, width, colour=colour)
+
+
+def log_line(row: LogRow) -> str:
+    """One line."""
+    mark = "" if row.clock == "sure" else "?" if row.clock == "unsure" else "~"
+    times = f" ({row.times} times)" if row.times > 1 else ""
+    return printable(f"{utc(row.time_ns)}{mark} {row.device} {row.level} {row.logger}: {row.message}{times}")
+
+
+def utc(time_ns: int) -> str:
+    """To the second."""
+    return datetime.fromtimestamp(time_ns // 10**9, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def age(age_ns: int) -> str:
+    """In the largest unit that there are two of, or seconds."""
+    seconds = max(0, age_ns // 10**9)
+    for length, unit in _AGES:
+        if seconds >= 2 * length or length == 1:
+            return f"{seconds // length:,} {unit}"
+    raise AssertionError
+
+
+def labels(told: Mapping[str, str]) -> str:
+    """In the words of queries."""
+    return ", ".join(f"{name}={value}" for name, value in sorted(told.items()))
+
+
+def _named(counts: Mapping[str, int]) -> str:
+    words = [f"{name} {count:,}" for name, count in [*counts.items()][:_NAMED_MAX]]
+    beyond = len(counts) - _NAMED_MAX
+    return printable(", ".join([*words, *([f"and {beyond:,} others"] if beyond > 0 else [])])) or "none"
+
+
+def _nth(at: int) -> Callable[[tuple[str, ...]], str]:
+    return lambda row: row[at]
+
+
+def _worst(what: str, unit: str, one: Worst, now_ns: int) -> tuple[str, str, str, str]:
+    return what, one.device, f"{number(one.value)} {unit}", age(now_ns - one.time_ns)
+
+
+def _package(name: str | None, sha256: str | None) -> str:
+    return f"{short(name or '', _TEXT_MAX)} {sha256[:12]}" if sha256 else NOT_ASKED
+
+
+def _number(value: float | None) -> str:
+    return NOT_ASKED if value is None else number(value)
+
+
+def _value(value: float | Unavailable) -> str:
+    return MISSING if isinstance(value, Unavailable) else number(value)
+
+
+def _table(title: str, rows: Iterable[R], words: Columns[R], numbers: Columns[R], width: int, *, colour: bool) -> str:
+    """The first column is repeated where the table is folded."""
+    rows = list(rows)
+
+    def group(columns: Columns[R], *, text: bool) -> Group:
+        cells = tuple(tuple(printable(of(row)) for _, of in columns) for row in rows)
+        return Group(tuple(head for head, _ in columns), cells, text=text)
+
+    single = [group([column], text=False) for column in numbers]
+    beside = [group([column], text=True) for column in words[1:]]
+    grid = Grid(printable(title), group(words[:1], text=True), (*beside, *single))
+    return show_grid(grid, width, colour=colour)
