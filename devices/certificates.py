@@ -162,9 +162,14 @@ def certified(certificate: x509.Certificate, authority: x509.Certificate | None 
         IdentityError: it is none of ours, or `authority` did not sign it.
     """
     try:
-        name = _common_name(certificate.subject)
         if authority is not None:
             certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        raise IdentityError(
+            "the certificate is not signed by the authority beside it; enroll this device anew"
+        ) from None
+    try:
+        name = _common_name(certificate.subject)
         return Certified(
             name=name,
             serial=f"{certificate.serial_number:x}",
@@ -173,9 +178,5 @@ def certified(certificate: x509.Certificate, authority: x509.Certificate | None 
             key_sha256=fingerprint(certificate.public_key()),
             authority_key_sha256=fingerprint(authority.public_key()) if authority is not None else None,
         )
-    except InvalidSignature:
-        raise IdentityError(
-            "the certificate is not signed by the authority beside it; enroll this device anew"
-        ) from None
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise IdentityError(f"the certificate is none of ferryman's: {error}; enroll this device anew") from error

@@ -139,6 +139,14 @@ def promote(root: Path) -> None:
             (folder / NEXT).unlink(missing_ok=True)
 
 
+def discard_renewal(root: Path) -> None:
+    """Forget a renewed certificate, and its key."""
+    folder = folder_of(root)
+    with alone(folder):
+        (folder / NEXT_KEY).unlink(missing_ok=True)
+        (folder / NEXT).unlink(missing_ok=True)
+
+
 def current(root: Path) -> Certified | None:
     """What this device's certificate says; None: it has none.
 

@@ -363,7 +363,7 @@ class Connection:
             if one.needed:
                 self.fail(problem)
             else:
-                log.warning("broker %s: %s; going on without", self._broker.address, problem)
+                log.warning("broker %s: %s; going on without", self.broker.address, problem)
         self.settled.set()
 
     def _on_disconnect(self, _c: object, _u: object, flags: Any, reason: ReasonCode, properties: object) -> None:  # noqa: ANN401  # paho's named tuple

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ferryman.devices import topics
+from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.certificates import PEM_MAX_BYTES, RENEW_FRACTION, Certified, utc_now
-from ferryman.devices.enrolment import accept_renewal, current, promote, request
+from ferryman.devices.enrolment import accept_renewal, current, discard_renewal, promote, request
 from ferryman.devices.identity import CURRENT, NEXT, folder_of, of_file
 from ferryman.devices.mqtt import Delivery, Link, Message, backoff_s
 from ferryman.runtime.contracts.errors import FerrymanError, IdentityError, LinkError
@@ -108,17 +109,25 @@ class Renewal:
         new = of_file(old, folder / NEXT)
         self._link.reconnect(new)
         if not _wait(lambda: self._link.connected_by == new, self._trial_s, stop):
-            problem = self._link.problem
-            self._link.reconnect(of_file(old, folder / CURRENT))
-            if not stop.is_set():
-                log.warning("certificate: not connected with the renewed one (%s); the old one goes on", problem)
-            return self._look_s
+            return self._go_back(of_file(old, folder / CURRENT), stop)
         promote(self._root)
         self._link.broker = of_file(old, folder / CURRENT)  # the same bytes; for the next connection
         found = current(self._root)
         if found is not None:
             log.info("certificate: renewed, serial %s, until %s UTC", found.serial, f"{found.not_after:%Y-%m-%d %H:%M}")
         return self._look_s
+
+    def _go_back(self, broker: BrokerConfig, stop: threading.Event) -> float:
+        """The old certificate goes on; where it is let in, the new one is of no use, and another is asked for later."""
+        problem = self._link.problem
+        self._link.reconnect(broker)
+        if stop.is_set():
+            return 0.0
+        log.warning("certificate: not connected with the renewed one (%s); the old one goes on", problem)
+        if not _wait(lambda: self._link.connected_by == broker, self._trial_s, stop):
+            return self._look_s  # the broker may be away, and the new one as good as ever
+        discard_renewal(self._root)
+        return max(self._look_s, ASK_CAP_S)
 
     def _refused(self, problem: str | None) -> None:
         if problem is not None:

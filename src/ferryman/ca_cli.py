@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ferryman.options import PATH
+from ferryman.options import PATH, stop_event
 from ferryman.publisher import utc_now
 from ferryman.runtime.contracts.errors import CallerError, DeviceError
 
@@ -236,15 +235,13 @@ def acl_command(directory: Path) -> None:
 @click.option("--broker", required=True, help="mqtts://HOST:8884?ca=FILE&cert=FILE, with an identity of the role ca.")
 def serve_command(directory: Path, broker: str) -> None:
     """Renew the certificates of enrolled devices that ask for it, until interrupted."""
-    from ferryman.cli import _stop_event
     from ferryman.devices.broker import parse_broker
     from ferryman.devices.fleet.authority.service import RenewalService
 
     parsed = parse_broker(broker)
-    stop: threading.Event = _stop_event()
     with _open(directory) as authority:
         service = RenewalService(authority, parsed)
-        service.run(stop, lambda: click.echo(f"renewing at {parsed.address}; interrupt to stop", err=True))
+        service.run(stop_event(), lambda: click.echo(f"renewing at {parsed.address}; interrupt to stop", err=True))
     click.echo(f"{service.signed} certificates renewed, {service.refused} requests refused", err=True)
 
 

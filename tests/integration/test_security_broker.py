@@ -21,7 +21,6 @@ from msgspec.structs import replace
 
 from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.certificates import new_key, utc_now
-from ferryman.devices.fleet.authority.broker_files import write_server
 from ferryman.devices.identity import of_file
 from ferryman.devices.mqtt import Link, Message
 from ferryman.runtime.contracts.errors import IdentityError
@@ -36,6 +35,13 @@ DAY = dt.timedelta(days=1)
 
 @pytest.fixture(scope="module")
 def realm():
+    with realm_folder() as folder, Realm(folder) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def plant():
+    """A realm with all that may be asked for."""
     with realm_folder() as folder, Realm(folder, home_assistant="homeassistant", sparkplug_group="plant") as one:
         yield one
 
@@ -216,9 +222,9 @@ def test_old_tls_is_refused(realm):
     context.load_cert_chain(realm.enrolled("pi").tls_cert)
     context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
     context.set_ciphers("ALL:@SECLEVEL=0")
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="TLSv1_1 is deprecated"):
         context.maximum_version = ssl.TLSVersion.TLSv1_1
-    with socket.create_connection(("127.0.0.1", realm.ports[0])) as plain, pytest.raises(ssl.SSLError):
+    with socket.create_connection(("127.0.0.1", realm.ports[0])) as plain, pytest.raises(ssl.SSLError, match="ALERT"):
         context.wrap_socket(plain, server_hostname="127.0.0.1")
 
 
@@ -318,10 +324,10 @@ MATRIX = {
 }
 
 
-def test_everybody_reaches_what_is_theirs_and_nothing_else(realm):
+def test_everybody_reaches_what_is_theirs_and_nothing_else(plant):
     """Each of eight identities writes to each topic while all listen to everything."""
-    brokers = {name: realm.enrolled(name) for name in ("pi", "other")}
-    brokers |= {name: realm.host(name, role) for name, role in HOSTS.items()}
+    brokers = {name: plant.enrolled(name) for name in ("pi", "other")}
+    brokers |= {name: plant.host(name, role) for name, role in HOSTS.items()}
     stack, links, heard = [], {}, {}
     try:
         for name, broker in brokers.items():
@@ -352,6 +358,15 @@ def test_everybody_reaches_what_is_theirs_and_nothing_else(realm):
     finally:
         for context in reversed(stack):
             context.__exit__(None, None, None)
+
+
+def test_a_device_of_sparkplug_holds_two_connections(plant):
+    broker, downs = plant.enrolled("pi"), []
+    with connected(broker, name="one") as (one, _), connected(broker, name="two") as (two, _):
+        one.on_down(lambda: downs.append(1))
+        assert say(two, "spBv1.0/plant/NDATA/pi") is None
+        assert say(one, "ferryman/v1/pi/telemetry") is None
+        assert not downs
 
 
 def test_a_shared_subscription_is_no_way_around(realm):

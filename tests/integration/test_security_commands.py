@@ -48,7 +48,7 @@ def key(realm, tmp_path, monkeypatch):
 @contextmanager
 def running(realm):
     """The agent with its own identity, by a URL that names no certificate."""
-    config = AgentConfig(device=DEVICE, root=realm.root(DEVICE), broker=realm.at(realm.ports[0]), drift_s=0, sample_s=0)
+    config = AgentConfig(device=DEVICE, root=realm.root(DEVICE), broker=realm.at(realm.ports[0]), drift_s=0)
     stop = threading.Event()
     agent = Agent(config)
     thread = threading.Thread(target=agent.run, args=(stop,))

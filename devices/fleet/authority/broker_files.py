@@ -44,12 +44,12 @@ log_type error
 log_type warning
 log_type notice
 
-# Devices. The name in the certificate is user and client: none can throw another out by its client id.
+# Devices.
 listener {devices_port}{bind}
 cafile {folder}/devices.pem
 crlfile {folder}/devices.crl
 {server}
-use_username_as_clientid true
+{client_ids}
 
 # Hosts: collectors, operators and so on, who may open several connections.
 listener {hosts_port}{bind}
@@ -63,6 +63,14 @@ keyfile {folder}/server.pem
 tls_version tlsv1.2
 require_certificate true
 use_identity_as_username true"""
+
+
+_CLIENT_IDS = """\
+# The name in the certificate is the client's, too: none can throw another out by taking its client id.
+use_username_as_clientid true"""
+_TWO_CONNECTIONS = """\
+# For Sparkplug B a device has a second connection, and so chooses its client ids: it could throw others out by theirs.
+use_username_as_clientid false"""
 
 
 class BrokerOptions(Record):
@@ -92,6 +100,7 @@ def write_broker(authority: Authority, folder: Path, options: BrokerOptions, now
     text = _CONFIG.format(
         folder=options.path,
         server=server,
+        client_ids=_CLIENT_IDS if options.sparkplug_group is None else _TWO_CONNECTIONS,
         bind=f" {options.bind}" if options.bind else "",
         devices_port=options.devices_port,
         hosts_port=options.hosts_port,
