@@ -32,6 +32,11 @@ def item_bytes(entry: Entry) -> int:
     return len(entry.body) + 6 * len(entry.kind) + _ITEM_BYTES
 
 
+def plain_bytes(entries: Iterable[Entry]) -> int:
+    """How long a message is before it is compressed, with all around it, at most."""
+    return HEAD_BYTES + sum(map(item_bytes, entries))
+
+
 def in_order(levels: Iterable[Sequence[Entry]]) -> list[Entry]:
     """Merge what waits of each priority by sequence."""
     return list(heapq.merge(*levels, key=lambda entry: entry.sequence))

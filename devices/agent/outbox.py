@@ -145,10 +145,10 @@ class Outbox:
         now = self.clock()
 
         def work(connection: sqlite3.Connection) -> list[int]:
-            sequences = [self._insert(connection, kind, body, made or now) for kind, body in rows]
+            sequences = self._insert(connection, rows, made or now)
             if sequences and room.make_room(connection, self._max_bytes, sequences[0]):
                 self._report(connection, now)
-            return sequences
+            return list(sequences)
 
         return self._file.write(work)
 
@@ -311,14 +311,15 @@ class Outbox:
 
         return self._file.run(work)
 
-    def _insert(self, connection: sqlite3.Connection, kind: str, body: bytes, now: Reading) -> int:
-        row = (self.boot, kind, now.time_ns, body, int(priority(kind)), now.uptime_ns, now.sure)
-        sequence = connection.execute(
+    def _insert(self, connection: sqlite3.Connection, rows: Sequence[tuple[str, bytes]], made: Reading) -> range:
+        """Add rows; returns their sequences, which follow each other within a transaction."""
+        boot = self.boot
+        connection.executemany(
             "INSERT INTO records (boot, kind, time_ns, body, priority, uptime_ns, sure) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            row,
-        ).lastrowid
-        assert sequence is not None  # noqa: S101  # an INSERT has one
-        return sequence
+            [(boot, kind, made.time_ns, body, int(priority(kind)), made.uptime_ns, made.sure) for kind, body in rows],
+        )
+        last = int(connection.execute("SELECT last_insert_rowid()").fetchone()[0])
+        return range(last - len(rows) + 1, last + 1)
 
     def _report(self, connection: sqlite3.Connection, now: Reading) -> None:
         report = room.report(connection)
@@ -332,9 +333,9 @@ class Outbox:
             report.last,
             report.aged,
         )
-        sequence = self._insert(connection, "dropped", encode(report), now)
+        (sequence,) = self._insert(connection, [("dropped", encode(report))], now)
         connection.execute("UPDATE totals SET report = ?", (sequence,))
         room.make_room(connection, self._max_bytes, sequence)
 
     def _note_aside(self, connection: sqlite3.Connection, aside: SetAside) -> None:
-        self._insert(connection, "outbox-set-aside", encode(aside), self.clock())
+        self._insert(connection, [("outbox-set-aside", encode(aside))], self.clock())

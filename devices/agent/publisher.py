@@ -154,6 +154,7 @@ class Publisher:
         self._forget()
         if self._outbox.boot != self._boot:  # the file was replaced: another run of numbers
             self._boot = self._outbox.boot
+            self._floors = dict.fromkeys(Priority, 0)
             self._reset()
         if now >= self._look_at:
             self._look(now)
@@ -249,7 +250,7 @@ class Publisher:
         """Whether a budget has room; a record that is more than a whole day's goes on a day of which all is left."""
         if share.left_bytes is None or share.whole_bytes is None:
             return True
-        size = batching.HEAD_BYTES + sum(map(batching.item_bytes, entries))
+        size = batching.plain_bytes(entries)
         fits = size <= share.left_bytes or (size > share.whole_bytes == share.left_bytes)
         if not fits:
             self._held.update(level for level in share.levels if level < Priority.VITAL or len(share.levels) == 1)
@@ -270,7 +271,8 @@ class Publisher:
         for entry in entries:
             carried.setdefault(entry.priority, []).append(entry.sequence)
         self._spending.spend(len(payload) + len(self._topic) + batching.PACKET_BYTES, now)
-        number = self._window.sent(carried, len(payload), self._size.bytes, now + wait_s)
+        plain = batching.plain_bytes(entries)
+        number = self._window.sent(carried, plain, self._size.bytes, now + wait_s)
         for level, sequences in carried.items():
             self._cursor[level] = max(self._cursor[level], sequences[-1])
         self._linger_until = None
@@ -290,7 +292,7 @@ class Publisher:
             return
         self.refused += 1
         if sent is not None and problem.startswith(TOO_LARGE) and sum(map(len, sent.carried.values())) > 1:
-            log.warning("broker takes no message of %d bytes (%s); sending it in parts", sent.size, problem)
+            log.warning("broker %s: %s; sending smaller messages", self._link.broker.address, problem)
             self._size.refused(sent.bound)
             self._window.take_back(number)
             return

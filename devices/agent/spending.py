@@ -130,6 +130,7 @@ class Spending:
         self._boot = kernel_boot()
         self._free_at = 0.0
         self._kept: Account | None = None
+        self._kept_in = ""
         self._account = Account()
 
     def wait_s(self, now: float) -> float:
@@ -147,12 +148,12 @@ class Spending:
             DeviceError: the disk is full or broken.
         """
         if self._kept is None:
-            self._kept = _read(self._outbox.note(NOTE))
+            self._kept, self._kept_in = _read(self._outbox.note(NOTE)), self._outbox.id
             self._account = msgspec.structs.replace(self._kept, mode=self._config.mode)
         before, kept = self._account, self._kept
         self._account = passed(before, self._outbox.clock(), self._boot, self._config.day_max_bytes)
         anew = self._account.renewals > before.renewals
-        if anew or _differ(self._account, kept):
+        if anew or self._kept_in != self._outbox.id or _differ(self._account, kept):
             self._keep(self._account)
         return anew
 
@@ -184,7 +185,7 @@ class Spending:
     def _keep(self, account: Account) -> None:
         try:
             self._outbox.keep_note(NOTE, encode(account), durable=self._config.day_max_bytes is not None)
-            self._kept = account
+            self._kept, self._kept_in = account, self._outbox.id
         except DeviceError:
             if self._config.day_max_bytes is not None:
                 raise

@@ -18,7 +18,7 @@ class Upkeep:
         self._outbox = outbox
         self._boot = kernel_boot()
         self._expire_at = 0.0
-        self._read = False
+        self._read_from = ""
         self._fix: ClockFix | None = None
 
     def look(self, now: float) -> None:
@@ -27,9 +27,9 @@ class Upkeep:
         Raises:
             DeviceError: the disk is full or broken; tried again with the next call.
         """
-        if not self._read:
+        if self._read_from != self._outbox.id:  # at first, and when the file was replaced
             self._fix = _kept(self._outbox.note(NOTE))
-            self._read = True
+            self._read_from = self._outbox.id
         fix = fix_for(self._outbox.clock(), self._boot, self._fix)
         if fix is not None:
             self._outbox.append("clock", fix)

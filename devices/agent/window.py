@@ -18,9 +18,11 @@ class Limits(NamedTuple):
     in_flight: int = 20
     """Messages without the broker's acknowledgement."""
     in_flight_bytes: int = 2 << 20
+    """Of those, before they are compressed."""
     unconfirmed: int = 512
     """Messages without a receipt; below the 1000 that mosquitto queues for a collector that is away."""
     unconfirmed_bytes: int = 8 << 20
+    """Of those, before they are compressed."""
     again_first_s: float = 30.0
     again_cap_s: float = 600.0
     spread_s: float = 5.0
@@ -34,6 +36,7 @@ class Sent:
     carried: dict[Priority, list[int]]
     """Sequences of each priority that are not confirmed, in order."""
     size: int
+    """Bytes, before it was compressed."""
     bound: int
     """How large a message might be then."""
     again_at: float

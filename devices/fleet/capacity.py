@@ -24,9 +24,9 @@ class Fleet(NamedTuple):
     """Samples a message."""
     metrics: int = 12
     """Values a sample."""
-    raw_days: float = 7.0
+    raw_days: float = 30.0
     """Samples are kept so long."""
-    hourly_days: float = 30.0
+    hourly_days: float = 180.0
     daily_days: float = 730.0
     spare: float = 0.5
     """Nothing is planned to be busier than this share of what it can: the rest is for peaks and for catching up."""

@@ -12,7 +12,7 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
 @click.option("--period", type=_POSITIVE, default=10.0, show_default=True, help="Seconds that a sample is of.")
 @click.option("--batch", type=click.IntRange(1), default=6, show_default=True, help="Samples a message.")
 @click.option("--metrics", type=click.IntRange(1), default=12, show_default=True, help="Values a sample.")
-@click.option("--days", type=_POSITIVE, default=7.0, show_default=True, help="Samples are kept so long.")
+@click.option("--days", type=_POSITIVE, default=30.0, show_default=True, help="Samples are kept so long.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def capacity(devices: int, period: float, batch: int, metrics: int, days: float, *, as_json: bool) -> None:
     """Work out what DEVICES take: messages, brokers, collectors, disk. What is assumed is told in docs/SCALING.md."""

@@ -116,7 +116,7 @@ def main(verbose: int) -> None:
       profile   latency, memory and energy on the device
       compare   packages -> which is slower, by how much, for sure
       collect   telemetry -> database;  report: database -> table and page
-      fleet     database -> how all devices do, who stands out, files for other programs
+      fleet     database -> how all devices do, who stands out, exports
       pareto    packages -> accuracy against bytes and latency
 
     \b

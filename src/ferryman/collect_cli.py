@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 
 import click
 
-from ferryman.options import stop_event
+from ferryman.options import PATH, stop_event
 
 _SHOW_EVERY_S = 0.2
+DAYS = click.FloatRange(min=0, min_open=True)
 
 
 @click.command()
@@ -26,15 +28,36 @@ _SHOW_EVERY_S = 0.2
     metavar="[HOST:]PORT",
     help="Answer Prometheus at http://HOST:PORT/metrics; without HOST, this machine only.",
 )
-def collect(broker: str, database: str, metrics: str | None) -> None:
+@click.option("--alerts", type=PATH, metavar="FILE", help="Rules, and whom to tell: webhooks, mail (TOML).")
+@click.option(
+    "--keep-samples",
+    type=DAYS,
+    default=30.0,
+    show_default=True,
+    metavar="DAYS",
+    help="Delete regular samples that are older; their hourly and daily rollups stay.",
+)
+@click.option(
+    "--keep",
+    type=DAYS,
+    default=365.0,
+    show_default=True,
+    metavar="DAYS",
+    help="Delete all other records that are older.",
+)
+def collect(
+    broker: str, database: str, metrics: str | None, alerts: Path | None, keep_samples: float, keep: float
+) -> None:
     """Store what devices send, until interrupted.
 
     Nothing is acknowledged before it is on disk. A SQLite file has one collector; of a PostgreSQL database any number
-    may run, on any machine, and share the load.
+    may run, on any machine, and share the load. Meanwhile it keeps rollups, deletes what is old, and watches for what
+    is worth an alert.
     """
     from ferryman.devices.broker import parse_broker
     from ferryman.devices.fleet.collector.metrics import parse_address
     from ferryman.devices.fleet.collector.run import Progress, run_collector
+    from ferryman.devices.fleet.store.retain import Policy
 
     parsed = parse_broker(broker)
     address = None if metrics is None else parse_address(metrics)
@@ -53,6 +76,15 @@ def collect(broker: str, database: str, metrics: str | None) -> None:
     def tell(store: str) -> None:
         click.echo(f"collecting from {parsed.address} into {store}; interrupt to stop", err=True)
 
-    run_collector(parsed, database, stop=stop_event(), metrics=address, on_connected=tell, on_progress=show)
+    run_collector(
+        parsed,
+        database,
+        stop=stop_event(),
+        metrics=address,
+        alerts=alerts,
+        policy=Policy(samples_days=keep_samples, others_days=keep),
+        on_connected=tell,
+        on_progress=show,
+    )
     if tty:
         click.echo(err=True)

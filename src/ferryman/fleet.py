@@ -37,10 +37,10 @@ _PACKAGE = "candidate"
 class Fleet:
     """The devices of a devices file, as a search asks them; and what devices sent to the collector's store.
 
-    Answers of the store are DataFrames: of pandas, or polars, or lists of records (`ferryman.devices.fleet.query.records`) where
-    neither is installed; `frame` asks for one of them. Times are UTC timestamps, and what is not known is null. What an answer leaves
-    out is a warning in the log. Each method raises CallerError for a bad argument or a database that is not there, and
-    StoreError for one that cannot be read.
+    Answers of the store are DataFrames: of pandas, or polars, or lists of records where neither is installed (see
+    `ferryman.devices.fleet.query.records`); `frame` asks for one of them. Times are UTC timestamps, and what is not
+    known is null. What an answer leaves out is a warning in the log. Each method raises CallerError for a bad argument
+    or a database that is not there, and StoreError for one that cannot be read.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Fleet:
         Args:
             devices_file: None takes the usual one; `local`, this machine, needs none.
             cache: folder of what was measured before; None takes `ferryman/fleet` in the user's cache.
-            database: the collector's store, a file or postgresql://...; None: $FERRYMAN_DATABASE, or ferryman.sqlite here.
+            database: the collector's store, a file or postgresql://...; None: $FERRYMAN_DATABASE, or ferryman.sqlite.
             hands: how devices are asked; a test brings its own.
 
         Raises:
@@ -134,14 +134,20 @@ class Fleet:
         return found
 
     def devices(self, query: str | None = None, *, frame: Frame | None = None, **asked: Any) -> Any:  # noqa: ANN401  # see the class
-        """A row for each device (`DeviceRow`); `device`, `since`, `until`, `sort`, `limit` as in `query.devices.device_rows`."""
+        """A row for each device (`DeviceRow`).
+
+        `device`, `since`, `until`, `sort`, `limit` as in `query.devices.device_rows`.
+        """
         from ferryman.devices.fleet.query.devices import device_rows
         from ferryman.devices.fleet.query.records import DeviceRow
 
         return self._ask(device_rows, DeviceRow, frame, {"query": query, "limit": None, **asked})
 
     def runs(self, query: str | None = None, *, frame: Frame | None = None, **asked: Any) -> Any:  # noqa: ANN401  # as above
-        """A row for each measurement (`RunRow`); `device`, `package`, `since`, `until`, `limit` as in `query.runs.runs`."""
+        """A row for each measurement (`RunRow`).
+
+        `device`, `package`, `since`, `until`, `limit` as in `query.runs.runs`.
+        """
         from ferryman.devices.fleet.query.records import RunRow
         from ferryman.devices.fleet.query.runs import runs
 
@@ -188,7 +194,10 @@ class Fleet:
         return self._ask(logs, LogRow, frame, {"query": query, "limit": 100_000, **asked})
 
     def alerts(self, query: str | None = None, *, frame: Frame | None = None, **asked: Any) -> Any:  # noqa: ANN401  # as above
-        """A row for each alert (`AlertRow`); `past`, `device`, `since`, `until`, `limit` as in `query.alerts.alerts`."""
+        """A row for each alert (`AlertRow`).
+
+        `past`, `device`, `since`, `until`, `limit` as in `query.alerts.alerts`.
+        """
         from ferryman.devices.fleet.query.alerts import alerts
         from ferryman.devices.fleet.query.records import AlertRow
 

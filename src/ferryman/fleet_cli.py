@@ -118,10 +118,10 @@ def devices(query: str | None, database: str, sort: str, limit: int, *, as_json:
 
     \b
     --sort:
-      name                                    in the order of names
-      seen, offline                           the last seen; those offline for longest
-      errors, latency, temperature            the most errors, the slowest by p95, the hottest
-      waiting, dropped                        the fullest outbox, the most records dropped
+      name                          in order of names
+      seen, offline                 the last seen; those offline for longest
+      errors, latency, temperature  most errors, slowest by p95, hottest
+      waiting, dropped              fullest outbox, most records dropped
     """  # noqa: D301  # click wants the very character, where it shall not wrap
     from ferryman.devices.fleet.query.devices import device_rows
     from ferryman.fleet_show import devices_text

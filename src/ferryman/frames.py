@@ -40,14 +40,14 @@ def check_frame(frame: str | None) -> Frame:
         raise CallerError(f"no frame {frame!r:.100}; there are: {', '.join(FRAMES)}")
     if frame != "records" and util.find_spec(frame) is None:
         raise CallerError(f"{frame} is not installed here; pip install {frame}, or ask for frame='records'")
-    return typing.cast("Frame", frame)
+    return frame
 
 
 def to_frame(rows: Sequence[Record], kind: type[Record], frame: Frame) -> Any:  # noqa: ANN401  # of one library or another
     """A column for each field, also where there are no rows.
 
-    Fields that end in `_ns` become UTC timestamps without it in their name; what is not known is null; names and values become
-    JSON text, but for a sample's metrics, which become columns.
+    Fields that end in `_ns` become UTC timestamps without it in their name; what is not known is null; names and values
+    become JSON text, but for a sample's metrics, which become columns.
     """
     if frame == "records":
         return list(rows)

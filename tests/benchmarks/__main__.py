@@ -21,6 +21,7 @@ BENCHMARKS = (
     "quant_calibration",
     "profiler",
     "ota",
+    "telemetry",
 )
 
 

@@ -1,6 +1,6 @@
 """How long questions take on a store of 10,000 devices and 1,000,000 samples.
 
-`python -m tests.benchmarks.fleet_query [FILE|URL]` makes the store where it is not there yet, and prints medians in seconds.
+`python -m tests.benchmarks.fleet_query [FILE|URL]` makes the store where there is none, and prints medians in seconds.
 """
 
 from __future__ import annotations
@@ -38,14 +38,17 @@ def make(store: Store) -> None:
     rng = np.random.default_rng(0)
     for begin in range(0, DEVICES, _AT_ONCE):
         names = [f"device-{n:05}" for n in range(begin, begin + _AT_ONCE)]
-        statuses = [
-            Status(device=name, online=True, birth=1, ferryman="0.2.0", package_sha256=SHA[n % 2], package_name="digits",
-                   labels={"site": f"site-{n % 20}"}, model=f"Raspberry Pi {4 + n % 2}")
-            for n, name in enumerate(names)
-        ]  # fmt: skip
+        statuses = [_status(name, n) for n, name in enumerate(names)]
         arrived = [Arrived(name, "box.boot", _rows(rng, n), "topic", b"") for n, name in enumerate(names)]
         store.insert(Batch(arrived, [], statuses), NOW_NS)
     roll_up(store, NOW_NS)
+
+
+def _status(name: str, n: int) -> Status:
+    serves = {"package_sha256": SHA[n % 2], "package_name": "digits", "ferryman": "0.2.0"}
+    return Status(
+        device=name, online=True, birth=1, labels={"site": f"site-{n % 20}"}, model=f"Pi {4 + n % 2}", **serves
+    )
 
 
 def _rows(rng: np.random.Generator, n: int) -> list[Row]:

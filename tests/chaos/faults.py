@@ -46,7 +46,7 @@ HABITS: dict[str, Habit] = {
         15, {"kill": Kind(2, (0, 1)), "kill-backend": Kind(2, (0, 0)), "stop-immediate": Kind(1, (0, 1))}
     ),
     "store-disk": Habit(30, {"fill": Kind(1, (0.5, 4))}),
-    "outbox-disk": Habit(20, {"fill": Kind(1, (0.5, 4))}),
+    "outbox-disk": Habit(20, {"fill": Kind(1, (0.5, 4)), "fill-and-cut": Kind(2, (1, 6))}),
     "clock": Habit(9, {"jump": Kind(1, (0, 0))}),
 }
 """By the first part of a target's name, before a colon."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ferryman.devices.agent.agent import OUTBOX
-from ferryman.devices.agent.outbox import Outbox
+from ferryman.devices.agent.outbox import MAX_BYTES, Outbox
 from ferryman.runtime.contracts.record import encode
 from tests.chaos import mutations
 from tests.chaos.device import DeviceConfig
@@ -58,7 +58,7 @@ class Plan(NamedTuple):
     @property
     def pace(self) -> float:
         """How long it is between faults: a short run has as many of each kind as can be."""
-        return min(1.0, max(0.3, self.samples / 500_000))
+        return min(1.0, max(0.6, self.samples / 500_000))
 
 
 @dataclass
@@ -97,7 +97,7 @@ class Scene:
         self.collectors: list[Process] = []
         self._folder = folder
         self._stack = stack
-        self._chance = random.Random(f"{plan.seed}/scene")
+        self._chance = random.Random(f"{plan.seed}/scene")  # noqa: S311  # no secret
         self.persistent = self._chance.random() < 0.5
         self.broker = self._start_broker()
         self.postgres: Postgres | None = None
@@ -193,7 +193,10 @@ class Scene:
             disk = Disk(folder / "disk", OUTBOX_DISK_BYTES)
             self._stack.callback(disk.close)
             outbox = disk.place / OUTBOX
-            self.targets[f"outbox-disk:{name}"] = {"fill": _fill(disk)}
+            self.targets[f"outbox-disk:{name}"] = {
+                "fill": _fill(disk),
+                "fill-and-cut": partial(_both, _fill(disk), self.targets.get(f"link:{name}", {}).get("cut", _nothing)),
+            }
         overflows, bytes_all = name == "small", total * RECORD_BYTES
         config = DeviceConfig(
             name=name,
@@ -205,11 +208,9 @@ class Scene:
             publish=name != "agent",
             mutation=self.plan.mutation if self.plan.mutation in mutations.DEVICE else "",
             taken_bytes=min(4 << 20, max(64 << 10, bytes_all // 10)),
-            **(
-                {"max_bytes": min(SMALL_OUTBOX_BYTES[1], max(SMALL_OUTBOX_BYTES[0], bytes_all // 8))}
-                if overflows
-                else {}
-            ),
+            max_bytes=min(SMALL_OUTBOX_BYTES[1], max(SMALL_OUTBOX_BYTES[0], bytes_all // 8))
+            if overflows
+            else MAX_BYTES,
         )
         (folder / "config.json").write_bytes(encode(config))
         ordered = self.plan.store == "sqlite"
@@ -230,8 +231,6 @@ class Scene:
 
     def _link(self, name: str, number: int) -> tuple[list[str], str]:
         """What a command begins with to run at the far end of a link of its own, and where the broker is from there."""
-        if name == "disk":
-            return [], "127.0.0.1"
         if reason := netns.why_not():
             self.left_out.append(f"links that flap: {reason}")
             return [], "127.0.0.1"
@@ -300,6 +299,20 @@ def _fill(disk: Disk, after: Heal = lambda: None) -> Begin:
         return heal
 
     return begin
+
+
+def _both(one: Begin, other: Begin, chance: random.Random) -> Heal:
+    heals = [one(chance), other(chance)]
+
+    def heal() -> None:
+        for each in heals:
+            each()
+
+    return heal
+
+
+def _nothing(_: random.Random) -> Heal:
+    return lambda: None
 
 
 def _jump(process: Process, most_ns: int, chance: random.Random) -> Heal:

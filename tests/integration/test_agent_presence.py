@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import signal
+import socket
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+import msgspec
 import numpy as np
 import pytest
 from sqlalchemy import select
@@ -68,9 +73,68 @@ class Ear:
         assert said.get(timeout=10) is None
 
 
+class Cable:
+    """Carries bytes to the broker and back until it is cut."""
+
+    def __init__(self, broker):
+        self._broker = broker
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.config = msgspec.structs.replace(broker, port=self._server.getsockname()[1])
+        self._whole = threading.Event()
+        self._whole.set()
+        self._held = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self):
+        self._whole.clear()
+        for one in self._held:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+        self._held.clear()
+
+    def mend(self):
+        self._whole.set()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.cut()
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+
+    def _accept(self):
+        while True:
+            try:
+                near, _ = self._server.accept()
+            except OSError:
+                return
+            if not self._whole.is_set():
+                near.close()
+                continue
+            far = socket.create_connection((self._broker.host, self._broker.port))
+            self._held += [near, far]
+            for pair in ((near, far), (far, near)):
+                threading.Thread(target=self._carry, args=pair, daemon=True).start()
+
+    @staticmethod
+    def _carry(source, target):
+        with source:
+            while True:
+                try:
+                    data = source.recv(65536)
+                    if not data:
+                        break
+                    target.sendall(data)
+                except OSError:
+                    break
+            with contextlib.suppress(OSError):
+                target.shutdown(socket.SHUT_RDWR)
+
+
 def stored(store, kind, record):
     found = store.read(select(records.c.body).where(records.c.kind == kind).order_by(records.c.sequence))
-    return [decode(bytes(body), record) for (body,) in found]
+    return [decode(body, record) for (body,) in found]
 
 
 def test_samples_and_logs_reach_the_store_and_the_newest_is_kept_for_dashboards(broker, root, tmp_path):
@@ -147,6 +211,26 @@ def test_a_request_waits_for_a_device_that_is_away_for_a_moment_and_a_stale_one_
             assert answer.id == "fresh"
             np.testing.assert_array_equal(answer.body.outputs[0].to_array(), X + 1)
             assert ear.heard.empty()
+
+
+def test_an_answer_survives_a_link_that_breaks_while_it_is_computed(broker, root):
+    with Cable(broker) as cable, StatusWatch(broker) as status, AgentProcess(cable.config, root) as agent:
+        first = status.wait_for(lambda s: s.online)
+        with AgentClient(broker, "pi") as client, ThreadPoolExecutor(1) as pool:
+            client.infer([X])
+            (worker,) = agent.workers()
+            worker.suspend()
+            asked = pool.submit(client.infer, [X], timeout_s=60)
+            time.sleep(0.5)  # it has the request
+            cable.cut()
+            status.wait_for(lambda s: not s.online)
+            worker.resume()
+            time.sleep(0.5)  # there is no way for the answer now
+            assert not asked.done()
+            cable.mend()
+            again = status.wait_for(lambda s: s.online)
+            np.testing.assert_array_equal(asked.result(30).outputs[0].to_array(), X + 1)
+        assert again.birth > first.birth
 
 
 def test_options_that_make_no_sense_are_one_message(broker, root):

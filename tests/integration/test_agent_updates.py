@@ -12,7 +12,7 @@ from ferryman.devices import topics
 from ferryman.devices.broker import BrokerConfig, parse_broker
 from ferryman.devices.fleet.client import AgentClient
 from ferryman.devices.mqtt import Delivery, Link, Message
-from ferryman.runtime.contracts.envelope import EnvelopeV1
+from ferryman.runtime.contracts.envelope import Item
 from ferryman.runtime.contracts.record import decode, encode
 from ferryman.runtime.contracts.rollout import Desired, Reported
 from ferryman.runtime.contracts.slot import HealthRules
@@ -22,6 +22,7 @@ from tests.support.broker import running_broker
 from tests.support.mosquitto import free_port
 from tests.support.packages import write_tiny_package
 from tests.support.repository import flip, make_repository
+from tests.support.telemetry import read
 
 RULES = HealthRules(window_s=1.0)
 
@@ -31,14 +32,12 @@ class Host:
 
     def __init__(self, broker: BrokerConfig, device: str = "pi") -> None:
         self.heard: list[Reported] = []
-        self.recorded: list[EnvelopeV1] = []
+        self.recorded: list[Item] = []
         self._device = device
         self._version = 0
         self._link = Link(broker, "host")
         self._link.subscribe(topics.reported(device), self._on_reported)
-        self._link.subscribe(
-            topics.telemetry(device), lambda got: self.recorded.append(decode(got.payload, EnvelopeV1))
-        )
+        self._link.subscribe(topics.telemetry(device), lambda got: self.recorded.extend(read(got.payload).items))
         self._link.start()
         self._link.wait_ready(10)
 

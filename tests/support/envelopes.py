@@ -92,9 +92,11 @@ def bodies() -> dict[str, Record]:
 
 
 def newer_bodies() -> dict[str, Record]:
-    """Those that schema 2 came with."""
+    """Those that schema 2 came with, or gave new fields."""
+    kinds, priorities = {"sample": 11, "log": 1}, {"bulk": 12}
     values = {"inferences": 120.0, "errors": 0.0, "latency_ms": 4.31, "temperature_c": 51.4, "of_my_own_count": 3.0}
     return {
+        "dropped": Dropped(records=12, first=40, last=51, total=90, kinds=kinds, priorities=priorities, aged=2),
         "sample": Sample(
             period_s=10.0,
             values=values,
@@ -147,9 +149,10 @@ def schema_2() -> dict[str, bytes]:
 
 def main() -> None:
     version = sys.argv[1]
+    messages = schema_1() if version == "0.1.0" else schema_2()
     folder = GOLDEN / version
     folder.mkdir(parents=True)
-    for name, message in (schema_1() if version == "0.1.0" else schema_2()).items():
+    for name, message in messages.items():
         (folder / name).write_bytes(message)
 
 

@@ -1,15 +1,17 @@
 """A load of MQTT messages that costs next to nothing to send: packets encoded beforehand, written as they are.
 
-`python -m tests.support.mqtt_load PORT FILE COUNT` sends FILE (packets of QoS 1, one after another) once a line comes
-in on its standard input, and ends when the broker has acknowledged all.
+`python -m tests.support.mqtt_load PORT FILE COUNT RATE` sends FILE (packets of QoS 1, one after another) once a line
+comes in on its standard input, at most RATE messages a second, and ends when the broker has acknowledged all.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -26,7 +28,8 @@ WINDOW = 4000
 _CHUNK = 100
 _IDENTIFIERS = 60_000
 BOOT = "59847469ac76d26d.5ed1cf13-3af4-4bfa-98a0-f7498931f709"
-BORN_NS = 1_795_492_336_000_000_000
+BORN_NS = time.time_ns()
+"""Samples are of this hour: those of earlier ones would be rolled up meanwhile."""
 _VALUES = {
     "inferences": 120.0,
     "errors": 0.0,
@@ -48,7 +51,7 @@ def item(sequence: int, uptime_ns: int) -> list[object]:
 
 def envelope(device: str, first: int, count: int) -> bytes:
     """A message of `count` samples, `first` and those after it; compressed where it is several."""
-    items = [item(sequence, sequence * 10_000_000_000) for sequence in range(first, first + count)]
+    items = [item(sequence, sequence * 1_000_000) for sequence in range(first, first + count)]
     message = {"schema": 2, "device": device, "boot": BOOT, "historical": False, "items": items}
     plain = msgspec.json.encode(message)
     return plain if count == 1 else zlib.compress(plain)
@@ -78,9 +81,8 @@ def write(path: Path, what: Iterable[tuple[str, bytes]]) -> int:
 class Sender:
     """Ready to send when told."""
 
-    def __init__(self, port: int, path: Path, count: int) -> None:
-        self.count = count
-        command = [sys.executable, "-m", "tests.support.mqtt_load", str(port), str(path), str(count)]
+    def __init__(self, port: int, path: Path, count: int, per_s: float) -> None:
+        command = [sys.executable, "-m", "tests.support.mqtt_load", str(port), str(path), str(count), str(per_s)]
         environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment
@@ -93,14 +95,18 @@ class Sender:
         self._process.stdin.write("\n")
         self._process.stdin.flush()
 
+    def wait(self) -> None:
+        """Until the broker has acknowledged all."""
+        assert self._process.wait(60) == 0
+
     def end(self) -> None:
         self._process.kill()
         self._process.communicate()
 
 
 @contextmanager
-def sender(port: int, path: Path, count: int) -> Iterator[Sender]:
-    one = Sender(port, path, count)
+def sender(port: int, path: Path, count: int, per_s: float = math.inf) -> Iterator[Sender]:
+    one = Sender(port, path, count, per_s)
     try:
         yield one
     finally:
@@ -108,7 +114,7 @@ def sender(port: int, path: Path, count: int) -> Iterator[Sender]:
 
 
 def main() -> None:
-    port, path, count = int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    port, path, count, per_s = int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
     data = memoryview(path.read_bytes())
     table = path.with_suffix(".at").read_bytes()
     ends = [int.from_bytes(table[at : at + 8], "little") for at in range(0, len(table), 8)]
@@ -121,12 +127,14 @@ def main() -> None:
     print("ready", flush=True)
     sys.stdin.readline()
     at = sent = acknowledged = 0
+    began = time.monotonic()
     for end in [*ends, None]:
         while acknowledged // 4 < (count if end is None else sent - WINDOW):
             read = len(broker.recv(65536))
             assert read, "the broker closed the connection"
             acknowledged += read
         if end is not None:
+            time.sleep(max(0.0, began + sent / per_s - time.monotonic()))
             broker.sendall(data[at:end])
             at, sent = end, min(count, sent + _CHUNK)
 

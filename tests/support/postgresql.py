@@ -61,9 +61,8 @@ class PostgreSQL:
         self._data.mkdir()
         password = folder / "password"
         password.write_text(PASSWORD)
-        if self._user is not None:
-            for path in (folder, self._data, password):
-                shutil.chown(path, self._user)
+        for path in (folder, self._data, password):
+            self.own(path)
         initdb = [_binary("initdb"), "-D", str(self._data), "-U", "ferryman", "-A", "scram-sha-256", "-N"]
         initdb += ["--pwfile", str(password), "--locale=C.UTF-8", "-E", "UTF8"]
         made = subprocess.run(self._as_user(initdb), capture_output=True, check=False, cwd=folder)
@@ -113,6 +112,11 @@ class PostgreSQL:
         """End every connection in the middle of whatever it does, and start again."""
         self.kill()
         self.start()
+
+    def own(self, path: Path) -> None:
+        """Give a file or folder to whom the server runs as."""
+        if self._user is not None:
+            shutil.chown(path, self._user)
 
     def _as_user(self, command: Sequence[str]) -> list[str]:
         if self._user is None:

@@ -44,6 +44,7 @@ class Hook:
         self.hang = threading.Event()
         self.hangs = False
         self.asked = 0
+        self.authorization: str | None = None
 
 
 @contextmanager
@@ -53,6 +54,7 @@ def web_hook() -> Iterator[tuple[str, Hook]]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
             hook.asked += 1
+            hook.authorization = self.headers["Authorization"]
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             if hook.hangs:
                 hook.hang.wait(30)

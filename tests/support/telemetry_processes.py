@@ -7,8 +7,10 @@ import sys
 import threading
 from pathlib import Path
 
+from ferryman.devices.agent.modes import Modes
 from ferryman.devices.agent.outbox import Outbox
 from ferryman.devices.agent.publisher import Publisher
+from ferryman.devices.agent.spending import TelemetryConfig
 from ferryman.devices.agent.window import Limits
 from ferryman.devices.broker import parse_broker
 from ferryman.devices.fleet.collector.run import run_collector
@@ -48,7 +50,14 @@ def main() -> None:
         return
     outbox = Outbox(folder / "outbox.db")
     link = Link(parse_broker(url), f"agent-{DEVICE}")
-    publisher = Publisher(outbox, DEVICE, link, limits=LIMITS)
+    publisher = Publisher(
+        outbox,
+        DEVICE,
+        link,
+        limits=LIMITS,
+        config=TelemetryConfig(day_max_bytes=10**9),
+        mode=Modes(folder).now,
+    )
     link.start()
     publisher.start()
     produce(outbox, publisher, folder / "journal", total)

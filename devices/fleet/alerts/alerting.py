@@ -16,7 +16,7 @@ from ferryman.devices.fleet.alerts.watch import Changes, Watch
 from ferryman.devices.fleet.rollout.query import Target
 from ferryman.devices.fleet.store.store import Store
 from ferryman.devices.mqtt import Link
-from ferryman.runtime.contracts.errors import CallerError
+from ferryman.runtime.contracts.errors import CallerError, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -78,9 +78,7 @@ class Alerting:
                 sender.start()
         heard_s = self._began_s if self._board is None else self._board.heard_s
         changes = self._watch.check(self._store, now_ns, heard_s)
-        told = self._book.take_told()
-        kept.mark_told(self._store, told, now_ns)
-        self._book.forget_told(told)
+        self._put_down_told(now_ns)
         rows = kept.read(self._store)
         self._book.update(rows, self._target, time.monotonic())
         if self._board is not None:
@@ -106,6 +104,16 @@ class Alerting:
         if self._running:
             for sender in self._senders:
                 sender.join()
+            try:
+                self._put_down_told(time.time_ns())
+            except StoreError as error:
+                log.warning("%s; what was told last is told again", error)
+        self._running = False
+
+    def _put_down_told(self, now_ns: int) -> None:
+        told = self._book.take_told()
+        kept.mark_told(self._store, told, now_ns)
+        self._book.forget_told(told)
 
     def _make_senders(self, config: Config) -> list[Sender]:
         return [Sender(self._book, at, tell) for at, tell in enumerate(config.tells)]
@@ -124,7 +132,7 @@ class Alerting:
             return
         log.info("alerts: %s was read again", self._path)
         self.close()
-        self._config, self._senders, self._running = config, senders, False
+        self._config, self._senders = config, senders
         self._watch.configure(config)
         self._book.configure(config)
 

@@ -72,15 +72,17 @@ class Book:
         self._entries: dict[int, _Entry] = {}
         self._told: list[tuple[int, bool]] = []
         self._sent: dict[tuple[str, Key], float] = {}
+        self._config = Config()
         self.configure(Config())
 
     def configure(self, config: Config) -> None:
         """Take other people to tell and silences."""
         with self._lock:
+            if config.tells != self._config.tells:
+                self._entries.clear()
             self._config = config
             self._tells = {sink_name(at): (tell, _Chosen(tell)) for at, tell in enumerate(config.tells)}
             self._silences = [(silence.until.timestamp(), _Chosen(silence)) for silence in config.silences]
-            self._entries.clear()
 
     def forget(self) -> None:
         """Another collector tells from now on."""
@@ -113,9 +115,12 @@ class Book:
         with self._lock:
             groups: dict[Key, list[tuple[int, _Entry]]] = defaultdict(list)
             for which, entry in list(self._entries.items()):
-                if sink not in entry.left or self._is_silenced(entry, wall_s):
+                if sink not in entry.left:
                     continue
-                if now_s - entry.came_s > GIVE_UP_S:
+                silenced = self._is_silenced(entry, wall_s)
+                if silenced and not entry.over:
+                    continue
+                if silenced or now_s - entry.came_s > GIVE_UP_S:
                     entry.left.discard(sink)
                     self._strike(which, entry)
                     continue

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import quote
 
 import msgspec
 
@@ -120,13 +121,21 @@ def parse_config(text: str, name: str, environment: Mapping[str, str] = os.envir
     tells = []
     for at, tell in enumerate(file.tell):
         try:
-            url = _VARIABLE.sub(lambda found: environment[found[1]], tell.url)
+            url = _with_secrets(tell.url, environment)
         except KeyError as error:
             what = f"the environment has no variable {error.args[0]}; set it where the collector starts"
             raise _misfit(name, text, f"{what} - at `$.tell[{at}].url`") from error
         tells.append(msgspec.structs.replace(tell, url=url))
     enabled = tuple(rule for rule in rules.values() if rule.enabled)
     return Config(rules=enabled, group=file.group, reference=file.reference, silences=file.silence, tells=tuple(tells))
+
+
+def _with_secrets(url: str, environment: Mapping[str, str]) -> str:
+    """A variable that is not the whole URL is percent-encoded: a password may hold what means something in URLs."""
+    whole = _VARIABLE.fullmatch(url)
+    if whole is not None:
+        return environment[whole[1]]
+    return _VARIABLE.sub(lambda found: quote(environment[found[1]], safe=""), url)
 
 
 def _check_query(name: str, text: str, query: str, place: str) -> None:

@@ -6,13 +6,14 @@ everything else goes through Apprise (https://github.com/caronc/apprise).
 
 from __future__ import annotations
 
+import base64
 import http.client
 import importlib
 import logging
 import threading
 import time
 from collections.abc import Callable
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from ferryman import __version__
 from ferryman.devices.fleet.alerts.book import Book, sink_name
@@ -45,7 +46,11 @@ def deliver_to(tell: Tell, called: str) -> Deliver:
         CallerError: the URL is none that Apprise knows.
     """
     if urlsplit(tell.url).scheme in {"http", "https"}:
-        return lambda notice: _post(tell.url, notice)
+        try:
+            hook = _Webhook(tell.url)
+        except ValueError as error:
+            raise CallerError(f"alerts, {called}: no URL of a webhook: {error}") from error
+        return hook.post
     apprise = importlib.import_module("apprise")
     sink = apprise.Apprise()
     if not sink.add(tell.url):
@@ -60,21 +65,33 @@ def deliver_to(tell: Tell, called: str) -> Deliver:
     return deliver
 
 
-def _post(url: str, notice: Notice) -> None:
-    parts = urlsplit(url)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
-    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    headers = {"Content-Type": "application/json", "User-Agent": f"ferryman/{__version__}"}
-    try:
-        connection.request("POST", path, encode(notice), headers)
-        answer = connection.getresponse()
-        if answer.status not in _OK:
-            raise OSError(f"the webhook answers {answer.status} {answer.reason}")
-    except http.client.HTTPException as error:
-        raise OSError(f"{type(error).__name__}: {error}") from error
-    finally:
-        connection.close()
+class _Webhook:
+    """Takes notices over HTTP; redirects are not followed."""
+
+    def __init__(self, url: str) -> None:
+        """Raise ValueError where it is no URL of one."""
+        parts = urlsplit(url)
+        if not parts.hostname:
+            raise ValueError("it names no host")
+        self._kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._host, self._port = parts.hostname, parts.port
+        self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        self._headers = {"Content-Type": "application/json", "User-Agent": f"ferryman/{__version__}"}
+        if parts.username is not None:
+            user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            self._headers["Authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
+
+    def post(self, notice: Notice) -> None:
+        connection = self._kind(self._host, self._port, timeout=TIMEOUT_S)
+        try:
+            connection.request("POST", self._path, encode(notice), self._headers)
+            answer = connection.getresponse()
+            if answer.status not in _OK:
+                raise OSError(f"the webhook answers {answer.status} {answer.reason}")
+        except http.client.HTTPException as error:
+            raise OSError(f"{type(error).__name__}: {error}") from error
+        finally:
+            connection.close()
 
 
 class Sender:
@@ -87,6 +104,7 @@ class Sender:
         self._book = book
         self._deliver = deliver_to(tell, self.name)
         self._stop = threading.Event()
+        self._abandoned = False
         self._thread = threading.Thread(target=self._run, name=f"alerts-{self.name}", daemon=True)
 
     def start(self) -> None:
@@ -100,6 +118,7 @@ class Sender:
     def join(self) -> None:
         """Wait for it, but not for a sink that hangs: what it was not told is told after the next start."""
         self._thread.join(JOIN_S)
+        self._abandoned = self._thread.is_alive()
 
     def _run(self) -> None:
         attempt = 0
@@ -116,6 +135,8 @@ class Sender:
                 self.failed += 1
                 log.warning("alerts: %s could not be told of %r: %s", self.name, due.notice.title, error)
                 return False
+            if self._abandoned:  # another may go by its name
+                return True
             self.told += 1
             self._book.done(self.name, due, time.monotonic())
         return True

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ferryman.devices.fleet.collector.leader import Leader
-from ferryman.devices.fleet.store.store import Store
 from ferryman.runtime.contracts.errors import StoreError
 
 log = logging.getLogger(__name__)
@@ -32,7 +31,7 @@ class Housekeeping:
 
     def __init__(
         self,
-        store: Store,
+        leader: Leader,
         chores: Sequence[Chore],
         *,
         on_idle: Callable[[], None] = lambda: None,
@@ -41,12 +40,12 @@ class Housekeeping:
         """Nothing is started yet.
 
         Args:
-            store: whose.
+            leader: of whom one does it.
             chores: what is to be done.
             on_idle: called at each tick at which another collector leads, or nobody can be asked.
             on_tick: called at each tick, whoever leads; may raise StoreError.
         """
-        self._leader = Leader(store)
+        self._leader = leader
         self._chores = chores
         self._due = dict.fromkeys((chore.name for chore in chores), 0.0)
         self._on_idle = on_idle

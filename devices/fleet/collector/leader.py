@@ -9,8 +9,8 @@ from sqlalchemy import Connection
 from ferryman.devices.fleet.store.store import Store
 from ferryman.runtime.contracts.errors import StoreError
 
-_LOCK = 0x6665726C
-"""Of PostgreSQL's advisory locks: "ferl"."""
+ALERTS, STORE = 0x6665726C, 0x6665726D
+"""What there is to lead, as PostgreSQL's advisory locks: "ferl" and "ferm"."""
 
 
 class Leader:
@@ -20,8 +20,9 @@ class Leader:
     the server, whichever is first.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, lock: int) -> None:
         self._store = store
+        self._lock = lock
         self._held = ExitStack()
         self._connection: Connection | None = None
 
@@ -54,7 +55,7 @@ class Leader:
 
     def _take(self) -> bool:
         connection = self._held.enter_context(self._store.connection())
-        taken = connection.exec_driver_sql(f"SELECT pg_try_advisory_lock({_LOCK})").scalar()
+        taken = connection.exec_driver_sql(f"SELECT pg_try_advisory_lock({self._lock})").scalar()
         connection.commit()
         if not taken:
             self._held.close()

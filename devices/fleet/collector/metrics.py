@@ -27,7 +27,7 @@ from ferryman.devices.fleet.store.store import Store
 from ferryman.devices.fleet.store.tables import alerts, devices
 from ferryman.runtime.contracts.errors import CallerError
 
-_ADDRESS = re.compile(r"(?:(?P<host>[^:\[\]]+|\[[0-9a-fA-F:]+\]):)?(?P<port>\d{1,5})")
+_ADDRESS = re.compile(r"(?:(?P<host>[^:\[\]]+|\[[0-9a-fA-F:]+\]):)?(?P<port>\d{1,5})", re.ASCII)
 _PORT_MAX = 65535
 _COMMIT_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 

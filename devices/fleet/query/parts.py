@@ -1,8 +1,8 @@
 """A metric over hours and days: from rollups, and from samples themselves where an hour is in no rollup yet.
 
 How rollups are made is told in `ferryman.devices.fleet.store.rollup`. What matters here: a row that is `sealed` holds
-samples that are deleted, and what came late is to be added to it; every other row holds all or, while it is `dirty`, some of
-what a lower level tells as well, which then counts in its stead.
+samples that are deleted, and what came late is to be added to it; every other row holds all or, while it is `dirty`,
+some of what a lower level tells as well, which then counts in its stead.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
 from datasketches import kll_floats_sketch
 from sqlalchemy import Select, select
 
@@ -175,8 +176,8 @@ def _rolled_up(
     """Rows of one length, and whether each is sealed."""
     for metrics, sketches in ((sketched, True), (summed, False)):
         for names in _names(devices) if metrics and span[0] < span[1] else ():
-            for *values, sealed in store.stream(rollups(metrics, span, length, names, sketches=sketches)):
-                part = Part(*values) if sketches else Part(*values, None)
+            for row in store.stream(rollups(metrics, span, length, names, sketches=sketches)):
+                part, sealed = Part._make(row[:-1] if sketches else (*row[:-1], None)), bool(row[-1])
                 if not devices.means(part.device):
                     continue
                 if sketches:
@@ -184,7 +185,7 @@ def _rolled_up(
                     if made is None:
                         continue
                     part = part._replace(sketch=made)
-                yield part, bool(sealed)
+                yield part, sealed
 
 
 def _names(devices: Who) -> list[Sequence[str] | None]:
@@ -201,7 +202,8 @@ def _dirty(store: Store, span: tuple[int, int], devices: Who, left_out: LeftOut)
         table.c.start_s >= first, table.c.start_s < span[1]
     )
     found = _Dirty(defaultdict(set), defaultdict(set))
-    for length, start, device in store.read(wanted):
+    statements = [wanted if names is None else wanted.where(table.c.device.in_(names)) for names in _names(devices)]
+    for length, start, device in (row for statement in statements for row in store.read(statement)):
         if not devices.means(str(device)):
             continue
         found.days[int(start) // DAY_S * DAY_S].add(str(device))
@@ -223,16 +225,18 @@ def _of_samples(
     sketched: Sequence[str],
     summed: Sequence[str],
 ) -> Iterator[Part]:
+    wanted = {*sketched, *summed, "inferences"}  # what latencies are weighed by
     for start, named in fresh.items():
         within = Window(start * 10**9, (start + HOUR_S) * 10**9)
         for few in in_turn(sorted(named)):
             samples: dict[str, list[Sample]] = defaultdict(list)
             for one in stored(store, tables.SAMPLE, within, Who({}, frozenset(few), sources_of(store, few))):
                 if (sample := decoded(one, "sample", Sample, left_out)) is not None:
-                    samples[one.device].append(sample)
+                    values = {name: value for name, value in sample.values.items() if name in wanted}
+                    samples[one.device].append(msgspec.structs.replace(sample, values=values))
             for device, its in samples.items():
                 for (metric, package), made in summarise(its).items():
-                    if metric in sketched or metric in summed:
+                    if metric in (*sketched, *summed):
                         sketch = kll_floats_sketch.deserialize(made.sketch) if metric in sketched else None
                         numbers = made.count, made.total, made.least, made.most
                         yield Part(device, start, metric, package, *numbers, sketch)

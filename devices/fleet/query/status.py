@@ -125,18 +125,19 @@ def _open_alerts(store: Store, devices: Who) -> dict[str, int]:
 
 def _rate(store: Store, devices: Who, now_ns: int) -> float:
     rows = store.read(samples_since(now_ns - RATE_NS, now_ns))
-    return sum(count for device, count in rows if devices.means(str(device))) * 60e9 / RATE_NS
+    return sum(int(count) for device, count in rows if devices.means(str(device))) * 60e9 / RATE_NS
 
 
 def samples_since(since_ns: int, until_ns: int) -> Select[Any]:
-    """Device and number of samples."""
+    """Device and number of samples, a row a source; counted within, so that each source is looked up in the index."""
     sources, records = tables.sources, tables.records
-    return (
-        select(sources.c.device, func.count())
-        .join_from(sources, records, records.c.source == sources.c.id)
-        .where(tables.of_kind(tables.SAMPLE), records.c.time_ns >= since_ns, records.c.time_ns < until_ns)
-        .group_by(sources.c.device)
+    count = (
+        select(func.count())
+        .where(records.c.source == sources.c.id, tables.of_kind(tables.SAMPLE))
+        .where(records.c.time_ns >= since_ns, records.c.time_ns < until_ns)
+        .scalar_subquery()
     )
+    return select(sources.c.device, count)
 
 
 def _drops(store: Store, within: Window, devices: Who, left_out: LeftOut) -> int:

@@ -26,8 +26,9 @@ _TRIES = 8
 _PAGE_BYTES = 8192
 _RETRIED = {"40001": "serialization failure", "40P01": "deadlock"}
 """SQLSTATE of what the server rolled back and asks to do again."""
+_NO_CONNECTION = "see that the server runs, and that host, user, password and database in the URL are right"
 _ADVICE = {
-    "08": "see that the server runs and can be reached",
+    "08": _NO_CONNECTION,
     "28": "check the user and the password in the URL",
     "3D": "make the database first: createdb",
     "25": "the server or the transaction only reads; name the primary server",
@@ -86,7 +87,7 @@ class Database:
                     raise self.error(error) from error
             time.sleep(random.uniform(0, 0.01 * 2**tries))  # noqa: S311  # only spreads those who collided
 
-    def read(self, select: Executable) -> Sequence[Row[Any]]:
+    def read(self, select: Executable) -> Sequence[Row[*tuple[Any, ...]]]:
         """All rows of a query.
 
         Raises:
@@ -95,7 +96,7 @@ class Database:
         with self.reading() as connection:
             return connection.execute(select).all()
 
-    def stream(self, select: Executable) -> Iterator[Row[Any]]:
+    def stream(self, select: Executable) -> Iterator[Row[*tuple[Any, ...]]]:
         """The rows of a query, not all in memory at once.
 
         Raises:
@@ -129,7 +130,7 @@ class Database:
         advice = next((_ADVICE[key] for key in (state, state[:3], state[:2]) if key in _ADVICE), None)
         if advice is None:
             lost = getattr(error, "connection_invalidated", False) or not state
-            advice = _ADVICE["08"] if lost else "see the error in PostgreSQL's documentation"
+            advice = _NO_CONNECTION if lost else "see the error in PostgreSQL's documentation"
         if getattr(error, "connection_invalidated", False):
             advice = f"the connection broke, so it is not known whether this was committed; {advice}, and do it again"
         return StoreError(f"store {self.name}: {text} (SQLSTATE {state or 'none'}); {advice}")

@@ -142,8 +142,16 @@ def _hours(store: Store, before_s: int) -> int:
 
 def _seal_day(connection: Connection, span: Span) -> int:
     device, _, start_s = span
-    hours = [(device, HOUR_S, start_s + n * HOUR_S) for n in range(DAY_S // HOUR_S)]
-    held = [one for one in (span, *hours) if spans.hold(connection, one)]
+    within = (
+        rollups.c.device == device,
+        rollups.c.span_s == HOUR_S,
+        rollups.c.start_s.between(start_s, start_s + DAY_S - 1),
+    )
+    hours = [
+        (device, HOUR_S, start)
+        for start in connection.execute(select(rollups.c.start_s).where(*within).distinct()).scalars()
+    ]
+    held = [one for one in (span, *sorted(hours)) if spans.hold(connection, one)]
     deleted = 0
     if len(held) == 1 + len(hours):  # else there is something new, which is to be rolled up first
         _seal(connection, span)

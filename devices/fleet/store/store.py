@@ -101,8 +101,8 @@ class Store:
         """None: it is no file."""
         self.name = opened.name
         """As errors call it; without a password."""
-        self.read: Callable[[Executable], Sequence[sqlalchemy.Row[Any]]] = opened.read
-        self.stream: Callable[[Executable], Iterator[sqlalchemy.Row[Any]]] = opened.stream
+        self.read: Callable[[Executable], Sequence[sqlalchemy.Row[*tuple[Any, ...]]]] = opened.read
+        self.stream: Callable[[Executable], Iterator[sqlalchemy.Row[*tuple[Any, ...]]]] = opened.stream
         self.connection: Callable[[], AbstractContextManager[Connection]] = opened.reading
         """One to read by, or to hold a lock of the server's."""
         self.close = opened.close

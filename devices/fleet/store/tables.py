@@ -158,7 +158,7 @@ rollups = Table(
     Column("most", Float(53), nullable=False),
     Column("sketch", LargeBinary, nullable=False),  # serialised KLL of floats: merges over time and devices
     Column("sealed", SmallInteger, nullable=False),  # 1: what it was made of is deleted; more is merged in
-    Index("rollups_by_time", "span_s", "start_s"),
+    Index("rollups_by_time", "span_s", "start_s", "metric"),
 )
 
 alerts = Table(

@@ -83,7 +83,7 @@ def test_a_broker_that_takes_connections_and_says_nothing_is_called_silent():
 
 @contextmanager
 def scripted(*answers):
-    """A broker that answers each connection's first packet with so many bytes."""
+    """A broker that answers each connection's packets, one after another, with so many bytes each."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve():
@@ -93,9 +93,10 @@ def scripted(*answers):
                     peer, _ = server.accept()
                 except OSError:
                     return
-                peer.recv(4096)
-                peer.sendall(answer)
                 held.append(peer)
+                for part in answer if isinstance(answer, tuple) else (answer,):
+                    peer.recv(4096)
+                    peer.sendall(part)
             stop.wait(10)
             for peer in held:
                 peer.close()
@@ -137,6 +138,38 @@ def test_the_brokers_reason_is_told_with_what_to_do(answer, said, caplog):
             assert time.monotonic() < deadline, caplog.text
             time.sleep(0.02)
         link.stop()
+
+
+REFUSING = (CONNACK, bytes([0x90, 5, 0, 1, 0, 1, 0x87]))
+"""Two subscriptions; the second is not allowed."""
+
+
+@pytest.mark.parametrize("needed", [True, False])
+def test_a_subscription_that_is_refused_ends_the_connection_where_it_is_needed(needed, caplog):
+    with scripted(REFUSING) as config:
+        link = Link(config, "x")
+        link.subscribe("granted", print)
+        link.subscribe("refused", print, needed=needed)
+        link.start()
+        if needed:
+            with pytest.raises(LinkError, match="subscription to refused refused: Not authorized"):
+                link.wait_ready(1)
+        else:
+            link.wait_ready(10)
+            assert "subscription to refused refused: Not authorized" in caplog.text
+            assert "going on without" in caplog.text
+        link.stop()
+
+
+def test_what_nobody_reads_is_dropped_and_said(broker, caplog):
+    """A persistent session may hold what an earlier version subscribed to."""
+    kept = {"session_expiry_s": 60, "client_id": "changed"}
+    with listening(broker.config, "old", **kept):
+        pass
+    with listening(broker.config) as (link, _), listening(broker.config, "new", **kept) as (_, heard):
+        say(link, Message(topic="old", payload=b"1"), Message(topic="new", payload=b"2"))
+        assert heard.get(timeout=10).payload == b"2"
+    assert "message on old, which nobody reads, dropped" in caplog.text
 
 
 def test_a_connection_the_broker_ended_is_no_good_one_however_long_it_held():

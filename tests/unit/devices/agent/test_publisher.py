@@ -13,8 +13,9 @@ from ferryman.devices.agent import publisher as module
 from ferryman.devices.agent.modes import METERED_EVERY_S
 from ferryman.devices.agent.outbox import Outbox
 from ferryman.devices.agent.publisher import LINGER_S, POLL_S, Publisher
-from ferryman.devices.agent.spending import TelemetryConfig
+from ferryman.devices.agent.spending import TelemetryConfig, read_account
 from ferryman.devices.agent.window import Limits
+from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.mqtt import Message
 from ferryman.runtime.contracts.envelope import Envelope, Receipt
 from ferryman.runtime.contracts.record import Record, encode
@@ -34,6 +35,7 @@ class FakeLink:
 
     def __init__(self) -> None:
         self.paused = False
+        self.broker = BrokerConfig(host="h", port=1)
         self.packet_max_bytes: int | None = None
         self.sent: list[tuple[Message, Callable[[str | None], None]]] = []
         self.callbacks: list[Callable[[], None]] = []
@@ -417,3 +419,18 @@ def test_on_a_full_disk_nothing_is_sent_that_a_budget_cannot_count(tmp_path, mon
     monkeypatch.undo()
     scene.turn()
     assert sequences(scene.new()) == [[1]]
+
+
+def test_an_outbox_that_is_replaced_is_sent_from_its_beginning_and_the_budget_goes_on(tmp_path):
+    scene = Scene(tmp_path, day_max_bytes=20_000)
+    scene.append(*["note"] * 50)
+    scene.turn()
+    spent = read_account(scene.box).spent_bytes
+    scene.new()
+    for part in tmp_path.glob("outbox.db*"):
+        part.unlink()
+    scene.append("note")
+    scene.turn(1.0)
+    (envelope,) = scene.new()
+    assert (carried(envelope), envelope.boot, envelope.historical) == ([1], scene.box.boot, False)
+    assert read_account(scene.box).spent_bytes > spent

@@ -107,3 +107,14 @@ def test_records_of_an_earlier_boot_age_by_the_wall_clock_where_it_was_and_is_su
     hands.reading = hands.reading._replace(sure=True)
     box.expire()  # the first came before the second, and is as old at least; of the third nobody knows
     assert [entry.sequence for entry in box.pending(0, 1)] == [3]
+
+
+def test_a_new_file_is_told_of_the_clock_too(tmp_path):
+    box = Outbox(tmp_path / "o", clock=Hands())
+    upkeep = Upkeep(box)
+    upkeep.look(0)
+    for part in tmp_path.glob("o*"):
+        part.unlink()
+    box.append("note", Note())
+    upkeep.look(1)
+    assert kinds(box) == ["note", "clock"]

@@ -127,6 +127,24 @@ def test_silenced_until_a_time_then_told_if_it_still_holds():
     assert "critical: offline: lab-1 at site=lab" in titles(book, 30, wall_s=1000)
 
 
+def test_what_ends_while_it_is_silenced_is_not_told():
+    book = book_of(silences=[Silence(until=datetime.fromtimestamp(1000, UTC))])
+    book.update([row(1, "lab-1", until_s=150)], target, 0)
+    assert titles(book, 30, wall_s=999) == []
+    assert book.take_told() == [(1, True)]
+
+
+def test_other_silences_tell_nobody_twice():
+    tells = (Tell(url="json://x"), Tell(url="json://y"))
+    book = book_of(*tells)
+    book.update([row(1, "pi")], target, 0)
+    tell(book, 30, A)
+    silence = Silence(until=datetime.fromtimestamp(1000, UTC), devices="site=barn")
+    book.configure(Config(group=Grouping(wait_s=30, every_s=300), tells=tells, silences=(silence,)))
+    assert titles(book, 999, A) == []
+    assert titles(book, 999, B) == ["critical: offline: pi"]
+
+
 def test_who_cannot_be_told_for_a_day_is_not_told():
     book = book_of()
     book.update([row(1, "pi")], target, 0)

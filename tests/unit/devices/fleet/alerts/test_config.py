@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from ferryman.devices.fleet.alerts.config import parse_config, read_config
 from ferryman.devices.fleet.alerts.rules import DEFAULTS, Offline, name_of
 from ferryman.runtime.contracts.errors import CallerError
+from tests.support.interpreters import ROOT
 
 GOOD = """
 [group]
@@ -91,6 +93,26 @@ def test_what_is_wrong_is_named_with_its_line(text, line, words):
 def test_what_is_no_toml_is_named_with_its_line():
     with pytest.raises(CallerError, match=r"no TOML.*line 2"):
         parse_config("[group]\nby = \n", "alerts.toml", {})
+
+
+def test_the_page_tells_the_rules_as_they_are():
+    page = (ROOT / "docs" / "telemetry" / "alerts.md").read_text()
+    example = re.search(r"```toml\n(.*?)```", page, re.DOTALL).group(1)
+    config = parse_config(example, "alerts.md", {"SMTP_USER": "me", "SMTP_PASSWORD": "secret"})
+    defaults = {name_of(rule) for rule in DEFAULTS}
+    assert {name_of(rule) for rule in config.rules} == (defaults - {"clock"}) | {"door-offline"}
+    rows = re.findall(r"^\| `(\w+)` \| .*? \| (.*?) \| (\d+)(, critical)? \|$", page, re.MULTILINE)
+    common = {"name", "devices", "severity", "for_s", "clear_s", "enabled"}
+    for rule, (kind, fields, for_s, critical) in zip(DEFAULTS, rows, strict=True):
+        assert (name_of(rule), rule.for_s, rule.severity == "critical") == (kind, float(for_s), bool(critical))
+        told = {name: float(value) for name, value in re.findall(r"(\w+) = ([\d.]+)", fields)}
+        assert told == {name: getattr(rule, name) for name in rule.__struct_fields__ if name not in common}
+
+
+def test_a_secret_may_hold_what_means_something_in_urls():
+    text = '[[tell]]\nurl = "mailto://me:${SECRET}@example.com"\n[[tell]]\nurl = "${HOOK}"\n'
+    tells = parse_config(text, "alerts.toml", {"SECRET": "p@ss/w:rd", "HOOK": "https://a:b@c/d?e=f"}).tells
+    assert [tell.url for tell in tells] == ["mailto://me:p%40ss%2Fw%3Ard@example.com", "https://a:b@c/d?e=f"]
 
 
 def test_a_missing_file_is_the_callers(tmp_path):

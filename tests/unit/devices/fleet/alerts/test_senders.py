@@ -84,6 +84,19 @@ def test_a_mail_server_that_takes_connections_and_is_silent_is_given_up_after_a_
     assert some[0].told == 0
 
 
+@pytest.mark.parametrize("url", ["https://", "http://host:port/", "http://host:99999/"])
+def test_what_is_no_webhook_is_the_callers(url):
+    with pytest.raises(CallerError, match=r"tell\[0\]: no URL of a webhook"):
+        deliver_to(Tell(url=url), "tell[0]")
+
+
+def test_a_webhook_is_let_in_with_a_password():
+    with web_hook() as (url, hook), telling(url.replace("127.0.0.1", "me:p%40ss@127.0.0.1")) as (book, _):
+        book.update([row(1, "pi")], target, time.monotonic())
+        until(lambda: len(hook.bodies) == 1)
+    assert hook.authorization == "Basic bWU6cEBzcw=="
+
+
 def test_a_url_that_apprise_does_not_know_is_the_callers():
     with pytest.raises(CallerError, match=r"tell\[3\]") as caught:
         deliver_to(Tell(url="nonsense://user:secret@host"), "tell[3]")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from sqlalchemy import update
 
 from ferryman.devices.fleet.query.alerts import alerts
 from ferryman.devices.fleet.query.logs import Following, logs
 from ferryman.devices.fleet.query.runs import runs
 from ferryman.devices.fleet.query.series import samples, series
+from ferryman.devices.fleet.store import tables
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.record import Unavailable, encode
 from tests.support.measurements import measurement
@@ -64,7 +66,7 @@ def test_logs_are_the_newest_last(store):
 def test_who_follows_logs_is_told_each_line_once(store):
     put(store, "a", "log", {NOW_NS - 5: line("before")})
     follow = Following(store, from_ns=NOW_NS)
-    store.write(lambda c: c.exec_driver_sql(f"UPDATE records SET received_ns = {NOW_NS - 3600 * 10**9}"))
+    store.write(lambda c: c.execute(update(tables.records).values(received_ns=NOW_NS - HOUR_NS)))
     assert [row.message for row in follow()] == []
     put(store, "a", "log", {NOW_NS - 4: line("late"), NOW_NS + 1: line("new")})
     assert [row.message for row in follow()] == ["late", "new"]

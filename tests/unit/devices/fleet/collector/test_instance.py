@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ferryman.devices.fleet.collector.instance import client_id
+from ferryman.runtime.contracts.errors import StoreError
+
+
+def a_store(path: Path | None) -> Any:
+    return SimpleNamespace(path=path, id="0011223344556677")
+
+
+@pytest.fixture
+def state(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    return tmp_path / "ferryman"
+
+
+def test_a_file_has_one_collector_named_after_the_store(tmp_path):
+    store = a_store(tmp_path / "store.db")
+    with client_id(store) as name:
+        assert name == "ferryman-collector-0011223344556677"
+        with pytest.raises(StoreError, match="another collector writes to it"), client_id(store):
+            pass
+    with client_id(store) as again:
+        assert again == name
+
+
+@pytest.mark.usefixtures("state")
+def test_collectors_of_a_server_have_names_of_their_own_and_find_them_again():
+    store = a_store(None)
+    with client_id(store) as first, client_id(store) as second:
+        assert first != second
+    with client_id(store) as again:
+        assert again == first
+        with client_id(store) as another:
+            assert another == second
+    assert len(first.encode()) <= 65535
+
+
+def test_another_store_has_other_names(state):
+    with client_id(a_store(None)) as one, client_id(SimpleNamespace(path=None, id="77")) as other:  # type: ignore[arg-type]
+        assert one != other
+    assert len(list(state.iterdir())) == 2
+
+
+def test_where_nothing_can_be_written_a_name_is_new_each_time(tmp_path, monkeypatch):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    monkeypatch.setenv("XDG_STATE_HOME", str(blocked))
+    with client_id(a_store(None)) as one:
+        pass
+    with client_id(a_store(None)) as other:
+        assert one != other

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import socket
+import urllib.request
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from ferryman.devices.broker import BrokerConfig
+from ferryman.devices.fleet.collector.collector import Collector, Commit
+from ferryman.devices.fleet.collector.metrics import Address, Metrics, parse_address
+from ferryman.devices.fleet.store.quarantine import Bad
+from ferryman.devices.fleet.store.store import Batch, Inserted, open_store
+from ferryman.runtime.contracts.errors import CallerError
+from ferryman.runtime.contracts.messages import Status
+from tests.support.mosquitto import free_port
+
+
+@pytest.fixture
+def store(tmp_path):
+    database = open_store(tmp_path / "store.db")
+    yield database
+    database.close()
+
+
+def scrape(port: int) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        text = answer.read().decode()
+    families = list(text_string_to_metric_families(text))
+    assert all(family.documentation for family in families if family.name.startswith("ferryman"))
+    return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("9464", ("127.0.0.1", 9464)),
+        ("0.0.0.0:9464", ("0.0.0.0", 9464)),  # noqa: S104
+        ("[::1]:9464", ("::1", 9464)),
+        ("metrics.example:80", ("metrics.example", 80)),
+    ],
+)
+def test_an_address_without_a_host_is_this_machine(text, address):
+    assert parse_address(text) == Address(*address)
+
+
+@pytest.mark.parametrize("text", ["", "x", ":1", "host:", "::1", "::1:5", "99999", "-1", "1:2:3", "http://x:1", "١٢"])
+def test_what_is_no_address_is_refused(text):
+    with pytest.raises(CallerError, match=r"expected \[HOST:\]PORT"):
+        parse_address(text)
+
+
+def test_an_address_that_is_taken_is_refused(store):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with (
+            pytest.raises(CallerError, match="cannot listen on"),
+            Metrics(store).served(Address("127.0.0.1", taken.getsockname()[1])),
+        ):
+            pass
+
+
+def test_a_scrape_tells_what_was_committed_and_what_is_in_the_store(store):
+    metrics, port = Metrics(store), free_port()
+    collector = Collector(BrokerConfig(host="127.0.0.1", port=1), store, "x")
+    metrics.watch(collector)
+    collector.inbox.put(None, [(b"t", b"", b"x" * 744)])
+    bad = (Bad("t", b"", "schema 9"), Bad("t", b"", "item 3: body"), Bad("t", b"", "item 4: body"))
+    metrics.on_commit(Commit(7, Inserted(20, 3, 2), bad, 1, 0.004, 0))
+    metrics.on_commit(Commit(1, Inserted(1, 0, 0), (), 0, 0.2, 1))
+    statuses = [Status(device=f"d{n}", online=n < 2, birth=1) for n in range(3)]
+    store.insert(Batch(statuses=statuses), 1)
+    with metrics.served(Address("127.0.0.1", port)):
+        metrics.count()
+        found = scrape(port)
+    expected = {
+        "ferryman_collector_messages_total": 8,
+        "ferryman_collector_records_total": 21,
+        "ferryman_collector_duplicate_records_total": 3,
+        "ferryman_collector_commit_seconds_count": 2,
+        "ferryman_collector_commit_seconds_sum": pytest.approx(0.204),
+        "ferryman_collector_inbox_bytes": 1000,
+        "ferryman_collector_connected": 0,
+        "ferryman_devices": 3,
+        "ferryman_devices_online": 2,
+        "ferryman_alerts_open": 0,
+    }
+    assert {name: found[name, ()] for name in expected} == expected
+    quarantined = {
+        dict(labels)["reason"]: v for (name, labels), v in found.items() if name.endswith("quarantined_total")
+    }
+    assert quarantined == {"schema": 1, "record": 2, "conflict": 2}
+    assert found["ferryman_collector_lag_seconds", ()] > 1e9
+    assert found["ferryman_collector_commit_seconds_bucket", (("le", "0.005"),)] == 1
+    assert any(name == "ferryman_build_info" and dict(labels)["store"] == "sqlite" for name, labels in found)
+
+
+def test_a_server_that_ended_leaves_its_port(store):
+    metrics, port = Metrics(store), free_port()
+    for _ in range(2):
+        with metrics.served(Address("127.0.0.1", port)):
+            scrape(port)
