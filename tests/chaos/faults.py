@@ -1,7 +1,7 @@
 """What goes wrong, and when: all from one seed, whatever the machine does meanwhile.
 
-Each target has its own sequence of chances and its own thread, so that faults overlap, and none of a target waits for those
-of another.
+Each target has its own sequence of chances and its own thread, so that faults overlap, and none waits for those of
+another target.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Begin = Callable[[random.Random], Heal]
 """Starts a fault and returns what ends it."""
 
 SETTLE_S = 6.0
-"""So long after a fault its effects may still show: a link waits before it connects again, a publisher before it resends."""
+"""So long after a fault its effects may still show: a link waits before it connects again, a publisher resends."""
 
 
 class Kind(NamedTuple):
@@ -70,7 +70,7 @@ class Fault(NamedTuple):
 def plan(seed: int, target: str, pace: float) -> Iterator[Fault]:
     """What befalls a target, without end; `pace` below 1 makes it come sooner."""
     habit = HABITS[target.partition(":")[0]]
-    chance = random.Random(f"{seed}/{target}")
+    chance = random.Random(f"{seed}/{target}")  # noqa: S311  # no secret
     names = list(habit.kinds)
     while True:
         after_s = chance.expovariate(1 / habit.every_s) * pace
@@ -132,7 +132,7 @@ class Storm:
                 if self._over.wait(fault.after_s):
                     return
                 start_ns = time.time_ns()
-                heal = self._targets[name][fault.kind](random.Random(fault.seed))
+                heal = self._targets[name][fault.kind](random.Random(fault.seed))  # noqa: S311  # no secret
                 self._over.wait(fault.lasts_s)
                 heal()
                 self.events.append(Event(start_ns, time.time_ns(), name, fault.kind))
