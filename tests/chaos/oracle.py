@@ -137,8 +137,7 @@ def judge(
             foreign.append(f"{row.sequence} ({row.kind} {row.body[:80]})")
         if at_ns:
             came.append((row.received_ns, row.sequence, row.kind, at_ns))
-    if len(boots) > 1:
-        verdict.wrong.append(f"{device}: {len(boots)} boots, 1 was: {', '.join(sorted(boots))}")
+    verdict.blame("boots are stored, and there was one", sorted(boots) if len(boots) > 1 else [])
     verdict.blame("records are stored twice", twice)
     verdict.blame("records are stored with another content", changed)
     verdict.blame("stored records were never appended, or appended under another sequence", foreign)

@@ -60,7 +60,8 @@ class Process:
                 self._process.send_signal(what)
 
     def shift(self, by_ns: int) -> None:
-        self._clock.open("r+b").write(by_ns.to_bytes(8, "little", signed=True))
+        with self._clock.open("r+b") as file:  # not made anew: the process has it mapped
+            file.write(by_ns.to_bytes(8, "little", signed=True))
 
     def supervise(self) -> None:
         """Start it again, as an init system would, where it has ended by itself."""
