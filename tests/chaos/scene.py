@@ -57,7 +57,7 @@ class Plan(NamedTuple):
     @property
     def pace(self) -> float:
         """How long it is between faults: a short run has as many of each kind as can be."""
-        return min(1.0, max(0.6, self.samples / 500_000))
+        return min(1.0, max(0.4, self.samples / 500_000))
 
 
 @dataclass
