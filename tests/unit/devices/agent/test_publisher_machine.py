@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from ferryman.devices.agent.modes import METERED_EVERY_S
+from ferryman.devices.agent.publisher import POLL_S
 from ferryman.runtime.contracts.telemetry import Priority, priority
 from tests.support.telemetry import carried, read
 from tests.unit.devices.agent.test_publisher import Scene, Text
@@ -81,6 +82,7 @@ class PublisherMachine(RuleBasedStateMachine):
     @rule(mode=st.sampled_from(["full", "metered", "offline"]))
     def switched(self, mode: str) -> None:
         self.scene.mode = mode
+        self.turn(POLL_S)  # by then it is noticed
 
     @rule()
     def link_breaks(self) -> None:
