@@ -9,7 +9,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Delete, delete, func, literal_column, or_, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Delete,
+    delete,
+    func,
+    literal_column,
+    or_,
+    select,
+    text,
+    tuple_,
+    update,
+)
 
 from ferryman.devices.fleet.store import postgresql, quarantine, spans
 from ferryman.devices.fleet.store.bulk import Span
@@ -203,7 +215,7 @@ def _shrink(store: Store) -> tuple[int, str]:
     """Give back the pages of a SQLite file that are free, but for a tenth that will soon be used again."""
 
     def number(pragma: str) -> int:
-        return store.write(lambda connection: int(connection.exec_driver_sql(f"PRAGMA {pragma}").scalar_one()))
+        return int(store.read(text(f"PRAGMA {pragma}"))[0][0])
 
     free, pages, page_bytes = number("freelist_count"), number("page_count"), number("page_size")
     if free <= max(pages // 10, 1000):
