@@ -49,8 +49,8 @@ HABITS: dict[str, Habit] = {
     "outbox-disk": Habit(30, {"fill": Kind(1, (0.5, 4)), "fill-and-cut": Kind(2, (1, 6))}),
     "clock": Habit(10, {"jump": Kind(1, (0, 0))}),
 }
-"""By the first part of a target's name, before a colon. A link counts a connection that held for less than 5 s as a failed
-one, and waits longer and longer: were faults much closer together, all would be waiting."""
+"""By the first part of a target's name, before a colon. A link counts a connection that held for less than 5 s as a
+failed one, and waits longer and longer: were faults much closer together, all would be waiting."""
 _OF_ONE = {"device", "agent", "link", "outbox-disk"}
 """Targets that are parts of one device."""
 

@@ -34,6 +34,8 @@ STORE_BYTES = {"sqlite": 2 << 30, "postgresql": 6 << 30}
 OUTBOX_DISK_BYTES = 256 << 20
 SMALL_OUTBOX_BYTES = (160 << 10, 512 << 10)
 """Of the device that is to overflow, in a short run and in a long one."""
+TAKEN_BYTES = (4 << 20, 24 << 20)
+"""So much may wait in an outbox, and in the one whose disk is filled: more than fits pages it has already."""
 RECORD_BYTES = 350
 """In an outbox, about."""
 SHARES = {"wire": 3, "old": 3, "disk": 3, "small": 2, "agent": 2}
@@ -57,7 +59,7 @@ class Plan(NamedTuple):
     @property
     def pace(self) -> float:
         """How long it is between faults: a short run has as many of each kind as can be."""
-        return min(1.0, max(0.4, self.samples / 500_000))
+        return 0.4 if self.samples < 200_000 else 0.6
 
 
 @dataclass
@@ -206,7 +208,7 @@ class Scene:
             overflows=overflows,
             publish=name != "agent",
             mutation=self.plan.mutation if self.plan.mutation in mutations.DEVICE else "",
-            taken_bytes=min(4 << 20, max(64 << 10, bytes_all // 10)),
+            taken_bytes=min(TAKEN_BYTES[name == "disk"], max(64 << 10, bytes_all // (4 if name == "disk" else 10))),
             max_bytes=min(SMALL_OUTBOX_BYTES[1], max(SMALL_OUTBOX_BYTES[0], bytes_all // 8))
             if overflows
             else MAX_BYTES,

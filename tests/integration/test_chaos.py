@@ -32,7 +32,7 @@ def folder() -> Iterator[Path]:
 def test_nothing_is_lost_doubled_or_out_of_order(folder, seed, store):
     if store == "postgresql" and (reason := postgres.why_not()):
         pytest.skip(reason)
-    summary = run(Plan(seed, 12_000, store), folder).summary()
+    summary = run(Plan(seed, 20_000, store), folder).summary()
     assert summary["wrong"] == [], summary
     assert sum(summary["faults"].values()) > 20, summary
 
