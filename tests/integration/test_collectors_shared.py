@@ -107,8 +107,7 @@ def test_one_of_several_leads_and_another_after_it(url, store):
         first.release()
         assert second.leads()
         assert not first.leads()
-        name = url.rpartition("/")[2]
-        statement = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"  # noqa: S608
+        statement = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'ferryman'"
         postgresql.shared().execute(statement)
         with pytest.raises(StoreError):
             second.leads()
