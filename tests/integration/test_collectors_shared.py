@@ -92,7 +92,7 @@ def test_a_server_that_is_killed_costs_nothing(tmp_path):
         store = open_store(url, create=False)
         assert store.totals()[:2] == (2 * count, 0)
         store.close()
-    assert (tmp_path / "log0").read_text().count("nothing is acknowledged") <= 3
+    assert (tmp_path / "log0").read_text().count("nothing is acknowledged") <= 6  # each reason once, not each try
 
 
 @pytest.mark.slow
