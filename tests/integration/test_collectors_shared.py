@@ -92,7 +92,7 @@ def test_a_server_that_is_killed_costs_nothing(tmp_path):
         store = open_store(url, create=False)
         assert store.totals()[:2] == (2 * count, 0)
         store.close()
-    assert (tmp_path / "log0").read_text().count("nothing is acknowledged") <= 3
+    assert (tmp_path / "log0").read_text().count("nothing is acknowledged") <= 6  # each reason once, not each try
 
 
 @pytest.mark.slow
@@ -107,8 +107,7 @@ def test_one_of_several_leads_and_another_after_it(url, store):
         first.release()
         assert second.leads()
         assert not first.leads()
-        name = url.rpartition("/")[2]
-        statement = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"  # noqa: S608
+        statement = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'ferryman'"
         postgresql.shared().execute(statement)
         with pytest.raises(StoreError):
             second.leads()
