@@ -110,5 +110,6 @@ def with_identity(broker: BrokerConfig, root: Path) -> BrokerConfig:
 
 
 def of_file(broker: BrokerConfig, identity: Path) -> BrokerConfig:
-    """The broker with key, certificate and authority out of one file."""
-    return replace(broker, tls_ca=str(identity), tls_cert=str(identity), tls_key=None)
+    """The broker with key and certificate out of one file, and the authority too, unless another was named."""
+    named = broker.tls_ca if broker.tls_ca != broker.tls_cert else None
+    return replace(broker, tls_ca=named or str(identity), tls_cert=str(identity), tls_key=None)

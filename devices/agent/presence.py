@@ -58,6 +58,7 @@ class Presence:
             boot=self._outbox.boot,
             labels=self._labels,
             model=self._model,
+            challenge=self._challenge(),  # so that what waits for a device that is away is signed, too
         )
         return Message(topic=self._topic, payload=encode(dead), retain=True)
 

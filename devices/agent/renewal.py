@@ -74,7 +74,7 @@ class Renewal:
         if answer is not None and not accept_renewal(self._root, answer, self._device):
             log.warning("certificate: an answer that is to no request of this device, ignored")
         if (folder_of(self._root) / NEXT).exists():
-            return self._try(stop)
+            return self._look_s if self._link.paused else self._try(stop)
         found = current(self._root)
         if found is None or found.left(utc_now()) > RENEW_FRACTION:
             self._asked = 0

@@ -9,11 +9,11 @@ import random
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from ferryman.devices import topics
+from ferryman.devices.agent.clock import read_clock
 from ferryman.devices.agent.outbox import MAX_BYTES, Outbox
 from ferryman.devices.agent.publisher import Publisher
 from ferryman.devices.agent.window import Limits
@@ -26,7 +26,7 @@ from tests.chaos import mutations
 from tests.chaos.bodies import record
 from tests.chaos.journal import Journal
 
-LIMITS = Limits(again_first_s=2.0, again_cap_s=5.0)
+LIMITS = Limits(again_first_s=5.0, again_cap_s=20.0)
 OVERFLOW_PAUSE_S = 0.03
 """Between appends of one that does not wait for what it appended to be taken."""
 
@@ -52,7 +52,7 @@ def produce(config: DeviceConfig, outbox: Outbox, wake: Callable[[], None], stop
     """Append each number up to the total once, whatever happens, and write down what came of it."""
     journal = Journal(Path(config.journal))
     number = journal.next
-    chance = random.Random(f"{config.name}/{number}")
+    chance = random.Random(f"{config.name}/{number}")  # noqa: S311  # no secret
     while number <= config.total and not stop.is_set():
         if not _takes(config, outbox):
             stop.wait(0.01)
@@ -60,14 +60,14 @@ def produce(config: DeviceConfig, outbox: Outbox, wake: Callable[[], None], stop
         count = min(chance.randint(1, config.batch_max), config.total + 1 - number)
         records = [record(config.name, n) for n in range(number, number + count)]
         journal.begin(number, count)
-        recorded_ns = time.time_ns()
+        made = read_clock()
         try:
-            sequences = outbox.append_all(records, recorded_ns)
+            sequences = outbox.append_all(records, made)
         except DeviceError:
             journal.failed(number)
             stop.wait(0.05)
             continue
-        journal.done(number, recorded_ns, sequences)
+        journal.done(number, made.time_ns, sequences)
         number += count
         wake()
         if config.overflows:

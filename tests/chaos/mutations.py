@@ -81,14 +81,14 @@ def _append_before_commit() -> None:
     waiting: list[Any] = []
     first = []
 
-    def append_all(self: Any, records: Any, now_ns: int) -> list[int]:
+    def append_all(self: Any, records: Any, made: Any) -> list[int]:
         if records[0][0] not in {"sample", "log", "note"}:
-            return real(self, records, now_ns)
+            return real(self, records, made)
         if not first:
-            sequences = real(self, records, now_ns)
+            sequences = real(self, records, made)
             first.append(sequences[-1] + 1)
             return sequences
-        waiting.append((records, now_ns))
+        waiting.append((records, made))
         sequences = list(range(first[0], first[0] + len(records)))
         first[0] += len(records)
         if len(waiting) > 5:

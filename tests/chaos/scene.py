@@ -15,8 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from ferryman.devices.agent.agent import OUTBOX
-from ferryman.devices.agent.outbox import MAX_BYTES, Outbox
+from ferryman.devices.agent.outbox import FILE, MAX_BYTES, Outbox
 from ferryman.runtime.contracts.record import encode
 from tests.chaos import mutations
 from tests.chaos.device import DeviceConfig
@@ -58,7 +57,7 @@ class Plan(NamedTuple):
     @property
     def pace(self) -> float:
         """How long it is between faults: a short run has as many of each kind as can be."""
-        return min(1.0, max(0.6, self.samples / 500_000))
+        return min(1.0, max(0.4, self.samples / 500_000))
 
 
 @dataclass
@@ -187,12 +186,12 @@ class Scene:
     def _start_device(self, name: str, number: int, total: int) -> None:
         folder = self._folder / name
         folder.mkdir()
-        outbox = folder / OUTBOX
+        outbox = folder / FILE
         prefix, host = self._link(name, number)
         if name == "disk" and can_mount():
             disk = Disk(folder / "disk", OUTBOX_DISK_BYTES)
             self._stack.callback(disk.close)
-            outbox = disk.place / OUTBOX
+            outbox = disk.place / FILE
             self.targets[f"outbox-disk:{name}"] = {
                 "fill": _fill(disk),
                 "fill-and-cut": partial(_both, _fill(disk), self.targets.get(f"link:{name}", {}).get("cut", _nothing)),

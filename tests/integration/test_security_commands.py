@@ -13,16 +13,19 @@ from ferryman.devices import enrolment, topics
 from ferryman.devices.agent.agent import Agent, AgentConfig
 from ferryman.devices.agent.commands import NONCES_MAX
 from ferryman.devices.fleet.client import AgentClient
+from ferryman.devices.fleet.rollout.link import FleetLink
 from ferryman.devices.fleet.signer import KEY_VARIABLE
+from ferryman.devices.fleet.store.store import open_store
 from ferryman.devices.mqtt import Link, Message
+from ferryman.devices.sealed import take_apart
 from ferryman.devices.signing import operator_key, write_operator_key
-from ferryman.runtime.contracts.errors import IdentityError
+from ferryman.runtime.contracts.errors import IdentityError, LinkError
 from ferryman.runtime.contracts.messages import Failure, Request, Response, Status, StatusRequest
 from ferryman.runtime.contracts.record import decode, encode
 from ferryman.runtime.contracts.rollout import Desired
 from ferryman.runtime.contracts.tensor import pack, unpack
 from tests.support.authority import Realm, realm_folder
-from tests.support.telemetry import until
+from tests.support.telemetry import Note, collecting, until
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 DEVICE = "pi"
@@ -200,6 +203,85 @@ def test_a_wish_is_obeyed_if_it_is_signed(realm, key, caplog):
         assert [one.version for one in wishes] == [7]
     assert "the desired is not signed" in caplog.text
     assert "a desired for other came to pi" in caplog.text
+
+
+class TestRollout:
+    """What a rollout leaves at the broker for devices."""
+
+    WISH = encode(Desired(version=7, rollout="r", release="m/1", package_sha256="0" * 64))
+
+    @contextmanager
+    def fleet(self, realm, device, challenge):
+        """A device that told its status and went, and a rollout's link."""
+        kept = []
+        with connected(realm.enrolled(device), device) as there:
+            status = Status(device=device, online=False, challenge=challenge)
+            said = []
+            there.publish(Message(topic=topics.status(device), payload=encode(status), retain=True), said.append)
+            until(lambda: said == [None])
+        link = FleetLink(realm.host("alice", "operator", "rollout"), "r")
+        watch = Link(realm.device(device), device)
+        watch.subscribe(topics.desired(device), lambda delivery: kept.append(delivery.payload))
+        watch.start()
+        link.start(10)
+        try:
+            until(lambda: link.take() is not None and link.settled())
+            link.resync({})
+            yield link, kept
+        finally:
+            link.stop()
+            watch.stop()
+
+    def test_signs_for_those_that_want_it_and_does_so_once(self, realm, key):
+        with self.fleet(realm, "sealed", "c") as (link, kept):
+            for _ in range(2):
+                link.tell("sealed", self.WISH)
+                assert link.flush(5)
+            until(lambda: kept)
+            found = take_apart(kept[-1])
+            assert found is not None
+            assert found.payload == self.WISH
+            assert (found.header.device, found.header.kind, found.header.key) == ("sealed", "desired", key.id)
+        with self.fleet(realm, "sealed", "c") as (link, kept):  # another time: it is there already
+            link.tell("sealed", self.WISH)
+            assert link.flush(5)
+            link.tell("sealed", b"")
+            assert link.flush(5)
+            until(lambda: b"" in kept)
+        assert len(kept) == 2
+
+    def test_leaves_it_plain_for_those_that_do_not(self, realm, key):
+        with self.fleet(realm, "plain", "") as (link, kept):
+            link.tell("plain", self.WISH)
+            until(lambda: kept)
+        assert kept == [self.WISH]
+
+    def test_says_that_it_lacks_the_key(self, realm):
+        with self.fleet(realm, "keyless", "c") as (link, _):
+            link.tell("keyless", self.WISH)
+            with pytest.raises(LinkError, match="keyless obeys only signed commands; name an operator's key in"):
+                link.take()
+
+
+@contextmanager
+def connected(broker, name):
+    link = Link(broker, name)
+    link.start()
+    try:
+        link.wait_ready(10)
+        yield link
+    finally:
+        link.stop()
+
+
+def test_telemetry_goes_through_the_closed_broker_and_is_freed(realm, tmp_path):
+    store = open_store(tmp_path / "store.sqlite")
+    with running(realm) as agent, collecting(realm.host("collector", "collector"), store) as collector:
+        collector.link.wait_ready(10)
+        agent._record([("note", Note(number=n)) for n in range(50)])
+        agent._publisher.wake()
+        until(lambda: agent._outbox.counts().records == 0, 30)
+    store.close()
 
 
 def _key(path):

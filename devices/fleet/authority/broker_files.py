@@ -166,7 +166,7 @@ def _options(folder: Path) -> BrokerOptions | None:
 
 
 def _rules(authority: Authority, options: BrokerOptions, now: dt.datetime) -> str:
-    newest = authority.registry.newest()
+    newest = authority.registry.ruled()
     good = [one for one in newest if one.state(now) == "good"]
     return write_acl(
         {one.name: one.roles.split(",") for one in good if one.roles not in {DEVICE, SERVER}},

@@ -26,6 +26,7 @@ CREATE TABLE certificates (
 ) STRICT;
 CREATE INDEX certificates_by_name ON certificates (name, issued_s);
 """
+_NEWEST = "(SELECT max(rowid) FROM certificates GROUP BY name)"
 _COLUMNS = "serial, name, roles, key_sha256, issued_s, expires_s, revoked_s, pem"
 
 
@@ -101,8 +102,11 @@ class Registry:
 
     def newest(self) -> list[Entry]:
         """The newest certificate of every name, by name."""
-        latest = "(SELECT max(rowid) FROM certificates GROUP BY name)"
-        return self._select(f"WHERE rowid IN {latest} ORDER BY name")
+        return self._select(f"WHERE rowid IN {_NEWEST} ORDER BY name")
+
+    def ruled(self) -> list[Entry]:
+        """Of `newest` those that the access rules name: hosts, and whoever is revoked."""
+        return self._select(f"WHERE rowid IN {_NEWEST} AND (roles <> 'device' OR revoked_s IS NOT NULL) ORDER BY name")
 
     def revoked(self, now: dt.datetime) -> list[Entry]:
         """Those that are revoked and have not expired."""

@@ -234,6 +234,7 @@ class FleetLink:
         if heard is not None and isinstance(heard.body, Status):
             if heard.body.outdated_by(self._online.get(device)):
                 return None
+            self._note_seal(device, heard.body)
             if heard.body.online:
                 self._online[device] = heard.body
         return heard

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import tempfile
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from ferryman.devices.agent.modes import METERED_EVERY_S
 from ferryman.runtime.contracts.telemetry import Priority, priority
 from tests.support.telemetry import carried, read
-from tests.unit.devices.agent.test_publisher import Scene
+from tests.unit.devices.agent.test_publisher import Scene, Text
 
-DAY_MAX_BYTES = 30_000
+DAY_MAX_BYTES = 10_000
 KINDS = ("sample", "note", "update")
 REASONS = (None, None, None, "Not authorized", "Packet too large: told")
 
@@ -36,9 +37,10 @@ class PublisherMachine(RuleBasedStateMachine):
         self.first_sent = dict.fromkeys(Priority, 0)
         """The newest of each priority that this connection carried."""
 
-    @rule(kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=30), size=st.integers(0, 2000))
+    @rule(kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=30), size=st.integers(0, 1000))
     def append(self, kinds: list[str], size: int) -> None:
-        self.kinds.update(zip(self.scene.append(*kinds, size=size), kinds, strict=True))
+        records = [(kind, Text(text=random.randbytes(size).hex())) for kind in kinds]  # noqa: S311  # not to be compressed
+        self.kinds.update(zip(self.scene.box.append_all(records), kinds, strict=True))
 
     @rule(seconds=st.sampled_from([0.0, 0.1, 1.0, 40.0, METERED_EVERY_S]))
     def turn(self, seconds: float) -> None:
@@ -60,6 +62,13 @@ class PublisherMachine(RuleBasedStateMachine):
     def broker_answers(self, which: int, reason: str | None) -> None:
         if len(self.scene.link.sent) > which:
             self.scene.link.sent[-1 - which][1](reason)
+
+    @rule()
+    def what_the_broker_has_is_lost(self) -> None:
+        for _, done in self.scene.link.sent:
+            done(None)
+        self.scene.link.sent.clear()
+        self.seen = 0
 
     @rule(first=st.integers(1, 200), length=st.integers(0, 40))
     def collector_confirms(self, first: int, length: int) -> None:
@@ -144,4 +153,4 @@ class PublisherMachine(RuleBasedStateMachine):
 
 
 TestPublisherMachine = PublisherMachine.TestCase
-TestPublisherMachine.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+TestPublisherMachine.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
