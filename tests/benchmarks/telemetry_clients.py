@@ -1,4 +1,4 @@
-"""MQTT clients for a collector, received and acknowledged but not stored: `python -m tests.benchmarks.telemetry_clients`.
+"""What clients a collector could have cost, storing nothing: `python -m tests.benchmarks.telemetry_clients`.
 
 Not one of the bars: the choice in docs/telemetry/collector.md rests on it. gmqtt and aiomqtt are taken in if installed.
 """

@@ -161,6 +161,22 @@ def test_a_session_that_is_open_loses_its_rights_when_it_is_revoked(realm):
         assert [payload for _, payload in heard] == [b"before"]
 
 
+def test_a_reload_leaves_sessions_whose_clients_are_away(realm):
+    """mosquitto 2.0.11 with settings common to its listeners crashes here."""
+    with connected(realm.enrolled("away"), "ferryman/v1/away/request", name="away", session_expiry_s=60):
+        pass
+    with connected(realm.enrolled("gone"), "ferryman/v1/gone/request", name="gone", session_expiry_s=1):
+        pass
+    with connected(realm.host("op", "operator")) as (asking, _):
+        assert say(asking, "ferryman/v1/away/request", b"before") is None
+        for _ in range(3):
+            realm.refresh()
+        assert say(asking, "ferryman/v1/away/request", b"after") is None
+        until(lambda: b"Expiring client gone" in realm.log.read_bytes(), 20)
+    with connected(realm.device("away"), "ferryman/v1/away/request", name="away", session_expiry_s=60) as (_, heard):
+        until(lambda: [payload for _, payload in heard] == [b"before", b"after"])
+
+
 def test_without_a_certificate_nobody_gets_in(realm):
     for port in realm.ports:
         refused(realm.at(port), "if it expects a certificate, run `ferryman enroll`")

@@ -105,7 +105,7 @@ class Realm:
             until(lambda: self._reloads() > before)
 
     def _reloads(self) -> int:
-        return self.log.read_text().count("Reloading config.")
+        return self.log.read_bytes().count(b"Reloading config.")
 
     def start(self, arguments: Sequence[str] = ("-v",)) -> None:
         command = [BINARY, "-c", str(self.broker_folder / "mosquitto.conf"), *arguments]

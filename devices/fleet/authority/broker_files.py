@@ -25,9 +25,8 @@ _OPTIONS = "ferryman.json"
 _CONFIG = """\
 # A mosquitto for ferryman, written by `ferryman ca broker`. Start it with: mosquitto -c {folder}/mosquitto.conf
 # After `ferryman ca revoke` or `ferryman ca client`, have it read its rules again: kill -HUP, or systemctl reload.
-per_listener_settings false
-allow_anonymous false
-acl_file {folder}/acl
+# Settings by listener: mosquitto 2.0.11 with common ones crashes after a reload, if a session waits for its client.
+per_listener_settings true
 
 # Larger packets are refused: a request with inputs may hold {request_mib} MiB.
 max_packet_size {packet_max}
@@ -62,6 +61,8 @@ certfile {folder}/server.pem
 keyfile {folder}/server.pem
 tls_version tlsv1.2
 require_certificate true
+allow_anonymous false
+acl_file {folder}/acl
 use_identity_as_username true"""
 
 
