@@ -86,7 +86,8 @@ def main() -> None:
     config = decode(Path(sys.argv[1]).read_bytes(), DeviceConfig)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    mutations.apply(config.mutation)
+    if config.mutation in mutations.DEVICE:
+        mutations.apply(config.mutation)
     outbox = Outbox(Path(config.outbox), max_bytes=config.max_bytes)
     if not config.publish:
         produce(config, outbox, lambda: None, stop)
@@ -102,7 +103,8 @@ def main() -> None:
 
     link = Link(parse_broker(config.url), f"agent-{config.name}", will=lambda: say(online=False))
     link.on_ready(lambda: link.publish(say(online=True)))
-    publisher = Publisher(outbox, config.name, link, limits=LIMITS, **mutations.publisher_options(config.mutation))
+    options = {"limits": LIMITS, **mutations.publisher_options(config.mutation)}
+    publisher = Publisher(outbox, config.name, link, **options)
     link.start()
     publisher.start()
     produce(config, outbox, publisher.wake, stop)

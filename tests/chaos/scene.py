@@ -211,7 +211,7 @@ class Scene:
             total=total,
             overflows=overflows,
             publish=name != "agent",
-            mutation=self.plan.mutation if self.plan.mutation in mutations.DEVICE else "",
+            mutation=self.plan.mutation,
             taken_bytes=TAKEN_BYTES if name == "disk" else min(4 << 20, max(64 << 10, bytes_all // 10)),
             pause_s={"small": PAUSE_S, "disk": max(PAUSE_S, DISK_SPAN_S * BATCH / total)}.get(name, 0.0),
             max_bytes=min(SMALL_OUTBOX_BYTES[1], max(SMALL_OUTBOX_BYTES[0], bytes_all // 8))
