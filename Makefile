@@ -15,7 +15,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 help:
 	@echo "make demo           train, convert, push, run, measure and report on this machine, end to end"
 	@echo "make test           the quick tests; make test-slow: the others"
-	@echo "make chaos          nightly: everything that can fail is made to, 20 times over 1,000,000 samples (over an hour, as root)"
+	@echo "make chaos          nightly: everything that can fail is made to, 20 times over 1,000,000 samples (hours, as root)"
 	@echo "make lint           ruff, mypy, shellcheck"
 	@echo "make bench          every benchmark, as a table"
 	@echo "make wheel-aarch64  cross-build the wheel for a 64-bit Raspberry Pi into dist/"

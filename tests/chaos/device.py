@@ -27,8 +27,6 @@ from tests.chaos.bodies import record
 from tests.chaos.journal import Journal
 
 LIMITS = Limits(again_first_s=5.0, again_cap_s=20.0)
-OVERFLOW_PAUSE_S = 0.03
-"""Between appends of one that does not wait for what it appended to be taken."""
 
 
 class DeviceConfig(Record):
@@ -44,6 +42,9 @@ class DeviceConfig(Record):
     taken_bytes: int = 4 << 20
     """With so much in the outbox it waits, unless it overflows."""
     overflows: bool = False
+    """Does not wait."""
+    pause_s: float = 0.0
+    """Between appends."""
     publish: bool = True
     mutation: str = ""
 
@@ -70,8 +71,8 @@ def produce(config: DeviceConfig, outbox: Outbox, wake: Callable[[], None], stop
         journal.done(number, made.time_ns, sequences)
         number += count
         wake()
-        if config.overflows:
-            stop.wait(OVERFLOW_PAUSE_S)
+        if config.pause_s:
+            stop.wait(config.pause_s)
 
 
 def _takes(config: DeviceConfig, outbox: Outbox) -> bool:
@@ -85,7 +86,8 @@ def main() -> None:
     config = decode(Path(sys.argv[1]).read_bytes(), DeviceConfig)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    mutations.apply(config.mutation)
+    if config.mutation in mutations.DEVICE:
+        mutations.apply(config.mutation)
     outbox = Outbox(Path(config.outbox), max_bytes=config.max_bytes)
     if not config.publish:
         produce(config, outbox, lambda: None, stop)
@@ -101,7 +103,8 @@ def main() -> None:
 
     link = Link(parse_broker(config.url), f"agent-{config.name}", will=lambda: say(online=False))
     link.on_ready(lambda: link.publish(say(online=True)))
-    publisher = Publisher(outbox, config.name, link, limits=LIMITS, **mutations.publisher_options(config.mutation))
+    options = {"limits": LIMITS, **mutations.publisher_options(config.mutation)}
+    publisher = Publisher(outbox, config.name, link, **options)
     link.start()
     publisher.start()
     produce(config, outbox, publisher.wake, stop)
