@@ -80,8 +80,8 @@ def test_the_wheel_holds_the_package_alone(built):
     _, wheel = built
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-        metadata = Parser().parsestr(archive.read("ferryman-0.1.0.dist-info/METADATA").decode())
-    assert {name.split("/")[0] for name in names} == {"ferryman", "ferryman-0.1.0.dist-info"}
+        metadata = Parser().parsestr(archive.read("ferryman-0.2.0.dist-info/METADATA").decode())
+    assert {name.split("/")[0] for name in names} == {"ferryman", "ferryman-0.2.0.dist-info"}
     inside = {Path(name) for name in names if name.startswith("ferryman/")}
     assert {path.suffix for path in inside} <= {".py", ".so", ".txt", ".html", ".css", ".js", ".json", ".typed"}
     native = {path.relative_to("ferryman/runtime/native") for path in inside if "native" in path.parts}
@@ -97,7 +97,7 @@ def test_the_wheel_carries_the_licences_of_what_it_vendors(built):
     with zipfile.ZipFile(wheel) as archive:
         folder = "ferryman/runtime/native/lib/licenses/"
         texts = {n.removeprefix(folder): archive.read(n).decode() for n in archive.namelist() if folder in n}
-        assert "Apache License" in archive.read("ferryman-0.1.0.dist-info/licenses/LICENSE").decode()
+        assert "Apache License" in archive.read("ferryman-0.2.0.dist-info/licenses/LICENSE").decode()
     assert 'For "ExecuTorch" software' in texts["ExecuTorch.txt"]
     for name in texts.keys() - {"NOTICE.txt", "ExecuTorch.txt"}:
         assert name in texts["NOTICE.txt"]

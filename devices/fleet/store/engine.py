@@ -24,6 +24,9 @@ Dialect = Literal["sqlite", "postgresql"]
 _SCHEMES = ("postgresql://", "postgres://")
 _TRIES = 8
 _PAGE_BYTES = 8192
+_WRITER_CACHE_KIB = 65536
+"""The indexes' inner pages, and what is being written: a page or two for each device."""
+_READER_CACHE_KIB = 8192
 _RETRIED = {"40001": "serialization failure", "40P01": "deadlock"}
 """SQLSTATE of what the server rolled back and asks to do again."""
 _NO_CONNECTION = "see that the server runs, and that host, user, password and database in the URL are right"
@@ -59,11 +62,14 @@ class Database:
         if is_postgresql(where):
             self.dialect = "postgresql"
             self.name, self._engine = _postgresql(str(where), read_only=read_only)
+            self._readers = self._engine
         else:
             self.dialect = "sqlite"
             self.path = Path(where)
             self.name = str(where)
-            self._engine = _sqlite(self.path, read_only=read_only)
+            # Each connection has a cache of its own; only the one that writes gains by a large one.
+            self._engine = _sqlite(self.path, read_only=read_only, cache_kib=_WRITER_CACHE_KIB)
+            self._readers = _sqlite(self.path, read_only=read_only, cache_kib=_READER_CACHE_KIB)
         self._writing = threading.Lock()
 
     def write(self, work: Callable[[Connection], T]) -> T:
@@ -109,7 +115,7 @@ class Database:
     def reading(self) -> Iterator[Connection]:
         """A connection to read by; what it raises becomes a StoreError."""
         try:
-            with self._engine.connect() as connection:
+            with self._readers.connect() as connection:
                 yield connection
         except _errors() as error:
             raise self.error(error) from error
@@ -117,6 +123,7 @@ class Database:
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
+        self._readers.dispose()
 
     def error(self, error: BaseException) -> StoreError:
         """What went wrong and what to do, without the password."""
@@ -145,12 +152,12 @@ class Database:
             yield
 
 
-def _sqlite(path: Path, *, read_only: bool) -> sqlalchemy.Engine:
+def _sqlite(path: Path, *, read_only: bool, cache_kib: int) -> sqlalchemy.Engine:
     def connect() -> sqlite3.Connection:
         connection = database.connect(path, read_only=read_only)
         # Damaged text shall not keep the rows around it from being read.
         connection.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
-        connection.execute("PRAGMA cache_size=-65536")  # 64 MiB: the indexes' inner pages and what is being written
+        connection.execute(f"PRAGMA cache_size=-{cache_kib}")
         connection.execute("PRAGMA wal_autocheckpoint=4000")
         if not read_only:
             connection.execute(f"PRAGMA page_size={_PAGE_BYTES}")  # these two: of a new file only
