@@ -99,11 +99,8 @@ def main(folder: Path = ROOT / ".demo") -> None:
         _ferryman("report", "--database", str(database), *files)
 
         _headline("8 ask how the fleet does: what the agent sampled of itself, package by package, and as a file")
-        stored = ["--database", str(database)]
-        _ferryman("fleet", "status", *stored)
-        _ferryman("fleet", "devices", "site=demo", *stored)
-        _ferryman("fleet", "logs", *stored)
-        _ferryman("fleet", "export", "samples", *stored, "--to", str(folder / "samples.csv"))
+        for asked in ("status", "devices site=demo", "logs", f"export samples --to {folder / 'samples.csv'}"):
+            _ferryman("fleet", *asked.split(), "--database", str(database))
 
     _headline("9 compare here, in turn: are 4 bits slower than floats? (exit code 3: yes, 4: unclear)")
     compare = ["compare", str(packages["digits"]), "--interpreter", "ai-edge-litert", "--rounds", "6", "--runs", RUNS]
