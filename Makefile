@@ -10,11 +10,12 @@ PARALLEL := --numprocesses auto --dist loadfile
 test test-slow: export OMP_NUM_THREADS = 1
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-slow lint bench clean wheel-aarch64 system
+.PHONY: help demo test test-slow chaos lint bench clean wheel-aarch64 system
 
 help:
 	@echo "make demo           train, convert, push, run, measure and report on this machine, end to end"
 	@echo "make test           the quick tests; make test-slow: the others"
+	@echo "make chaos          nightly: everything that can fail is made to, 20 times over 1,000,000 samples (hours, as root)"
 	@echo "make lint           ruff, mypy, shellcheck"
 	@echo "make bench          every benchmark, as a table"
 	@echo "make wheel-aarch64  cross-build the wheel for a 64-bit Raspberry Pi into dist/"
@@ -29,6 +30,9 @@ test: system .venv/.ready .venv-device/.ready
 test-slow: system .venv/.ready .venv-device/.ready
 	@tests/support/need.sh cmake=cmake aarch64-linux-gnu-g++=g++-aarch64-linux-gnu qemu-aarch64-static=qemu-user-static
 	$(HOST) -m pytest -m slow $(PARALLEL)
+
+chaos: system .venv/.ready .venv-device/.ready
+	$(HOST) -m tests.chaos --seeds 20
 
 lint: .venv/.ready
 	@tests/support/need.sh shellcheck=shellcheck

@@ -83,7 +83,7 @@ class Instruments:
         """
         _check(config)
         self._mode = mode
-        self._power = PowerMeter(config.meter) if config.meter else None
+        self._power = PowerMeter(config.meter) if config.meter is not None else None
         self._sparkplug = _node(config.sparkplug, wires) if config.sparkplug is not None else None
         HomeAssistant(wires.link, wires.device, wires.model, config.sample_s, wires.root, config.home_assistant)
         self._sampler: Sampler | None = None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ferryman.capacity_cli import capacity
 from ferryman.compare_cli import Share
 from ferryman.options import DATABASE, DATABASE_VARIABLE, PATH, Seconds
 
@@ -47,6 +48,9 @@ def fleet() -> None:
 
     Answers come from the database that `ferryman collect` writes. What an answer leaves out is said.
     """  # noqa: D301  # click wants the very character, where it shall not wrap
+
+
+fleet.add_command(capacity)
 
 
 def _asking(since: str) -> Callable[[C], C]:

@@ -133,8 +133,6 @@ def alerts_text(found: Alerts, now_ns: int, width: int, *, colour: bool) -> str:
         ("text\n", lambda row: row.text),
     ]
     numbers: Columns[AlertRow] = [("for\n", lambda row: age((row.until_ns or now_ns) - row.since_ns))]
-    if not found.rows:
-        return "no alerts"
     return _table(
         f"{len(found.rows):,} of {found.total or 0:,} alerts", found.rows, words, numbers, width, colour=colour
     )
@@ -220,6 +218,8 @@ def _value(value: float | Unavailable) -> str:
 def _table(title: str, rows: Iterable[R], words: Columns[R], numbers: Columns[R], width: int, *, colour: bool) -> str:
     """The first column is repeated where the table is folded."""
     rows = list(rows)
+    if not rows:
+        return printable(title)
 
     def group(columns: Columns[R], *, text: bool) -> Group:
         cells = tuple(tuple(printable(of(row)) for _, of in columns) for row in rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 import threading
@@ -24,11 +25,14 @@ FASTER = Goal("two collectors on PostgreSQL, over one (from 4 cores up)", ">=", 
 CORES_MIN = 4
 ROUNDS = 3
 TIMEOUT_S = 300
+_numbers = itertools.count(1)
 
 
 def stored_per_s(server: postgresql.PostgreSQL, what: Load, collectors: int, shares: list[float]) -> float:
     """Samples a second; what each collector stored, as the larger share, into `shares`."""
-    database = server.new_database()
+    name = f"fleet_{next(_numbers)}"
+    server.execute(f"CREATE DATABASE {name}")
+    database = server.url(name)
     total = what.total * what.samples
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -47,7 +51,7 @@ def stored_per_s(server: postgresql.PostgreSQL, what: Load, collectors: int, sha
         if sum(stored) != total:
             raise AssertionError(f"{stored} records stored, {total} sent")
     check_whole(database, DEVICES, what.messages * what.samples)
-    server.drop(database)
+    server.execute(f"DROP DATABASE {name} WITH (FORCE)")
     return total / seconds
 
 

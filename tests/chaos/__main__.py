@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -30,7 +31,8 @@ STORES = ("sqlite", "postgresql")
 @click.option("--mutation", type=click.Choice(mutations.NAMES), default=None, help="Break ferryman in this way.")
 @click.option("--keep", is_flag=True, help="Keep the folders of runs that went well, too.")
 def main(seed: int, seeds: int, samples: int, store: str, mutation: str | None, keep: bool) -> None:
-    """Exit status 0 where nothing was lost, doubled, changed or out of order; else 1. JSON on the output, a line a run."""
+    """Exit with 0 where nothing was lost, doubled, changed or out of order, else with 1; JSON, a line a run."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started is ended, and mounted unmounted
     failed = []
     for number in range(seed, seed + seeds):
         kind = STORES[number % 2] if store == "both" else store

@@ -9,11 +9,11 @@ import random
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from ferryman.devices import topics
+from ferryman.devices.agent.clock import read_clock
 from ferryman.devices.agent.outbox import MAX_BYTES, Outbox
 from ferryman.devices.agent.publisher import Publisher
 from ferryman.devices.agent.window import Limits
@@ -26,9 +26,7 @@ from tests.chaos import mutations
 from tests.chaos.bodies import record
 from tests.chaos.journal import Journal
 
-LIMITS = Limits(again_first_s=2.0, again_cap_s=5.0)
-OVERFLOW_PAUSE_S = 0.03
-"""Between appends of one that does not wait for what it appended to be taken."""
+LIMITS = Limits(again_first_s=5.0, again_cap_s=20.0)
 
 
 class DeviceConfig(Record):
@@ -44,6 +42,9 @@ class DeviceConfig(Record):
     taken_bytes: int = 4 << 20
     """With so much in the outbox it waits, unless it overflows."""
     overflows: bool = False
+    """Does not wait."""
+    pause_s: float = 0.0
+    """Between appends."""
     publish: bool = True
     mutation: str = ""
 
@@ -52,7 +53,7 @@ def produce(config: DeviceConfig, outbox: Outbox, wake: Callable[[], None], stop
     """Append each number up to the total once, whatever happens, and write down what came of it."""
     journal = Journal(Path(config.journal))
     number = journal.next
-    chance = random.Random(f"{config.name}/{number}")
+    chance = random.Random(f"{config.name}/{number}")  # noqa: S311  # no secret
     while number <= config.total and not stop.is_set():
         if not _takes(config, outbox):
             stop.wait(0.01)
@@ -60,18 +61,18 @@ def produce(config: DeviceConfig, outbox: Outbox, wake: Callable[[], None], stop
         count = min(chance.randint(1, config.batch_max), config.total + 1 - number)
         records = [record(config.name, n) for n in range(number, number + count)]
         journal.begin(number, count)
-        recorded_ns = time.time_ns()
+        made = read_clock()
         try:
-            sequences = outbox.append_all(records, recorded_ns)
+            sequences = outbox.append_all(records, made)
         except DeviceError:
             journal.failed(number)
             stop.wait(0.05)
             continue
-        journal.done(number, recorded_ns, sequences)
+        journal.done(number, made.time_ns, sequences)
         number += count
         wake()
-        if config.overflows:
-            stop.wait(OVERFLOW_PAUSE_S)
+        if config.pause_s:
+            stop.wait(config.pause_s)
 
 
 def _takes(config: DeviceConfig, outbox: Outbox) -> bool:
@@ -85,7 +86,8 @@ def main() -> None:
     config = decode(Path(sys.argv[1]).read_bytes(), DeviceConfig)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    mutations.apply(config.mutation)
+    if config.mutation in mutations.DEVICE:
+        mutations.apply(config.mutation)
     outbox = Outbox(Path(config.outbox), max_bytes=config.max_bytes)
     if not config.publish:
         produce(config, outbox, lambda: None, stop)
@@ -101,7 +103,8 @@ def main() -> None:
 
     link = Link(parse_broker(config.url), f"agent-{config.name}", will=lambda: say(online=False))
     link.on_ready(lambda: link.publish(say(online=True)))
-    publisher = Publisher(outbox, config.name, link, limits=LIMITS, **mutations.publisher_options(config.mutation))
+    options = {"limits": LIMITS, **mutations.publisher_options(config.mutation)}
+    publisher = Publisher(outbox, config.name, link, **options)
     link.start()
     publisher.start()
     produce(config, outbox, publisher.wake, stop)

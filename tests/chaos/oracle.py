@@ -5,9 +5,9 @@ For each device:
    dropped and counted.
 2. An append that failed left nothing. One that a kill interrupted is there whole, or not at all.
 3. Nothing else is stored but what outbox and agent themselves put on record.
-4. The stored sequences run from 1 to the last one that was given, without a gap but for dropped ones. No more are missing
-   than the outbox counts as dropped (what arrived and had no receipt yet may be dropped, and is not missing), the last
-   report's total is that count, and each that is missing is in the span of a report.
+4. The stored sequences run from 1 to the last one that was given, without a gap but for dropped ones. No more are
+   missing than the outbox counts as dropped (what arrived and had no receipt yet may be dropped, and is not missing),
+   the last report's total is that count, and each that is missing is in the span of a report.
 5. Records of one priority arrive in order of sequence. One that comes after a later one (late) must have been under way
    during a fault: between its append and its arrival there was one. With several collectors, which commit side by side,
    this does not hold and is not asked.
@@ -137,8 +137,7 @@ def judge(
             foreign.append(f"{row.sequence} ({row.kind} {row.body[:80]})")
         if at_ns:
             came.append((row.received_ns, row.sequence, row.kind, at_ns))
-    if len(boots) > 1:
-        verdict.wrong.append(f"{device}: {len(boots)} boots, 1 was: {', '.join(sorted(boots))}")
+    verdict.blame("boots are stored, and there was one", sorted(boots) if len(boots) > 1 else [])
     verdict.blame("records are stored twice", twice)
     verdict.blame("records are stored with another content", changed)
     verdict.blame("stored records were never appended, or appended under another sequence", foreign)

@@ -30,8 +30,12 @@ class Process:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        path = f"{CLOCK}:{ROOT}"
-        environment = {**os.environ, "PYTHONPATH": path, "CHAOS_CLOCK": str(self._clock), "OMP_NUM_THREADS": "1"}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": f"{CLOCK}:{ROOT}",
+            "CHAOS_CLOCK": str(self._clock),
+            "XDG_STATE_HOME": str(self.log.parent),
+        }
         with self._lock, self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT, env=environment
@@ -56,7 +60,8 @@ class Process:
                 self._process.send_signal(what)
 
     def shift(self, by_ns: int) -> None:
-        self._clock.open("r+b").write(by_ns.to_bytes(8, "little", signed=True))
+        with self._clock.open("r+b") as file:  # not made anew: the process has it mapped
+            file.write(by_ns.to_bytes(8, "little", signed=True))
 
     def supervise(self) -> None:
         """Start it again, as an init system would, where it has ended by itself."""

@@ -145,5 +145,7 @@ def _wait(scene: Scene, done: Callable[[], bool], what: str, limit_s: float = fl
             told = now
             print(f"{what}: {now - began:.0f} s, {appended} of {scene.plan.samples} appended", file=sys.stderr)
         scene.watch()
+        if any(process.ends for device in scene.devices for process in device.processes):
+            return False
         time.sleep(_LOOK_S)
     return True

@@ -15,8 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from ferryman.devices.agent.agent import OUTBOX
-from ferryman.devices.agent.outbox import MAX_BYTES, Outbox
+from ferryman.devices.agent.outbox import FILE, MAX_BYTES, Outbox
 from ferryman.runtime.contracts.record import encode
 from tests.chaos import mutations
 from tests.chaos.device import DeviceConfig
@@ -35,9 +34,15 @@ STORE_BYTES = {"sqlite": 2 << 30, "postgresql": 6 << 30}
 OUTBOX_DISK_BYTES = 256 << 20
 SMALL_OUTBOX_BYTES = (160 << 10, 512 << 10)
 """Of the device that is to overflow, in a short run and in a long one."""
+TAKEN_BYTES = 48 << 20
+"""So much may wait in the outbox whose disk is filled: were it held to less, it would find room in pages it has."""
+PAUSE_S = 0.03
+"""Between the appends of a device that does not wait until what it appended is taken."""
+BATCH, DISK_SPAN_S = 50, 20.0
+"""Records in an append, about; so long does the device with that disk append at least: it shall be full meanwhile."""
 RECORD_BYTES = 350
 """In an outbox, about."""
-SHARES = {"wire": 3, "old": 3, "disk": 3, "small": 2, "agent": 2}
+SHARES = {"wire": 3, "old": 3, "disk": 2, "small": 2, "agent": 2}
 """How the samples are shared among the devices."""
 PORTS = range(20_000, 30_000)
 """Below those that outgoing connections get: one of these to a broker that is down could else connect to itself."""
@@ -58,7 +63,7 @@ class Plan(NamedTuple):
     @property
     def pace(self) -> float:
         """How long it is between faults: a short run has as many of each kind as can be."""
-        return min(1.0, max(0.6, self.samples / 500_000))
+        return 0.4 if self.samples < 200_000 else 0.6
 
 
 @dataclass
@@ -187,12 +192,12 @@ class Scene:
     def _start_device(self, name: str, number: int, total: int) -> None:
         folder = self._folder / name
         folder.mkdir()
-        outbox = folder / OUTBOX
+        outbox = folder / FILE
         prefix, host = self._link(name, number)
         if name == "disk" and can_mount():
             disk = Disk(folder / "disk", OUTBOX_DISK_BYTES)
             self._stack.callback(disk.close)
-            outbox = disk.place / OUTBOX
+            outbox = disk.place / FILE
             self.targets[f"outbox-disk:{name}"] = {
                 "fill": _fill(disk),
                 "fill-and-cut": partial(_both, _fill(disk), self.targets.get(f"link:{name}", {}).get("cut", _nothing)),
@@ -206,8 +211,9 @@ class Scene:
             total=total,
             overflows=overflows,
             publish=name != "agent",
-            mutation=self.plan.mutation if self.plan.mutation in mutations.DEVICE else "",
-            taken_bytes=min(4 << 20, max(64 << 10, bytes_all // 10)),
+            mutation=self.plan.mutation,
+            taken_bytes=TAKEN_BYTES if name == "disk" else min(4 << 20, max(64 << 10, bytes_all // 10)),
+            pause_s={"small": PAUSE_S, "disk": max(PAUSE_S, DISK_SPAN_S * BATCH / total)}.get(name, 0.0),
             max_bytes=min(SMALL_OUTBOX_BYTES[1], max(SMALL_OUTBOX_BYTES[0], bytes_all // 8))
             if overflows
             else MAX_BYTES,

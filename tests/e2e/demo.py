@@ -79,7 +79,7 @@ def main(folder: Path = ROOT / ".demo") -> None:
             _service(folder / "serve.log", [HOST_COMMAND, "serve", folder / "repository", "--port", port])
         )
         agent = [DEVICE_COMMAND, "agent", "--device", DEVICE, "--broker", broker.url, "--root", root]
-        agent += ["--label", "site=demo", "--repository", f"http://127.0.0.1:{port}"]
+        agent += ["--label", "site=demo", "--repository", f"http://127.0.0.1:{port}", "--sample", "5"]
         stack.enter_context(_service(folder / "agent.log", agent))
         print(f"  {broker.name} at {broker.url}, sshd at {sshd.host}:{sshd.port}")
 
@@ -98,7 +98,14 @@ def main(folder: Path = ROOT / ".demo") -> None:
         files = [f"--{kind}={folder / f'report.{kind}'}" for kind in ("html", "csv", "trace")]
         _ferryman("report", "--database", str(database), *files)
 
-    _headline("8 compare here, in turn: are 4 bits slower than floats? (exit code 3: yes, 4: unclear)")
+        _headline("8 ask how the fleet does: what the agent sampled of itself, package by package, and as a file")
+        stored = ["--database", str(database)]
+        _ferryman("fleet", "status", *stored)
+        _ferryman("fleet", "devices", "site=demo", *stored)
+        _ferryman("fleet", "logs", *stored)
+        _ferryman("fleet", "export", "samples", *stored, "--to", str(folder / "samples.csv"))
+
+    _headline("9 compare here, in turn: are 4 bits slower than floats? (exit code 3: yes, 4: unclear)")
     compare = ["compare", str(packages["digits"]), "--interpreter", "ai-edge-litert", "--rounds", "6", "--runs", RUNS]
     _ferryman(*compare, good=(0, 3, 4))
     print(f"\ndone in {time.monotonic() - started:.0f} s. The page: {folder / 'report.html'}")

@@ -26,6 +26,7 @@ def test_the_demo_runs_to_its_end_and_leaves_no_process_behind(tmp_path):
     assert "is stopped again" in done.stdout.splitlines()[-1]
     page = (folder / "report.html").read_text()
     assert all(interpreter in page for interpreter in INTERPRETERS)
+    assert (folder / "samples.csv").read_text().count("\n") > 2
     left = [
         p.info["cmdline"] for p in psutil.process_iter(["cmdline"]) if str(folder) in " ".join(p.info["cmdline"] or [])
     ]

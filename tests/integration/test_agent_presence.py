@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import queue
 import signal
-import socket
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import msgspec
 import numpy as np
 import pytest
 from sqlalchemy import select
@@ -28,6 +24,7 @@ from ferryman.runtime.contracts.telemetry import METRICS, LogLine, Sample
 from ferryman.runtime.contracts.tensor import pack, to_tensors, unpack
 from ferryman.runtime.install import install
 from tests.support.agent import AgentProcess, StatusWatch
+from tests.support.cable import Cable
 from tests.support.interpreters import DEVICE_PYTHON
 from tests.support.mosquitto import Mosquitto
 from tests.support.packages import write_tiny_package
@@ -71,65 +68,6 @@ class Ear:
         said = queue.Queue()
         self._link.publish(Message(topic=topic, payload=payload, **options), said.put)
         assert said.get(timeout=10) is None
-
-
-class Cable:
-    """Carries bytes to the broker and back until it is cut."""
-
-    def __init__(self, broker):
-        self._broker = broker
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self.config = msgspec.structs.replace(broker, port=self._server.getsockname()[1])
-        self._whole = threading.Event()
-        self._whole.set()
-        self._held = []
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def cut(self):
-        self._whole.clear()
-        for one in self._held:
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-        self._held.clear()
-
-    def mend(self):
-        self._whole.set()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.cut()
-        self._server.shutdown(socket.SHUT_RDWR)
-        self._server.close()
-
-    def _accept(self):
-        while True:
-            try:
-                near, _ = self._server.accept()
-            except OSError:
-                return
-            if not self._whole.is_set():
-                near.close()
-                continue
-            far = socket.create_connection((self._broker.host, self._broker.port))
-            self._held += [near, far]
-            for pair in ((near, far), (far, near)):
-                threading.Thread(target=self._carry, args=pair, daemon=True).start()
-
-    @staticmethod
-    def _carry(source, target):
-        with source:
-            while True:
-                try:
-                    data = source.recv(65536)
-                    if not data:
-                        break
-                    target.sendall(data)
-                except OSError:
-                    break
-            with contextlib.suppress(OSError):
-                target.shutdown(socket.SHUT_RDWR)
 
 
 def stored(store, kind, record):

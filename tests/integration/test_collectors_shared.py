@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -79,7 +79,7 @@ def test_a_server_that_is_killed_costs_nothing(tmp_path):
     count = mqtt_load.write(tmp_path / "load", mqtt_load.messages(20, 200, 2))
     with ExitStack() as stack:
         server = stack.enter_context(postgresql.running(durable=True))
-        url = server.new_database("fleet")
+        url = server.url()
         broker = stack.enter_context(Mosquitto(tmp_path, BROKER))
         (one,) = started(stack, broker, url, tmp_path, 1)
         sender = stack.enter_context(mqtt_load.sender(broker.port, tmp_path / "load", count, 800))
@@ -92,7 +92,7 @@ def test_a_server_that_is_killed_costs_nothing(tmp_path):
         store = open_store(url, create=False)
         assert store.totals()[:2] == (2 * count, 0)
         store.close()
-    assert (tmp_path / "log0").read_text().count("nothing is acknowledged") <= 3
+    assert (tmp_path / "log0").read_text().count("nothing is acknowledged") <= 6  # each reason once, not each try
 
 
 @pytest.mark.slow
@@ -103,12 +103,15 @@ def test_one_of_several_leads_and_another_after_it(url, store):
         assert first.leads()
         assert not second.leads()
         assert elsewhere.leads(), "each lock is a matter of its own"
+        with postgresql.new_database() as another, closing(open_store(another)) as neighbour:
+            alone = Leader(neighbour, STORE)
+            assert alone.leads(), "and so is each store of a database"
+            alone.release()
         assert first.leads()
         first.release()
         assert second.leads()
         assert not first.leads()
-        name = url.rpartition("/")[2]
-        statement = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"  # noqa: S608
+        statement = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'ferryman'"
         postgresql.shared().execute(statement)
         with pytest.raises(StoreError):
             second.leads()

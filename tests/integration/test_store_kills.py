@@ -21,7 +21,7 @@ from tests.support import postgresql
 from tests.support.store_processes import DEVICES, LATER, POLICY, ROWS
 
 ROOT = Path(__file__).parents[2]
-TOTAL = 60
+TOTAL = 40
 KILLS = 5
 
 

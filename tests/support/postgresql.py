@@ -113,6 +113,11 @@ class PostgreSQL:
         self.kill()
         self.start()
 
+    def new_database(self, name: str) -> str:
+        """Make a database, and tell its URL."""
+        self.execute(f"CREATE DATABASE {name}")
+        return self.url(name)
+
     def own(self, path: Path) -> None:
         """Give a file or folder to whom the server runs as."""
         if self._user is not None:

@@ -73,6 +73,7 @@ def keep_in_order(where: str) -> None:
         try:
             roll_up(store, LATER)
             retain(store, POLICY, LATER)
+            time.sleep(0.05)
         except StoreError as error:
             print(error, flush=True)
             time.sleep(0.05)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 from ferryman.devices.agent.modes import Modes
@@ -18,6 +19,8 @@ from ferryman.devices.mqtt import Link
 from ferryman.runtime.contracts.record import Record
 
 DEVICE = "pi"
+AHEAD_MAX = 500
+"""Records that wait at most, so that the stream is under way as long as kills are to come."""
 LIMITS = Limits(again_first_s=1.0, again_cap_s=2.0, spread_s=0.0)
 
 
@@ -34,6 +37,8 @@ def produce(outbox: Outbox, publisher: Publisher, journal: Path, total: int) -> 
     number = int(journal.read_text() or 0) if journal.exists() else 0
     number = max(number, outbox.newest())
     while number < total:
+        while outbox.counts().records > AHEAD_MAX:
+            time.sleep(0.005)
         count = min(10, total - number)
         outbox.append_all([("note", Note(number=n)) for n in range(number, number + count)])
         number += count

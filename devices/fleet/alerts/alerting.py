@@ -21,6 +21,9 @@ from ferryman.runtime.contracts.errors import CallerError, StoreError
 log = logging.getLogger(__name__)
 
 TICK_S = 5.0
+KEPT_NS = 365 * 86_400 * 10**9
+"""Alerts that are over are kept so long."""
+FORGET_EVERY_S = 3600.0
 
 
 class Counts(NamedTuple):
@@ -57,6 +60,7 @@ class Alerting:
         self._counts = Counts()
         self._board = None if link is None else Board(link, self._book)
         self._began_s = time.time()
+        self._forgot_s = -FORGET_EVERY_S
 
     @property
     def counts(self) -> Counts:
@@ -79,6 +83,9 @@ class Alerting:
         heard_s = self._began_s if self._board is None else self._board.heard_s
         changes = self._watch.check(self._store, now_ns, heard_s)
         self._put_down_told(now_ns)
+        if began - self._forgot_s > FORGET_EVERY_S:
+            kept.forget(self._store, now_ns - KEPT_NS)
+            self._forgot_s = began
         rows = kept.read(self._store)
         self._book.update(rows, self._target, time.monotonic())
         if self._board is not None:

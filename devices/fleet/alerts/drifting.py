@@ -23,6 +23,8 @@ from ferryman.runtime.contracts.record import Record, decode, encode
 
 INFERENCES_MIN = 100
 """Fewer tell nothing of drift: values of one inference resemble each other."""
+REFERENCES_MAX = 16
+"""Of a device: packages, variants and interpreters; the newest stay."""
 OLD_S = 86_400.0
 """A distance that was found longer ago tells nothing of now."""
 
@@ -156,15 +158,13 @@ def _reference(store: Store, device: str, serves: str) -> Drift | None:
 
 def _keep(store: Store, device: str, serves: str, reference: Drift) -> None:
     kept = tables.references
-    row = {
-        "device": device,
-        "serves": serves,
-        "inferences": reference.inferences,
-        "body": encode(reference).decode(),
-    }
+    row = {"device": device, "serves": serves, "made_ns": reference.from_ns, "body": encode(reference).decode()}
 
     def work(connection: Connection) -> None:
         connection.execute(delete(kept).where(kept.c.device == device, kept.c.serves == serves))
         connection.execute(insert(kept).values(row))
+        newest = select(kept.c.serves).where(kept.c.device == device).order_by(kept.c.made_ns.desc())
+        if stale := connection.execute(newest.offset(REFERENCES_MAX)).scalars().all():
+            connection.execute(delete(kept).where(kept.c.device == device, kept.c.serves.in_(stale)))
 
     store.write(work)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, bindparam, or_, select, update
+from sqlalchemy import Connection, bindparam, delete, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ferryman.devices.fleet.store import tables
@@ -70,6 +70,16 @@ def change(store: Store, opened: Sequence[Alert], over: Sequence[int], now_ns: i
             connection.execute(end.values(until_ns=now_ns, told_ns=None), [{"which": one} for one in over])
 
     store.write(work)
+
+
+def forget(store: Store, before_ns: int) -> None:
+    """Delete what was over before a time, and told.
+
+    Raises:
+        StoreError: the store cannot be written.
+    """
+    old = delete(_TABLE).where(_TABLE.c.until_ns < before_ns, _TABLE.c.told_ns.is_not(None))
+    store.write(lambda connection: connection.execute(old) and None)
 
 
 def mark_told(store: Store, told: Sequence[tuple[int, bool]], now_ns: int) -> None:

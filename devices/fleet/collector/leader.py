@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from contextlib import ExitStack
 
 from sqlalchemy import Connection
@@ -22,7 +23,8 @@ class Leader:
 
     def __init__(self, store: Store, lock: int) -> None:
         self._store = store
-        self._lock = lock
+        # Of this store: another may be in another schema of the same database, which has the same locks.
+        self._lock = f"{lock}, {zlib.crc32(store.id.encode()) - (1 << 31)}"
         self._held = ExitStack()
         self._connection: Connection | None = None
 

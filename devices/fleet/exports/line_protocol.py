@@ -7,6 +7,7 @@ breaks become the two characters `\n`. Lists and reasons of what is unavailable 
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -38,6 +39,7 @@ def line(name: str, table: Exportable, row: Row) -> str | None:
     return f"ferryman_{name}{tags} {fields} {row['time']}\n" if fields else None
 
 
+@functools.lru_cache(maxsize=4096)
 def key(text: str) -> str:
     """A tag's key or value, or a field's key."""
     return _SPECIAL.sub(r"\\\g<0>", _UNTOLD.sub("_", text))

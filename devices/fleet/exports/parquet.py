@@ -34,7 +34,7 @@ def write_parquet(table: Exportable, rows: Iterable[Row], file: BinaryIO) -> Non
     rows = iter(rows)
     with parquet.ParquetWriter(file, schema, compression="zstd") as writer:
         while group := list(itertools.islice(rows, GROUP_ROWS)):
-            columns = {name: [_cell(row.get(name), kind) for row in group] for name, kind in table.columns.items()}
+            columns = {name: _cells([row.get(name) for row in group], kind) for name, kind in table.columns.items()}
             writer.write_table(arrow.table(columns, schema=schema))
 
 
@@ -52,7 +52,7 @@ def load() -> tuple[Any, Any]:
     return pa, parquet
 
 
-def _cell(value: Any, kind: Kind) -> Any:  # noqa: ANN401  # whatever a column holds
+def _cells(values: list[Any], kind: Kind) -> list[Any]:
     if kind == "object":
-        return msgspec.json.encode(value, order="sorted").decode() if value else None
-    return list(value) if kind == "numbers" and value is not None else value
+        return [msgspec.json.encode(one, order="sorted").decode() if one else None for one in values]
+    return values

@@ -158,7 +158,10 @@ def _sqlite(path: Path, *, read_only: bool) -> sqlalchemy.Engine:
             connection.execute("PRAGMA synchronous=FULL")
         return connection
 
-    return sqlalchemy.create_engine("sqlite://", creator=connect, poolclass=QueuePool, pool_size=4, max_overflow=16)
+    # Last in, first out: who writes alone has the same connection again, with its cache.
+    return sqlalchemy.create_engine(
+        "sqlite://", creator=connect, poolclass=QueuePool, pool_size=4, max_overflow=16, pool_use_lifo=True
+    )
 
 
 def _postgresql(url: str, *, read_only: bool) -> tuple[str, sqlalchemy.Engine]:

@@ -7,9 +7,21 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Delete, delete, func, literal_column, or_, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Delete,
+    delete,
+    func,
+    literal_column,
+    or_,
+    select,
+    text,
+    tuple_,
+    update,
+)
 
 from ferryman.devices.fleet.store import postgresql, quarantine, spans
 from ferryman.devices.fleet.store.bulk import Span
@@ -153,10 +165,10 @@ def _seal_day(connection: Connection, span: Span) -> int:
     ]
     held = [one for one in (span, *sorted(hours)) if spans.hold(connection, one)]
     deleted = 0
-    if len(held) == 1 + len(hours):  # else there is something new, which is to be rolled up first
+    # Else there is something new, which is to be rolled up first; or samples, which came late and go first.
+    if len(held) == 1 + len(hours) and not any(spans.last_received_ns(connection, hour) for hour in hours):
         _seal(connection, span)
         for hour in hours:
-            spans.delete_samples(connection, hour)
             deleted += connection.execute(delete(rollups).where(_SPAN.in_([hour]))).rowcount
     spans.release(connection, held)
     return deleted
@@ -187,6 +199,12 @@ def _rows(connection: Connection, statement: Delete) -> int:
     return connection.execute(statement).rowcount
 
 
+def _give_back(connection: Connection) -> None:
+    driver: Any = connection.connection.driver_connection
+    # As a script, which the driver runs to its end; of a statement without columns it makes the first step: one page.
+    driver.executescript(f"PRAGMA incremental_vacuum({_PAGES_AT_ONCE})")
+
+
 def _slice(store: Store, work: Callable[[Connection], T]) -> T:
     done = store.write(work)
     time.sleep(_PAUSE_S)  # those who insert come in between
@@ -197,7 +215,7 @@ def _shrink(store: Store) -> tuple[int, str]:
     """Give back the pages of a SQLite file that are free, but for a tenth that will soon be used again."""
 
     def number(pragma: str) -> int:
-        return store.write(lambda connection: int(connection.exec_driver_sql(f"PRAGMA {pragma}").scalar_one()))
+        return int(store.read(text(f"PRAGMA {pragma}"))[0][0])
 
     free, pages, page_bytes = number("freelist_count"), number("page_count"), number("page_size")
     if free <= max(pages // 10, 1000):
@@ -208,8 +226,5 @@ def _shrink(store: Store) -> tuple[int, str]:
             "file was made by ferryman 0.1; stop the collector and run VACUUM on it once"
         )
     for _ in range(pages // 20, free, _PAGES_AT_ONCE):
-        _slice(
-            store,
-            lambda connection: connection.exec_driver_sql(f"PRAGMA incremental_vacuum({_PAGES_AT_ONCE})").fetchall(),
-        )
+        _slice(store, _give_back)
     return (free - number("freelist_count")) * page_bytes, ""

@@ -196,7 +196,7 @@ references = Table(
     metadata,
     Column("device", Text, primary_key=True),
     Column("serves", Text, primary_key=True),  # package, variant and interpreter
-    Column("inferences", BigInteger, nullable=False),
+    Column("made_ns", BigInteger, nullable=False),
     Column("body", Text, nullable=False),  # JSON of a `Drift`: the sketches of the first ones merged
 )
 """What a package was given and answered on a device when it began to serve there: what drift is measured from."""

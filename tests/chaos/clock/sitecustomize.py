@@ -1,7 +1,7 @@
 """A wall clock that another process can put wrong: Python loads this by itself where its folder is on PYTHONPATH.
 
-The file that CHAOS_CLOCK names holds what is added to the time, nanoseconds, 8 bytes. `time.clock_gettime` still tells the
-truth, and so do the clocks that only run.
+The file that CHAOS_CLOCK names holds what is added to the time, nanoseconds, 8 bytes. `time.clock_gettime` still tells
+the truth, and so do the clocks that only run.
 """
 
 import mmap

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import tempfile
 from pathlib import Path
 
@@ -10,11 +11,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from ferryman.devices.agent.modes import METERED_EVERY_S
+from ferryman.devices.agent.publisher import POLL_S
 from ferryman.runtime.contracts.telemetry import Priority, priority
 from tests.support.telemetry import carried, read
-from tests.unit.devices.agent.test_publisher import Scene
+from tests.unit.devices.agent.test_publisher import Scene, Text
 
-DAY_MAX_BYTES = 30_000
+DAY_MAX_BYTES = 10_000
 KINDS = ("sample", "note", "update")
 REASONS = (None, None, None, "Not authorized", "Packet too large: told")
 
@@ -36,9 +38,10 @@ class PublisherMachine(RuleBasedStateMachine):
         self.first_sent = dict.fromkeys(Priority, 0)
         """The newest of each priority that this connection carried."""
 
-    @rule(kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=30), size=st.integers(0, 2000))
+    @rule(kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=30), size=st.integers(0, 1000))
     def append(self, kinds: list[str], size: int) -> None:
-        self.kinds.update(zip(self.scene.append(*kinds, size=size), kinds, strict=True))
+        records = [(kind, Text(text=random.randbytes(size).hex())) for kind in kinds]  # noqa: S311  # not to be compressed
+        self.kinds.update(zip(self.scene.box.append_all(records), kinds, strict=True))
 
     @rule(seconds=st.sampled_from([0.0, 0.1, 1.0, 40.0, METERED_EVERY_S]))
     def turn(self, seconds: float) -> None:
@@ -61,6 +64,13 @@ class PublisherMachine(RuleBasedStateMachine):
         if len(self.scene.link.sent) > which:
             self.scene.link.sent[-1 - which][1](reason)
 
+    @rule()
+    def what_the_broker_has_is_lost(self) -> None:
+        for _, done in self.scene.link.sent:
+            done(None)
+        self.scene.link.sent.clear()
+        self.seen = 0
+
     @rule(first=st.integers(1, 200), length=st.integers(0, 40))
     def collector_confirms(self, first: int, length: int) -> None:
         arrived = {s for message, _ in self.scene.link.sent for s in carried(read(message.payload))}
@@ -72,6 +82,7 @@ class PublisherMachine(RuleBasedStateMachine):
     @rule(mode=st.sampled_from(["full", "metered", "offline"]))
     def switched(self, mode: str) -> None:
         self.scene.mode = mode
+        self.turn(POLL_S)  # by then it is noticed
 
     @rule()
     def link_breaks(self) -> None:
@@ -144,4 +155,4 @@ class PublisherMachine(RuleBasedStateMachine):
 
 
 TestPublisherMachine = PublisherMachine.TestCase
-TestPublisherMachine.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+TestPublisherMachine.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)

@@ -6,13 +6,16 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
+from sqlalchemy import select
 
 from ferryman.devices.fleet.alerts import kept, rules
 from ferryman.devices.fleet.alerts.config import Config
 from ferryman.devices.fleet.alerts.drifting import Reference
 from ferryman.devices.fleet.alerts.watch import Watch
+from ferryman.devices.fleet.store import tables
 from ferryman.devices.fleet.store.store import Store, open_store
 from ferryman.profiler.drift import DriftMonitor, Served
 from tests.support.alerts import SECOND, Note, Scene, sample
@@ -300,6 +303,17 @@ def test_two_who_look_at_once_raise_one_alert(scene):
     for run in runs:
         run.look()
     assert len(kept.read(scene.store)) == 1
+
+
+def test_references_of_long_ago_make_room(scene):
+    scene.status("pi")
+    run = Run(scene, rules.Drifted())
+    for n in range(20):
+        note = drifts(0.0, 20, scene.now_ns)
+        scene.send("pi", note._replace(body=msgspec.structs.replace(note.body, package_sha256=f"{n:04}")))
+        run.wait(10)
+    left = scene.store.read(select(tables.references.c.serves))
+    assert sorted(row.serves for row in left) == [f"{n:04}/fp32/fake" for n in range(4, 20)]
 
 
 def test_a_body_that_cannot_be_read_stops_nothing(scene, caplog):

@@ -1,14 +1,7 @@
-"""A store to export from."""
+"""The stores that questions are asked of are exported from, too."""
 
 from __future__ import annotations
 
-import pytest
+from tests.unit.devices.fleet.query.conftest import store
 
-from ferryman.devices.fleet.store.store import open_store
-
-
-@pytest.fixture
-def store(tmp_path):
-    opened = open_store(tmp_path / "store.sqlite")
-    yield opened
-    opened.close()
+__all__ = ["store"]
