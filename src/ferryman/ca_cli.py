@@ -253,6 +253,4 @@ def _open(directory: Path) -> Authority:
 
 def _tell_reload(directory: Path, reload: bool) -> None:
     if reload:
-        click.echo(
-            f"{directory}: the broker's files are written; have it read them: kill -HUP, or systemctl reload mosquitto"
-        )
+        click.echo(f"{directory}: the broker's files are written; restart it to have it read them")

@@ -29,14 +29,14 @@ from tests.support.telemetry import Note, collecting, until
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 DEVICE = "pi"
+HOSTS = {"alice": ("operator", "rollout"), "collector": ("collector",)}
 MINUTE_NS = 60 * 10**9
 
 
 @pytest.fixture(scope="module")
 def realm():
-    with realm_folder() as folder, Realm(folder) as one:
+    with realm_folder() as folder, Realm(folder, hosts=HOSTS) as one:
         one.enrolled(DEVICE)
-        one.host("alice", "operator", "rollout")
         yield one
 
 
@@ -113,13 +113,13 @@ def refused(answer, match):
 
 
 def test_without_operators_keys_it_is_as_ever(realm):
-    with running(realm), AgentClient(realm.host("alice", "operator"), DEVICE) as client:
+    with running(realm), AgentClient(realm.host("alice", "operator", "rollout"), DEVICE) as client:
         assert client.status().device == DEVICE
         assert client.status().challenge == ""
 
 
 def test_a_client_with_the_key_is_obeyed_and_one_without_is_told(realm, key, monkeypatch):
-    broker = realm.host("alice", "operator")
+    broker = realm.host("alice", "operator", "rollout")
     with running(realm):
         with AgentClient(broker, DEVICE) as client:
             assert client.status().challenge
@@ -129,7 +129,7 @@ def test_a_client_with_the_key_is_obeyed_and_one_without_is_told(realm, key, mon
 
 
 def test_a_client_goes_on_over_the_agents_restart(realm, key):
-    with AgentClient(realm.host("alice", "operator"), DEVICE) as client:
+    with AgentClient(realm.host("alice", "operator", "rollout"), DEVICE) as client:
         for _ in range(2):
             with running(realm):
                 assert client.status(timeout_s=20).device == DEVICE

@@ -26,7 +26,7 @@ QUICK = {"look_s": 0.1, "ask_first_s": 1.0, "trial_s": 3.0}
 
 @pytest.fixture(scope="module")
 def realm():
-    with realm_folder() as folder, Realm(folder) as one:
+    with realm_folder() as folder, Realm(folder, hosts={"renewals": ("ca",)}) as one:
         yield one
 
 

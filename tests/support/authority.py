@@ -6,7 +6,7 @@ import datetime as dt
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
@@ -34,7 +34,23 @@ def realm_folder() -> Iterator[Path]:
 class Realm:
     """Use with `with`: mosquitto runs, from the configuration that `ferryman ca broker` writes."""
 
-    def __init__(self, folder: Path, *, names: Sequence[str] = ("localhost", "127.0.0.1"), **options: object) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        names: Sequence[str] = ("localhost", "127.0.0.1"),
+        hosts: Mapping[str, Sequence[str]] | None = None,
+        **options: object,
+    ) -> None:
+        """Make it all.
+
+        Args:
+            folder: mosquitto's user can read it (`realm_folder`).
+            names: of the broker.
+            hosts: name -> roles, made before the broker starts: what comes later takes a reload, and that is not free
+                of danger with mosquitto 2.0.11 (docs/telemetry/security.md).
+            options: of `BrokerOptions`.
+        """
         if BINARY is None:
             pytest.skip("mosquitto is not installed (apt-get install mosquitto)")
         self.folder = folder
@@ -57,6 +73,9 @@ class Realm:
             utc_now(),
         )
         self._process: subprocess.Popen[bytes] | None = None
+        self._hosts: dict[str, set[str]] = {}
+        for name, roles in (hosts or {}).items():
+            self.host(name, *roles)
         self.log = folder / "mosquitto.log"
 
     def root(self, device: str) -> Path:
@@ -83,6 +102,9 @@ class Realm:
     def host(self, name: str, *roles: str) -> BrokerConfig:
         """Make a host's identity; how it reaches the broker."""
         path = self.folder / f"{name}.pem"
+        if self._hosts.get(name) == set(roles):
+            return of_file(self.at(self.ports[1]), path)
+        self._hosts[name] = set(roles)
         path.write_bytes(self.authority.make_host(name, roles, utc_now()))
         path.chmod(0o600)
         self.refresh()

@@ -24,8 +24,9 @@ _OPTIONS = "ferryman.json"
 
 _CONFIG = """\
 # A mosquitto for ferryman, written by `ferryman ca broker`. Start it with: mosquitto -c {folder}/mosquitto.conf
-# After `ferryman ca revoke` or `ferryman ca client`, have it read its rules again: kill -HUP, or systemctl reload.
-# Settings by listener: mosquitto 2.0.11 with common ones crashes after a reload, if a session waits for its client.
+# After `ferryman ca revoke` or `ferryman ca client`, restart it: on SIGHUP it reads its rules again too, but 2.0.11 may
+# crash later, if a session waited for its client then. Devices keep what the broker did not take.
+# With settings common to both listeners that crash was there each time.
 per_listener_settings true
 
 # Larger packets are refused: a request with inputs may hold {request_mib} MiB.
