@@ -98,7 +98,7 @@ def write_broker(authority: Authority, folder: Path, options: BrokerOptions, now
     """Write the folder; the server's certificate must be there (`write_server`).
 
     Raises:
-        CallerError: an option is wrong, the folder is another's, it cannot be written, or holds no server's certificate.
+        CallerError: an option is wrong, the folder is another's, cannot be written, or holds no server's certificate.
     """
     if any(c.isspace() for c in options.path):
         raise CallerError(f"mosquitto reads no path with a space in it: {options.path}; name another folder")
@@ -177,9 +177,9 @@ def refresh(authority: Authority, folder: Path, now: dt.datetime) -> bool:
         stale = stale or {"acl": str(error)}
     if stale:
         raise CallerError(
-            f"the broker's files in {folder} are stale ({', '.join(stale)}), and what changed does not hold at the broker "
-            f"yet: {next(iter(stale.values()))}; put that right, then run: ferryman ca broker {authority.folder} -o "
-            f"{folder}, with the options it had"
+            f"the broker's files in {folder} are stale ({', '.join(stale)}), and what changed does not hold at the "
+            f"broker yet: {next(iter(stale.values()))}; put that right, then run, with the options it had: "
+            f"ferryman ca broker {authority.folder} -o {folder}"
         )
     return True
 

@@ -1,4 +1,4 @@
-"""The authority's commands: nothing of theirs overwrites what is another's, and a revocation reaches the broker's files."""
+"""The authority's commands: they overwrite nothing of another's, and a revocation reaches the broker's files."""
 
 from __future__ import annotations
 
