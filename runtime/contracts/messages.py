@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from ferryman.runtime.contracts.errors import WireError
@@ -86,6 +88,9 @@ class Status(Record, tag="status"):
     """The kind of device, as in `Reported`; empty from agents that do not tell."""
     challenge: str = ""
     """What a command to this agent must be signed with (`ferryman.devices.signing`); empty: it takes unsigned ones."""
+    mode: Annotated[str, msgspec.Meta(max_length=32)] = ""
+    """How much it uses its link: full, metered or offline. A death says offline if the device went on purpose, and
+    else nothing. Empty from agents that do not tell."""
     outbox_pending: int = 0
     outbox_dropped: int = 0
 
