@@ -95,6 +95,9 @@ class Status(Record, tag="status"):
     """The kind of device, as in `Reported`; empty from agents that do not tell."""
     challenge: Text = ""
     """What a command to this agent must be signed with (`ferryman.devices.signing`); empty: it takes unsigned ones."""
+    mode: Word = ""
+    """How much it uses its link: full, metered or offline. A death says offline if the device went on purpose, and
+    else nothing. Empty from agents that do not tell."""
     outbox_pending: Count = 0
     outbox_dropped: Count = 0
 
