@@ -525,3 +525,11 @@ def test_the_command_works_in_the_device_environment():
         r"Error: caller: \w+ is not installed here; pip install torch==\S+, then 'ferryman\[convert\]'\n$", done.stderr
     )
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--keep", "--keep-samples"])
+@pytest.mark.parametrize("days", ["nan", "inf", "1e308", "0", "-1"])
+def test_days_that_would_never_be_over_are_refused(option, days):
+    done = CliRunner().invoke(main, ["collect", "--broker", "mqtt://localhost", option, days])
+    assert done.exit_code == 2
+    assert option in done.output
