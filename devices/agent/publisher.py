@@ -54,6 +54,8 @@ class Publisher:
         limits: Limits | None = None,
         config: TelemetryConfig | None = None,
         mode: Callable[[], Mode] = lambda: "full",
+        on_mode: Callable[[], None] = lambda: None,
+        farewell: Callable[[], Message | None] = lambda: None,
     ) -> None:
         """Attach to `link`, which must not be started yet.
 
@@ -65,6 +67,8 @@ class Publisher:
             limits: how much at once.
             config: what may be spent.
             mode: how much the link may be used, asked every now and then.
+            on_mode: called when it has changed.
+            farewell: what is said in place of the last will before the link is paused.
 
         Raises:
             CallerError: nothing can be sent within `config`.
@@ -78,7 +82,7 @@ class Publisher:
         self._confirm = confirm
         self._limits = limits or Limits()
         self._spending = Spending(outbox, config or TelemetryConfig())
-        self._ask_mode = mode
+        self._ask_mode, self._on_mode, self._farewell = mode, on_mode, farewell
         self._window = Window(self._limits)
         self._size = Size(batching.BYTES_MAX)
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -106,6 +110,8 @@ class Publisher:
         """Whether the broker acknowledged anything on this connection."""
         self._silent_rounds = 0
         self._said: str | None = None
+        self._said_spent = False
+        """Whether the log knows that today's budget is used up."""
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
@@ -174,8 +180,12 @@ class Publisher:
     def _look(self, now: float) -> None:
         """See whether the mode was switched or another day has begun, and which priorities can be sent."""
         self._follow_mode()
-        if self._spending.roll() and self._held:
-            self._hold_until = max(self._hold_until, now + random.uniform(0, RENEWAL_SPREAD_S))  # noqa: S311
+        if self._spending.roll():
+            self._said_spent = False
+            if self._held:
+                self._hold_until = max(self._hold_until, now + random.uniform(0, RENEWAL_SPREAD_S))  # noqa: S311
+        if any(share.left_bytes is not None and share.left_bytes <= 0 for share in self._spending.shares()):
+            self._say_spent()
         open_now = {level for share in self._shares() for level in share.levels} if self._up else set()
         for level in open_now & self._held:
             self._floors[level] = self._outbox.newest()
@@ -184,12 +194,13 @@ class Publisher:
     def _follow_mode(self) -> None:
         mode = self._ask_mode()
         if mode == "offline":
-            self._link.pause()
+            self._link.pause(self._farewell())
         elif self._link.paused:
             self._link.resume()
         if mode != self._mode:
             log.info("telemetry: mode %s", mode)
             self._mode, self._metered_at = mode, 0.0
+            self._on_mode()
 
     def _shares(self) -> list[Share]:
         """What may be sent as to mode and budget, the larger share last."""
@@ -257,8 +268,17 @@ class Publisher:
         size = batching.plain_bytes(entries)
         fits = size <= share.left_bytes or (size > share.whole_bytes == share.left_bytes)
         if not fits:
+            self._say_spent()
             self._held.update(level for level in share.levels if level < Priority.VITAL or len(share.levels) == 1)
         return fits
+
+    def _say_spent(self) -> None:
+        if not self._said_spent:
+            log.warning(
+                "telemetry: the day's budget is used up: records wait until it begins anew, at midnight UTC; a tenth of "
+                "it is for vital ones alone, which go on as long as that lasts"
+            )
+        self._said_spent = True
 
     def _linger(self, now: float) -> float:
         """For how long a message that is not full waits for more: not at all where nothing is under way."""

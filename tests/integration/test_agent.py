@@ -574,7 +574,8 @@ def test_requests_fill_no_memory(broker, agent, client):
     assert [a.body.error.message for a in answers] == [
         f"busy: the requests that wait hold {topics.REQUEST_MAX_BYTES // 3 * 2 >> 20} MiB already; ask again later"
     ] * 3
-    assert agent.process.memory_info().rss - before < 3 * topics.REQUEST_MAX_BYTES
+    # What waits, what is being read, and copies of either that the allocator has not given back.
+    assert agent.process.memory_info().rss - before < 3.5 * topics.REQUEST_MAX_BYTES
 
 
 def test_a_request_that_is_too_large_never_reaches_the_agent(broker, agent, client):

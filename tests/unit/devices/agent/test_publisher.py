@@ -35,6 +35,7 @@ class FakeLink:
 
     def __init__(self) -> None:
         self.paused = False
+        self.farewells: list[Message | None] = []
         self.broker = BrokerConfig(host="h", port=1)
         self.packet_max_bytes: int | None = None
         self.sent: list[tuple[Message, Callable[[str | None], None]]] = []
@@ -53,8 +54,9 @@ class FakeLink:
     def publish(self, message, done):
         self.sent.append((message, done))
 
-    def pause(self):
+    def pause(self, farewell=None):
         self.paused = True
+        self.farewells.append(farewell)
 
     def resume(self):
         self.paused = False
@@ -278,6 +280,43 @@ def test_offline_pauses_the_link_until_the_mode_changes(tmp_path):
     scene.link.up()
     scene.turn()
     assert sequences(scene.new()) == [[1]]
+
+
+def test_a_switched_mode_is_told_and_who_goes_offline_says_so(tmp_path):
+    mode, told, link = ["full"], [], FakeLink()
+    publisher = Publisher(
+        Outbox(tmp_path / "o"),
+        "pi",
+        link,
+        mode=lambda: mode[0],
+        on_mode=lambda: told.append(mode[0]),
+        farewell=lambda: Message(topic="status", payload=b"on purpose"),
+    )
+    for step, mode[0] in enumerate(["full", "metered", "metered", "offline", "full"]):
+        publisher._turn(1000.0 + step)
+    assert told == ["metered", "offline", "full"]
+    assert [one.payload for one in link.farewells if one] == [b"on purpose"]
+
+
+def test_the_log_says_once_a_day_that_the_budget_is_used_up(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(module, "RENEWAL_SPREAD_S", 0.0)
+    scene = Scene(tmp_path, day_max_bytes=10_000)
+
+    def day() -> int:
+        caplog.clear()
+        chance = random.Random(scene.now)  # noqa: S311
+        scene.box.append_all([("note", Text(text=chance.randbytes(400).hex())) for _ in range(40)])
+        for _ in range(30):
+            scene.turn(1.0)
+        return caplog.text.count("budget is used up")
+
+    scene.append("note")
+    scene.turn(1.0)
+    assert "used up" not in caplog.text
+    assert day() == 1
+    assert day() == 0
+    scene.hands.pass_(25 * HOUR)
+    assert day() == 1
 
 
 def test_an_agent_that_starts_offline_does_not_connect_first(tmp_path):
