@@ -90,6 +90,9 @@ class Publisher:
         self._boot = outbox.boot
         self._cursor = dict.fromkeys(Priority, 0)
         """Up to where the records of each priority were sent on this connection."""
+        self._sent = dict.fromkeys(Priority, 0)
+        """Up to where the records of each priority were ever handed to the link, since the start."""
+        self._said_unsent = False
         self._floors = dict.fromkeys(Priority, 0)
         """What of each priority waited while it could not be sent is history."""
         self._held = set(Priority)
@@ -161,6 +164,7 @@ class Publisher:
         if self._outbox.boot != self._boot:  # the file was replaced: another run of numbers
             self._boot = self._outbox.boot
             self._floors = dict.fromkeys(Priority, 0)
+            self._sent = dict.fromkeys(Priority, 0)
             self._reset()
         if now >= self._look_at:
             self._look(now)
@@ -295,6 +299,7 @@ class Publisher:
         number = self._window.sent(carried, plain, self._size.bytes, now + wait_s)
         for level, sequences in carried.items():
             self._cursor[level] = max(self._cursor[level], sequences[-1])
+            self._sent[level] = max(self._sent[level], sequences[-1])
         self._linger_until = None
         self._link.publish(
             Message(topic=self._topic, payload=payload, alias=True),
@@ -332,11 +337,21 @@ class Publisher:
         self._post(lambda: self._confirmed.extend((receipt.boot, *span) for span in receipt.ranges))
 
     def _forget(self) -> None:
-        """Forget what is confirmed; on a full disk it stays in the list for the next turn."""
+        """Forget what is confirmed; on a full disk it stays in the list for the next turn.
+
+        Nobody can vouch for what was not sent. What an earlier start sent is sent again, and confirmed then.
+        """
         if not self._confirmed:
             return
+        newest = max(self._sent.values())
+        if not self._said_unsent and (unsent := max(last for _, _, last in self._confirmed)) > newest:
+            self._said_unsent = True
+            log.warning(
+                "receipt for records up to %d, of which this start sent %d: the others are kept", unsent, newest
+            )
         for boot in {boot for boot, _, _ in self._confirmed}:
-            self._outbox.forget(boot, [(first, last) for b, first, last in self._confirmed if b == boot])
+            spans = [(first, last) for b, first, last in self._confirmed if b == boot]
+            self._outbox.forget(boot, spans, self._sent)
         for _, first, last in self._confirmed:
             self._window.confirmed(first, last)
         self._confirmed.clear()

@@ -145,9 +145,10 @@ class Metrics:
         """
         try:
             server, thread = start_http_server(address.port, address.host, self.registry)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter: no name that DNS could have
+            why = getattr(error, "strerror", None) or error
             raise CallerError(
-                f"metrics: cannot listen on {address.host}:{address.port}: {error.strerror or error}; name another"
+                f"metrics: cannot listen on {address.host[:80]}:{address.port}: {why}; name another"
             ) from error
         try:
             yield

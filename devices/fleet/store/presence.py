@@ -5,6 +5,7 @@ A death says little more than that, so what the device last told stays beside it
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import msgspec
@@ -15,6 +16,7 @@ from ferryman.devices.fleet.store.tables import devices
 from ferryman.runtime.contracts.messages import Status
 from ferryman.runtime.contracts.record import decode, encode
 
+log = logging.getLogger(__name__)
 _CHUNK = 400
 _STAYS = (
     *("ferryman", "package_sha256", "package_name", "release", "answers", "interpreters", "standing"),
@@ -29,8 +31,12 @@ def take(connection: Connection, statuses: Sequence[Status], now_ns: int) -> Non
     newest: dict[str, Status] = {}
     changed: dict[str, int] = {}
     for device, text, changed_ns in _kept(connection, sorted({one.device for one in statuses})):
-        newest[device] = decode(text.encode(), Status)
-        changed[device] = changed_ns
+        try:
+            newest[device] = decode(text.encode(), Status)
+        except ValueError as error:  # of a version that took more: the next one replaces it
+            log.warning("the status that is kept of %s cannot be read: %s", device, error)
+        else:
+            changed[device] = changed_ns
     news: set[str] = set()
     for status in statuses:
         kept = newest.get(status.device)

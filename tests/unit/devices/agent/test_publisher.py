@@ -473,3 +473,46 @@ def test_an_outbox_that_is_replaced_is_sent_from_its_beginning_and_the_budget_go
     (envelope,) = scene.new()
     assert (carried(envelope), envelope.boot, envelope.historical) == ([1], scene.box.boot, False)
     assert read_account(scene.box).spent_bytes > spent
+
+
+def test_nobody_can_vouch_for_what_was_not_sent(tmp_path, caplog):
+    scene = Scene(tmp_path)
+    scene.mode = "metered"
+    scene.turn(POLL_S)
+    scene.append("sample", "update", "sample", "update", "sample")
+    scene.turn(1.0)
+    assert sequences(scene.new()) == [[2, 4]]
+    for _ in range(3):
+        scene.receipt((1, (1 << 63) - 1))
+        scene.turn(1.0)
+    assert [entry.sequence for entry in scene.box.pending(0, 10)] == [1, 3, 5]
+    assert sum("of which this start sent 4" in record.getMessage() for record in caplog.records) == 1
+    scene.mode = "full"
+    scene.turn(POLL_S)
+    scene.turn(LINGER_S + POLL_S)
+    assert sequences(scene.new()) == [[1, 3, 5]]
+    scene.receipt((1, (1 << 63) - 1))
+    scene.turn(1.0)
+    assert scene.box.counts().records == 0
+
+
+def test_a_receipt_for_what_an_earlier_connection_sent_counts_and_of_an_earlier_start_once_it_is_sent_again(tmp_path):
+    scene = Scene(tmp_path)
+    scene.append("note", "note")
+    scene.turn()
+    scene.link.down()
+    scene.turn()
+    scene.receipt((1, 1))
+    scene.turn()
+    assert [entry.sequence for entry in scene.box.pending(0, 10)] == [2]
+    scene.box.close()
+    again = Scene(tmp_path, up=False)
+    again.receipt((2, 2))
+    again.turn()
+    assert again.box.counts().records == 1
+    again.link.up()
+    again.turn()
+    assert sequences(again.new()) == [[2]]
+    again.receipt((2, 2))
+    again.turn()
+    assert again.box.counts().records == 0

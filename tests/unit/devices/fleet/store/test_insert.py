@@ -24,6 +24,7 @@ from ferryman.runtime.contracts.telemetry import ClockFix
 
 NOW = 1_700_000_000 * 10**9
 HOUR = HOUR_S * 10**9
+SECOND = 10**9
 BOOT = "outbox.kernel"
 
 
@@ -147,11 +148,11 @@ def test_a_fix_corrects_what_is_stored_what_comes_with_it_and_what_comes_later(b
 
 
 def test_the_latest_fix_wins_in_whatever_order_they_come(both):
-    put(both, message(row(1, sure=False, time_ns=5), fix(2, 2000, 20)))
-    put(both, message(fix(3, 1000, 10)))
-    assert times(both)[1][0] == 2001
-    put(both, message(fix(4, 3000, 30), fix(5, 100, 5)))
-    assert times(both)[1][0] == 3001
+    put(both, message(row(1, sure=False, time_ns=5), fix(2, 2 * SECOND, 20)))
+    put(both, message(fix(3, SECOND, 10)))
+    assert times(both)[1][0] == 2 * SECOND + 1
+    put(both, message(fix(4, 3 * SECOND, 30), fix(5, 100, 5)))
+    assert times(both)[1][0] == 3 * SECOND + 1
     assert both.read(select(clocks.c.offset_ns, clocks.c.uptime_ns)) == [(3000, 30)]
 
 
