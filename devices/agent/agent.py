@@ -178,6 +178,11 @@ class Agent:
             modes.now,
         )
 
+    @property
+    def waiting(self) -> int:
+        """Records that are yet to be sent."""
+        return self._presence.counts().records
+
     def run(self, stop: threading.Event) -> None:
         """Serve until `stop` is set.
 
