@@ -148,11 +148,11 @@ class Link:
         if self._thread.is_alive():
             self._thread.join(CONNECT_TIMEOUT_S)
 
-    def pause(self) -> None:
-        """Publish the last will and disconnect, until `resume`; the broker keeps the session, if there is one."""
+    def pause(self, farewell: Message | None = None) -> None:
+        """Publish `farewell` (None: the last will) and disconnect, until `resume`; the broker keeps a session."""
         if self._paused.is_set():
             return
-        self._say_will()
+        self._say_will(farewell)
         self._paused.set()
         self._end(PAUSED)
 
@@ -210,12 +210,12 @@ class Link:
             raise LinkError(f"broker {self.broker.address}: not connected: {self._problem}")
         connection.publish(message, done)
 
-    def _say_will(self) -> None:
+    def _say_will(self, instead: Message | None = None) -> None:
         """Publish it, as it was made for this connection, and wait a little for the broker to have it."""
         connection = self._connection
-        if connection is not None and connection.will is not None and self._ready.is_set():
+        if connection is not None and (will := instead or connection.will) is not None and self._ready.is_set():
             gone = threading.Event()
-            connection.publish(connection.will, lambda _: gone.set())
+            connection.publish(will, lambda _: gone.set())
             gone.wait(STOP_WAIT_S)
 
     def _end(self, problem: str) -> None:

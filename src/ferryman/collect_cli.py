@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from pathlib import Path
@@ -11,7 +12,17 @@ import click
 from ferryman.options import PATH, stop_event
 
 _SHOW_EVERY_S = 0.2
-DAYS = click.FloatRange(min=0, min_open=True)
+_DAYS_MAX = 36_500
+"""A hundred years; nothing is older."""
+
+
+def _finite(_context: click.Context, _parameter: click.Parameter, days: float) -> float:
+    if math.isnan(days):
+        raise click.BadParameter("not a number of days")
+    return days
+
+
+DAYS = click.FloatRange(min=0, min_open=True, max=_DAYS_MAX)
 
 
 @click.command()
@@ -32,6 +43,7 @@ DAYS = click.FloatRange(min=0, min_open=True)
 @click.option(
     "--keep-samples",
     type=DAYS,
+    callback=_finite,
     default=30.0,
     show_default=True,
     metavar="DAYS",
@@ -40,6 +52,7 @@ DAYS = click.FloatRange(min=0, min_open=True)
 @click.option(
     "--keep",
     type=DAYS,
+    callback=_finite,
     default=365.0,
     show_default=True,
     metavar="DAYS",

@@ -32,7 +32,10 @@ class _Rule(Record, tag_field="when", forbid_unknown_fields=True):
 
 
 class Offline(_Rule, tag="offline"):
-    """The device's status says offline for `for_s`, or nothing was heard of it for `silent_s`."""
+    """The device's status says offline for `for_s`, or nothing was heard of it for `silent_s`.
+
+    Not where it went offline on purpose (`ferryman outbox mode offline`).
+    """
 
     severity: Severity = "critical"
     for_s: Seconds = 300.0
