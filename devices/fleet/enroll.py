@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from ferryman.devices.certificates import RENEW_FRACTION, Certified, fingerprint, utc_now
+from ferryman.devices.certificates import PEM_MAX_BYTES, RENEW_FRACTION, Certified, fingerprint, utc_now
 from ferryman.devices.enrolment import Requested, Shown
 from ferryman.devices.fleet.authority.authority import Authority
 from ferryman.devices.fleet.inventory import Device, connect
 from ferryman.devices.fleet.push import ask
+from ferryman.devices.small import read_small
 from ferryman.devices.topics import check_name
 from ferryman.devices.transport.base import Transport
 from ferryman.runtime.contracts.errors import CallerError
@@ -102,6 +103,6 @@ def _put(transport: Transport, device: Device, command: str, data: bytes, kind: 
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CallerError(f"cannot read the operator's public key {path}: {error.strerror}") from error
+        return read_small(path, PEM_MAX_BYTES)
+    except CallerError as error:
+        raise CallerError(f"the operator's public key: {error}") from error

@@ -128,17 +128,18 @@ def broker_command(
 @click.option("-o", "--output", type=PATH, help="File to write [default: NAME.pem here].")
 def client_command(directory: Path, name: str, roles: tuple[str, ...], days: int, output: Path | None) -> None:
     """Make the key and certificate of a host called NAME: one file, for its owner alone."""
-    from ferryman.devices.fleet.authority.broker_files import refresh
+    from ferryman.devices.fleet.authority.broker_files import check_output
     from ferryman.devices.identity import write_secret
 
     output = output or Path(f"{name}.pem")
     with _open(directory) as authority:
+        check_output(authority, output, lambda entry: entry.name == name, f"identity of {name}")
         pem = authority.make_host(name, roles, utc_now(), timedelta(days=days))
         try:
             write_secret(output, pem)
         except DeviceError as error:
             raise CallerError(f"{error}; or name another file with -o") from error
-        reload = refresh(authority, directory / "broker", utc_now())
+        reload = refresh_or_say(authority, directory / "broker")
     click.echo(f"{output}: {name}, {', '.join(roles)}, for {days} days")
     click.echo(f"use it as: --broker 'mqtts://HOST:8884?ca={output}&cert={output}'")
     _tell_reload(directory, reload)
@@ -155,6 +156,8 @@ def operator_command(name: str, folder: Path) -> None:
     """
     from ferryman.devices.signing import write_operator_key
 
+    if (folder / f"{name}.pem").exists():
+        raise CallerError(f"{folder / name}.pem is there already; another key takes another name, or folder (-o)")
     public = write_operator_key(folder, name)
     click.echo(
         f"{public.with_suffix('.key')} signs: export FERRYMAN_OPERATOR_KEY={public.with_suffix('.key').absolute()}"
@@ -165,14 +168,26 @@ def operator_command(name: str, folder: Path) -> None:
 @ca.command("sign")
 @_directory
 @click.argument("request", type=click.File("rb"))
-@click.option("-o", "--output", type=click.File("wb"), default="-", help="File to write [default: standard output].")
-def sign_command(directory: Path, request: Any, output: Any) -> None:  # noqa: ANN401  # click files
+@click.option("-o", "--output", type=PATH, help="File to write [default: standard output].")
+def sign_command(directory: Path, request: Any, output: Path | None) -> None:  # noqa: ANN401  # a click file
     """Sign a device's REQUEST (`ferryman identity request`) by hand; see whose it is before."""
-    from ferryman.devices.fleet.authority.broker_files import refresh
+    from ferryman.devices.certificates import PEM_MAX_BYTES, read_request
+    from ferryman.devices.fleet.authority.broker_files import check_output
+    from ferryman.runtime.durable import write_durable
 
+    csr = request.read(PEM_MAX_BYTES + 1)
     with _open(directory) as authority:
-        output.write(authority.sign_device(request.read(), utc_now()))
-        refresh(authority, directory / "broker", utc_now())
+        if output is None or str(output) == "-":
+            click.echo(authority.sign_device(csr, utc_now()), nl=False)
+        else:
+            name, _ = read_request(csr)
+            check_output(authority, output, lambda entry: entry.name == name, f"certificate of {name}")
+            pem = authority.sign_device(csr, utc_now())
+            try:
+                write_durable(output, pem)
+            except DeviceError as error:
+                raise CallerError(f"{error}; or name another file with -o") from error
+        refresh_or_say(authority, directory / "broker")
 
 
 @ca.command("list")
@@ -190,7 +205,8 @@ def list_command(directory: Path, as_json: bool) -> None:
                 fields = {k: v for k, v in one._asdict().items() if k != "pem"}
                 click.echo(json.dumps({**fields, "state": one.state(now)}, sort_keys=True))
             else:
-                click.echo(f"{one.name:<24} {one.roles:<18} {one.state(now):<8} {left:6.0f} days  {one.serial}")
+                name = "".join(c if c.isprintable() else "?" for c in one.name)  # earlier versions took any broker's
+                click.echo(f"{name:<24} {one.roles:<18} {one.state(now):<8} {left:6.0f} days  {one.serial}")
 
 
 @ca.command("revoke")
@@ -201,14 +217,21 @@ def revoke_command(directory: Path, name: tuple[str, ...], folder: Path | None) 
     """No certificate of NAME counts any more; its rights at the broker are gone too."""
     from ferryman.devices.fleet.authority.broker_files import refresh
 
+    unknown = None
     with _open(directory) as authority:
         for one in name:
-            gone = authority.revoke(one, utc_now())
+            try:
+                gone = authority.revoke(one, utc_now())
+            except CallerError as error:
+                unknown = error  # the others are to be revoked all the same
+                continue
             click.echo(f"{one}: {', '.join(entry.serial for entry in gone) or 'nothing that counted'} revoked")
         reload = refresh(authority, folder or directory / "broker", utc_now())
     if not reload:
         click.echo("no broker's folder is here: write it anew with `ferryman ca broker`, and put it in place", err=True)
     _tell_reload(folder or directory, reload)
+    if unknown is not None:
+        raise unknown
 
 
 @ca.command("crl")
@@ -249,6 +272,17 @@ def _open(directory: Path) -> Authority:
     from ferryman.devices.fleet.authority.authority import Authority
 
     return Authority(directory)
+
+
+def refresh_or_say(authority: Authority, folder: Path) -> bool:
+    """Write the broker's files after a certificate, which is good even where that fails: then it is said."""
+    from ferryman.devices.fleet.authority.broker_files import refresh
+
+    try:
+        return refresh(authority, folder, utc_now())
+    except CallerError as error:
+        click.echo(str(error), err=True)
+        return False
 
 
 def _tell_reload(directory: Path, reload: bool) -> None:

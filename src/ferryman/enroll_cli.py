@@ -46,10 +46,9 @@ def enroll(
     For a device without SSH: `ferryman identity request` there, `ferryman ca sign` here, `ferryman identity accept`
     there.
     """
+    from ferryman.ca_cli import refresh_or_say
     from ferryman.devices.broker import parse_broker
-    from ferryman.devices.certificates import utc_now
     from ferryman.devices.fleet.authority.authority import Authority
-    from ferryman.devices.fleet.authority.broker_files import refresh
     from ferryman.devices.fleet.enroll import enroll as run
     from ferryman.runtime.contracts.errors import FerrymanError
 
@@ -76,7 +75,7 @@ def enroll(
             proof = ", and the broker let it in" if done.connected else ""
             until = f"{done.certified.not_after:%Y-%m-%d}"
             click.echo(f"{target.name}: {done.what}, serial {done.certified.serial}, until {until}{proof}")
-        refresh(authority, folder / "broker", utc_now())  # a name that was revoked before is no longer denied
+        refresh_or_say(authority, folder / "broker")  # a name that was revoked before is no longer denied
     if failed:
         raise DeviceError(
             f"{len(failed)} of {len(targets)} devices are not enrolled: {', '.join(failed)}; run it again"
@@ -170,7 +169,6 @@ def _enrolment() -> Any:  # noqa: ANN401  # a module
 
 
 def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CallerError(f"cannot read {path}: {error.strerror}") from error
+    from ferryman.devices.small import read_small
+
+    return read_small(path, 64 << 10)

@@ -41,6 +41,8 @@ class Hook:
         self.bodies: list[dict] = []
         self.answers: list[int] = []
         """Before the first 200."""
+        self.refuses: str | None = None
+        """The device of which it never wants to hear."""
         self.hang = threading.Event()
         self.hangs = False
         self.asked = 0
@@ -59,6 +61,8 @@ def web_hook() -> Iterator[tuple[str, Hook]]:
             if hook.hangs:
                 hook.hang.wait(30)
             status = hook.answers.pop(0) if hook.answers else 200
+            if any(alert["device"] == hook.refuses for alert in body["alerts"]):
+                status = 413
             if status == 200:
                 hook.bodies.append(body)
             self.send_response(status)

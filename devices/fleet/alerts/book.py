@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from ferryman.devices.fleet.alerts.config import Config, Silence, Tell
 from ferryman.devices.fleet.alerts.kept import Kept
+from ferryman.devices.fleet.alerts.words import NAME_MAX_CHARS, TEXT_MAX_CHARS, cut
 from ferryman.devices.fleet.rollout.query import Query, Target, parse_query
 from ferryman.runtime.contracts.alert import Alert, Notice
 
@@ -124,7 +125,8 @@ class Book:
                     entry.left.discard(sink)
                     self._strike(which, entry)
                     continue
-                groups[entry.alert.rule, entry.over, entry.target.label(group.by) or ""].append((which, entry))
+                value = cut(entry.target.label(group.by) or "", NAME_MAX_CHARS)
+                groups[entry.alert.rule, entry.over, value].append((which, entry))
             return [
                 _due(key, some, group.by)
                 for key, some in groups.items()
@@ -215,9 +217,10 @@ def notice(alerts: Sequence[Alert], rule: str, group: str, *, over: bool) -> Not
 
 
 def _line(alert: Alert) -> str:
+    text = cut(alert.text, TEXT_MAX_CHARS)
     if alert.until_ns is None:
-        return f"{alert.device}: {alert.text} (since {_time(alert.since_ns)})"
-    return f"{alert.device}: is over: {alert.text} ({_time(alert.since_ns)} to {_time(alert.until_ns)})"
+        return f"{alert.device}: {text} (since {_time(alert.since_ns)})"
+    return f"{alert.device}: is over: {text} ({_time(alert.since_ns)} to {_time(alert.until_ns)})"
 
 
 def _time(time_ns: int) -> str:

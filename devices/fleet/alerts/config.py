@@ -15,10 +15,12 @@ import msgspec
 from ferryman.devices.fleet.alerts.drifting import Reference
 from ferryman.devices.fleet.alerts.rules import DEFAULTS, Rule, name_of
 from ferryman.devices.fleet.rollout.query import parse_query
+from ferryman.devices.small import read_small
 from ferryman.runtime.contracts.alert import Severity
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.record import Record
 
+_FILE_MAX_BYTES = 1 << 20
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _PLACE = re.compile(r"(?P<what>.*?) - at `\$(?P<path>.*)`", re.DOTALL)
 _STEP = re.compile(r"\.(\w+)|\[(\d+)\]")
@@ -85,8 +87,8 @@ def read_config(path: Path | None, environment: Mapping[str, str] = os.environ) 
     if path is None:
         return Config()
     try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_small(path, _FILE_MAX_BYTES).decode()
+    except (CallerError, UnicodeDecodeError) as error:
         raise CallerError(f"alerts file {path}: {error}; name another with --alerts") from error
     return parse_config(text, str(path), environment)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from typing import Annotated
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import select
@@ -13,9 +15,11 @@ from ferryman.devices import topics
 from ferryman.devices.fleet.alerts.drifting import DriftWatch
 from ferryman.devices.fleet.alerts.reading import SETTLE_NS, News, Reader
 from ferryman.devices.fleet.alerts.windows import Windows
+from ferryman.devices.fleet.alerts.words import TEXT_MAX_CHARS, cut
 from ferryman.devices.fleet.rollout.query import Target
 from ferryman.devices.fleet.store import tables
 from ferryman.devices.fleet.store.store import Store
+from ferryman.runtime.contracts.errors import StoreError
 from ferryman.runtime.contracts.messages import Status
 from ferryman.runtime.contracts.record import Record, decode
 from ferryman.runtime.contracts.telemetry import Sample
@@ -28,12 +32,14 @@ SPOKE_NS = 30 * 10**9
 """Who was seen so lately may have sent something since: the store does not put down every time."""
 EVENTS_MAX = 256
 """Of a kind and device."""
+SAID_MAX = 1000
+"""So many devices' records that cannot be taken in are logged."""
 UNKNOWN = "_unknown"
 """In the place of a device, where a message names none."""
 
 
 class _Dropped(Record):
-    records: int
+    records: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
 
 class Vector:
@@ -78,6 +84,7 @@ class Picture:
         self._reader = Reader()
         self._statuses: list[str] = []
         self._quarantine_ns: int | None = None
+        self._said: set[tuple[str, str]] = set()
 
     def refresh(self, store: Store, now_ns: int) -> None:
         """Take in what changed.
@@ -89,9 +96,23 @@ class Picture:
         for news in self._reader.read(store, spoke, now_ns):
             try:
                 self._take(store, news)
-            except ValueError as error:
-                log.warning("alerts: a %s of %s cannot be read: %s", news.kind, news.device, error)
+            except StoreError:
+                raise
+            except Exception as error:  # noqa: BLE001  # one device's, which is to blind nobody to the others
+                self._say(news, error)
         self._read_quarantine(store, now_ns)
+
+    def _say(self, news: News, error: Exception) -> None:
+        """Log what cannot be taken in, once for each device and kind."""
+        if (news.device, news.kind) in self._said or len(self._said) == SAID_MAX:
+            return
+        self._said.add((news.device, news.kind))
+        log.warning(
+            "alerts: a %s of %s cannot be read, which is said once: %s",
+            news.kind,
+            news.device,
+            cut(f"{type(error).__name__}: {error}", TEXT_MAX_CHARS),
+        )
 
     def _row(self, device: str) -> int:
         row = self.rows.get(device)

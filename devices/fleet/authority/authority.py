@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import ipaddress
 import os
+import re
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,6 +60,10 @@ BACKDATED = dt.timedelta(hours=1)
 RENEWALS_A_DAY = 4
 """As many new keys of one device are signed within a day."""
 REGISTRY = "registry.sqlite"
+_HOST_MAX_CHARS = 253
+_LABEL = "[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_HOST = re.compile(rf"({_LABEL}\.)*(?!\d+$){_LABEL}", re.ASCII)
+"""A name as of RFC 1123; one whose last part is a number is an address, and a wrong one."""
 
 
 class Authority(Closing):
@@ -72,6 +77,11 @@ class Authority(Closing):
         """
         if not all((folder / f"{side}.pem").is_file() for side in SIDES):
             raise CallerError(f"{folder} holds no authority; make one: ferryman ca init {folder}")
+        if not (folder / REGISTRY).is_file():
+            raise CallerError(
+                f"{folder / REGISTRY} is gone, and with it who is revoked; restore it from a backup (a new authority "
+                "takes another folder)"
+            )
         self.folder = folder
         self.registry = Registry(folder / REGISTRY)
 
@@ -121,7 +131,7 @@ class Authority(Closing):
         """A key and certificate of a host in one file, with the authority that vouches for the broker.
 
         Raises:
-            CallerError: no name, no role, or the name belongs to another.
+            CallerError: no name, no role, or the name belongs to another, or has other roles by one that still counts.
         """
         check_name(name, "host")
         if not roles or set(roles) - set(ROLES):
@@ -130,7 +140,12 @@ class Authority(Closing):
         issuer_key = self._key("hosts")
         wanted = ",".join(sorted(set(roles)))
         with self.registry.writing():
-            self._known(name, wanted)
+            other = [one for one in self._known(name, wanted) if one.roles != wanted and one.state(now) == "good"]
+            if other:  # rights go by names: it would change those of who has that one, too
+                raise CallerError(
+                    f"{name} has a certificate that counts, as {other[0].roles}, and cannot be {wanted} beside it; "
+                    f"choose another name, or first: ferryman ca revoke {self.folder} {name}"
+                )
             leaf = self._sign("hosts", issuer_key, name, key.public_key(), now, life, _client())
             pem = self._record(leaf, name, wanted)
         return key_to_pem(key) + pem + to_pem([self.certificate("devices")])
@@ -247,9 +262,9 @@ def init(folder: Path, now: dt.datetime) -> None:
         with alone(folder):
             if all((folder / f"{side}.pem").exists() for side in SIDES):
                 raise CallerError(f"{folder} holds an authority already; a second one takes another folder")
+            Registry(folder / REGISTRY).close()  # first: an authority without it has lost it
             for side in SIDES:
                 _init_side(folder, side, now)
-            Registry(folder / REGISTRY).close()
             sync_directory(folder)
     except OSError as error:
         raise CallerError(f"cannot make an authority in {folder}: {error.strerror}") from error
@@ -338,9 +353,9 @@ def _general_name(host: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
         pass
-    try:
-        if not host or any(c in host for c in "/:@ *"):
-            raise ValueError("expected a host name or an address")  # noqa: TRY301
-        return x509.DNSName(host)
-    except ValueError as error:
-        raise CallerError(f"broker host {host!r}: {error}; give its name as devices know it") from error
+    if len(host) > _HOST_MAX_CHARS or not _HOST.fullmatch(host):
+        raise CallerError(
+            f"broker host {host[:_HOST_MAX_CHARS]!r}: expected a host name (letters, digits and - between dots) or an "
+            "address; give it as devices know it"
+        )
+    return x509.DNSName(host)

@@ -6,14 +6,18 @@ import datetime as dt
 import os
 import pwd
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from ferryman.devices import topics
+from ferryman.devices.certificates import PEM_MAX_BYTES, read_certificates
 from ferryman.devices.fleet.authority.acl import write_acl
-from ferryman.devices.fleet.authority.authority import DEVICE, SERVER, SIDES, Authority
+from ferryman.devices.fleet.authority.authority import DEVICE, REGISTRY, SERVER, SIDES, Authority, Side
+from ferryman.devices.fleet.authority.registry import Entry
 from ferryman.devices.identity import alone, write_secret
-from ferryman.runtime.contracts.errors import CallerError, DeviceError
+from ferryman.devices.small import read_small
+from ferryman.runtime.contracts.errors import CallerError, DeviceError, FerrymanError, IdentityError
 from ferryman.runtime.contracts.record import Record, decode, encode
 from ferryman.runtime.durable import write_durable
 
@@ -21,6 +25,8 @@ DEVICES_PORT = 8883
 HOSTS_PORT = 8884
 PACKET_MAX_BYTES = topics.REQUEST_MAX_BYTES + (64 << 10)
 _OPTIONS = "ferryman.json"
+_AUTHORITYS = (REGISTRY, "lock", *(f"{side}.{kind}" for side in SIDES for kind in ("key", "pem")))
+_WRITTEN = ("mosquitto.conf", "acl", *(f"{side}.{kind}" for side in SIDES for kind in ("pem", "crl")))
 
 _CONFIG = """\
 # A mosquitto for ferryman, written by `ferryman ca broker`. Start it with: mosquitto -c {folder}/mosquitto.conf
@@ -92,10 +98,17 @@ def write_broker(authority: Authority, folder: Path, options: BrokerOptions, now
     """Write the folder; the server's certificate must be there (`write_server`).
 
     Raises:
-        CallerError: it cannot be written, or holds no server's certificate.
+        CallerError: an option is wrong, the folder is another's, cannot be written, or holds no server's certificate.
     """
     if any(c.isspace() for c in options.path):
         raise CallerError(f"mosquitto reads no path with a space in it: {options.path}; name another folder")
+    if any(c.isspace() for c in options.bind):
+        raise CallerError(f"expected one address to listen on, found {options.bind!r}")
+    _rules(authority, options, now)
+    _check_folder(authority, folder)
+    theirs = [name for name in _WRITTEN if (folder / name).exists()]
+    if theirs and not (folder / _OPTIONS).exists():
+        raise CallerError(f"{folder / theirs[0]} is not of `ferryman ca broker`; name another folder with -o")
     if not (folder / "server.pem").is_file():
         raise CallerError(f"{folder} has no certificate of the broker: ferryman ca server, with the broker's host name")
     server = _SERVER.format(folder=options.path)
@@ -111,10 +124,10 @@ def write_broker(authority: Authority, folder: Path, options: BrokerOptions, now
     )
     try:
         (folder / "data").mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_durable(folder / _OPTIONS, encode(options))  # first: it says whose folder this is
         for side in SIDES:
             write_durable(folder / f"{side}.pem", (authority.folder / f"{side}.pem").read_bytes())
         write_durable(folder / "mosquitto.conf", text.encode())
-        write_durable(folder / _OPTIONS, encode(options))
     except (OSError, DeviceError) as error:
         raise CallerError(f"cannot write the broker's folder {folder}: {error}") from error
     refresh(authority, folder, now)
@@ -124,8 +137,10 @@ def write_server(authority: Authority, folder: Path, hosts: Sequence[str], now: 
     """Put the broker's key and certificate into its folder.
 
     Raises:
-        CallerError: it cannot be written, or a host is none.
+        CallerError: it cannot be written, holds another's certificate, or a host is none.
     """
+    _check_folder(authority, folder)
+    check_output(authority, folder / "server.pem", lambda entry: entry.roles == SERVER, "certificate of the broker")
     pem = authority.make_server(hosts, now)
     try:
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -138,14 +153,34 @@ def write_server(authority: Authority, folder: Path, hosts: Sequence[str], now: 
 def refresh(authority: Authority, folder: Path, now: dt.datetime) -> bool:
     """Write access rules and lists of the revoked anew; false: `folder` is no broker's folder.
 
+    Each is written whatever is wrong with the others.
+
     Raises:
-        CallerError: it cannot be written.
+        CallerError: one could not be written; it says what holds until then and how to write it.
     """
-    if (options := _options(folder)) is None:
+    if not (folder / _OPTIONS).exists():
         return False
-    with alone(authority.folder):  # or the one who read earlier might write later
-        _refresh(authority, folder, options, now)
-    _hand_over(folder)
+    steps: dict[str, Callable[[], None]] = {
+        f"{side}.crl": partial(_write_crl, authority, folder, side, now) for side in SIDES
+    }
+    steps["acl"] = lambda: write_secret(folder / "acl", rules_of(authority, folder, now).encode())
+    stale: dict[str, str] = {}
+    try:
+        with alone(authority.folder):  # or the one who read earlier might write later
+            for name, write in steps.items():
+                try:
+                    write()
+                except (FerrymanError, OSError) as error:
+                    stale[name] = str(error)
+        _hand_over(folder)
+    except OSError as error:
+        stale = stale or {"acl": str(error)}
+    if stale:
+        raise CallerError(
+            f"the broker's files in {folder} are stale ({', '.join(stale)}), and what changed does not hold at the "
+            f"broker yet: {next(iter(stale.values()))}; put that right, then run, with the options it had: "
+            f"ferryman ca broker {authority.folder} -o {folder}"
+        )
     return True
 
 
@@ -155,7 +190,37 @@ def rules_of(authority: Authority, folder: Path, now: dt.datetime) -> str:
     Raises:
         CallerError: its options cannot be read.
     """
-    return _rules(authority, _options(folder) or BrokerOptions(path=str(folder)), now)
+    options = _options(folder)
+    try:
+        return _rules(authority, options or BrokerOptions(path=str(folder)), now)
+    except CallerError as error:
+        if options is None:
+            raise
+        raise CallerError(f"{folder / _OPTIONS}: {error}; run `ferryman ca broker` again with another") from error
+
+
+def check_output(authority: Authority, path: Path, mine: Callable[[Entry], bool], what: str) -> None:
+    """See that a file that is there already may be replaced: it begins with a certificate (after a key) that is `mine`.
+
+    Raises:
+        CallerError: it is something else; nothing has been written.
+    """
+    if path.parent.resolve() == authority.folder.resolve() and path.name.startswith(_AUTHORITYS):
+        raise CallerError(f"{path} is the authority's own; name another file with -o")
+    if not (path.exists() or path.is_symlink()):
+        return
+    try:
+        leaf = read_certificates(read_small(path, PEM_MAX_BYTES), str(path))[0]
+        entry = authority.registry.find(f"{leaf.serial_number:x}")
+    except (IdentityError, CallerError):
+        entry = None
+    if entry is None or not mine(entry):
+        raise CallerError(f"{path} is there already, and is no {what}; move it away, or name another file with -o")
+
+
+def _check_folder(authority: Authority, folder: Path) -> None:
+    if folder.resolve() == authority.folder.resolve():
+        raise CallerError(f"{folder} is the authority's own folder; name another for the broker's files with -o")
 
 
 def _options(folder: Path) -> BrokerOptions | None:
@@ -178,14 +243,8 @@ def _rules(authority: Authority, options: BrokerOptions, now: dt.datetime) -> st
     )
 
 
-def _refresh(authority: Authority, folder: Path, options: BrokerOptions, now: dt.datetime) -> None:
-    rules = _rules(authority, options, now)
-    try:
-        write_secret(folder / "acl", rules.encode())
-        for side in SIDES:
-            write_durable(folder / f"{side}.crl", authority.crl(side, now))
-    except DeviceError as error:
-        raise CallerError(str(error)) from error
+def _write_crl(authority: Authority, folder: Path, side: Side, now: dt.datetime) -> None:
+    write_durable(folder / f"{side}.crl", authority.crl(side, now))
 
 
 def _hand_over(folder: Path) -> None:

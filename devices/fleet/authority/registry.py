@@ -100,6 +100,10 @@ class Registry:
         """All certificates of one name, the newest first."""
         return self._select("WHERE name = ? ORDER BY issued_s DESC, rowid DESC", name)
 
+    def find(self, serial: str) -> Entry | None:
+        """The certificate of that serial number, in hexadecimal; None: it was not signed here."""
+        return next(iter(self._select("WHERE serial = ?", serial)), None)
+
     def newest(self) -> list[Entry]:
         """The newest certificate of every name, by name."""
         return self._select(f"WHERE rowid IN {_NEWEST} ORDER BY name")
@@ -131,6 +135,13 @@ class Registry:
         try:
             yield
         except sqlite3.Error as error:
+            if database.is_corrupt(error) or getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_ERROR:
+                raise CallerError(
+                    f"the authority's registry {self._path} cannot be read: {error}; restore it from a backup: a new "
+                    "one would not know who is revoked"
+                ) from error
             raise CallerError(f"the authority's registry {database.explain(error, self._path)}") from error
         except database.LaterVersionError as error:
-            raise CallerError(str(error)) from error
+            raise CallerError(
+                f"a later ferryman wrote the authority's registry {self._path}; upgrade ferryman here"
+            ) from error

@@ -79,12 +79,16 @@ def parse_query(text: str) -> Query:
 
 
 def _term(text: str, begin: int, end: int) -> Test:
-    while begin < end and text[begin].isspace():
+    negated = False
+    while begin < end and (text[begin].isspace() or text[begin] == "!"):
+        negated ^= text[begin] == "!"
         begin += 1
+    test = _plain_term(text, begin, end)
+    return (lambda target: not test(target)) if negated else test
+
+
+def _plain_term(text: str, begin: int, end: int) -> Test:
     term = text[begin:end].rstrip()
-    if term.startswith("!"):
-        test = _term(text, begin + 1, end)
-        return lambda target: not test(target)
     if not term:
         raise _wrong(text, begin, "expected a device's name, label=value, label!=value, label~text, or all")
     if term == "all":

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 
 from ferryman.devices.fleet.alerts.book import GIVE_UP_S, SHOWN_MAX, Book
@@ -159,3 +160,14 @@ def test_what_the_store_has_no_more_is_not_told(gone):
     book.update([row(1, "pi")], target, 0)
     book.update([], target, 1) if gone == "told" else book.forget()
     assert titles(book, 30) == []
+
+
+def test_what_a_device_says_of_itself_makes_no_long_notice():
+    book = book_of(wait_s=0)
+    long = row(1, "pi")._replace(alert=msgspec.structs.replace(row(1, "pi").alert, text="\x1b" + "x" * 10**6))
+    book.update([long], lambda device: Target(name=device, labels={"site": "a\nb" + "x" * 10**6}), 0)
+    (due,) = book.due(A, 0, 0)
+    assert len(due.notice.title) < 200
+    assert len(due.notice.group) < 200
+    assert len(due.notice.text) < 1000
+    assert (due.notice.title + due.notice.text).isprintable()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -118,6 +119,15 @@ def test_a_secret_may_hold_what_means_something_in_urls():
 def test_a_missing_file_is_the_callers(tmp_path):
     with pytest.raises(CallerError, match="--alerts"):
         read_config(tmp_path / "none.toml")
+
+
+def test_a_file_without_end_is_not_read_to_its_end(tmp_path):
+    with pytest.raises(CallerError, match="no plain file"):
+        read_config(Path("/dev/zero"))
+    long = tmp_path / "long.toml"
+    long.write_bytes(b"#" * (1 << 21))
+    with pytest.raises(CallerError, match="more than 1048576 bytes"):
+        read_config(long)
 
 
 def test_a_missing_variable_does_not_show_the_others():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 
 from ferryman.devices.fleet.alerts import senders
-from ferryman.devices.fleet.alerts.book import Book
+from ferryman.devices.fleet.alerts.book import Book, notice
 from ferryman.devices.fleet.alerts.config import Config, Grouping, Tell
 from ferryman.devices.fleet.alerts.senders import Sender, deliver_to
 from ferryman.runtime.contracts.errors import CallerError
@@ -84,7 +86,76 @@ def test_a_mail_server_that_takes_connections_and_is_silent_is_given_up_after_a_
     assert some[0].told == 0
 
 
-@pytest.mark.parametrize("url", ["https://", "http://host:port/", "http://host:99999/"])
+def test_a_notice_that_is_refused_holds_up_no_other(caplog):
+    """Not one that is always refused, whichever comes first."""
+    with web_hook() as (url, hook), telling(url) as (book, some):
+        hook.refuses = "bad-1"
+        book.update([row(1, "bad-1"), row(2, "lab-1"), row(3, "barn-1")], target, time.monotonic())
+        until(lambda: some[0].failed > 2)
+        book.update([row(1, "bad-1"), row(4, "attic-1")], target, time.monotonic())
+        until(lambda: some[0].told == 3)
+        assert [body["alerts"][0]["device"] for body in hook.bodies] == ["lab-1", "barn-1", "attic-1"]
+        hook.refuses = None
+        until(lambda: some[0].told == 4)
+    assert "the webhook answers 413" in caplog.text
+
+
+def test_one_that_only_apprise_knows_to_fail_holds_up_others_for_a_moment_only(monkeypatch):
+    with mail_server() as (url, box), telling(url) as (book, some):
+        deliver = some[0]._deliver
+
+        def fail(notice):
+            if "bad-1" in notice.title:
+                raise OSError("no")
+            deliver(notice)
+
+        monkeypatch.setattr(some[0], "_deliver", fail)
+        book.update([row(1, "bad-1"), row(2, "lab-1"), row(3, "barn-1")], target, time.monotonic())
+        until(lambda: len(box.mails) == 2 and some[0].failed > 2)
+
+
+@pytest.mark.parametrize("said", [b"HTTP/1.1 100 Continue\r\n\r\n", b"H"])
+def test_a_webhook_that_never_comes_to_its_answer_is_given_up(said):
+    stop = threading.Event()
+
+    def drip(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection, contextlib.suppress(OSError):
+            while not stop.wait(0.05):
+                connection.sendall(said)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=drip, args=(server,))
+        thread.start()
+        deliver = deliver_to(Tell(url=f"http://127.0.0.1:{server.getsockname()[1]}/"), "tell[0]")
+        with pytest.raises(TimeoutError, match=r"within 0\.5 s"):
+            deliver(notice([row(1, "pi").alert], "offline", "", over=False))
+        stop.set()
+        thread.join()
+
+
+def test_what_a_receiver_says_is_one_short_line_of_the_log(caplog):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(b"HTTP/1.1 500 \x1b[2J" + b"x" * 30_000 + b"\r\n\r\n")
+                connection.recv(1 << 16)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with telling(f"http://127.0.0.1:{server.getsockname()[1]}/") as (book, some):
+            book.update([row(1, "pi")], target, time.monotonic())
+            until(lambda: some[0].failed > 0)
+        thread.join()
+    assert max(len(record.getMessage()) for record in caplog.records) < 1000
+    assert "\x1b" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "url", ["https://", "http://host:port/", "http://host:99999/", "http://[::1", "http://host/a b", "http://host/ä"]
+)
 def test_what_is_no_webhook_is_the_callers(url):
     with pytest.raises(CallerError, match=r"tell\[0\]: no URL of a webhook"):
         deliver_to(Tell(url=url), "tell[0]")
@@ -101,3 +172,15 @@ def test_a_url_that_apprise_does_not_know_is_the_callers():
     with pytest.raises(CallerError, match=r"tell\[3\]") as caught:
         deliver_to(Tell(url="nonsense://user:secret@host"), "tell[3]")
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["bogus://topsecret/x", "mailto://[topsecret", "slack://topsecret", "mailto://me:topsecret@h?to=x%40y&mode=z"],
+)
+def test_apprise_logs_no_password(caplog, url):
+    caplog.set_level("DEBUG")
+    with contextlib.suppress(CallerError):
+        deliver_to(Tell(url=url), "tell[0]")
+    assert any(record.name == "apprise" for record in caplog.records)
+    assert "topsecret" not in caplog.text

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from sqlalchemy import select
 
-from ferryman.devices.fleet.alerts import kept, rules
+from ferryman.devices.fleet.alerts import kept, looks, rules
 from ferryman.devices.fleet.alerts.config import Config
 from ferryman.devices.fleet.alerts.drifting import Reference
 from ferryman.devices.fleet.alerts.watch import Watch
@@ -323,3 +323,48 @@ def test_a_body_that_cannot_be_read_stops_nothing(scene, caplog):
     scene.send("other", sample(disk_free_mb=1.0))
     assert run.wait(10) == ["other"]
     assert "a sample of pi cannot be read" in caplog.text
+
+
+def test_a_count_beyond_bounds_is_one_devices_and_blinds_nobody(scene, caplog):
+    scene.status("pi", "evil")
+    run = Run(scene, rules.Dropping(), rules.FullDisk(for_s=0))
+    for _ in range(3):
+        scene.send("evil", Note("dropped", {"records": 10**400}))
+        scene.send("pi", sample(disk_free_mb=3.0))
+        run.wait(5)
+    assert run.open == {"pi": "3 MB are free on its disk"}
+    assert sum("a dropped of evil cannot be read" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_a_rule_that_fails_fails_alone_and_is_logged_once(scene, monkeypatch, caplog):
+    scene.status("pi")
+    run = Run(scene, rules.Dropping(), rules.FullDisk(for_s=0))
+
+    def fail(*_):
+        raise OverflowError("int too large to convert to float")
+
+    monkeypatch.setitem(looks._LOOKS, rules.Dropping, fail)
+    for _ in range(3):
+        scene.send("pi", sample(disk_free_mb=3.0))
+        run.wait(5)
+    assert run.open == {"pi": "3 MB are free on its disk"}
+    assert sum("alerts: dropped cannot be looked at" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_a_device_of_which_a_rule_cannot_tell_why_keeps_no_other_from_its_alert(scene, monkeypatch):
+    scene.status("pi", "evil")
+    run = Run(scene, rules.FullDisk(for_s=0))
+
+    def found(row):
+        if run.watch.picture.names[row] == "evil":
+            raise ValueError("no words")
+        return looks.Found("a\0b" + "x" * 1000, since_s=float("inf"))
+
+    full_disk = looks.full_disk
+    monkeypatch.setitem(looks._LOOKS, rules.FullDisk, lambda rule, view: full_disk(rule, view)._replace(found=found))
+    for name in ("pi", "evil"):
+        scene.send(name, sample(disk_free_mb=3.0))
+    run.wait(10)
+    assert set(run.open) == {"pi", "evil"}
+    assert len(run.open["pi"]) == 500
+    assert run.open["pi"].startswith("a?bx")

@@ -159,3 +159,10 @@ def test_stars_stand_for_anything(pattern, value):
 def test_many_stars_cost_no_more_than_a_few():
     assert not parse_query("*a" * 30 + "b").matches(Target(name="a" * 64))
     assert parse_query("*" * 3000).matches(Target(name="x" * 64))
+
+
+@pytest.mark.parametrize(("marks", "matches"), [(3900, True), (3901, False)])
+def test_many_negations_are_no_deep_recursion(marks, matches):
+    assert parse_query(f"{'! ' * 10}{'!' * (marks - 10)}pi").matches(Target(name="pi")) is matches
+    with pytest.raises(CallerError, match="expected a device's name"):
+        parse_query("!" * marks)
