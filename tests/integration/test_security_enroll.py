@@ -281,7 +281,7 @@ def test_the_command_line_from_nothing_to_a_broker_that_starts(tmp_path):
         assert done.exit_code == 0, done.output
         rules = run.invoke(main, ["ca", "acl", str(ca)]).output
         assert "user collector\n" in rules
-        assert "pattern write homeassistant/device/ferryman_%u/config" in rules
+        assert "pattern write homeassistant/device/%u/config" in rules
         assert "pattern write spBv1.0/plant/NBIRTH/%u" in rules
         done = run.invoke(main, ["ca", "revoke", str(ca), "collector"])
         assert "revoked" in done.output
