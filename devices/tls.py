@@ -58,7 +58,7 @@ def explain_silence(problem: str, broker: BrokerConfig) -> str:
     return (
         f"{problem} before the broker answered: it refuses our certificate ({_about(broker.tls_cert)}), or is no MQTT "
         "broker; see the broker's log. If the certificate expired or was revoked, a device is enrolled anew "
-        "(`ferryman enroll`), a host gets another (`ferryman ca client`); and a host has a port of its own, by default 8884"
+        "(`ferryman enroll`), a host gets another (`ferryman ca client`); hosts have their own port, by default 8884"
     )
 
 

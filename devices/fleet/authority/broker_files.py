@@ -364,6 +364,6 @@ def _hand_over(folder: Path) -> None:
         owner = user.pw_uid, user.pw_gid
     else:
         return
-    for name in ("server.pem", "acl", "data"):
+    for name in ("server.pem", "data", *_WRITTEN):
         if (folder / name).exists():
             shutil.chown(folder / name, *owner)
