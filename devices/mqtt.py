@@ -322,7 +322,9 @@ class Link:
         log.info("broker %s: connected as %s", self.broker.address, self._wanted.client_id)
         if self._lost_at is not None:
             again = " again" if self._was_ready else ""
-            log.warning("broker %s: connected%s after %.0f s", self.broker.address, again, time.monotonic() - self._lost_at)
+            log.warning(
+                "broker %s: connected%s after %.0f s", self.broker.address, again, time.monotonic() - self._lost_at
+            )
         self._lost_at, self._was_ready = None, True
 
     def _make_will(self) -> Message | None:

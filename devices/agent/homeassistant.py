@@ -116,13 +116,17 @@ def discovery(
         units = {"device_class": device_class, "unit_of_measurement": unit}
         category = {} if metric in PRIMARY else diagnostic
         components[metric] = own | category | sensor | {key: value for key, value in units.items() if value}
-    components["throttled"] = own | diagnostic | {
-        "platform": "binary_sensor",
-        "unique_id": f"ferryman_{device}_throttled",
-        "name": "Throttled",
-        "device_class": "problem",
-        "value_template": "{{ {0.0: 'OFF', 1.0: 'ON'}.get(value_json['values'].get('throttled')) }}",
-    }
+    components["throttled"] = (
+        own
+        | diagnostic
+        | {
+            "platform": "binary_sensor",
+            "unique_id": f"ferryman_{device}_throttled",
+            "name": "Throttled",
+            "device_class": "problem",
+            "value_template": "{{ {0.0: 'OFF', 1.0: 'ON'}.get(value_json['values'].get('throttled')) }}",
+        }
+    )
     components["online"] = {  # no availability: it is there to say that the device is not
         "platform": "binary_sensor",
         "unique_id": f"ferryman_{device}_online",
