@@ -49,9 +49,8 @@ def roll_up(store: Store, now_ns: int) -> int:
 def _all(store: Store, span_s: int, now_s: int) -> int:
     done, limit, after = 0, 1, _FIRST
     while True:
-        began = time.monotonic()
         try:
-            taken = store.write(partial(_some, span_s=span_s, now_s=now_s, limit=limit, after=after))
+            taken, seconds = store.write(partial(_some, span_s=span_s, now_s=now_s, limit=limit, after=after))
         except RefusedError as error:
             if limit > 1:  # the others go on: one at a time up to it
                 limit = 1
@@ -67,7 +66,7 @@ def _all(store: Store, span_s: int, now_s: int) -> int:
             return done
         done += len(taken)
         after = max((start_s, device) for device, _, start_s in taken)
-        limit = max(1, min(_SLICE_MAX, 2 * limit, int(limit * _SLICE_S / (time.monotonic() - began))))
+        limit = max(1, min(_SLICE_MAX, 2 * limit, int(limit * _SLICE_S / seconds)))
         time.sleep(_PAUSE_S)  # those who insert come in between
 
 
@@ -79,13 +78,14 @@ def _skip(connection: Connection, span_s: int, now_s: int, after: _Place) -> Spa
     return None
 
 
-def _some(connection: Connection, span_s: int, now_s: int, limit: int, after: _Place) -> list[Span]:
+def _some(connection: Connection, span_s: int, now_s: int, limit: int, after: _Place) -> tuple[list[Span], float]:
+    began = time.monotonic()
     taken = spans.take_dirty(connection, span_s, now_s, limit, after)
     for span in taken:
         (_hour if span_s == HOUR_S else _day)(connection, span)
     if span_s == HOUR_S:
         mark_dirty(connection, ((device, DAY_S, start_s // DAY_S * DAY_S) for device, _, start_s in taken))
-    return taken
+    return taken, max(time.monotonic() - began, 1e-6)
 
 
 def _hour(connection: Connection, span: Span) -> None:
