@@ -97,7 +97,7 @@ def test_without_rows_the_columns_are_there_and_have_their_types(nothing, fleet,
         types = dict(zip(filled.columns, map(str, filled.dtypes), strict=True))
         types.pop("my_own_v", None)
         assert dict(zip(empty.columns, map(str, empty.dtypes), strict=True)) == types
-    assert {"time", "mean"} <= set(fleet.series("a", "none", frame=frame).columns)
+    assert {"time", "mean"} <= set(fleet.series("a", "power_w", frame=frame).columns)
 
 
 def test_records_where_neither_is_installed(fleet, monkeypatch):
