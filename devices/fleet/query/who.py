@@ -70,7 +70,7 @@ def who(store: Store, query: str | None, device: str | None, left_out: LeftOut) 
     wanted = select(table.c.device, table.c.status, table.c.online, table.c.changed_ns, table.c.seen_ns)
     rows = store.read(wanted if device is None else wanted.where(table.c.device == device))
     found = {}
-    for name, body, online, changed_ns, seen_ns in rows:
+    for name, body, online, changed_ns, seen_ns in sorted(rows, key=lambda row: str(row[0])):
         try:
             found[str(name)] = Known(read(str(body), Status), bool(online), changed_ns, seen_ns)
         except ValueError as error:
