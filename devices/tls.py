@@ -81,7 +81,8 @@ def explain_silence(problem: str, broker: BrokerConfig) -> str:
         return f"{problem} before the broker answered; if it expects a certificate, run `ferryman enroll`"
     return (
         f"{problem} before the broker answered: it refuses our certificate ({_about(broker.tls_cert)}), or is no MQTT "
-        "broker; see the broker's log, and if the certificate expired or was revoked, run `ferryman enroll` anew"
+        "broker; see the broker's log. If the certificate expired or was revoked, a device is enrolled anew "
+        "(`ferryman enroll`), a host gets another (`ferryman ca client`); hosts have their own port, by default 8884"
     )
 
 

@@ -34,6 +34,7 @@ from ferryman.devices.agent.tally import ServedTally
 from ferryman.devices.agent.updating import FINAL, Hands, Updating
 from ferryman.devices.agent.upkeep import Upkeep
 from ferryman.devices.broker import BrokerConfig
+from ferryman.devices.expiry import watching
 from ferryman.devices.identity import with_identity
 from ferryman.devices.labels import check_labels
 from ferryman.devices.mqtt import Delivery, Link, Message
@@ -178,13 +179,19 @@ class Agent:
             modes.now,
         )
 
+    @property
+    def waiting(self) -> int:
+        """Records that are yet to be sent."""
+        return self._presence.counts().records
+
     def run(self, stop: threading.Event) -> None:
         """Serve until `stop` is set.
 
         Raises:
             DeviceError: another agent serves this root.
         """
-        with _only_one(self._config.root), self._logs.listening():
+        unseen = self._link.broker if self._renewal is None else None
+        with _only_one(self._config.root), self._logs.listening(), watching(unseen):
             if self._updating:
                 self._updating.note_start()
             worker = threading.Thread(

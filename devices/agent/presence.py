@@ -72,6 +72,14 @@ class Presence:
         )
         return Message(topic=self._topic, payload=encode(dead), retain=True)
 
+    def counts(self) -> Counts:
+        """What is in the outbox; nothing where it cannot be read."""
+        try:
+            return self._outbox.counts()
+        except DeviceError as error:
+            log.debug("not counted: %s", error)
+            return Counts(0, 0, 0)
+
     def announce(self, link: Link, slot: Slot | None, answers: str | None) -> None:
         """Publish that it is there, and how."""
         try:
@@ -86,11 +94,7 @@ class Presence:
             slot: what serves.
             answers: the variant that answers, where it is another than the slot says.
         """
-        try:
-            counts = self._outbox.counts()
-        except DeviceError as error:
-            log.debug("not counted: %s", error)
-            counts = Counts(0, 0, 0)
+        counts = self.counts()
         runtimes: tuple[RuntimeName, ...] = tuple(INTERPRETERS)
         return Status(
             device=self._device,

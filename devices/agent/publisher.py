@@ -275,8 +275,8 @@ class Publisher:
     def _say_spent(self) -> None:
         if not self._said_spent:
             log.warning(
-                "telemetry: the day's budget is used up: records wait until it begins anew, at midnight UTC; a tenth of "
-                "it is for vital ones alone, which go on as long as that lasts"
+                "telemetry: the day's budget is used up: records wait until it begins anew, at midnight UTC; a tenth "
+                "of it is for vital ones alone, which go on as long as that lasts"
             )
         self._said_spent = True
 

@@ -15,7 +15,7 @@ from ferryman.devices.fleet.push import ask
 from ferryman.devices.small import read_small
 from ferryman.devices.topics import check_name
 from ferryman.devices.transport.base import Transport
-from ferryman.runtime.contracts.errors import CallerError
+from ferryman.runtime.contracts.errors import CallerError, FerrymanError
 from ferryman.runtime.contracts.record import Record
 
 R = TypeVar("R", bound=Record)
@@ -31,6 +31,8 @@ class Enrolled(Record):
     what: Literal["enrolled", "kept"]
     connected: bool = False
     """Whether the device was seen to connect to a broker."""
+    problem: str | None = None
+    """Why it was not, where it should have been: it is enrolled all the same."""
 
 
 def enroll(
@@ -52,7 +54,7 @@ def enroll(
 
     Raises:
         CallerError: the device's name, or an operator's file.
-        LinkError: the device, or from there the broker, cannot be reached.
+        LinkError: the device cannot be reached.
         DeviceError: the device lacks ferryman or the extra `enroll`, or its disk refused.
         IdentityError: what the device has there is damaged.
     """
@@ -72,11 +74,16 @@ def enroll(
         for path in operators:
             progress(f"trust {path.stem}")
             _put(transport, device, f"identity trust --name {check_name(path.stem, 'operator')}", _read(path), Shown)
+        problem = None
         if broker is not None:
             progress("connect from there to the broker")
-            ask(transport, device, ("identity check", broker), Certified, timeout_s=TIMEOUT_S)
+            try:
+                ask(transport, device, ("identity check", broker), Certified, timeout_s=TIMEOUT_S)
+            except FerrymanError as error:
+                problem = str(error)
     what: Literal["enrolled", "kept"] = "kept" if kept else "enrolled"
-    return Enrolled(device=device.name, certified=certified, what=what, connected=broker is not None)
+    connected = broker is not None and problem is None
+    return Enrolled(device=device.name, certified=certified, what=what, connected=connected, problem=problem)
 
 
 def _counts(authority: Authority, certified: Certified, name: str) -> bool:

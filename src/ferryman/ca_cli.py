@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ferryman.options import PATH, stop_event
+from ferryman.options import BROKER_VARIABLE, PATH, stop_event
 from ferryman.publisher import utc_now
 from ferryman.runtime.contracts.errors import CallerError, DeviceError
 
 if TYPE_CHECKING:
     from ferryman.devices.fleet.authority.authority import Authority
+    from ferryman.devices.fleet.authority.broker_files import Refreshed
 
 C = TypeVar("C", bound=Callable[..., Any])
 
@@ -23,7 +24,7 @@ _directory = click.argument("directory", type=PATH)
 
 def _folder_option(command: C) -> C:
     return click.option(
-        "-o", "--output", "folder", type=PATH, help="The broker's folder [default: `broker` within DIRECTORY]."
+        "-o", "--output", "folder", type=PATH, help="The broker's folder [default: DIRECTORY-broker, beside it]."
     )(command)
 
 
@@ -61,13 +62,13 @@ def init_command(directory: Path) -> None:
 @_folder_option
 def server_command(directory: Path, host: tuple[str, ...], folder: Path | None) -> None:
     """Make the broker's key and certificate, for every HOST name and address that devices reach it by."""
-    from ferryman.devices.fleet.authority.broker_files import write_server
+    from ferryman.devices.fleet.authority.broker_files import default_folder, write_server
 
+    where = f" -o {folder}" if folder else ""
+    folder = folder or default_folder(directory)
     with _open(directory) as authority:
-        write_server(authority, folder or directory / "broker", host, utc_now())
-    click.echo(
-        f"{folder or directory / 'broker'}/server.pem, for {', '.join(host)}; next: ferryman ca broker {directory}"
-    )
+        write_server(authority, folder, host, utc_now())
+    click.echo(f"{folder}/server.pem, for {', '.join(host)}; next: ferryman ca broker {directory}{where}")
 
 
 @ca.command("broker")
@@ -96,9 +97,9 @@ def broker_command(
     sparkplug: str | None,
 ) -> None:
     """Write a folder with a whole mosquitto configuration: TLS, certificates, the revoked, access rules."""
-    from ferryman.devices.fleet.authority.broker_files import BrokerOptions, write_broker
+    from ferryman.devices.fleet.authority.broker_files import BrokerOptions, default_folder, not_entered, write_broker
 
-    folder = folder or directory / "broker"
+    folder = folder or default_folder(directory)
     options = BrokerOptions(
         path=path or str(folder.absolute()),
         devices_port=port,
@@ -109,8 +110,18 @@ def broker_command(
     )
     with _open(directory) as authority:
         write_broker(authority, folder, options, utc_now())
-    click.echo(f"start it with: mosquitto -c {options.path}/mosquitto.conf")
     click.echo(f"devices: mqtts://HOST:{port}; hosts: mqtts://HOST:{hosts_port} (ferryman ca client)")
+    closed = not_entered(folder) if path is None else None
+    if closed is None:
+        click.echo(f"start it with: mosquitto -c {options.path}/mosquitto.conf")
+        return
+    there = "/etc/mosquitto/ferryman"
+    click.echo(
+        f"mosquitto cannot run from {folder}: started by root it becomes the user mosquitto, who may not enter "
+        f"{closed}; write it where that user may:\n  ferryman ca server {directory} HOST -o {there}\n"
+        f"  ferryman ca broker {directory} -o {there}     with the same options",
+        err=True,
+    )
 
 
 @ca.command("client")
@@ -124,7 +135,7 @@ def broker_command(
     type=click.Choice(["collector", "operator", "rollout", "viewer", "ca"]),
     help="What it may do at the broker; may be given several times.",
 )
-@click.option("--days", type=click.IntRange(1, 3650), default=90, show_default=True, help="How long it counts.")
+@click.option("--days", type=click.IntRange(1, 3650), default=365, show_default=True, help="How long it counts.")
 @click.option("-o", "--output", type=PATH, help="File to write [default: NAME.pem here].")
 def client_command(directory: Path, name: str, roles: tuple[str, ...], days: int, output: Path | None) -> None:
     """Make the key and certificate of a host called NAME: one file, for its owner alone."""
@@ -139,10 +150,10 @@ def client_command(directory: Path, name: str, roles: tuple[str, ...], days: int
             write_secret(output, pem)
         except DeviceError as error:
             raise CallerError(f"{error}; or name another file with -o") from error
-        reload = refresh_or_say(authority, directory / "broker")
-    click.echo(f"{output}: {name}, {', '.join(roles)}, for {days} days")
-    click.echo(f"use it as: --broker 'mqtts://HOST:8884?ca={output}&cert={output}'")
-    _tell_reload(directory, reload)
+        click.echo(f"{output}: {name}, {', '.join(roles)}, for {days} days")
+        written = refresh_or_say(authority).written
+    port = next((options.hosts_port for options in written.values()), 8884)
+    click.echo(f"use it as: --broker 'mqtts://HOST:{port}?ca={output}&cert={output}'")
 
 
 @ca.command("operator")
@@ -187,7 +198,7 @@ def sign_command(directory: Path, request: Any, output: Path | None) -> None:  #
                 write_durable(output, pem)
             except DeviceError as error:
                 raise CallerError(f"{error}; or name another file with -o") from error
-        refresh_or_say(authority, directory / "broker")
+        refresh_or_say(authority, quietly=True)
 
 
 @ca.command("list")
@@ -212,13 +223,15 @@ def list_command(directory: Path, as_json: bool) -> None:
 @ca.command("revoke")
 @_directory
 @click.argument("name", nargs=-1, required=True)
-@_folder_option
+@click.option("-o", "--output", "folder", type=PATH, help="A broker's folder that an earlier ferryman wrote elsewhere.")
 def revoke_command(directory: Path, name: tuple[str, ...], folder: Path | None) -> None:
     """No certificate of NAME counts any more; its rights at the broker are gone too."""
-    from ferryman.devices.fleet.authority.broker_files import refresh
+    from ferryman.devices.fleet.authority.broker_files import remember
 
     unknown = None
     with _open(directory) as authority:
+        if folder is not None:
+            remember(authority, folder)
         for one in name:
             try:
                 gone = authority.revoke(one, utc_now())
@@ -226,12 +239,11 @@ def revoke_command(directory: Path, name: tuple[str, ...], folder: Path | None) 
                 unknown = error  # the others are to be revoked all the same
                 continue
             click.echo(f"{one}: {', '.join(entry.serial for entry in gone) or 'nothing that counted'} revoked")
-        reload = refresh(authority, folder or directory / "broker", utc_now())
-    if not reload:
-        click.echo("no broker's folder is here: write it anew with `ferryman ca broker`, and put it in place", err=True)
-    _tell_reload(folder or directory, reload)
+        problems = refresh_or_say(authority).problems
     if unknown is not None:
         raise unknown
+    if problems:
+        raise CallerError("the revocation is not in every broker's folder; see above")
 
 
 @ca.command("crl")
@@ -246,16 +258,23 @@ def crl_command(directory: Path, hosts: bool) -> None:
 @ca.command("acl")
 @_directory
 def acl_command(directory: Path) -> None:
-    """Print the access rules as mosquitto reads them, to see them or to carry them to another broker."""
-    from ferryman.devices.fleet.authority.broker_files import rules_of
+    """Print the access rules as mosquitto reads them, and write those of every broker's folder anew."""
+    from ferryman.devices.fleet.authority.broker_files import default_folder, rules_of
 
     with _open(directory) as authority:
-        click.echo(rules_of(authority, directory / "broker", utc_now()), nl=False)
+        written = refresh_or_say(authority, quietly=True).written
+        click.echo(rules_of(authority, next(iter(written), default_folder(directory)), utc_now()), nl=False)
 
 
 @ca.command("serve")
 @_directory
-@click.option("--broker", required=True, help="mqtts://HOST:8884?ca=FILE&cert=FILE, with an identity of the role ca.")
+@click.option(
+    "--broker",
+    required=True,
+    envvar=BROKER_VARIABLE,
+    show_envvar=True,
+    help="mqtts://HOST:8884?ca=FILE&cert=FILE, with an identity of the role ca.",
+)
 def serve_command(directory: Path, broker: str) -> None:
     """Renew the certificates of enrolled devices that ask for it, until interrupted."""
     from ferryman.devices.broker import parse_broker
@@ -274,17 +293,28 @@ def _open(directory: Path) -> Authority:
     return Authority(directory)
 
 
-def refresh_or_say(authority: Authority, folder: Path) -> bool:
-    """Write the broker's files after a certificate, which is good even where that fails: then it is said."""
-    from ferryman.devices.fleet.authority.broker_files import refresh
+def refresh_or_say(authority: Authority, *, quietly: bool = False) -> Refreshed:
+    """Write every broker's files after a certificate, which is good even where that fails: then it is said.
+
+    Args:
+        authority: whose.
+        quietly: say nothing where nothing is wrong.
+    """
+    from ferryman.devices.fleet.authority.broker_files import Refreshed, refresh_all
 
     try:
-        return refresh(authority, folder, utc_now())
+        done = refresh_all(authority, utc_now())
     except CallerError as error:
-        click.echo(str(error), err=True)
-        return False
-
-
-def _tell_reload(directory: Path, reload: bool) -> None:
-    if reload:
-        click.echo(f"{directory}: the broker's files are written; restart it to have it read them")
+        done = Refreshed({}, [str(error)])
+    for folder, options in done.written.items() if not quietly else ():
+        put = "" if Path(options.path) == folder else f"put it at {options.path} on the broker and "
+        click.echo(f"{folder}: the broker's rules are written; {put}restart it to have it read them", err=True)
+    for problem in done.problems:
+        click.echo(problem, err=True)
+    if not (quietly or done.written or done.problems):
+        click.echo(
+            f"no broker's folder was written here yet, and no broker knows of this: ferryman ca broker "
+            f"{authority.folder}",
+            err=True,
+        )
+    return done

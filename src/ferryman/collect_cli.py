@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from ferryman.options import PATH, stop_event
+from ferryman.options import BROKER_VARIABLE, DATABASE, DATABASE_VARIABLE, PATH, stop_event
 
 _SHOW_EVERY_S = 0.2
 _DAYS_MAX = 36_500
@@ -26,11 +26,19 @@ DAYS = click.FloatRange(min=0, min_open=True, max=_DAYS_MAX)
 
 
 @click.command()
-@click.option("--broker", required=True, help="mqtt://[user:password@]HOST[:PORT] or mqtts://...")
+@click.option(
+    "--broker",
+    required=True,
+    envvar=BROKER_VARIABLE,
+    show_envvar=True,
+    help="mqtt://[user:password@]HOST[:PORT] or mqtts://...",
+)
 @click.option(
     "--database",
-    default="ferryman.sqlite",
+    default=DATABASE,
+    envvar=DATABASE_VARIABLE,
     show_default=True,
+    show_envvar=True,
     metavar="PATH|URL",
     help="SQLite file, or postgresql://[user[:password]@]HOST[:PORT]/DATABASE. Made if it is missing.",
 )

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ferryman.options import PATH, devices_option, find
-from ferryman.runtime.contracts.errors import CallerError, DeviceError
+from ferryman.runtime.contracts.errors import CallerError, DeviceError, LinkError
 from ferryman.runtime.install_cli import answer, json_option, root_option
 
 ca_option = click.option(
@@ -55,7 +55,7 @@ def enroll(
     if broker is not None and not parse_broker(broker).tls:
         raise CallerError("--broker: certificates are shown over TLS; write mqtts://")
     targets = [find(name, devices_file) for name in device]
-    failed = []
+    failed, unproved = [], []
     with Authority(folder) as authority:
         for target in targets:
             try:
@@ -73,12 +73,20 @@ def enroll(
                 failed.append(target.name)
                 continue
             proof = ", and the broker let it in" if done.connected else ""
+            if done.problem is not None:
+                unproved.append(target.name)
+                proof = f"; it could not show that to the broker: {done.problem}"
             until = f"{done.certified.not_after:%Y-%m-%d}"
             click.echo(f"{target.name}: {done.what}, serial {done.certified.serial}, until {until}{proof}")
-        refresh_or_say(authority, folder / "broker")  # a name that was revoked before is no longer denied
+        refresh_or_say(authority, quietly=True)  # a name that was revoked before is no longer denied
     if failed:
         raise DeviceError(
             f"{len(failed)} of {len(targets)} devices are not enrolled: {', '.join(failed)}; run it again"
+        )
+    if unproved:
+        raise LinkError(
+            f"all are enrolled, and {len(unproved)} of {len(targets)} could not show it to the broker: "
+            f"{', '.join(unproved)}; see that the broker runs and is reached from there, and run it again"
         )
 
 

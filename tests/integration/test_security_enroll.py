@@ -14,17 +14,20 @@ from click.testing import CliRunner
 
 from ferryman.cli import main
 from ferryman.devices import enrolment
+from ferryman.devices.broker import parse_broker
 from ferryman.devices.certificates import make_request, new_key, utc_now
 from ferryman.devices.fleet import enroll as enroll_module
 from ferryman.devices.fleet.authority.authority import PASSPHRASE, Authority, init
 from ferryman.devices.fleet.enroll import enroll
 from ferryman.devices.fleet.inventory import LocalDevice, SshDevice
 from ferryman.devices.identity import CURRENT, NEXT_KEY, folder_of
+from ferryman.devices.mqtt import Link
 from ferryman.devices.signing import write_operator_key
 from ferryman.devices.transport.base import CompletedCommand
 from ferryman.devices.transport.local import LocalTransport
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, IdentityError, LinkError
 from tests.support.authority import Realm, realm_folder
+from tests.support.mosquitto import BINARY, free_port, wait_for_port
 from tests.support.sshd import SSHD, running_sshd
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -281,12 +284,12 @@ def test_the_command_line_from_nothing_to_a_broker_that_starts(tmp_path):
         assert done.exit_code == 0, done.output
         rules = run.invoke(main, ["ca", "acl", str(ca)]).output
         assert "user collector\n" in rules
-        assert "pattern write homeassistant/device/ferryman_%u/config" in rules
+        assert "pattern write homeassistant/device/%u/config" in rules
         assert "pattern write spBv1.0/plant/NBIRTH/%u" in rules
         done = run.invoke(main, ["ca", "revoke", str(ca), "collector"])
         assert "revoked" in done.output
         assert "restart it" in done.output
-        assert "user collector\ntopic deny #" in (ca / "broker" / "acl").read_text()
+        assert "user collector\ntopic deny #" in (folder / "ca-broker" / "acl").read_text()
         listed = run.invoke(main, ["ca", "list", str(ca)]).output
         assert "collector" in listed
         assert "revoked" in listed
@@ -295,3 +298,61 @@ def test_the_command_line_from_nothing_to_a_broker_that_starts(tmp_path):
             ["openssl", "crl", "-text", "-noout"], input=crl, capture_output=True, text=True, check=True
         ).stdout
         assert "Serial Number" in text
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_the_printed_command_starts_a_broker_that_knows_its_hosts(umask):
+    """As root too, whose mosquitto becomes another user."""
+    if BINARY is None:
+        pytest.skip("mosquitto is not installed (apt-get install mosquitto)")
+    ports = [str(free_port()), str(free_port())]
+    before = os.umask(umask)
+    try:
+        with realm_folder() as folder:
+            ca, identity = folder / "ca", folder / "c.pem"
+            for words in (
+                ["init", ca],
+                ["server", ca, "127.0.0.1"],
+                ["broker", ca, "--bind", "127.0.0.1", "--port", ports[0], "--hosts-port", ports[1]],
+                ["client", ca, "c", "--role", "collector", "-o", identity],
+            ):
+                done = CliRunner().invoke(main, ["ca", *map(str, words)])
+                assert done.exit_code == 0, done.output
+                if words[0] == "broker":
+                    command = shlex.split(done.stdout.split("start it with: ")[1])
+            process = subprocess.Popen([BINARY, *command[1:]], stderr=subprocess.PIPE)
+            try:
+                wait_for_port(int(ports[1]))
+                link = Link(parse_broker(f"mqtts://127.0.0.1:{ports[1]}?ca={identity}&cert={identity}"), "c")
+                link.start()
+                try:
+                    link.wait_ready(10)
+                finally:
+                    link.stop()
+            finally:
+                process.terminate()
+                said = process.communicate(timeout=10)[1].decode()
+            assert "Unable to open" not in said
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's mosquitto becomes another user")
+def test_root_is_told_where_mosquitto_can_read_its_files(tmp_path):
+    pytest.importorskip("pwd").getpwnam("mosquitto")
+    tmp_path.chmod(0o700)
+    for words in (["init", "ca"], ["server", "ca", "h"], ["broker", "ca"]):
+        done = CliRunner().invoke(main, ["ca", words[0], str(tmp_path / "ca"), *words[2:]])
+        assert done.exit_code == 0, done.output
+    assert "start it with" not in done.output
+    assert "who may not enter" in done.stderr
+    assert "-o /etc/mosquitto/ferryman" in done.stderr
+
+
+def test_a_device_that_the_broker_was_not_asked_about_is_enrolled_and_said_so(authority, tmp_path, monkeypatch):
+    tapped(monkeypatch)
+    device = LocalDevice(name="pi", root=tmp_path / "device")
+    done = enroll(device, authority, broker=f"mqtts://127.0.0.1:{free_port()}")
+    assert (done.what, done.connected) == ("enrolled", False)
+    assert "not connected" in str(done.problem)
+    assert enrolment.current(device.root) == done.certified

@@ -106,9 +106,9 @@ class FullDisk(_Rule, tag="disk"):
 
 
 class LostClock(_Rule, tag="clock"):
-    """The device's clock has not been synchronised for so long."""
+    """The device's clock has not been synchronised for so long; in a container that cannot ask, it never is."""
 
-    for_s: Seconds = 3600.0
+    for_s: Seconds = 86_400.0
 
 
 class Garbled(_Rule, tag="quarantine"):

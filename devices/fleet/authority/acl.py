@@ -56,7 +56,7 @@ def _home_assistant(prefix: str) -> tuple[list[tuple[str, str]], list[tuple[str,
     if not _PREFIX.fullmatch(prefix):
         raise CallerError(f"Home Assistant: expected a prefix such as homeassistant, found {prefix!r}")
     status = f"{prefix}/status"
-    device = [("write", f"{prefix}/device/ferryman_%u/config"), ("read", status)]
+    device = [("write", f"{prefix}/device/%u/config"), ("read", status)]
     return device, [("read", f"{prefix}/#"), ("write", status)]
 
 

@@ -53,6 +53,9 @@ ROLES = ("collector", "operator", "rollout", "viewer", "ca")
 DEVICE = "device"
 SERVER = "server"
 LIFE = dt.timedelta(days=90)
+"""Of a device's, which renews itself;"""
+HOST_LIFE = dt.timedelta(days=365)
+"""of a host's, which somebody has to renew."""
 SERVER_LIFE = dt.timedelta(days=365)
 AUTHORITY_LIFE = dt.timedelta(days=20 * 365)
 BACKDATED = dt.timedelta(hours=1)
@@ -127,7 +130,7 @@ class Authority(Closing):
                 pem = self._record(leaf, asked, DEVICE)
         return pem + to_pem([self.certificate("devices")])
 
-    def make_host(self, name: str, roles: Sequence[str], now: dt.datetime, life: dt.timedelta = LIFE) -> bytes:
+    def make_host(self, name: str, roles: Sequence[str], now: dt.datetime, life: dt.timedelta = HOST_LIFE) -> bytes:
         """A key and certificate of a host in one file, with the authority that vouches for the broker.
 
         Raises:

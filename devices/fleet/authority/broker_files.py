@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from ferryman.devices import topics
 from ferryman.devices.certificates import PEM_MAX_BYTES, read_certificates
@@ -25,13 +26,16 @@ DEVICES_PORT = 8883
 HOSTS_PORT = 8884
 PACKET_MAX_BYTES = topics.REQUEST_MAX_BYTES + (64 << 10)
 _OPTIONS = "ferryman.json"
-_AUTHORITYS = (REGISTRY, "lock", *(f"{side}.{kind}" for side in SIDES for kind in ("key", "pem")))
+BROKERS = "brokers.json"
+"""In the authority: where it wrote folders for brokers."""
+_AUTHORITYS = (REGISTRY, "lock", BROKERS, *(f"{side}.{kind}" for side in SIDES for kind in ("key", "pem")))
 _WRITTEN = ("mosquitto.conf", "acl", *(f"{side}.{kind}" for side in SIDES for kind in ("pem", "crl")))
 
 _CONFIG = """\
 # A mosquitto for ferryman, written by `ferryman ca broker`. Start it with: mosquitto -c {folder}/mosquitto.conf
-# After `ferryman ca revoke` or `ferryman ca client`, restart it: on SIGHUP it reads its rules again too, but 2.0.11 may
-# crash later, if a session waited for its client then. Devices keep what the broker did not take.
+# After `ferryman ca revoke` or `ferryman ca client`, which write {written},
+# restart it: on SIGHUP it reads its rules again too, but 2.0.11 may crash later, if a session waited for its client
+# then. Devices keep what the broker did not take.
 # With settings common to both listeners that crash was there each time.
 per_listener_settings true
 
@@ -94,6 +98,80 @@ class BrokerOptions(Record):
     sparkplug_group: str | None = None
 
 
+class Brokers(Record):
+    """What an authority knows of the brokers' folders."""
+
+    folders: list[str]
+    """Absolute paths."""
+
+
+class Refreshed(NamedTuple):
+    """What became of the folders of all brokers."""
+
+    written: dict[Path, BrokerOptions]
+    problems: list[str]
+    """Why others were not written, and what to do."""
+
+
+def default_folder(directory: Path) -> Path:
+    """Where the broker's folder of an authority is: beside it, for nobody else may enter the authority's own."""
+    inside = directory / "broker"  # as earlier versions had it
+    if any((inside / name).exists() for name in (_OPTIONS, "server.pem")):
+        return inside
+    whole = directory if directory.name not in {"", ".."} else directory.resolve()
+    return whole.with_name(f"{whole.name}-broker")
+
+
+def brokers_of(authority: Authority) -> list[Path]:
+    """Every folder that was written for a broker, there or not.
+
+    Raises:
+        CallerError: the list of them cannot be read.
+    """
+    path = authority.folder / BROKERS
+    try:
+        known = decode(read_small(path, PEM_MAX_BYTES), Brokers).folders if path.exists() else []
+    except (CallerError, ValueError) as error:
+        raise CallerError(f"{path} cannot be read: {error}; remove it, and run `ferryman ca broker` again") from error
+    inside = authority.folder / "broker"  # of earlier versions, which did not write the list
+    return list(dict.fromkeys([*map(Path, known), *([inside.absolute()] if (inside / _OPTIONS).exists() else [])]))
+
+
+def refresh_all(authority: Authority, now: dt.datetime) -> Refreshed:
+    """Write access rules and lists of the revoked anew, for every broker there is.
+
+    Raises:
+        CallerError: the list of the brokers cannot be read.
+    """
+    written, problems = {}, []
+    for folder in brokers_of(authority):
+        try:
+            if refresh(authority, folder, now):
+                written[folder] = _options(folder) or BrokerOptions(path=str(folder))
+            else:
+                problems.append(
+                    f"{folder}, written for a broker, is not there, and was not written; put it back, write another "
+                    f"with `ferryman ca broker`, or take it out of {authority.folder / BROKERS}"
+                )
+        except CallerError as error:
+            problems.append(str(error))
+    return Refreshed(written, problems)
+
+
+def not_entered(folder: Path) -> Path | None:
+    """The first folder on the way that mosquitto cannot enter when root starts it, as it becomes its own user then."""
+    user = _mosquitto()
+    if user is None:
+        return None
+    groups = os.getgrouplist(user.pw_name, user.pw_gid)
+    for one in reversed((folder.resolve(), *folder.resolve().parents)):
+        found = one.stat()
+        mine = 0o100 if found.st_uid == user.pw_uid else 0o010 if found.st_gid in groups else 0o001
+        if not found.st_mode & mine:
+            return one
+    return None
+
+
 def write_broker(authority: Authority, folder: Path, options: BrokerOptions, now: dt.datetime) -> None:
     """Write the folder; the server's certificate must be there (`write_server`).
 
@@ -114,6 +192,7 @@ def write_broker(authority: Authority, folder: Path, options: BrokerOptions, now
     server = _SERVER.format(folder=options.path)
     text = _CONFIG.format(
         folder=options.path,
+        written=folder.absolute(),
         server=server,
         client_ids=_CLIENT_IDS if options.sparkplug_group is None else _TWO_CONNECTIONS,
         bind=f" {options.bind}" if options.bind else "",
@@ -130,6 +209,7 @@ def write_broker(authority: Authority, folder: Path, options: BrokerOptions, now
         write_durable(folder / "mosquitto.conf", text.encode())
     except (OSError, DeviceError) as error:
         raise CallerError(f"cannot write the broker's folder {folder}: {error}") from error
+    remember(authority, folder)
     refresh(authority, folder, now)
 
 
@@ -143,7 +223,9 @@ def write_server(authority: Authority, folder: Path, hosts: Sequence[str], now: 
     check_output(authority, folder / "server.pem", lambda entry: entry.roles == SERVER, "certificate of the broker")
     pem = authority.make_server(hosts, now)
     try:
-        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            folder.chmod(0o755)  # whatever the umask: mosquitto's user must enter it
         write_secret(folder / "server.pem", pem)
     except (OSError, DeviceError) as error:
         raise CallerError(f"cannot write the broker's folder {folder}: {error}") from error
@@ -247,14 +329,41 @@ def _write_crl(authority: Authority, folder: Path, side: Side, now: dt.datetime)
     write_durable(folder / f"{side}.crl", authority.crl(side, now))
 
 
-def _hand_over(folder: Path) -> None:
+def remember(authority: Authority, folder: Path) -> None:
+    """Have `refresh_all` write a folder, too.
+
+    Raises:
+        CallerError: that cannot be noted.
+    """
+    try:
+        with alone(authority.folder):
+            known = brokers_of(authority)
+            if folder.absolute() not in known:
+                folders = [str(one) for one in (*known, folder.absolute())]
+                write_durable(authority.folder / BROKERS, encode(Brokers(folders=folders)))
+    except (OSError, DeviceError) as error:
+        raise CallerError(f"cannot note in {authority.folder} where the broker's folder is: {error}") from error
+
+
+def _mosquitto() -> pwd.struct_passwd | None:
     """Root's mosquitto becomes the user of that name before it reads its files."""
+    try:
+        return pwd.getpwnam("mosquitto") if os.geteuid() == 0 else None
+    except KeyError:
+        return None
+
+
+def _hand_over(folder: Path) -> None:
+    """Root gives the files to whoever the folder was given to (a container's user), or else to mosquitto's user."""
     if os.geteuid() != 0:
         return
-    try:
-        user = pwd.getpwnam("mosquitto")
-    except KeyError:
+    found, user = folder.stat(), _mosquitto()
+    if found.st_uid != 0:
+        owner = found.st_uid, found.st_gid
+    elif user is not None:
+        owner = user.pw_uid, user.pw_gid
+    else:
         return
-    for name in ("server.pem", "acl", "data"):
+    for name in ("server.pem", "data", *_WRITTEN):
         if (folder / name).exists():
-            shutil.chown(folder / name, user.pw_uid, user.pw_gid)
+            shutil.chown(folder / name, *owner)

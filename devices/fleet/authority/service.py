@@ -10,7 +10,9 @@ from collections.abc import Callable
 from ferryman.devices import topics
 from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.certificates import PEM_MAX_BYTES, utc_now
+from ferryman.devices.expiry import watching
 from ferryman.devices.fleet.authority.authority import Authority
+from ferryman.devices.fleet.rights import check_right
 from ferryman.devices.mqtt import Delivery, Link, Message
 from ferryman.runtime.contracts.errors import CallerError, FerrymanError, IdentityError, LinkError
 
@@ -29,6 +31,7 @@ class RenewalService:
         self._waiting: queue.Queue[tuple[str, bytes]] = queue.Queue(WAITING_MAX)
         self.link = Link(broker, client_id, packet_max_bytes=PEM_MAX_BYTES + 1024)
         self.link.subscribe(topics.ALL_CSR, self._on_request)
+        check_right(self.link, "ca", "certificate")
         self.signed = 0
         self.refused = 0
 
@@ -37,12 +40,13 @@ class RenewalService:
         self.link.on_ready(on_connected)
         self.link.start()
         try:
-            while not stop.is_set():
-                try:
-                    device, csr = self._waiting.get(timeout=_TURN_S)
-                except queue.Empty:
-                    continue
-                self._answer(device, csr)
+            with watching(self.link.broker):
+                while not stop.is_set():
+                    try:
+                        device, csr = self._waiting.get(timeout=_TURN_S)
+                    except queue.Empty:
+                        continue
+                    self._answer(device, csr)
         finally:
             self.link.stop()
 

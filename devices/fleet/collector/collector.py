@@ -24,6 +24,7 @@ from ferryman.devices.fleet.collector.bulk import BulkClient
 from ferryman.devices.fleet.collector.inbox import Delivery, Inbox
 from ferryman.devices.fleet.collector.parse import ITEMS_MAX, UNPACKED_MAX_BYTES, parse_telemetry
 from ferryman.devices.fleet.collector.status import parse_status
+from ferryman.devices.fleet.rights import check_right
 from ferryman.devices.fleet.store.quarantine import Bad
 from ferryman.devices.fleet.store.store import Arrived, Batch, Inserted, Store, ranges
 from ferryman.devices.mqtt import Link
@@ -46,6 +47,8 @@ SHARED_EXPIRY_S = 30
 """Of one collector among several: long enough for a restart, short enough that little waits for one that is gone."""
 REFRESH_S = 600.0
 """How often the devices' retained status is asked for again: with QoS 0 one may be lost."""
+REFRESH_SOON_S = 10.0
+"""When records came of a device that told no status: the broker's rules may have let none through."""
 RETRY_DISK_S = 1.0
 _TELEMETRY, _STATUS = b"/telemetry", b"/status"
 
@@ -110,18 +113,27 @@ class Collector:
         self.link.subscribe(group + topics.ALL_TELEMETRY, _taken_in_bulk)
         # A shared subscription gets nothing retained, and a queue of QoS 1 holds less than a fleet.
         self.link.subscribe(topics.ALL_STATUS, _taken_in_bulk, qos=0)
+        check_right(self.link, "collector", "receipt")
+        self._told: set[str] = set()
+        """Devices whose status came, or was asked for again in vain."""
+        self._untold: set[str] = set()
+        """Those whose records came, and no status."""
 
     def run(self, stop: threading.Event) -> None:
         """Collect until `stop` is set; what was not committed then, the broker or the device keeps."""
         self.link.start()
         refresh_at = time.monotonic() + REFRESH_S
+        soon_at = time.monotonic() + REFRESH_SOON_S
         try:
             while not stop.is_set():
                 if deliveries := self.inbox.take(0.2, MESSAGES_MAX):
                     self._take(deliveries, stop)
-                if time.monotonic() >= refresh_at:
+                now = time.monotonic()
+                if now >= refresh_at or (self._untold and now >= soon_at):
                     self.link.refresh()
-                    refresh_at = time.monotonic() + REFRESH_S
+                    self._told |= self._untold
+                    self._untold.clear()
+                    refresh_at, soon_at = now + REFRESH_S, now + REFRESH_SOON_S
         finally:
             self.inbox.close()
             self.link.stop()
@@ -142,6 +154,9 @@ class Collector:
         for client, identifiers in earlier:
             client.send(identifiers, ())
         last[0].send(last[1], receipts)
+        told = {status.device for status in batch.statuses}
+        self._told |= told
+        self._untold = (self._untold - told) | ({one.device for one in batch.arrived} - self._told)
         for bad in batch.bad:
             log.warning("quarantined a message on %s: %s", bad.topic, bad.reason)
         newest_ns = max((row.time_ns for one in batch.arrived for row in one.rows), default=0)

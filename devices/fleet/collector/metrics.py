@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from prometheus_client import (
 from sqlalchemy import func, select
 
 from ferryman import __version__
+from ferryman.devices.broker import BrokerConfig
+from ferryman.devices.expiry import shown_to
 from ferryman.devices.fleet.collector.collector import Collector, Commit
 from ferryman.devices.fleet.collector.parse import reason_class
 from ferryman.devices.fleet.store.store import Store
@@ -115,6 +118,13 @@ class Metrics:
 
     def watch(self, collector: Collector) -> None:
         """Show its state."""
+        if shown_to(collector.link.broker) is not None:
+            expires = Gauge(
+                "ferryman_collector_certificate_expires_seconds",
+                "When the certificate that is shown to the broker ends, in seconds of the Unix epoch.",
+                registry=self.registry,
+            )
+            expires.set_function(lambda: _expires_s(collector.link.broker))
         self._inbox.set_function(lambda: collector.inbox.bytes)
         self._connected.set_function(lambda: not collector.link.problem)
 
@@ -156,3 +166,9 @@ class Metrics:
             server.shutdown()
             server.server_close()
             thread.join()
+
+
+def _expires_s(broker: BrokerConfig) -> float:
+    """NaN: the file cannot be read now."""
+    found = shown_to(broker)
+    return math.nan if found is None else found.not_after.timestamp()

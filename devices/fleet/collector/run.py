@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ferryman.devices.broker import BrokerConfig
+from ferryman.devices.expiry import watching
 from ferryman.devices.fleet.alerts.alerting import Alerting
 from ferryman.devices.fleet.collector.collector import Collector, Commit
 from ferryman.devices.fleet.collector.housekeeping import TICK_S, Chore, Housekeeping
@@ -107,5 +108,6 @@ def run_collector(
         ):
             housekeeping.start()
             stack.callback(housekeeping.stop)
+        stack.enter_context(watching(broker))
         collector.run(stop)
     return progress

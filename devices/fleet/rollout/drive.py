@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from ferryman.devices.broker import BrokerConfig
+from ferryman.devices.expiry import watching
 from ferryman.devices.fleet.rollout.engine import Engine
 from ferryman.devices.fleet.rollout.link import FleetLink, Heard, Nonsense
 from ferryman.devices.fleet.rollout.records import Plan, Progress, Row, desired_of
@@ -58,7 +59,8 @@ def drive(
         link = FleetLink(broker, plan.id)
         link.start(CONNECT_S)
         try:
-            _Driver(store, engine, link, watch).run(stop or threading.Event())
+            with watching(broker):
+                _Driver(store, engine, link, watch).run(stop or threading.Event())
         finally:
             link.stop()
         return plan, engine.progress

@@ -8,7 +8,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -64,6 +64,7 @@ class Database:
             CallerError: the URL cannot be read, or psycopg is not installed.
         """
         self.path: Path | None = None
+        self._file: tuple[int, int] | None = None
         self.dialect: Dialect
         if is_postgresql(where):
             self.dialect = "postgresql"
@@ -74,10 +75,9 @@ class Database:
             self.path = Path(where)
             self.name = str(where)
             # Each connection has a cache of its own; only the one that writes gains by a large one.
-            self._engine = _sqlite(self.path, read_only=read_only, cache_kib=_WRITER_CACHE_KIB)
-            self._readers = _sqlite(self.path, read_only=read_only, cache_kib=_READER_CACHE_KIB)
+            self._engine = _sqlite(self.path, self._check_file, read_only=read_only, cache_kib=_WRITER_CACHE_KIB)
+            self._readers = _sqlite(self.path, self._check_file, read_only=read_only, cache_kib=_READER_CACHE_KIB)
         self._writing = threading.Lock()
-        self._file: tuple[int, int] | None = None
 
     def stay(self) -> None:
         """Write from now on only while the file is where it is now; what is written to a deleted one is lost."""
@@ -89,6 +89,23 @@ class Database:
         except OSError:
             found = None
         return None if found is None else (found.st_dev, found.st_ino)
+
+    @contextmanager
+    def _at_its_place(self) -> Iterator[None]:
+        """Looked at before, so that nothing goes into another file, and after, so that nothing is lost."""
+        try:
+            self._check_file()
+        except StoreError:
+            self._let_go()
+            raise
+        yield
+        self._check_file()
+
+    def _let_go(self) -> None:
+        """Bring what is in the log into the file, wherever that is now, and open it anew when it is back."""
+        with suppress(StoreError, *_errors()), self._engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
+        self.close()
 
     def _check_file(self) -> None:
         if self._file is not None and self._found() != self._file:
@@ -107,13 +124,11 @@ class Database:
         while True:
             tries += 1
             try:
-                with self._one_writer(), self._engine.connect() as connection:
+                with self._one_writer(), self._at_its_place(), self._engine.connect() as connection:
                     if self.dialect == "sqlite":
                         connection.exec_driver_sql("BEGIN IMMEDIATE")
-                    self._check_file()
                     result = work(connection)
                     connection.commit()
-                    self._check_file()
                     return result
             except (OverflowError, ValueError) as error:  # the driver cannot even say it to the database
                 raise RefusedError(f"store {self.name}: {type(error).__name__}: {error}") from error
@@ -183,8 +198,9 @@ class Database:
             yield
 
 
-def _sqlite(path: Path, *, read_only: bool, cache_kib: int) -> sqlalchemy.Engine:
+def _sqlite(path: Path, check: Callable[[], None], *, read_only: bool, cache_kib: int) -> sqlalchemy.Engine:
     def connect() -> sqlite3.Connection:
+        check()  # not to make an empty one where ours was
         connection = database.connect(path, read_only=read_only)
         # Damaged text shall not keep the rows around it from being read.
         connection.text_factory = functools.partial(str, encoding="utf-8", errors="replace")

@@ -44,11 +44,16 @@ def request(folder: Path, name: str) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file() and "sqlite-" not in path.name}
+    paths = [path for one in (folder, beside(folder)) for path in one.rglob("*")]
+    return {str(path): path.read_bytes() for path in paths if path.is_file() and "sqlite-" not in path.name}
+
+
+def beside(ca: Path) -> Path:
+    return ca.with_name("ca-broker")
 
 
 def denied(folder: Path, side: str = "devices") -> int:
-    return len(x509.load_pem_x509_crl((folder / "broker" / f"{side}.crl").read_bytes()))
+    return len(x509.load_pem_x509_crl((beside(folder) / f"{side}.crl").read_bytes()))
 
 
 @pytest.mark.parametrize("option", [("--sparkplug", "my group"), ("--home-assistant", "a b"), ("--bind", "a\nb")])
@@ -62,17 +67,17 @@ def test_a_wrong_option_is_refused_before_anything_is_written(ca, tmp_path, opti
 @pytest.mark.parametrize("damage", ['{"path": "x", "sparkplug_group": "my group"}', "no JSON"])
 def test_a_revocation_is_in_the_broker_list_whatever_is_wrong_with_its_options(ca, tmp_path, damage):
     done(run("sign", ca, request(tmp_path, "pi"), "-o", tmp_path / "pi.pem"))
-    (ca / "broker" / "ferryman.json").write_text(damage)
+    (beside(ca) / "ferryman.json").write_text(damage)
     result = run("revoke", ca, "pi")
     assert denied(ca) == 1
-    refused(result, f"the broker's files in {ca / 'broker'} are stale (acl)")
+    refused(result, f"the broker's files in {beside(ca)} are stale (acl)")
     refused(result, "ferryman ca broker")
     signed = done(run("sign", ca, request(tmp_path, "px")))
     assert "BEGIN CERTIFICATE" in signed.stdout
     assert "stale (acl)" in signed.stderr
     done(run("client", ca, "bob", "--role", "viewer", "-o", tmp_path / "bob.pem"))
     done(run("broker", ca))
-    assert "user pi\ntopic deny #" in (ca / "broker" / "acl").read_text()
+    assert "user pi\ntopic deny #" in (beside(ca) / "acl").read_text()
 
 
 def test_one_list_is_written_without_the_key_of_the_other(ca, tmp_path):
@@ -90,7 +95,15 @@ def test_a_name_that_nobody_has_keeps_no_other_from_being_revoked(ca, tmp_path):
 
 @pytest.mark.parametrize(
     "output",
-    ["devices.key", "hosts.pem", "registry.sqlite", "registry.sqlite-wal", "lock", "broker/acl", "broker/server.pem"],
+    [
+        "devices.key",
+        "hosts.pem",
+        "registry.sqlite",
+        "registry.sqlite-wal",
+        "lock",
+        "../ca-broker/acl",
+        "../ca-broker/server.pem",
+    ],
 )
 def test_no_output_overwrites_what_is_the_authoritys(ca, tmp_path, output):
     before = contents(ca)
@@ -187,3 +200,53 @@ def test_hosts_of_a_broker(ca, host):
 
 def test_a_request_without_end_is_not_read_to_its_end(ca):
     refused(run("sign", ca, "/dev/zero"), "found 65537 bytes")
+
+
+def test_every_brokers_folder_has_the_rules_whatever_the_order(ca, tmp_path):
+    elsewhere = tmp_path / "br2"
+    done(run("server", ca, "hub.lan", "-o", elsewhere))
+    done(run("broker", ca, "-o", elsewhere, "--path", "/etc/there", "--hosts-port", "18884"))
+    said = done(run("client", ca, "collector", "--role", "collector", "-o", tmp_path / "c.pem"))
+    for folder in (beside(ca), elsewhere):
+        assert "user collector\n" in (folder / "acl").read_text()
+        assert f"{folder}: the broker's rules are written" in said.stderr
+    assert "put it at /etc/there on the broker" in said.stderr
+    done(run("sign", ca, request(tmp_path, "pi"), "-o", tmp_path / "pi.pem"))
+    done(run("revoke", ca, "pi"))
+    assert "user pi\ntopic deny #" in (elsewhere / "acl").read_text()
+    (elsewhere / "acl").unlink()
+    assert "user collector\n" in done(run("acl", ca)).stdout
+    assert "user collector\n" in (elsewhere / "acl").read_text()
+
+
+def test_a_brokers_folder_that_is_gone_is_said_and_the_others_are_written(ca, tmp_path):
+    elsewhere = tmp_path / "br2"
+    done(run("server", ca, "hub.lan", "-o", elsewhere))
+    done(run("broker", ca, "-o", elsewhere))
+    elsewhere.rename(tmp_path / "moved")
+    said = done(run("client", ca, "collector", "--role", "collector", "-o", tmp_path / "c.pem"))
+    assert f"{elsewhere}, written for a broker, is not there" in said.stderr
+    assert "user collector\n" in (beside(ca) / "acl").read_text()
+    refused(run("revoke", ca, "collector"), "not in every broker's folder")
+    assert not elsewhere.exists()
+
+
+def test_a_client_without_any_brokers_folder_is_told_so(tmp_path):
+    ca = tmp_path / "new"
+    done(run("init", ca))
+    said = done(run("client", ca, "c", "--role", "collector", "-o", tmp_path / "c.pem"))
+    assert "no broker's folder was written here yet" in said.stderr
+    assert "for 365 days" in said.stdout
+
+
+def test_the_folder_within_the_authority_that_an_earlier_version_wrote_is_written_on(ca, tmp_path):
+    beside(ca).rename(ca / "broker")
+    (ca / "brokers.json").unlink()
+    done(run("client", ca, "c", "--role", "collector", "-o", tmp_path / "c.pem"))
+    assert "user c\n" in (ca / "broker" / "acl").read_text()
+
+
+def test_a_client_is_told_the_hosts_port_of_its_broker(ca, tmp_path):
+    done(run("broker", ca, "--hosts-port", "18884"))
+    said = done(run("client", ca, "c", "--role", "collector", "-o", tmp_path / "c.pem"))
+    assert "mqtts://HOST:18884?" in said.stdout

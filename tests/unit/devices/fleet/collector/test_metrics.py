@@ -162,3 +162,9 @@ def test_a_server_that_ended_leaves_its_port(store):
     for _ in range(2):
         with metrics.served(Address("127.0.0.1", port)):
             scrape(port)
+
+
+@pytest.mark.parametrize("host", ["x" * 300, "a..b", ".a"])
+def test_a_host_that_no_name_server_could_have_is_refused(store, host):
+    with pytest.raises(CallerError, match="cannot listen"), Metrics(store).served(parse_address(f"{host}:9464")):
+        pass

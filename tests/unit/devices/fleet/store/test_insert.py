@@ -153,7 +153,7 @@ def test_the_latest_fix_wins_in_whatever_order_they_come(both):
     assert times(both)[1][0] == 2 * SECOND + 1
     put(both, message(fix(4, 3 * SECOND, 30), fix(5, 100, 5)))
     assert times(both)[1][0] == 3 * SECOND + 1
-    assert both.read(select(clocks.c.offset_ns, clocks.c.uptime_ns)) == [(3000, 30)]
+    assert both.read(select(clocks.c.offset_ns, clocks.c.uptime_ns)) == [(3 * SECOND, 30)]
 
 
 def test_a_fix_of_another_device_corrects_nothing(both):
