@@ -84,7 +84,7 @@ def explain(error: sqlite3.Error, path: Path) -> str:
         sqlite3.SQLITE_READONLY: "check its permissions",
         sqlite3.SQLITE_BUSY: "another process holds it; find it with fuser",
         sqlite3.SQLITE_CORRUPT: "move it away; a new one is made",
-        sqlite3.SQLITE_NOTADB: "move it away; a new one is made",
+        sqlite3.SQLITE_NOTADB: "name ferryman's database, or move this file away: what writes makes a new one",
         sqlite3.SQLITE_ERROR: "its tables are not ferryman's; move it away, and a new one is made",
     }.get(code, "see the error's name in SQLite's documentation")
     return f"{path}: {error} ({name}); {advice}"

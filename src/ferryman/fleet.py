@@ -136,7 +136,17 @@ class Fleet:
         _say(found.left_out)
         return found
 
-    def devices(self, query: str | None = None, *, frame: Frame | None = None, **asked: Any) -> Any:  # noqa: ANN401  # see the class
+    def devices(
+        self,
+        query: str | None = None,
+        *,
+        device: str | None = None,
+        since: str | int | None = None,
+        until: str | int | None = None,
+        sort: str = "name",
+        limit: int | None = None,
+        frame: Frame | None = None,
+    ) -> Any:  # noqa: ANN401  # see the class
         """A row for each device (`DeviceRow`).
 
         `device`, `since`, `until`, `sort`, `limit` as in `query.devices.device_rows`.
@@ -144,9 +154,24 @@ class Fleet:
         from ferryman.devices.fleet.query.devices import device_rows
         from ferryman.devices.fleet.query.records import DeviceRow
 
-        return self._ask(device_rows, DeviceRow, frame, {"query": query, "limit": None, **asked})
+        return self._ask(
+            device_rows,
+            DeviceRow,
+            frame,
+            {"query": query, "device": device, "since": since, "until": until, "sort": sort, "limit": limit},
+        )
 
-    def runs(self, query: str | None = None, *, frame: Frame | None = None, **asked: Any) -> Any:  # noqa: ANN401  # as above
+    def runs(
+        self,
+        query: str | None = None,
+        *,
+        device: str | None = None,
+        package: str | None = None,
+        since: str | int | None = None,
+        until: str | int | None = None,
+        limit: int | None = None,
+        frame: Frame | None = None,
+    ) -> Any:  # noqa: ANN401  # as above
         """A row for each measurement (`RunRow`).
 
         `device`, `package`, `since`, `until`, `limit` as in `query.runs.runs`.
@@ -154,9 +179,23 @@ class Fleet:
         from ferryman.devices.fleet.query.records import RunRow
         from ferryman.devices.fleet.query.runs import runs
 
-        return self._ask(runs, RunRow, frame, {"query": query, "limit": None, **asked})
+        return self._ask(
+            runs,
+            RunRow,
+            frame,
+            {"query": query, "device": device, "package": package, "since": since, "until": until, "limit": limit},
+        )
 
-    def samples(self, query: str | None = None, *, frame: Frame | None = None, **asked: Any) -> Any:  # noqa: ANN401  # as above
+    def samples(
+        self,
+        query: str | None = None,
+        *,
+        device: str | None = None,
+        since: str | int | None = None,
+        until: str | int | None = None,
+        limit: int | None = 1_000_000,
+        frame: Frame | None = None,
+    ) -> Any:  # noqa: ANN401  # as above
         """A row for each sample (`SampleRow`), its metrics as columns.
 
         `device`, `since` (an hour ago), `until`, `limit` (1,000,000) as in `query.series.samples`; for more, export.
@@ -164,7 +203,12 @@ class Fleet:
         from ferryman.devices.fleet.query.records import SampleRow
         from ferryman.devices.fleet.query.series import samples
 
-        return self._ask(samples, SampleRow, frame, {"query": query, "limit": 1_000_000, **asked})
+        return self._ask(
+            samples,
+            SampleRow,
+            frame,
+            {"query": query, "device": device, "since": since, "until": until, "limit": limit},
+        )
 
     def series(
         self,
@@ -172,8 +216,9 @@ class Fleet:
         metric: str,
         *,
         span: str | None = None,
+        since: str | int | None = None,
+        until: str | int | None = None,
         frame: Frame | None = None,
-        **asked: Any,  # noqa: ANN401  # as above
     ) -> Any:  # noqa: ANN401  # as above
         """A row for each sample of a device, or for each `span`, such as 15m or 1d (`Point`).
 
@@ -183,10 +228,22 @@ class Fleet:
         from ferryman.devices.fleet.query.series import series
         from ferryman.devices.fleet.query.window import parse_span
 
-        asked |= {"device": device, "metric": metric, "span_s": parse_span(span) if span else 0}
+        span_s = parse_span(span) if span else 0
+        asked = {"device": device, "metric": metric, "span_s": span_s, "since": since, "until": until}
         return self._ask(series, Point, frame, asked)
 
-    def logs(self, query: str | None = None, *, frame: Frame | None = None, **asked: Any) -> Any:  # noqa: ANN401  # as above
+    def logs(
+        self,
+        query: str | None = None,
+        *,
+        device: str | None = None,
+        level: str | None = None,
+        grep: str | None = None,
+        since: str | int | None = None,
+        until: str | int | None = None,
+        limit: int | None = 100_000,
+        frame: Frame | None = None,
+    ) -> Any:  # noqa: ANN401  # as above
         """A row for each line (`LogRow`), the newest last.
 
         `device`, `level`, `grep`, `since`, `until`, `limit` (100,000) as in `query.logs.logs`.
@@ -194,9 +251,32 @@ class Fleet:
         from ferryman.devices.fleet.query.logs import logs
         from ferryman.devices.fleet.query.records import LogRow
 
-        return self._ask(logs, LogRow, frame, {"query": query, "limit": 100_000, **asked})
+        return self._ask(
+            logs,
+            LogRow,
+            frame,
+            {
+                "query": query,
+                "device": device,
+                "level": level,
+                "grep": grep,
+                "since": since,
+                "until": until,
+                "limit": limit,
+            },
+        )
 
-    def alerts(self, query: str | None = None, *, frame: Frame | None = None, **asked: Any) -> Any:  # noqa: ANN401  # as above
+    def alerts(
+        self,
+        query: str | None = None,
+        *,
+        past: bool = False,
+        device: str | None = None,
+        since: str | int | None = None,
+        until: str | int | None = None,
+        limit: int | None = None,
+        frame: Frame | None = None,
+    ) -> Any:  # noqa: ANN401  # as above
         """A row for each alert (`AlertRow`).
 
         `past`, `device`, `since`, `until`, `limit` as in `query.alerts.alerts`.
@@ -204,9 +284,26 @@ class Fleet:
         from ferryman.devices.fleet.query.alerts import alerts
         from ferryman.devices.fleet.query.records import AlertRow
 
-        return self._ask(alerts, AlertRow, frame, {"query": query, "limit": None, **asked})
+        return self._ask(
+            alerts,
+            AlertRow,
+            frame,
+            {"query": query, "past": past, "device": device, "since": since, "until": until, "limit": limit},
+        )
 
-    def compare(self, query: str | None = None, *, frame: Frame | None = None, **asked: Any) -> Any:  # noqa: ANN401  # as above
+    def compare(
+        self,
+        query: str | None = None,
+        *,
+        by: str = "package",
+        metrics: Sequence[str] | None = None,
+        baseline: str | None = None,
+        device: str | None = None,
+        since: str | int | None = None,
+        until: str | int | None = None,
+        margin: float = 0.02,
+        frame: Frame | None = None,
+    ) -> Any:  # noqa: ANN401  # as above
         """A row for each group and metric (`Compared`).
 
         `by` (package), `metrics`, `baseline`, `device`, `since`, `until`, `margin` as in `query.compare.compare`.
@@ -214,7 +311,22 @@ class Fleet:
         from ferryman.devices.fleet.query.compare import compare
         from ferryman.devices.fleet.query.records import Compared
 
-        return self._ask(compare, Compared, frame, {"query": query, **asked})
+        chosen = {} if metrics is None else {"metrics": metrics}
+        return self._ask(
+            compare,
+            Compared,
+            frame,
+            {
+                "query": query,
+                "by": by,
+                "baseline": baseline,
+                "device": device,
+                "since": since,
+                "until": until,
+                "margin": margin,
+                **chosen,
+            },
+        )
 
     def _ask(self, question: Callable[..., Any], kind: type[Record], frame: str | None, asked: dict[str, Any]) -> Any:  # noqa: ANN401  # as above
         from ferryman.frames import check_frame, to_frame

@@ -42,7 +42,7 @@ def status_text(found: FleetStatus, width: int, *, colour: bool) -> str:
     lines = {
         "online": f"{found.online:,} of {found.devices:,} devices" + (f", {offline:,} offline" if offline else ""),
         "alerts": alerts or "none open",
-        "samples": f"{number(found.samples_per_minute)} a minute",
+        "samples": f"{number(found.samples_per_minute)} a minute, over the last five",
         "inferences": f"{found.inferences:,}, {found.errors:,} errors",
         "latency": latency,
         "dropped": f"{found.drops:,} records, {found.dropped_total:,} ever; {found.waiting:,} wait in outboxes",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 
 import pandas as pd
@@ -9,7 +10,13 @@ import polars as pl
 import pytest
 
 from ferryman import Fleet
+from ferryman.devices.fleet.query.alerts import alerts
+from ferryman.devices.fleet.query.compare import compare
+from ferryman.devices.fleet.query.devices import device_rows
+from ferryman.devices.fleet.query.logs import logs
 from ferryman.devices.fleet.query.records import AlertRow, DeviceRow, LogRow, Point, SampleRow
+from ferryman.devices.fleet.query.runs import runs
+from ferryman.devices.fleet.query.series import samples
 from ferryman.devices.fleet.store.store import open_store
 from ferryman.frames import check_frame
 from ferryman.runtime.contracts.errors import CallerError
@@ -97,7 +104,7 @@ def test_without_rows_the_columns_are_there_and_have_their_types(nothing, fleet,
         types = dict(zip(filled.columns, map(str, filled.dtypes), strict=True))
         types.pop("my_own_v", None)
         assert dict(zip(empty.columns, map(str, empty.dtypes), strict=True)) == types
-    assert {"time", "mean"} <= set(fleet.series("a", "none", frame=frame).columns)
+    assert {"time", "mean"} <= set(fleet.series("a", "power_w", frame=frame).columns)
 
 
 def test_records_where_neither_is_installed(fleet, monkeypatch):
@@ -156,3 +163,12 @@ def test_a_wrong_argument_is_named(fleet):
         fleet.devices(frame=5)
     with pytest.raises(CallerError, match=r"no frame \[\]"):
         fleet.devices(frame=[])
+
+
+def test_every_argument_of_a_question_is_one_of_its_method():
+    questions = {
+        "devices": device_rows, "runs": runs, "samples": samples, "logs": logs, "alerts": alerts, "compare": compare,
+    }  # fmt: skip
+    for name, question in questions.items():
+        method = set(inspect.signature(getattr(Fleet, name)).parameters)
+        assert method - {"self", "frame"} == set(inspect.signature(question).parameters) - {"store", "now_ns"}

@@ -21,7 +21,7 @@ from ferryman.devices.fleet.query.asked import check_names, check_several, check
 from ferryman.devices.fleet.query.left_out import LeftOut
 from ferryman.devices.fleet.query.parts import Part, empty, hours, parts
 from ferryman.devices.fleet.query.records import Compared, Comparison
-from ferryman.devices.fleet.query.who import Known, Who, who
+from ferryman.devices.fleet.query.who import Known, Who, labels_of, who
 from ferryman.devices.fleet.query.window import window
 from ferryman.devices.fleet.store.store import Store
 from ferryman.profiler.verdict import MARGIN, ROUNDS_LEAST, judge, log_ratio
@@ -30,6 +30,7 @@ from ferryman.runtime.contracts.errors import CallerError
 METRICS = ("latency_ms", "memory_used_mb", "agent_memory_mb", "cpu_percent", "temperature_c", "energy_mj", "power_w")
 OTHERS = "(none)"
 """Devices without the label, or samples without a package."""
+_TOLD = ("package", "model", "device", "release", "ferryman")
 UNITS_MAX = 60
 """Of each group: ranks of more take long, and settle nothing that these do not."""
 Unit = str | int
@@ -84,6 +85,10 @@ def compare(
     within = window(since, until, now_ns, "1d")
     span = hours(within, now_ns)
     devices = who(store, query, device, left_out)
+    if by not in _TOLD and devices.known and not any(by in one.status.labels for one in devices.known.values()):
+        raise CallerError(
+            f"no device has the label {shown(by)}; {labels_of(devices.known.values())}; or by {', '.join(_TOLD)}"
+        )
     gathered: dict[tuple[str, str], dict[Unit, list[Part]]] = defaultdict(lambda: defaultdict(list))
     for part in parts(store, span, devices, left_out, sketched=metrics, days=by != "device"):
         group = _group(by, part, devices)

@@ -18,14 +18,14 @@ from sqlalchemy import Select, select
 from ferryman.devices.fleet.query.left_out import LeftOut
 from ferryman.devices.fleet.query.reading import decoded, stored
 from ferryman.devices.fleet.query.records import Quantiles
-from ferryman.devices.fleet.query.sane import VALUE_MAX, check, least_of
+from ferryman.devices.fleet.query.sane import check, least_of
 from ferryman.devices.fleet.query.who import Who, in_turn, sources_of
 from ferryman.devices.fleet.query.window import Window
 from ferryman.devices.fleet.store import tables
 from ferryman.devices.fleet.store.sketches import K, summarise
 from ferryman.devices.fleet.store.store import Store
 from ferryman.devices.fleet.store.tables import DAY_S, HOUR_S
-from ferryman.runtime.contracts.telemetry import Sample
+from ferryman.runtime.contracts.telemetry import VALUE_MAX, Sample
 
 FRESH_MAX = 1000
 """Hours of devices in no rollup whose samples one question reads; beyond, it takes what is rolled up and says so."""

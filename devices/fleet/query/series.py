@@ -10,6 +10,7 @@ import numpy as np
 
 from ferryman.devices.fleet.query.asked import check_names
 from ferryman.devices.fleet.query.left_out import LeftOut
+from ferryman.devices.fleet.query.newest_sample import newest_samples
 from ferryman.devices.fleet.query.parts import Part, hours, merged, parts, values_of
 from ferryman.devices.fleet.query.reading import Stored, decoded, newest, stored
 from ferryman.devices.fleet.query.records import CLOCKS, Point, SampleRow, Samples, Series
@@ -19,7 +20,7 @@ from ferryman.devices.fleet.store import tables
 from ferryman.devices.fleet.store.store import Store
 from ferryman.devices.fleet.store.tables import DAY_S, HOUR_S
 from ferryman.runtime.contracts.errors import CallerError
-from ferryman.runtime.contracts.telemetry import Sample
+from ferryman.runtime.contracts.telemetry import METRICS, Sample
 
 LIMIT = 100_000
 POINTS_MAX = 100_000
@@ -122,6 +123,13 @@ def series(
         points.append(point)
         if len(points) > POINTS_MAX:
             raise CallerError(f"a series has at most {POINTS_MAX:,} points; ask for a longer span, or a shorter window")
+    if not points and metric not in METRICS:
+        newest_of = newest_samples(store, [device], left_out).get(device)
+        names = newest_of.sample.values if newest_of else METRICS
+        if metric not in names:
+            raise CallerError(
+                f"{device} tells no metric {metric[:100]!r} in this window; there are: {', '.join(names)}"
+            )
     return Series(device=device, metric=metric, span_s=span_s, points=tuple(points), left_out=left_out.words())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from ferryman.devices.fleet.query.sane import read
 from ferryman.devices.fleet.rollout.query import Target, parse_query
 from ferryman.devices.fleet.store import tables
 from ferryman.devices.fleet.store.store import Store
+from ferryman.profiler.report_words import printable
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.messages import Status
 
@@ -69,7 +70,7 @@ def who(store: Store, query: str | None, device: str | None, left_out: LeftOut) 
     wanted = select(table.c.device, table.c.status, table.c.online, table.c.changed_ns, table.c.seen_ns)
     rows = store.read(wanted if device is None else wanted.where(table.c.device == device))
     found = {}
-    for name, body, online, changed_ns, seen_ns in rows:
+    for name, body, online, changed_ns, seen_ns in sorted(rows, key=lambda row: str(row[0])):
         try:
             found[str(name)] = Known(read(str(body), Status), bool(online), changed_ns, seen_ns)
         except ValueError as error:
@@ -82,12 +83,24 @@ def who(store: Store, query: str | None, device: str | None, left_out: LeftOut) 
         for name, one in sorted(found.items())
         if parsed is None or parsed.matches(Target(name=name, model=one.status.model, labels=one.status.labels))
     }
+    if query is not None and found and not known:
+        left_out.say(
+            f"all: no device is meant by {printable(query)[:100]!r}{_others(store)}; {labels_of(found.values())}"
+        )
     if parsed is None and device is None:
         return Who(known)
     if device is not None and not rows and not silent:
         raise CallerError(f"no device {device[:100]!r} in this store{_others(store)}")
     names = frozenset(known) if device is None or parsed is not None else frozenset({device})
     return Who(known, names, sources_of(store, sorted(names)) if len(names) <= IN_MAX else None)
+
+
+def labels_of(devices: Iterable[Known]) -> str:
+    """The labels that there are, in words."""
+    names = sorted({name for one in devices for name in one.status.labels})
+    if not names:
+        return "no device has labels"
+    return printable(f"labels are: {', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''}")[:1000]
 
 
 def without_status(device: str | None) -> Select[Any]:

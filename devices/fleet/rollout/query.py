@@ -103,6 +103,8 @@ def _plain_term(text: str, begin: int, end: int) -> Test:
 
 def _label_term(text: str, place: int, found: re.Match[str]) -> Test:
     label, how, value = found["label"], found["how"], found["value"]
+    if value.startswith("="):
+        raise _wrong(text, place, f"{label}=value has one =")
     if not value:
         raise _wrong(text, place, f"a value for {label} is missing")
     if how == "~":

@@ -6,6 +6,7 @@ import json
 import math
 
 import pytest
+from sqlalchemy import update
 
 from ferryman.devices.fleet.query.alerts import alerts
 from ferryman.devices.fleet.query.compare import compare
@@ -14,6 +15,7 @@ from ferryman.devices.fleet.query.logs import logs
 from ferryman.devices.fleet.query.runs import runs
 from ferryman.devices.fleet.query.series import samples, series
 from ferryman.devices.fleet.query.status import fleet_status
+from ferryman.devices.fleet.store import tables
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.record import encode
 from tests.support.measurements import measurement
@@ -28,7 +30,12 @@ LINE = {"level": "ERROR", "logger": "l", "message": "m"}
 @pytest.fixture
 def absurd(store):
     """A good device, and one that sends nonsense beside what is good."""
-    join(store, status("good"), status("bad"), status("boasts", outbox_pending=HUGE), status("owes", outbox_dropped=-1))
+    join(store, status("good"), status("bad"), status("owes"), status("boasts"))
+    for name, key, value in (("owes", "outbox_dropped", -1), ("boasts", "outbox_pending", HUGE)):
+        body = json.dumps({**json.loads(encode(status(name))), key: value})
+        table = tables.devices
+        change = update(table).where(table.c.device == name).values(status=body)
+        store.write(lambda connection, change=change: connection.execute(change))
     for name in ("good", "bad"):
         put(store, name, "sample", {NOW_NS - 9 * MINUTE: sample([2.0, 4.0], temperature_c=50.0)})
     nonsense = [
@@ -145,3 +152,18 @@ def test_a_device_that_only_sent_records_is_one(store):
     assert fleet_status(store, now_ns=NOW_NS).devices == 2
     with pytest.raises(CallerError, match="no device 'x' in this store; there are: silent, told"):
         device_rows(store, now_ns=NOW_NS, device="x")
+
+
+def test_a_slip_is_told_what_there_is(store):
+    join(store, status("a", labels={"site": "lab"}))
+    put(store, "a", "sample", {NOW_NS - 1: sample([1.0], my_v=3.0)})
+    found = device_rows(store, now_ns=NOW_NS, query="site=nosuch")
+    assert found.left_out == ("all: no device is meant by 'site=nosuch'; there are: a; labels are: site",)
+    with pytest.raises(CallerError, match="character 6: site=value has one ="):
+        device_rows(store, now_ns=NOW_NS, query="site==lab")
+    with pytest.raises(CallerError, match="no device has the label 'nosuch'; labels are: site; or by package"):
+        compare(store, now_ns=NOW_NS, by="nosuch")
+    with pytest.raises(CallerError, match=r"a tells no metric 'foo' in this window; there are: .*my_v"):
+        series(store, "a", "foo", now_ns=NOW_NS)
+    assert series(store, "a", "my_v", now_ns=NOW_NS).points
+    assert not series(store, "a", "power_w", now_ns=NOW_NS).points

@@ -125,7 +125,7 @@ def test_a_series_of_samples_and_of_spans(store):
     assert [(point.time_ns, point.count, point.p50) for point in hourly.points] == [
         (HOUR_BEGIN_NS - HOUR_NS, 3, 41.0), (HOUR_BEGIN_NS, 4, 51.0),
     ]  # fmt: skip
-    assert series(store, "a", "no_such", now_ns=NOW_NS).points == ()
+    assert series(store, "a", "power_w", now_ns=NOW_NS).points == ()
     with pytest.raises(CallerError, match="no device 'x'"):
         series(store, "x", "temperature_c", now_ns=NOW_NS)
 
