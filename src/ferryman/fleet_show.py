@@ -68,11 +68,18 @@ def status_text(found: FleetStatus, width: int, *, colour: bool) -> str:
     return f"{text}\n\n{_table('by the newest samples', worst, texts, numbers, width, colour=colour)}"
 
 
+def _there(row: DeviceRow) -> str:
+    """Metered and paused: so its mode on the device says."""
+    if row.online:
+        return "metered" if row.mode == "metered" else "online"
+    return "paused" if row.mode == "offline" else "OFFLINE"
+
+
 def devices_text(found: Devices, now_ns: int, width: int, *, colour: bool) -> str:
     """A row for each."""
     words: Columns[DeviceRow] = [
         ("device\n", lambda row: row.device),
-        ("\n", lambda row: "online" if row.online else "OFFLINE"),
+        ("\n", _there),
         ("model\n", lambda row: short(row.model, _TEXT_MAX) or NOT_ASKED),
         ("labels\n", lambda row: labels(row.labels) or NOT_ASKED),
         ("package\n", lambda row: _package(row.package, row.package_sha256)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import subprocess
@@ -16,7 +17,7 @@ from click.testing import CliRunner
 from ferryman import fleet_show
 from ferryman.cli import main
 from ferryman.devices.fleet.query.schema import schema
-from ferryman.devices.fleet.store.store import open_store
+from ferryman.devices.fleet.store.store import Batch, open_store
 from ferryman.profiler import report_text
 from ferryman.runtime.contracts.record import encode
 from tests.support.line_protocol import parse
@@ -100,6 +101,25 @@ def test_json_is_one_document_as_the_schema_says(database, command, tmp_path):
         document = json.loads(asked(command, where, "--json").stdout)
         assert document["type"].startswith("fleet-")
         jsonschema.Draft202012Validator(json.loads(schema())).validate(document)
+
+
+@pytest.mark.parametrize(
+    ("online", "mode", "word"),
+    [
+        (True, "", "online"),
+        (True, "full", "online"),
+        (True, "metered", "metered"),
+        (False, "offline", "paused"),
+        (False, "metered", "OFFLINE"),
+    ],
+)
+def test_how_a_device_uses_its_link_is_seen(tmp_path, online, mode, word):
+    path = tmp_path / "one.sqlite"
+    with contextlib.closing(open_store(path)) as store:
+        store.insert(Batch(statuses=[status("pi", online=online, mode=mode)]), time.time_ns())
+    shown = run("devices", "--database", path).stdout
+    assert [one for one in ("online", "metered", "paused", "OFFLINE") if one in shown] == [word]
+    assert json.loads(run("devices", "--database", path, "--json").stdout)["rows"][0]["mode"] == mode
 
 
 def test_the_documented_schema_is_that_of_the_records():

@@ -110,6 +110,7 @@ def _row(name: str, known: Known, newest: Newest | None, windowed: DeviceRow | N
         online=known.online,
         seen_ns=known.seen_ns,
         changed_ns=known.changed_ns,
+        mode=status.mode,
         model=status.model,
         labels=dict(status.labels),
         ferryman=status.ferryman,

@@ -83,6 +83,8 @@ class DeviceRow(Record, kw_only=True):
     """When anything of it last arrived."""
     changed_ns: int
     """When `online` last changed."""
+    mode: str
+    """How much it uses its link: full, metered or offline, on purpose; empty: it does not tell."""
     model: str
     labels: dict[str, str]
     ferryman: str
