@@ -109,6 +109,9 @@ class Link:
         self._nudge = threading.Event()
         """Set where a wait of the link's thread is over before its time."""
         self._problem = "not started"
+        self._lost_at: float | None = None
+        """Since when the log says that there is no connection; None: it does not."""
+        self._was_ready = False
         self._in_flight_max = IN_FLIGHT_MAX
         self._knows_v5 = False
         self._thread = threading.Thread(target=self._run, name=f"link-{client_id}", daemon=True)
@@ -148,11 +151,11 @@ class Link:
         if self._thread.is_alive():
             self._thread.join(CONNECT_TIMEOUT_S)
 
-    def pause(self) -> None:
-        """Publish the last will and disconnect, until `resume`; the broker keeps the session, if there is one."""
+    def pause(self, farewell: Message | None = None) -> None:
+        """Publish `farewell` (None: the last will) and disconnect, until `resume`; the broker keeps a session."""
         if self._paused.is_set():
             return
-        self._say_will()
+        self._say_will(farewell)
         self._paused.set()
         self._end(PAUSED)
 
@@ -210,12 +213,12 @@ class Link:
             raise LinkError(f"broker {self.broker.address}: not connected: {self._problem}")
         connection.publish(message, done)
 
-    def _say_will(self) -> None:
+    def _say_will(self, instead: Message | None = None) -> None:
         """Publish it, as it was made for this connection, and wait a little for the broker to have it."""
         connection = self._connection
-        if connection is not None and connection.will is not None and self._ready.is_set():
+        if connection is not None and (will := instead or connection.will) is not None and self._ready.is_set():
             gone = threading.Event()
-            connection.publish(connection.will, lambda _: gone.set())
+            connection.publish(will, lambda _: gone.set())
             gone.wait(STOP_WAIT_S)
 
     def _end(self, problem: str) -> None:
@@ -244,6 +247,7 @@ class Link:
             if problem is None:
                 attempt = self._judge(attempt, held_s=time.monotonic() - began)
             elif problem != self._problem or attempt == 0:
+                self._lost_at = self._lost_at or began
                 log.warning("broker %s: %s; retrying", self.broker.address, problem)
             self._problem = problem or "connection lost"
             self._nudge.wait(backoff_s(attempt, RETRY_FIRST_S, RETRY_CAP_S))
@@ -294,12 +298,13 @@ class Link:
                 unheard = connection.problem if not connection.answered and not self._unwanted else None
                 return explain_silence(unheard, self.broker) if unheard else connection.problem
             self._ready.set()
-            log.info("broker %s: connected as %s", self.broker.address, self._wanted.client_id)
+            self._say_ready()
             for callback in self._ready_callbacks:
                 guard(callback)
             connection.down.wait()
             self._ready.clear()
             if not self._unwanted:
+                self._lost_at = time.monotonic()
                 log.warning("broker %s: connection lost: %s", self.broker.address, connection.problem)
         except (OSError, ValueError) as error:  # ValueError: what paho says of names it cannot use
             return explain_failure(error, self.broker)
@@ -311,6 +316,16 @@ class Link:
         for callback in self._down_callbacks:
             guard(callback)
         return None
+
+    def _say_ready(self) -> None:
+        """As loud as the loss was: whose last words are that it is away is taken for away."""
+        log.info("broker %s: connected as %s", self.broker.address, self._wanted.client_id)
+        if self._lost_at is not None:
+            again = " again" if self._was_ready else ""
+            log.warning(
+                "broker %s: connected%s after %.0f s", self.broker.address, again, time.monotonic() - self._lost_at
+            )
+        self._lost_at, self._was_ready = None, True
 
     def _make_will(self) -> Message | None:
         return self._will() if callable(self._will) else self._will

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.identity import guard_secret
+from ferryman.runtime.contracts.errors import IdentityError
 
 _NOT_YET_VALID = 9  # X509_V_ERR_CERT_NOT_YET_VALID
 _EXPIRED = 10
@@ -18,15 +22,35 @@ def make_context(broker: BrokerConfig) -> ssl.SSLContext:
     """TLS 1.2 or later, the broker's certificate and its host name verified, our own certificate shown if there is one.
 
     Raises:
-        IdentityError: the key's file is not its owner's alone.
-        OSError, ValueError: a file cannot be read.
+        IdentityError: a file is missing, cannot be read or is another, or the key's is not its owner's alone.
     """
-    context = ssl.create_default_context(cafile=broker.tls_ca)
+    with _told("the authority to trust (ca)", broker.tls_ca):
+        context = ssl.create_default_context(cafile=broker.tls_ca)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if broker.tls_cert is not None:
-        guard_secret(Path(broker.tls_key or broker.tls_cert))
-        context.load_cert_chain(broker.tls_cert, broker.tls_key, password=_no_passphrase)
+        key = broker.tls_key or broker.tls_cert
+        with _told("our key (key, or cert)", key):
+            guard_secret(Path(key))
+        with _told("our certificate (cert) and its key (key, or in the same file)", broker.tls_cert, broker.tls_key):
+            context.load_cert_chain(broker.tls_cert, broker.tls_key, password=_no_passphrase)
     return context
+
+
+@contextmanager
+def _told(what: str, *paths: str | None) -> Iterator[None]:
+    """Name the files in errors, which OpenSSL does not."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        named = [path for path in paths if path is not None]
+        missing = next((path for path in named if not os.path.exists(path)), None)  # noqa: PTH110  # a null byte: False
+        if missing is not None:
+            said = f"{missing} is not there; put it there, or name another in the broker's URL"
+        elif isinstance(error, ssl.SSLError):
+            said = f"{' and '.join(named) or 'of the system'}: no PEM, damaged, or not of one another ({error})"
+        else:
+            said = f"{' and '.join(named) or 'of the system'}: {getattr(error, 'strerror', None) or error}"
+        raise IdentityError(f"{what}: {said}") from error
 
 
 def _no_passphrase() -> bytes:

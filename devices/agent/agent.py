@@ -135,8 +135,15 @@ class Agent:
         self._serving = Serving(self._store, self._health, StepDown())
         self._recorder = Recorder(self._outbox)
         self._guard = CommandGuard(config.device, config.root, _sure_clock)
+        modes = Modes(config.root, config.telemetry.mode)
         self._presence = Presence(
-            config.device, config.labels, self._kind, self._outbox, self._recorder, lambda: self._guard.challenge
+            config.device,
+            config.labels,
+            self._kind,
+            self._outbox,
+            self._recorder,
+            lambda: self._guard.challenge,
+            modes.now,
         )
         broker = with_identity(config.broker, config.root)
         self._link = Link(
@@ -151,7 +158,6 @@ class Agent:
         self._desk = Desk(config.device, self._link, self._do, lambda data: self._guard.open(data, "request"))
         self._guard.on_new_challenge(self._announce)
         self._link.on_ready(self._announce)
-        modes = Modes(config.root, config.telemetry.mode)
         self._publisher = Publisher(
             self._outbox,
             config.device,
@@ -159,6 +165,8 @@ class Agent:
             confirm=config.confirm,
             config=config.telemetry,
             mode=modes.now,
+            on_mode=self._announce,
+            farewell=self._presence.farewell,
         )
         self._seen: SlotState | None = None
         self._trouble = ""
@@ -170,6 +178,11 @@ class Agent:
             lambda sample: self._record([("sample", sample)]),
             modes.now,
         )
+
+    @property
+    def waiting(self) -> int:
+        """Records that are yet to be sent."""
+        return self._presence.counts().records
 
     def run(self, stop: threading.Event) -> None:
         """Serve until `stop` is set.

@@ -11,7 +11,7 @@ import math
 import random
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,10 @@ SENSORS: dict[str, tuple[str, str | None, str | None]] = {
     "outbox_mb": ("Outbox", "data_size", "MB"),
 }
 """Metric -> name, device class, unit; the pairs that Home Assistant's sensor entities allow. `throttled` is binary."""
+PRIMARY = frozenset({"inferences", "latency_ms", "power_w"})
+"""What the device is there for; all else is `diagnostic`."""
+SERVED = {"package": ("Package", "package_name"), "release": ("Release", "release")}
+"""Text sensors: name, and the field of the status."""
 
 
 class Announced(Record):
@@ -77,7 +81,9 @@ def config_topic(prefix: str, device: str) -> str:
     return f"{prefix}/device/{topics.check_name(device)}/config"
 
 
-def discovery(device: str, model: str, period_s: float, gone: Mapping[str, str]) -> dict[str, Any]:
+def discovery(
+    device: str, model: str, period_s: float, gone: Mapping[str, str], missing: Collection[str] = ()
+) -> dict[str, Any]:
     """The message that announces a device.
 
     Args:
@@ -85,19 +91,19 @@ def discovery(device: str, model: str, period_s: float, gone: Mapping[str, str])
         model: what kind it is.
         period_s: of its samples; a state that is three periods old is none.
         gone: components of an earlier announcement that there are no more -> their platforms.
+        missing: metrics that the device has no sensor for.
     """
-    own = {
-        "state_topic": topics.live(device),
+    available = {
         "availability": [
             {
                 "topic": topics.status(device),
                 "value_template": "{{ 'online' if value_json.online else 'offline' }}",
             }
-        ],
-        "expire_after": math.ceil(LIVE_PERIODS * period_s),
-        "entity_category": "diagnostic",
+        ]
     }
-    components: dict[str, dict[str, Any]] = {name: {"platform": platform} for name, platform in gone.items()}
+    own = available | {"state_topic": topics.live(device), "expire_after": math.ceil(LIVE_PERIODS * period_s)}
+    diagnostic = {"entity_category": "diagnostic"}
+    components: dict[str, dict[str, Any]] = {}
     for metric, (name, device_class, unit) in SENSORS.items():
         sensor = {
             "platform": "sensor",
@@ -108,14 +114,19 @@ def discovery(device: str, model: str, period_s: float, gone: Mapping[str, str])
             "state_class": "measurement",
         }
         units = {"device_class": device_class, "unit_of_measurement": unit}
-        components[metric] = own | sensor | {key: value for key, value in units.items() if value}
-    components["throttled"] = own | {
-        "platform": "binary_sensor",
-        "unique_id": f"ferryman_{device}_throttled",
-        "name": "Throttled",
-        "device_class": "problem",
-        "value_template": "{{ {0.0: 'OFF', 1.0: 'ON'}.get(value_json['values'].get('throttled')) }}",
-    }
+        category = {} if metric in PRIMARY else diagnostic
+        components[metric] = own | category | sensor | {key: value for key, value in units.items() if value}
+    components["throttled"] = (
+        own
+        | diagnostic
+        | {
+            "platform": "binary_sensor",
+            "unique_id": f"ferryman_{device}_throttled",
+            "name": "Throttled",
+            "device_class": "problem",
+            "value_template": "{{ {0.0: 'OFF', 1.0: 'ON'}.get(value_json['values'].get('throttled')) }}",
+        }
+    )
     components["online"] = {  # no availability: it is there to say that the device is not
         "platform": "binary_sensor",
         "unique_id": f"ferryman_{device}_online",
@@ -125,6 +136,17 @@ def discovery(device: str, model: str, period_s: float, gone: Mapping[str, str])
         "state_topic": topics.status(device),
         "value_template": "{{ 'ON' if value_json.online else 'OFF' }}",
     }
+    for key, (name, field) in SERVED.items():
+        text = {
+            "platform": "sensor",
+            "unique_id": f"ferryman_{device}_{key}",
+            "name": name,
+            "state_topic": topics.status(device),
+            "value_template": f"{{{{ value_json.get('{field}') }}}}",
+        }
+        components[key] = available | diagnostic | text
+    components = {name: one for name, one in components.items() if name not in missing}
+    components |= {name: {"platform": platform} for name, platform in gone.items()}
     return {
         "device": {
             "identifiers": [f"ferryman_{device}"],
@@ -141,7 +163,16 @@ def discovery(device: str, model: str, period_s: float, gone: Mapping[str, str])
 class HomeAssistant:
     """Announces a device on each connection, and when Home Assistant has started; takes back what was announced."""
 
-    def __init__(self, link: Link, device: str, model: str, period_s: float, root: Path, prefix: str | None) -> None:
+    def __init__(
+        self,
+        link: Link,
+        device: str,
+        model: str,
+        period_s: float,
+        root: Path,
+        prefix: str | None,
+        missing: Collection[str] = (),
+    ) -> None:
         """Attach to `link`, which must not be started yet.
 
         Args:
@@ -151,11 +182,13 @@ class HomeAssistant:
             period_s: of its samples.
             root: of the agent, where a file remembers what was announced.
             prefix: Home Assistant's discovery prefix; None: it shall not know this device any more.
+            missing: metrics that the device has no sensor for; they are not announced.
 
         Raises:
             CallerError: `prefix` is none.
         """
         self._link, self._device, self._model, self._period_s = link, device, model, period_s
+        self._missing = missing
         self._file = root / FILE
         self._prefix = prefix if prefix is None else check_prefix(prefix)
         if prefix is None and not self._file.exists():
@@ -184,7 +217,7 @@ class HomeAssistant:
             self._remember(Announced(prefix=self._prefix, platforms=platforms))
 
     def _message(self, gone: Mapping[str, str]) -> dict[str, Any]:
-        return discovery(self._device, self._model, self._period_s, gone)
+        return discovery(self._device, self._model, self._period_s, gone, self._missing)
 
     def _publish(self, topic: str, payload: bytes) -> None:
         def said(problem: str | None) -> None:

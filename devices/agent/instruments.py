@@ -12,7 +12,7 @@ from ferryman.devices.agent.homeassistant import HomeAssistant
 from ferryman.devices.agent.modes import Mode
 from ferryman.devices.agent.outbox import Outbox
 from ferryman.devices.agent.power import PowerMeter
-from ferryman.devices.agent.sampler import PERIOD_S, Sampler, Sources, live
+from ferryman.devices.agent.sampler import PERIOD_S, Sampler, Sources, live, missing_sensors
 from ferryman.devices.agent.tally import ServedTally
 from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.mqtt import Link
@@ -85,7 +85,15 @@ class Instruments:
         self._mode = mode
         self._power = PowerMeter(config.meter) if config.meter is not None else None
         self._sparkplug = _node(config.sparkplug, wires) if config.sparkplug is not None else None
-        HomeAssistant(wires.link, wires.device, wires.model, config.sample_s, wires.root, config.home_assistant)
+        HomeAssistant(
+            wires.link,
+            wires.device,
+            wires.model,
+            config.sample_s,
+            wires.root,
+            config.home_assistant,
+            _missing(config) if config.home_assistant is not None else (),
+        )
         self._sampler: Sampler | None = None
         if config.sample_s:
             self._live = live(wires.link, wires.device, config.sample_s)
@@ -129,6 +137,11 @@ def _node(group: str, wires: Wires) -> SparkplugNode:
     from ferryman.devices.agent.sparkplug.node import SparkplugNode
 
     return SparkplugNode(wires.broker, group, wires.device, wires.root)
+
+
+def _missing(config: InstrumentsConfig) -> frozenset[str]:
+    """Metrics that no sample of this device will have, as far as can be told now."""
+    return missing_sensors() | (frozenset() if config.meter is not None else {"power_w", "energy_mj"})
 
 
 def _check(config: InstrumentsConfig) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -185,19 +185,29 @@ class Outbox:
         """
         return self._file.run(lambda c: next((int(row[0]) for row in c.execute("SELECT seq FROM sqlite_sequence")), 0))
 
-    def forget(self, boot: str, ranges: Sequence[tuple[int, int]]) -> int:
+    def forget(self, boot: str, ranges: Sequence[tuple[int, int]], sent: Mapping[Priority, int] | None = None) -> int:
         """Remove what someone vouched for (first and last included); returns how many were still here.
+
+        Args:
+            boot: the run of numbers.
+            ranges: of sequences.
+            sent: of each priority none beyond this sequence is removed; None: there is no such bound.
 
         Raises:
             DeviceError: the disk is full or broken; nothing was removed.
         """
         now = self.clock()
+        where = "sequence BETWEEN ? AND ? AND boot = ?"
+        bounds: tuple[int, ...] = ()
+        if sent is not None:
+            where += " AND sequence <= CASE priority WHEN ? THEN ? WHEN ? THEN ? ELSE ? END"
+            bounds = (
+                Priority.BULK, sent[Priority.BULK], Priority.VITAL, sent[Priority.VITAL], sent[Priority.NORMAL]
+            )  # fmt: skip
 
         def work(connection: sqlite3.Connection) -> int:
             gone = sum(
-                connection.execute(
-                    "DELETE FROM records WHERE sequence BETWEEN ? AND ? AND boot = ?", (first, last, boot)
-                ).rowcount
+                connection.execute(f"DELETE FROM records WHERE {where}", (first, last, boot, *bounds)).rowcount  # noqa: S608
                 for first, last in ranges
             )
             connection.execute("UPDATE totals SET receipt_ns = ?", (now.time_ns,))

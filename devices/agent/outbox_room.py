@@ -10,6 +10,7 @@ import msgspec
 
 from ferryman.devices.agent.clock import Reading
 from ferryman.devices.agent.outbox_file import OVERHEAD_BYTES, totals
+from ferryman.runtime.contracts.envelope import Count
 from ferryman.runtime.contracts.record import Record
 from ferryman.runtime.contracts.telemetry import Priority
 
@@ -26,18 +27,18 @@ class Dropped(Record):
     One report waits at a time; what is dropped while it waits is in the next.
     """
 
-    records: int
-    first: int
+    records: Count
+    first: Count
     """The lowest sequence that was dropped since the report before."""
-    last: int
+    last: Count
     """The highest; not all between them were dropped."""
-    total: int
+    total: Count
     """Over the outbox's life; what counts when a report was itself dropped."""
-    kinds: dict[str, int] = msgspec.field(default_factory=dict)
+    kinds: dict[str, Count] = msgspec.field(default_factory=dict)
     """Kind -> how many of `records`."""
-    priorities: dict[str, int] = msgspec.field(default_factory=dict)
+    priorities: dict[str, Count] = msgspec.field(default_factory=dict)
     """bulk, normal or vital -> how many of `records`."""
-    aged: int = 0
+    aged: Count = 0
     """How many of `records` were too old; the others made room."""
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 
 import ferryman
 from ferryman.devices import topics
+from ferryman.devices.agent.modes import Mode
 from ferryman.devices.agent.outbox import Counts, Outbox
 from ferryman.devices.agent.recorder import Recorder
 from ferryman.devices.mqtt import Link, Message
@@ -37,11 +38,12 @@ class Presence:
         outbox: Outbox,
         recorder: Recorder,
         challenge: Callable[[], str] = lambda: "",
+        mode: Callable[[], Mode] = lambda: "full",
     ) -> None:
         self._topic = topics.status(device)
         self._device, self._labels, self._model = device, dict(labels), model
         self._outbox, self._recorder = outbox, recorder
-        self._challenge = challenge
+        self._challenge, self._mode = challenge, mode
         self._birth = 0
 
     def death(self) -> Message:
@@ -51,6 +53,13 @@ class Presence:
         except DeviceError as error:
             self._birth += 1  # the disk is full: who has seen this agent's last birth is told all the same
             log.warning("the connection is not counted on disk: %s", error)
+        return self._dead()
+
+    def farewell(self) -> Message:
+        """The death of this connection where the device goes offline on purpose, which a will cannot know."""
+        return self._dead(mode="offline")
+
+    def _dead(self, mode: str = "") -> Message:
         dead = Status(
             device=self._device,
             online=False,
@@ -59,8 +68,17 @@ class Presence:
             labels=self._labels,
             model=self._model,
             challenge=self._challenge(),  # so that what waits for a device that is away is signed, too
+            mode=mode,
         )
         return Message(topic=self._topic, payload=encode(dead), retain=True)
+
+    def counts(self) -> Counts:
+        """What is in the outbox; nothing where it cannot be read."""
+        try:
+            return self._outbox.counts()
+        except DeviceError as error:
+            log.debug("not counted: %s", error)
+            return Counts(0, 0, 0)
 
     def announce(self, link: Link, slot: Slot | None, answers: str | None) -> None:
         """Publish that it is there, and how."""
@@ -76,11 +94,7 @@ class Presence:
             slot: what serves.
             answers: the variant that answers, where it is another than the slot says.
         """
-        try:
-            counts = self._outbox.counts()
-        except DeviceError as error:
-            log.debug("not counted: %s", error)
-            counts = Counts(0, 0, 0)
+        counts = self.counts()
         runtimes: tuple[RuntimeName, ...] = tuple(INTERPRETERS)
         return Status(
             device=self._device,
@@ -97,6 +111,7 @@ class Presence:
             labels=self._labels,
             model=self._model,
             challenge=self._challenge(),
+            mode=self._mode(),
             outbox_pending=counts.records + self._recorder.waiting,
             outbox_dropped=counts.dropped + self._recorder.lost,
         )

@@ -54,6 +54,8 @@ class Publisher:
         limits: Limits | None = None,
         config: TelemetryConfig | None = None,
         mode: Callable[[], Mode] = lambda: "full",
+        on_mode: Callable[[], None] = lambda: None,
+        farewell: Callable[[], Message | None] = lambda: None,
     ) -> None:
         """Attach to `link`, which must not be started yet.
 
@@ -65,6 +67,8 @@ class Publisher:
             limits: how much at once.
             config: what may be spent.
             mode: how much the link may be used, asked every now and then.
+            on_mode: called when it has changed.
+            farewell: what is said in place of the last will before the link is paused.
 
         Raises:
             CallerError: nothing can be sent within `config`.
@@ -78,7 +82,7 @@ class Publisher:
         self._confirm = confirm
         self._limits = limits or Limits()
         self._spending = Spending(outbox, config or TelemetryConfig())
-        self._ask_mode = mode
+        self._ask_mode, self._on_mode, self._farewell = mode, on_mode, farewell
         self._window = Window(self._limits)
         self._size = Size(batching.BYTES_MAX)
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -86,6 +90,9 @@ class Publisher:
         self._boot = outbox.boot
         self._cursor = dict.fromkeys(Priority, 0)
         """Up to where the records of each priority were sent on this connection."""
+        self._sent = dict.fromkeys(Priority, 0)
+        """Up to where the records of each priority were ever handed to the link, since the start."""
+        self._said_unsent = False
         self._floors = dict.fromkeys(Priority, 0)
         """What of each priority waited while it could not be sent is history."""
         self._held = set(Priority)
@@ -103,6 +110,8 @@ class Publisher:
         """Whether the broker acknowledged anything on this connection."""
         self._silent_rounds = 0
         self._said: str | None = None
+        self._said_spent = False
+        """Whether the log knows that today's budget is used up."""
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
@@ -155,6 +164,7 @@ class Publisher:
         if self._outbox.boot != self._boot:  # the file was replaced: another run of numbers
             self._boot = self._outbox.boot
             self._floors = dict.fromkeys(Priority, 0)
+            self._sent = dict.fromkeys(Priority, 0)
             self._reset()
         if now >= self._look_at:
             self._look(now)
@@ -170,8 +180,12 @@ class Publisher:
     def _look(self, now: float) -> None:
         """See whether the mode was switched or another day has begun, and which priorities can be sent."""
         self._follow_mode()
-        if self._spending.roll() and self._held:
-            self._hold_until = max(self._hold_until, now + random.uniform(0, RENEWAL_SPREAD_S))  # noqa: S311
+        if self._spending.roll():
+            self._said_spent = False
+            if self._held:
+                self._hold_until = max(self._hold_until, now + random.uniform(0, RENEWAL_SPREAD_S))  # noqa: S311
+        if any(share.left_bytes is not None and share.left_bytes <= 0 for share in self._spending.shares()):
+            self._say_spent()
         open_now = {level for share in self._shares() for level in share.levels} if self._up else set()
         for level in open_now & self._held:
             self._floors[level] = self._outbox.newest()
@@ -180,12 +194,13 @@ class Publisher:
     def _follow_mode(self) -> None:
         mode = self._ask_mode()
         if mode == "offline":
-            self._link.pause()
+            self._link.pause(self._farewell())
         elif self._link.paused:
             self._link.resume()
         if mode != self._mode:
             log.info("telemetry: mode %s", mode)
             self._mode, self._metered_at = mode, 0.0
+            self._on_mode()
 
     def _shares(self) -> list[Share]:
         """What may be sent as to mode and budget, the larger share last."""
@@ -253,8 +268,17 @@ class Publisher:
         size = batching.plain_bytes(entries)
         fits = size <= share.left_bytes or (size > share.whole_bytes == share.left_bytes)
         if not fits:
+            self._say_spent()
             self._held.update(level for level in share.levels if level < Priority.VITAL or len(share.levels) == 1)
         return fits
+
+    def _say_spent(self) -> None:
+        if not self._said_spent:
+            log.warning(
+                "telemetry: the day's budget is used up: records wait until it begins anew, at midnight UTC; a tenth "
+                "of it is for vital ones alone, which go on as long as that lasts"
+            )
+        self._said_spent = True
 
     def _linger(self, now: float) -> float:
         """For how long a message that is not full waits for more: not at all where nothing is under way."""
@@ -275,6 +299,7 @@ class Publisher:
         number = self._window.sent(carried, plain, self._size.bytes, now + wait_s)
         for level, sequences in carried.items():
             self._cursor[level] = max(self._cursor[level], sequences[-1])
+            self._sent[level] = max(self._sent[level], sequences[-1])
         self._linger_until = None
         self._link.publish(
             Message(topic=self._topic, payload=payload, alias=True),
@@ -312,11 +337,21 @@ class Publisher:
         self._post(lambda: self._confirmed.extend((receipt.boot, *span) for span in receipt.ranges))
 
     def _forget(self) -> None:
-        """Forget what is confirmed; on a full disk it stays in the list for the next turn."""
+        """Forget what is confirmed; on a full disk it stays in the list for the next turn.
+
+        Nobody can vouch for what was not sent. What an earlier start sent is sent again, and confirmed then.
+        """
         if not self._confirmed:
             return
+        newest = max(self._sent.values())
+        if not self._said_unsent and (unsent := max(last for _, _, last in self._confirmed)) > newest:
+            self._said_unsent = True
+            log.warning(
+                "receipt for records up to %d, of which this start sent %d: the others are kept", unsent, newest
+            )
         for boot in {boot for boot, _, _ in self._confirmed}:
-            self._outbox.forget(boot, [(first, last) for b, first, last in self._confirmed if b == boot])
+            spans = [(first, last) for b, first, last in self._confirmed if b == boot]
+            self._outbox.forget(boot, spans, self._sent)
         for _, first, last in self._confirmed:
             self._window.confirmed(first, last)
         self._confirmed.clear()

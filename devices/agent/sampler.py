@@ -54,6 +54,14 @@ SENSORS: tuple[tuple[str, Callable[[Path], float]], ...] = (
 """Metric -> how to read it below the root of a file system; raises SensorError."""
 
 
+def missing_sensors(fs: Path = Path("/")) -> frozenset[str]:
+    """The metrics of SENSORS that cannot be read."""
+    readings = _Readings()
+    for name, read in SENSORS:
+        readings.read(name, lambda read=read: read(fs))  # type: ignore[misc]
+    return frozenset(readings.unavailable)
+
+
 class Sources(NamedTuple):
     """Whom a sampler asks, beside the kernel."""
 

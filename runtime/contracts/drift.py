@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferryman.runtime.contracts.record import Record
+from ferryman.runtime.contracts.telemetry import PRINTABLE, Sha256
 
 SKETCH_MAX_BYTES = 1 << 16
 TENSORS_MAX = 64
 _COUNT_MAX = (1 << 62) - 1
 Count = Annotated[int, msgspec.Meta(ge=0, le=_COUNT_MAX)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Word = Annotated[str, msgspec.Meta(max_length=256, pattern=PRINTABLE)]
 Role = Literal["input", "output"]
 
 _FAMILY = 15
@@ -75,10 +77,10 @@ class Drift(Record, kw_only=True):
     """Body of a record of kind `drift`: one variant on one interpreter over a stretch of time."""
 
     schema: Literal[1] = 1
-    package_name: str
-    package_sha256: str
-    variant: str
-    interpreter: str
+    package_name: Word
+    package_sha256: Sha256
+    variant: Word
+    interpreter: Word
     from_ns: Count
     """Device wall clock, Unix epoch, at the first inference."""
     to_ns: Count

@@ -12,8 +12,11 @@ SCHEMA = 2
 BOOT_MAX_CHARS = 256
 KIND_MAX_CHARS = 256
 _INTEGER_MAX = (1 << 63) - 1
+TIME_MAX_NS = _INTEGER_MAX - 7 * 86400 * 10**9
+"""What a collector takes: a week before the end of 64 bits (April 2262), so that the end of a day can be told."""
 Sequence = Annotated[int, msgspec.Meta(ge=1, le=_INTEGER_MAX)]
 Nanoseconds = Annotated[int, msgspec.Meta(ge=0, le=_INTEGER_MAX)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=_INTEGER_MAX)]
 Boot = Annotated[str, msgspec.Meta(min_length=1, max_length=BOOT_MAX_CHARS)]
 Kind = Annotated[str, msgspec.Meta(min_length=1, max_length=KIND_MAX_CHARS)]
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
+from ferryman.runtime.contracts.envelope import Count
 from ferryman.runtime.contracts.errors import WireError
 from ferryman.runtime.contracts.measurement import Measurement, ProfileSpec
 from ferryman.runtime.contracts.record import Record
 from ferryman.runtime.contracts.tensor import Tensor
+
+LABELS_MAX = 256
+Word = Annotated[str, msgspec.Meta(max_length=256)]
+Text = Annotated[str, msgspec.Meta(max_length=4096)]
+Words = Annotated[dict[Word, Text], msgspec.Meta(max_length=256)]
+"""What a status holds at most of anything: far more than an agent ever sent, and far less than a message."""
 
 
 class InferRequest(Record, tag="infer"):
@@ -64,30 +73,33 @@ class ProfileReply(Record, tag="profile"):
 class Status(Record, tag="status"):
     """Birth, last will and status answer: retained on the status topic as JSON."""
 
-    device: str
+    device: Word
     online: bool
-    birth: int = 0
+    birth: Count = 0
     """Counts connections over the life of the outbox; a last will has that of its connection, so that a late one of an
     earlier connection is told from news (as bdSeq in Sparkplug B). 0: from agents that do not tell."""
-    boot: str = ""
-    ferryman: str = ""
-    package_sha256: str | None = None
-    package_name: str | None = None
-    release: str | None = None
+    boot: Word = ""
+    ferryman: Word = ""
+    package_sha256: Word | None = None
+    package_name: Text | None = None
+    release: Text | None = None
     """Of a repository, that serves; None: it came by another way."""
-    answers: str | None = None
+    answers: Text | None = None
     """The variant and interpreter that were picked; None: the package's first."""
-    interpreters: dict[str, str] = msgspec.field(default_factory=dict)
-    standing: dict[str, str] = msgspec.field(default_factory=dict)
+    interpreters: Words = msgspec.field(default_factory=dict)
+    standing: Words = msgspec.field(default_factory=dict)
     """What moves measurements and stays (see `ferryman.profiler.standing`); empty from agents that do not tell."""
-    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    labels: Annotated[dict[Word, Word], msgspec.Meta(max_length=LABELS_MAX)] = msgspec.field(default_factory=dict)
     """What the device is called by in queries, such as site=lab; as `ferryman agent --label` was told."""
-    model: str = ""
+    model: Text = ""
     """The kind of device, as in `Reported`; empty from agents that do not tell."""
-    challenge: str = ""
+    challenge: Text = ""
     """What a command to this agent must be signed with (`ferryman.devices.signing`); empty: it takes unsigned ones."""
-    outbox_pending: int = 0
-    outbox_dropped: int = 0
+    mode: Word = ""
+    """How much it uses its link: full, metered or offline. A death says offline if the device went on purpose, and
+    else nothing. Empty from agents that do not tell."""
+    outbox_pending: Count = 0
+    outbox_dropped: Count = 0
 
     def outdated_by(self, seen: Status | None) -> bool:
         """Whether this is the death of an earlier connection than the one that `seen` is the birth of."""

@@ -90,7 +90,7 @@ class Reported(Record):
     """What a device runs, and how far it is on its way to what it should."""
 
     device: str
-    at_ns: int
+    at_ns: Count
     """Device wall clock."""
     desired_version: Version
     rollout: Name

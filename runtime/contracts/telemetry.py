@@ -7,13 +7,22 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from ferryman.runtime.contracts.envelope import Nanoseconds
+from ferryman.runtime.contracts.envelope import BOOT_MAX_CHARS, Nanoseconds
 from ferryman.runtime.contracts.record import Record
 
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[a-z][a-z0-9_]*$")]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[a-z][a-z0-9_]*\Z")]
 VALUES_MAX = 64
 LATENCIES_MAX = 64
 LOG_MAX_CHARS = 2000
+VALUE_MAX = 1e15
+"""So many can be added up without losing whole units, whatever they are."""
+PRINTABLE = r"^[^\x00-\x1f\x7f]*\Z"
+"""No control characters; databases refuse some of them."""
+Value = Annotated[float, msgspec.Meta(ge=-VALUE_MAX, le=VALUE_MAX)]
+Duration = Annotated[float, msgspec.Meta(ge=0, le=VALUE_MAX)]
+Sha256 = Annotated[str, msgspec.Meta(max_length=64, pattern=PRINTABLE)]
+COUNTED = ("inferences", "errors")
+"""Names in `Sample.values` that are never below 0."""
 
 
 class Priority(IntEnum):
@@ -46,15 +55,21 @@ def priority(kind: str) -> Priority:
 class Sample(Record):
     """Body of kind `sample`: how the device did over one period."""
 
-    period_s: Annotated[float, msgspec.Meta(ge=0)]
-    values: Annotated[dict[Name, float], msgspec.Meta(max_length=VALUES_MAX)]
+    period_s: Duration
+    values: Annotated[dict[Name, Value], msgspec.Meta(max_length=VALUES_MAX)]
     """Metric -> value; the unit is the end of the name: see METRICS."""
     unavailable: Annotated[dict[Name, str], msgspec.Meta(max_length=VALUES_MAX)] = msgspec.field(default_factory=dict)
     """Metric -> why there is no value."""
-    latencies_ms: Annotated[tuple[float, ...], msgspec.Meta(max_length=LATENCIES_MAX)] = ()
+    latencies_ms: Annotated[tuple[Duration, ...], msgspec.Meta(max_length=LATENCIES_MAX)] = ()
     """Of the inferences served in the period, ascending: all, or so many evenly spaced order statistics."""
-    package_sha256: str | None = None
+    package_sha256: Sha256 | None = None
     """What served."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where what is counted is below 0."""
+        for name in COUNTED:
+            if self.values.get(name, 0.0) < 0:
+                raise ValueError(f"`{name}` is {self.values[name]:g}, below 0")
 
 
 METRICS: dict[str, str] = {
@@ -83,7 +98,7 @@ class LogLine(Record):
     level: Literal["WARNING", "ERROR", "CRITICAL"]
     logger: Annotated[str, msgspec.Meta(max_length=128)]
     message: Annotated[str, msgspec.Meta(max_length=LOG_MAX_CHARS)]
-    times: Annotated[int, msgspec.Meta(ge=1)] = 1
+    times: Annotated[int, msgspec.Meta(ge=1, le=2**53)] = 1
     """How often it was said since it was last recorded."""
 
 
@@ -94,7 +109,7 @@ class ClockFix(Record):
     was not sure is corrected by it, whether it came before or comes later.
     """
 
-    kernel_boot: str
+    kernel_boot: Annotated[str, msgspec.Meta(max_length=BOOT_MAX_CHARS, pattern=PRINTABLE)]
     """/proc/sys/kernel/random/boot_id: the second part of `Envelope.boot`."""
     offset_ns: Nanoseconds
     """Wall clock minus CLOCK_BOOTTIME, both read at once."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ferryman.options import PATH, stop_event
+from ferryman.options import BROKER_VARIABLE, PATH, stop_event
 from ferryman.publisher import utc_now
 from ferryman.runtime.contracts.errors import CallerError, DeviceError
 
@@ -268,7 +268,13 @@ def acl_command(directory: Path) -> None:
 
 @ca.command("serve")
 @_directory
-@click.option("--broker", required=True, help="mqtts://HOST:8884?ca=FILE&cert=FILE, with an identity of the role ca.")
+@click.option(
+    "--broker",
+    required=True,
+    envvar=BROKER_VARIABLE,
+    show_envvar=True,
+    help="mqtts://HOST:8884?ca=FILE&cert=FILE, with an identity of the role ca.",
+)
 def serve_command(directory: Path, broker: str) -> None:
     """Renew the certificates of enrolled devices that ask for it, until interrupted."""
     from ferryman.devices.broker import parse_broker

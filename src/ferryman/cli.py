@@ -19,6 +19,9 @@ from ferryman.enroll_cli import enroll, identity
 from ferryman.fleet_cli import fleet
 from ferryman.keys_cli import keys
 from ferryman.options import (
+    BROKER_VARIABLE,
+    DATABASE,
+    DATABASE_VARIABLE,
     PATH,
     Seconds,
     Size,
@@ -380,7 +383,11 @@ def rollback(
 @main.command()
 @click.option("--device", required=True, help="This device's name: 1 to 64 of A-Z a-z 0-9 _ -.")
 @click.option(
-    "--broker", required=True, help="mqtt://[user:password@]HOST[:PORT] or mqtts://...[?ca=FILE&cert=FILE&key=FILE]."
+    "--broker",
+    required=True,
+    envvar=BROKER_VARIABLE,
+    show_envvar=True,
+    help="mqtt://[user:password@]HOST[:PORT] or mqtts://...[?ca=FILE&cert=FILE&key=FILE].",
 )
 @click.option("--root", type=PATH, default=DEFAULT_ROOT, show_default=True, help="Directory of the slot store.")
 @click.option(
@@ -456,7 +463,9 @@ def agent(
             telemetry_rate=telemetry_rate, telemetry_day_max=telemetry_day_max, mode=mode, keep=keep
         ),
     )
-    Agent(config).run(stop_event())
+    made, stop = Agent(config), stop_event()
+    click.echo(f"serving as {device}, broker {config.broker.address}; outbox: {made.waiting:,} waiting", err=True)
+    made.run(stop)
 
 
 @main.command()
@@ -542,21 +551,29 @@ main.add_command(collect)
 
 
 @main.command()
-@click.option("--database", type=PATH, default=Path("ferryman.sqlite"), show_default=True, help="SQLite file.")
+@click.option(
+    "--database",
+    default=DATABASE,
+    envvar=DATABASE_VARIABLE,
+    show_default=True,
+    show_envvar=True,
+    metavar="PATH|URL",
+    help="SQLite file, or postgresql://...",
+)
 @click.option("--device", help="Only this device.")
 @click.option("--package", help="Only this package, by name or SHA-256.")
 @click.option("--html", type=PATH, default=Path("report.html"), show_default=True, help="Page to write.")
 @click.option("--csv", type=PATH, help="Also write a table, one measurement a row, and one of raw samples beside it.")
 @click.option("--trace", type=PATH, help="Also write a trace that ui.perfetto.dev opens.")
 def report(
-    database: Path, device: str | None, package: str | None, html: Path, csv: Path | None, trace: Path | None
+    database: str, device: str | None, package: str | None, html: Path, csv: Path | None, trace: Path | None
 ) -> None:
     """Print a table of the stored measurements and write a self-contained page with plots."""
     from ferryman.describe import printable
     from ferryman.devices.fleet.store.store import open_store
     from ferryman.show import check_targets, show
 
-    check_targets(csv, html, trace, database)
+    check_targets(csv, html, trace, Path(database))
     left_out: list[str] = []
     store = open_store(database, create=False)
     try:
@@ -570,7 +587,7 @@ def report(
     for one in left_out:
         click.echo(printable(f"left out: {one}"), err=True)
     if not found:
-        raise CallerError(f"{database} holds no measurements that match; run `ferryman profile PACKAGE DEVICE` first")
+        raise CallerError(f"{store.name} holds no measurements that match; run `ferryman profile PACKAGE DEVICE` first")
     show([(one.device, one.measurement) for one in found], csv=csv, html=html, trace=trace, left_out=left_out)
 
 

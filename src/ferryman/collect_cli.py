@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from pathlib import Path
 
 import click
 
-from ferryman.options import PATH, stop_event
+from ferryman.options import BROKER_VARIABLE, DATABASE, DATABASE_VARIABLE, PATH, stop_event
 
 _SHOW_EVERY_S = 0.2
-DAYS = click.FloatRange(min=0, min_open=True)
+_DAYS_MAX = 36_500
+"""A hundred years; nothing is older."""
+
+
+def _finite(_context: click.Context, _parameter: click.Parameter, days: float) -> float:
+    if math.isnan(days):
+        raise click.BadParameter("not a number of days")
+    return days
+
+
+DAYS = click.FloatRange(min=0, min_open=True, max=_DAYS_MAX)
 
 
 @click.command()
-@click.option("--broker", required=True, help="mqtt://[user:password@]HOST[:PORT] or mqtts://...")
+@click.option(
+    "--broker",
+    required=True,
+    envvar=BROKER_VARIABLE,
+    show_envvar=True,
+    help="mqtt://[user:password@]HOST[:PORT] or mqtts://...",
+)
 @click.option(
     "--database",
-    default="ferryman.sqlite",
+    default=DATABASE,
+    envvar=DATABASE_VARIABLE,
     show_default=True,
+    show_envvar=True,
     metavar="PATH|URL",
     help="SQLite file, or postgresql://[user[:password]@]HOST[:PORT]/DATABASE. Made if it is missing.",
 )
@@ -32,6 +51,7 @@ DAYS = click.FloatRange(min=0, min_open=True)
 @click.option(
     "--keep-samples",
     type=DAYS,
+    callback=_finite,
     default=30.0,
     show_default=True,
     metavar="DAYS",
@@ -40,6 +60,7 @@ DAYS = click.FloatRange(min=0, min_open=True)
 @click.option(
     "--keep",
     type=DAYS,
+    callback=_finite,
     default=365.0,
     show_default=True,
     metavar="DAYS",

@@ -32,6 +32,7 @@ def describe_status(status: Status) -> str:
             else []
         ),
         f"  interpreters  {interpreters or 'none'}",
+        *([f"  mode          {status.mode}"] if status.mode else []),
         f"  telemetry     {status.outbox_pending:,} records waiting, {status.outbox_dropped:,} dropped",
     )
     return "\n".join(map(printable, lines))

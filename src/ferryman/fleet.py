@@ -60,8 +60,11 @@ class Fleet:
             hands: how devices are asked; a test brings its own.
 
         Raises:
-            CallerError: the devices file cannot be read.
+            CallerError: the devices file cannot be read, or an argument is none of its kind.
         """
+        for name, one in (("devices_file", devices_file), ("cache", cache), ("database", database)):
+            if one is not None and not isinstance(one, str | Path):
+                raise CallerError(f"{name} is a path, found {one!r:.100}")
         self._source = devices_file
         self._devices = read_devices(devices_file)
         self._database = database or os.environ.get(DATABASE_VARIABLE) or DATABASE

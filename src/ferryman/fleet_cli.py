@@ -260,22 +260,23 @@ def export(what: str, query: str | None, database: str, path: Path, *, as_json: 
 
     To go on later, give --since what this prints as the next; docs/telemetry/query.md has the columns.
     """
+    from ferryman.devices.fleet.exports.export import check_target
     from ferryman.devices.fleet.exports.export import export as run
     from ferryman.show import check_targets
 
-    check_targets(path, None, None, *([Path(database)] if "://" not in database else ()))
+    check_target(path, Path(database) if "://" not in database else None)
+    check_targets(path, None, None)
+    now_ns = time.time_ns()
     live = sys.stderr.isatty()
 
     def told(rows: int) -> None:
         click.echo(f"\r{rows:,} {what}", err=True, nl=False)
 
     with _opened(database) as store:
-        found = run(
-            store, what, path, now_ns=time.time_ns(), query=query, progress=told if live else lambda _: None, **asked
-        )
+        found = run(store, what, path, now_ns=now_ns, query=query, progress=told if live else lambda _: None, **asked)
     if live:
         click.echo("\r", err=True, nl=False)
-    then = "" if found.last_ns is None else f"; next: --since {found.last_ns + 1}"
+    then = "" if found.last_ns is None else f"; next: --since {min(found.last_ns + 1, now_ns)}"
     _answer(found, lambda: f"{path}: {found.rows:,} {what}, {found.bytes:,} bytes{then}", as_json=as_json)
 
 

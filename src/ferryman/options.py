@@ -23,6 +23,7 @@ PATH = click.Path(path_type=Path)
 DATABASE = "ferryman.sqlite"
 DATABASE_VARIABLE = "FERRYMAN_DATABASE"
 """Where it is said which store is asked."""
+BROKER_VARIABLE = "FERRYMAN_BROKER"
 
 
 class Seconds(click.FloatRange):

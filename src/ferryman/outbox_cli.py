@@ -66,11 +66,13 @@ def outbox() -> None:
 
 
 @outbox.command()
-@click.argument("mode", type=click.Choice(["full", "metered", "offline"]))
+@click.argument("mode", required=False, type=click.Choice(["full", "metered", "offline"]))
 @root_option
 @_json_option
 def mode(mode: Any, root: Path, as_json: bool) -> None:  # noqa: ANN401  # click has checked it
     """Switch the agent of this device: it follows within a second, and keeps to it after a restart.
+
+    Without MODE, show it.
 
     \b
     full      send everything
@@ -79,7 +81,10 @@ def mode(mode: Any, root: Path, as_json: bool) -> None:  # noqa: ANN401  # click
     """  # noqa: D301  # click wants the very character, where it shall not wrap
     from ferryman.devices.agent.modes import Switch, switch
 
-    _answer(lambda: switch(root, mode), as_json)
+    if mode is None:
+        mode = _answer(lambda: _look(root), as_json).mode
+    else:
+        _answer(lambda: switch(root, mode), as_json)
     click.echo(encode(Switch(mode=mode)) if as_json else f"{root}: mode {mode}")
 
 

@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ferryman.options import devices_option
+from ferryman.options import BROKER_VARIABLE, devices_option
 from ferryman.publisher import repository_option
 from ferryman.rollout_options import (
-    BROKER_VARIABLE,
     DATABASE,
     broker_option,
     database_option,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ferryman.options import PATH, Size
+from ferryman.options import BROKER_VARIABLE, PATH, Size
 from ferryman.runtime.contracts.errors import CallerError
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 C = TypeVar("C", bound=Callable[..., Any])
 DATABASE = Path("ferryman-rollouts.sqlite")
-BROKER_VARIABLE = "FERRYMAN_BROKER"
 
 
 class Duration(click.ParamType[float]):

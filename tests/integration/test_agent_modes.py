@@ -34,8 +34,11 @@ def test_an_agent_is_switched_off_the_air_and_on_again(tmp_path):
             assert 0 < shown["day_spent_bytes"] < 1_000_000
             assert shown["receipt_ns"] is not None
             assert receiver.sequences
+            outbox(root, "mode", "metered")
+            until(lambda: watch.seen[-1].mode == "metered", 30)
             outbox(root, "mode", "offline")
             until(lambda: not watch.seen[-1].online, 30)
+            assert watch.seen[-1].mode == "offline"
             assert outbox(root, "show")["mode"] == "offline"
             births = watch.seen[-1].birth
             outbox(root, "mode", "full")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 from click.testing import CliRunner
 
@@ -13,6 +14,7 @@ from ferryman.devices.fleet.store.store import open_store
 from ferryman.runtime.contracts.telemetry import LogLine, Sample
 from tests.support.line_protocol import parse
 from tests.support.mosquitto import Mosquitto
+from tests.support.seeded import put, sample
 from tests.support.telemetry import agent, collecting, until
 
 
@@ -52,3 +54,33 @@ def check(store, outbox, folder):
     assert "2 samples" in asked("export", "samples", "--to", folder / "s.lp")
     assert [point.fields["temperature_c"] for point in parse((folder / "s.lp").read_text())] == [50.0, 60.0]
     assert Fleet().samples()["temperature_c"].tolist() == [50.0, 60.0]
+
+
+def test_the_command_line_takes_what_is_absurd(tmp_path, monkeypatch):
+    monkeypatch.setenv("FERRYMAN_DATABASE", str(tmp_path / "store.sqlite"))
+    store, now_ns = open_store(tmp_path / "store.sqlite"), time.time_ns()
+    ahead = {"level": "ERROR", "logger": "l", "message": "ahead"}
+    put(store, "p3", "log", {now_ns: {**ahead, "times": 10**30}, (1 << 63) - 2: ahead})
+    put(store, "p3", "sample", {now_ns - 10**9: sample([1.0], errors=1e308), now_ns: sample([2.0])})
+    store.close()
+    for limit in (2**63 - 1, 2**63):
+        assert "ahead" in asked("logs", "--limit", limit)
+        assert "0 measurements" in asked("runs", "--limit", limit)
+    assert "1 of 1 devices" in asked("devices", "--device", "p3")
+    for command in ("status", "devices", "compare"):
+        assert len(asked(command, "--since", "1970-01-01")) < 3000
+    said = asked("export", "logs", "--to", tmp_path / "l.csv")
+    since_ns = int(said.rsplit("next: --since ", 1)[1])
+    assert now_ns < since_ns <= time.time_ns()
+    assert "ahead" in (tmp_path / "l.csv").read_text()
+    (tmp_path / "wal.csv").symlink_to("store.sqlite-wal")
+    for name, words in (("wal.csv", "would overwrite the database"), ("a\x1b[31m.csv", "control characters")):
+        result = CliRunner().invoke(main, ["fleet", "export", "logs", "--to", str(tmp_path / name)])
+        assert result.exit_code == 1
+        assert words in result.output
+        assert "\x1b" not in result.output
+    for long in ("x" * 300, "x/" * 3000):
+        result = CliRunner().invoke(main, ["fleet", "export", "logs", "--to", f"{long}.csv"])
+        assert (result.exit_code, "File name too long; name another file" in result.output) == (1, True)
+        result = CliRunner().invoke(main, ["fleet", "logs", "--database", long])
+        assert (result.exit_code, "File name too long" in result.output) == (1, True)

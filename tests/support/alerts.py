@@ -42,9 +42,9 @@ class Scene:
         self.now_ns += int(seconds * SECOND)
         return self.now_ns
 
-    def status(self, *devices: str, online: bool = True, site: str = "", model: str = "Pi 4") -> None:
+    def status(self, *devices: str, online: bool = True, site: str = "", model: str = "Pi 4", mode: str = "") -> None:
         labels = {"site": site} if site else {}
-        statuses = [Status(device=name, online=online, model=model, labels=labels) for name in devices]
+        statuses = [Status(device=name, online=online, model=model, labels=labels, mode=mode) for name in devices]
         self.store.insert(Batch(statuses=statuses), self.now_ns)
 
     def send(self, device: str, *notes: Note, boot: str = BOOT) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import re
 import signal
 import sqlite3
@@ -425,6 +426,31 @@ def test_the_collector_tells_where_from_and_where_to(tmp_path):
         assert process.returncode == 0
 
 
+def test_where_the_broker_and_the_store_are_may_stand_in_the_environment(tmp_path):
+    with Mosquitto(tmp_path) as broker:
+        url = f"mqtt://127.0.0.1:{broker.config.port}"
+        environment = os.environ | {"FERRYMAN_BROKER": url, "FERRYMAN_DATABASE": str(tmp_path / "d")}
+        command = [sys.executable, "-m", "ferryman.cli"]
+        for words, first in (
+            (["collect"], f"collecting from {url} into {tmp_path / 'd'}; interrupt to stop\n"),
+            (
+                ["agent", "--device", "pi", "--root", str(tmp_path / "r")],
+                f"serving as pi, broker {url}; outbox: 0 waiting\n",
+            ),
+        ):
+            with subprocess.Popen([*command, *words], stderr=subprocess.PIPE, text=True, env=environment) as process:
+                assert process.stderr.readline() == first
+                process.send_signal(signal.SIGINT)
+            assert process.returncode == 0
+
+
+def test_a_report_reads_the_store_that_the_environment_names(run, monkeypatch, tmp_path, stored):
+    monkeypatch.setenv("FERRYMAN_DATABASE", str(stored))
+    monkeypatch.chdir(tmp_path.parent)
+    result = run("report", "--html", str(tmp_path / "page.html"))
+    assert result.exit_code == 0, result.output
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -525,3 +551,11 @@ def test_the_command_works_in_the_device_environment():
         r"Error: caller: \w+ is not installed here; pip install torch==\S+, then 'ferryman\[convert\]'\n$", done.stderr
     )
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--keep", "--keep-samples"])
+@pytest.mark.parametrize("days", ["nan", "inf", "1e308", "0", "-1"])
+def test_days_that_would_never_be_over_are_refused(option, days):
+    done = CliRunner().invoke(main, ["collect", "--broker", "mqtt://localhost", option, days])
+    assert done.exit_code == 2
+    assert option in done.output

@@ -131,3 +131,28 @@ def test_a_database_that_is_none_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("FERRYMAN_DATABASE", str(tmp_path / "named.sqlite"))
     with pytest.raises(CallerError, match=r"named\.sqlite"):
         Fleet().status()
+
+
+def test_one_absurd_row_breaks_no_frame(fleet, tmp_path, now_ns, caplog):
+    store = open_store(tmp_path / "store.sqlite")
+    put(store, "a", "log", {now_ns: {"level": "ERROR", "logger": "x", "message": "n", "times": 10**30}})
+    store.close()
+    for frame in ("pandas", "polars"):
+        assert list(fleet.logs(frame=frame)["message"]) == ["m"]
+    assert "left out: 1 damaged log line; the first: a, " in caplog.text
+
+
+def test_a_wrong_argument_is_named(fleet):
+    for name in ("devices_file", "cache", "database"):
+        with pytest.raises(CallerError, match=f"{name} is a path, found 5"):
+            Fleet(**{name: 5})
+    with pytest.raises(CallerError, match="metrics are texts in a list"):
+        fleet.compare(metrics="latency_ms")
+    with pytest.raises(CallerError, match="device is a text"):
+        fleet.series(["a"], "latency_ms")
+    with pytest.raises(CallerError, match="limit is a whole number of 0 or more"):
+        fleet.devices(limit=-1)
+    with pytest.raises(CallerError, match="no frame 5"):
+        fleet.devices(frame=5)
+    with pytest.raises(CallerError, match=r"no frame \[\]"):
+        fleet.devices(frame=[])

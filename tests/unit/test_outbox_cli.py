@@ -71,6 +71,12 @@ def test_the_mode_is_switched(root):
     assert "mode metered;" in outbox("show", "--root", root)[1]
 
 
+def test_the_mode_is_shown(root):
+    assert outbox("mode", "--root", root) == (0, f"{root}: mode metered\n")
+    outbox("mode", "offline", "--root", root)
+    assert json.loads(outbox("mode", "--root", root, "--json")[1]) == {"mode": "offline"}
+
+
 def test_what_is_not_there_is_a_clear_error(tmp_path):
     code, output = outbox("show", "--root", tmp_path)
     assert code == 1

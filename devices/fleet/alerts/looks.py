@@ -76,7 +76,8 @@ def offline(rule: rules.Offline, view: View) -> Look:
         text = "says that it is online, and is silent"
         return Found(text, view.now_s - seen[row], rule.silent_s, since_s=float(silent_since[row]))
 
-    return Look(away | silent, there, found)
+    meant = picture.away.values == 1
+    return Look((away | silent) & ~meant, there | meant, found)
 
 
 def _lowest(periods: int) -> int:

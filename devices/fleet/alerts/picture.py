@@ -80,7 +80,9 @@ class Picture:
         self.online, self.changed_s, self.seen_s = Vector(), Vector(), Vector()
         self.free_mb, self.unsure_s = Vector(), Vector()
         """Since when the clock is unsure; infinite: it is sure."""
-        self._vectors = (self.online, self.changed_s, self.seen_s, self.free_mb, self.unsure_s)
+        self.away = Vector()
+        """1: it said that it goes offline on purpose."""
+        self._vectors = (self.online, self.changed_s, self.seen_s, self.free_mb, self.unsure_s, self.away)
         self._reader = Reader()
         self._statuses: list[str] = []
         self._quarantine_ns: int | None = None
@@ -152,6 +154,7 @@ class Picture:
             found = decode(status.encode(), Status)
         except ValueError:  # nobody has said anything of itself
             return
+        self.away.values[row] = not found.online and found.mode == "offline"
         target = Target(name=self.names[row], model=found.model, labels=found.labels)
         if target != self.targets[row]:
             self.targets[row] = target

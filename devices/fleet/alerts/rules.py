@@ -32,7 +32,10 @@ class _Rule(Record, tag_field="when", forbid_unknown_fields=True):
 
 
 class Offline(_Rule, tag="offline"):
-    """The device's status says offline for `for_s`, or nothing was heard of it for `silent_s`."""
+    """The device's status says offline for `for_s`, or nothing was heard of it for `silent_s`.
+
+    Not where it went offline on purpose (`ferryman outbox mode offline`).
+    """
 
     severity: Severity = "critical"
     for_s: Seconds = 300.0
@@ -103,9 +106,9 @@ class FullDisk(_Rule, tag="disk"):
 
 
 class LostClock(_Rule, tag="clock"):
-    """The device's clock has not been synchronised for so long."""
+    """The device's clock has not been synchronised for so long; in a container that cannot ask, it never is."""
 
-    for_s: Seconds = 3600.0
+    for_s: Seconds = 86_400.0
 
 
 class Garbled(_Rule, tag="quarantine"):

@@ -10,7 +10,17 @@ from ferryman.runtime.contracts.measurement import Measurement
 from ferryman.runtime.contracts.record import Record
 from ferryman.runtime.contracts.rollout import Reported
 from ferryman.runtime.contracts.slot import SlotState
-from ferryman.runtime.contracts.telemetry import LATENCIES_MAX, METRICS, ClockFix, LogLine, Sample
+from ferryman.runtime.contracts.telemetry import (
+    COUNTED,
+    LATENCIES_MAX,
+    METRICS,
+    ClockFix,
+    Duration,
+    LogLine,
+    Sample,
+    Sha256,
+    Value,
+)
 
 BODIES: dict[str, type[Record]] = {
     "measurement": Measurement,
@@ -30,13 +40,13 @@ MALFORMED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class _PlainSample(Record):
-    """A sample but for its bounds: the patterns of its names cost more than all the rest of it."""
+    """A sample but for some of its bounds: the patterns of its names cost more than all the rest of it."""
 
-    period_s: float
-    values: dict[str, float]
+    period_s: Duration
+    values: dict[str, Value]
     unavailable: dict[str, str] = msgspec.field(default_factory=dict)
-    latencies_ms: tuple[float, ...] = ()
-    package_sha256: str | None = None
+    latencies_ms: tuple[Duration, ...] = ()
+    package_sha256: Sha256 | None = None
 
 
 _ANY = msgspec.json.Decoder()
@@ -69,8 +79,8 @@ def _is_plain(sample: _PlainSample) -> bool:
     return (
         sample.values.keys() <= _NAMES
         and sample.unavailable.keys() <= _NAMES
-        and sample.period_s >= 0
         and len(sample.latencies_ms) <= LATENCIES_MAX
+        and all(sample.values.get(name, 0) >= 0 for name in COUNTED)
     )
 
 

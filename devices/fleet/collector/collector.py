@@ -79,7 +79,12 @@ class Collector:
     """Collects from one broker into one store until stopped."""
 
     def __init__(
-        self, broker: BrokerConfig, store: Store, client_id: str, on_commit: Callable[[Commit], None] = lambda _: None
+        self,
+        broker: BrokerConfig,
+        store: Store,
+        client_id: str,
+        on_commit: Callable[[Commit], None] = lambda _: None,
+        on_failure: Callable[[], None] = lambda: None,
     ) -> None:
         """Nothing is connected yet.
 
@@ -88,10 +93,11 @@ class Collector:
             store: where to.
             client_id: unique at the broker; see `ferryman.devices.fleet.collector.instance`.
             on_commit: told of each commit, on the thread that commits.
+            on_failure: told of each commit that the store refused.
         """
         self.inbox = Inbox()
         self._store = store
-        self._on_commit = on_commit
+        self._on_commit, self._on_failure = on_commit, on_failure
         self._commit_problem: str | None = None
         shared = store.dialect == "postgresql"
         self.link = Link(
@@ -162,6 +168,7 @@ class Collector:
             try:
                 inserted = self._store.insert(batch, time.time_ns())
             except StoreError as error:
+                self._on_failure()
                 if self._commit_problem != str(error):
                     log.error("%s; nothing is acknowledged, trying again", error)  # noqa: TRY400  # no traceback: said in full
                 self._commit_problem = str(error)

@@ -40,8 +40,22 @@ def client_id(store: Store) -> Iterator[str]:
 
 @contextmanager
 def _only_one(database: Path) -> Iterator[None]:
-    """Two collectors on one store would share a session's name, and throw each other out without end."""
-    with database.with_name(f"{database.name}.lock").open("w") as lock:
+    """Two collectors on one store would share a session's name, and throw each other out without end.
+
+    Not a lock of the database file: where its descriptor is closed, SQLite's own locks of the file would go with it.
+    """
+    try:
+        real = database.resolve()
+        links = real.stat().st_nlink if real.exists() else 1
+        file = real.with_name(f"{real.name}.lock").open("w")
+    except OSError as error:
+        raise StoreError(f"store {database}: {error.strerror} ({error.filename}); name another") from error
+    with file as lock:
+        if links > 1:
+            raise StoreError(
+                f"store {database}: the file has {links} names (hard links), and SQLite damages one that is written by "
+                "two; remove the others, or copy the file"
+            )
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

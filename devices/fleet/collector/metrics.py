@@ -28,7 +28,7 @@ from ferryman.devices.fleet.collector.collector import Collector, Commit
 from ferryman.devices.fleet.collector.parse import reason_class
 from ferryman.devices.fleet.store.store import Store
 from ferryman.devices.fleet.store.tables import alerts, devices
-from ferryman.runtime.contracts.errors import CallerError
+from ferryman.runtime.contracts.errors import CallerError, StoreError
 
 _ADDRESS = re.compile(r"(?:(?P<host>[^:\[\]]+|\[[0-9a-fA-F:]+\]):)?(?P<port>\d{1,5})", re.ASCII)
 _PORT_MAX = 65535
@@ -82,6 +82,11 @@ class Metrics:
             buckets=_COMMIT_S,
             registry=registry,
         )
+        self._failed = counter("failed_commits", "Commits that the store refused; each is tried again.")
+        self._up = gauge("collector_store_up", "1 while the store answers and takes commits; 0 from a failure on.")
+        self._commits = self._answers = True
+        self._up.set_function(lambda: self._commits and self._answers)
+        self._committed = gauge("collector_last_commit_timestamp_seconds", "When something was last committed.")
         self._inbox = gauge("collector_inbox_bytes", "Taken from the broker and not committed yet.")
         self._connected = gauge("collector_connected", "1 while connected to the broker and subscribed.")
         self._lag = gauge(
@@ -93,6 +98,8 @@ class Metrics:
 
     def on_commit(self, commit: Commit) -> None:
         """Count a commit."""
+        self._commits = True
+        self._committed.set_to_current_time()
         self._messages.inc(commit.messages)
         self._records.inc(commit.inserted.new)
         self._duplicates.inc(commit.inserted.duplicates)
@@ -103,6 +110,11 @@ class Metrics:
         self._commit.observe(commit.seconds)
         if commit.newest_ns:
             self._lag.set(time.time() - commit.newest_ns / 1e9)
+
+    def on_failure(self) -> None:
+        """Count a commit that the store refused."""
+        self._failed.inc()
+        self._commits = False
 
     def watch(self, collector: Collector) -> None:
         """Show its state."""
@@ -122,9 +134,14 @@ class Metrics:
         Raises:
             StoreError: it cannot be read.
         """
-        total = self._store.read(select(func.count()).select_from(devices))[0][0]
-        connected = self._store.read(select(func.count()).where(devices.c.online))[0][0]
-        still = self._store.read(select(func.count()).where(alerts.c.until_ns.is_(None)))[0][0]
+        try:
+            total = self._store.read(select(func.count()).select_from(devices))[0][0]
+            connected = self._store.read(select(func.count()).where(devices.c.online))[0][0]
+            still = self._store.read(select(func.count()).where(alerts.c.until_ns.is_(None)))[0][0]
+        except StoreError:
+            self._answers = False
+            raise
+        self._answers = True
         self._devices.set(total)
         self._online.set(connected)
         self._alerts.set(still)
@@ -138,9 +155,10 @@ class Metrics:
         """
         try:
             server, thread = start_http_server(address.port, address.host, self.registry)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter: no name that DNS could have
+            why = getattr(error, "strerror", None) or error
             raise CallerError(
-                f"metrics: cannot listen on {address.host}:{address.port}: {error.strerror or error}; name another"
+                f"metrics: cannot listen on {address.host[:80]}:{address.port}: {why}; name another"
             ) from error
         try:
             yield

@@ -129,8 +129,14 @@ def _batch(topic: str, payload: bytes, data: bytes, device: str) -> Telemetry:
 
 def _row(item: Item) -> Row:
     body = bytes(item.body)
+    _check_time(item.time_ns)
     check_body(item.kind, body)
     return Row(item.sequence, item.kind, item.time_ns, item.uptime_ns, item.sure, body)
+
+
+def _check_time(time_ns: int) -> None:
+    if time_ns > wire.TIME_MAX_NS:
+        raise ValueError(f"time_ns {time_ns} is beyond {wire.TIME_MAX_NS}, the last that is taken; set the clock")
 
 
 def _damaged(topic: str, payload: bytes, data: bytes, device: str) -> Telemetry:
@@ -174,6 +180,7 @@ def _single(topic: str, payload: bytes, device: str) -> Telemetry:
         body.decode()
     check_device(device, one.device, "envelope")
     check_name(one.boot, "boot")
+    _check_time(one.time_ns)
     check_body(one.kind, body)
     row = Row(one.sequence, one.kind, one.time_ns, None, True, body)  # schema 1 says nothing of clocks
     arrived = Arrived(device, one.boot, (row,), topic, payload)
@@ -195,6 +202,8 @@ def _refused(topic: str, payload: bytes, reason: str) -> Telemetry:
 _REASONS = (
     ("item", "record"),
     ("body", "record"),
+    ("time_ns", "record"),
+    ("the database", "record"),
     ("not an envelope", "malformed"),
     ("schema", "schema"),
     ("the topic", "identity"),

@@ -83,7 +83,7 @@ def run_collector(
             shown.on_commit(commit)
             on_progress(progress)
 
-        collector = Collector(broker, store, name, on_commit)
+        collector = Collector(broker, store, name, on_commit, shown.on_failure)
         collector.link.on_ready(lambda: on_connected(store.name))
         shown.watch(collector)
         alerting = Alerting(store, collector.link, alerts)

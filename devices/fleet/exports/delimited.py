@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from ferryman.devices.fleet.exports.tables import Exportable, Kind, Row
+from ferryman.devices.fleet.exports.tables import Exportable, Kind, Row, visible
 from ferryman.devices.fleet.query.window import iso
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -34,9 +34,9 @@ def _cell(value: Any, kind: Kind) -> str:  # noqa: ANN401  # whatever a column h
     if kind == "time":
         return iso(value)
     if kind in {"numbers", "object"}:
-        text = msgspec.json.encode(value, order="sorted").decode() if value else ""
+        text = visible(msgspec.json.encode(value, order="sorted").decode()) if value else ""
     elif kind == "text":
-        text = str(value).replace("\0", "\ufffd")
+        text = visible(str(value))
         text = f"'{text}" if text.startswith(_FORMULA) else text
     else:
         return str(value)

@@ -15,10 +15,13 @@ from ferryman.devices.fleet.query.who import who
 from ferryman.devices.fleet.query.window import window
 from ferryman.devices.fleet.store.store import Store
 from ferryman.profiler.files import whole_file
+from ferryman.profiler.report_words import printable
 from ferryman.runtime.contracts.errors import CallerError
 
 FORMATS = {".parquet": "parquet", ".csv": "csv", ".lp": "line protocol"}
 _TOLD_ROWS = 10_000
+_OF_DATABASE = ("", "-wal", "-shm", "-journal")
+"""Files of SQLite, by how their names end."""
 
 
 def export(
@@ -54,6 +57,7 @@ def export(
         raise CallerError(f"{what[:100]!r} cannot be exported; there are: {', '.join(EXPORTABLES)}")
     if (form := FORMATS.get(path.suffix)) is None:
         raise CallerError(f"{path} ends in none of {', '.join(FORMATS)}, which says what to write; name another file")
+    check_target(path)
     if form == "parquet":
         load()
     left_out = LeftOut()
@@ -78,6 +82,27 @@ def export(
         last_ns=rows.last_ns,
         left_out=left_out.words(),
     )
+
+
+def check_target(path: Path, database: Path | None = None) -> None:
+    """Refuse what an export must not be written to.
+
+    Raises:
+        CallerError: its name has control characters or is too long, it is no regular file, or one of the database's.
+    """
+    if not str(path).isprintable():
+        raise CallerError(f"the file's name {printable(str(path))!r:.200} has control characters; name another file")
+    try:
+        target = path.resolve()
+        if path.exists() and not path.is_file():
+            raise CallerError(f"{path} is no regular file; name one, or a file that is not there yet")
+        if database is not None:
+            files = {one.with_name(one.name + end) for one in (database, database.resolve()) for end in _OF_DATABASE}
+            if target in {one.resolve() for one in files}:
+                raise CallerError(f"{path} would overwrite the database {database}; name another file")
+    except (OSError, RuntimeError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise CallerError(f"cannot write {str(path)[:200]}: {why}; name another file") from error
 
 
 class _Counted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,14 +11,14 @@ from sqlalchemy import select
 
 from ferryman.devices.fleet.metrics import METRICS as OF_MEASUREMENT
 from ferryman.devices.fleet.query.left_out import LeftOut
-from ferryman.devices.fleet.query.parts import read_sketch
+from ferryman.devices.fleet.query.measured import measured
+from ferryman.devices.fleet.query.parts import Part, can_be, read_sketch
 from ferryman.devices.fleet.query.reading import Stored, decoded, stored
 from ferryman.devices.fleet.query.records import CLOCKS
 from ferryman.devices.fleet.query.who import Who
 from ferryman.devices.fleet.query.window import Window
 from ferryman.devices.fleet.store import tables
 from ferryman.devices.fleet.store.store import Store
-from ferryman.runtime.contracts.measurement import Measurement
 from ferryman.runtime.contracts.record import Unavailable
 from ferryman.runtime.contracts.telemetry import METRICS, LogLine, Sample
 
@@ -26,6 +27,15 @@ Kind = Literal["time", "integer", "number", "text", "numbers", "object"]
 Row = dict[str, Any]
 """By column; what is not there is not known."""
 Read = Callable[[Store, Window, Who, LeftOut], Iterator[Row]]
+
+
+_STEERING = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""What could steer a terminal or turn text round; tabs and line breaks are not in it."""
+
+
+def visible(text: str) -> str:
+    """With U+FFFD in place of control characters, for formats that people read."""
+    return _STEERING.sub("\ufffd", text)
 
 
 @dataclass(frozen=True)
@@ -80,9 +90,9 @@ def _logs(store: Store, within: Window, devices: Who, left_out: LeftOut) -> Iter
 
 def _measurements(store: Store, within: Window, devices: Who, left_out: LeftOut) -> Iterator[Row]:
     for one in stored(store, "measurement", within, devices):
-        if (found := decoded(one, "measurement", Measurement, left_out)) is None:
+        if (made := measured(one, left_out)) is None:
             continue
-        values = {name: of(found) for name, of in OF_MEASUREMENT.items()}
+        found, values = made
         yield _named(one) | {
             "package": found.package_name,
             "package_sha256": found.package_sha256,
@@ -104,7 +114,11 @@ def _rollups(store: Store, within: Window, devices: Who, left_out: LeftOut) -> I
         .order_by(table.c.device, table.c.metric, table.c.package, table.c.span_s, table.c.start_s)
     )
     for one in store.stream(wanted):
-        if not devices.means(str(one.device)):
+        count: Any = one.count
+        part = Part(
+            str(one.device), one.start_s, one.metric, one.package, count, one.total, one.least, one.most, sketch=None
+        )
+        if not devices.means(part.device) or not can_be(part, left_out):
             continue
         if (sketch := read_sketch(one.sketch, f"{one.metric} of {one.device}", left_out)) is None:
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import or_, select
 
+from ferryman.devices.fleet.query.asked import checked_limit
 from ferryman.devices.fleet.query.left_out import LeftOut
 from ferryman.devices.fleet.query.records import AlertRow, Alerts
 from ferryman.devices.fleet.query.who import who
@@ -43,6 +44,7 @@ def alerts(
         CallerError: an argument is none of its kind, or there is no such device.
         StoreError: the database cannot be read.
     """
+    limit = checked_limit(limit)
     left_out = LeftOut()
     within = window(since, until, now_ns, "")
     devices = who(store, query, device, left_out)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ferryman.devices.fleet.query.asked import check_names, check_several, check_texts, shown
 from ferryman.devices.fleet.query.left_out import LeftOut
 from ferryman.devices.fleet.query.parts import Part, empty, hours, parts
 from ferryman.devices.fleet.query.records import Compared, Comparison
@@ -74,8 +75,11 @@ def compare(
         CallerError: an argument is none of its kind, or there is no such device or baseline.
         StoreError: the database cannot be read.
     """
-    if not 0 < margin < 1:
-        raise CallerError(f"a margin is more than 0 and less than 1, such as {MARGIN}; found {margin:g}")
+    check_names(by=by)
+    check_several("metrics", metrics)
+    check_texts(baseline=baseline)
+    if not isinstance(margin, int | float) or not 0 < margin < 1:
+        raise CallerError(f"a margin is more than 0 and less than 1, such as {MARGIN}; found {shown(margin)}")
     left_out = LeftOut()
     within = window(since, until, now_ns, "1d")
     span = hours(within, now_ns)

@@ -9,6 +9,8 @@ from typing import Any
 import msgspec
 from sqlalchemy import Select, func, select
 
+from ferryman.devices.fleet.query.asked import checked_limit
+from ferryman.devices.fleet.query.asked import shown as in_words
 from ferryman.devices.fleet.query.left_out import LeftOut
 from ferryman.devices.fleet.query.newest_sample import Newest, newest_samples
 from ferryman.devices.fleet.query.parts import empty, hours, parts
@@ -62,8 +64,9 @@ def device_rows(
         CallerError: an argument is none of its kind, or there is no such device.
         StoreError: the database cannot be read.
     """
-    if sort not in SORTS:
-        raise CallerError(f"devices are not sorted by {sort[:100]!r}, but by one of: {', '.join(SORTS)}")
+    limit = checked_limit(limit)
+    if not isinstance(sort, str) or sort not in SORTS:
+        raise CallerError(f"devices are not sorted by {in_words(sort)}, but by one of: {', '.join(SORTS)}")
     left_out = LeftOut()
     within = window(since, until, now_ns, "1h")
     span = hours(within, now_ns)

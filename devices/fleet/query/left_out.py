@@ -26,7 +26,7 @@ class LeftOut:
     def words(self) -> tuple[str, ...]:
         """A sentence each."""
         damaged = (
-            f"{count:,} damaged {what}{'s' if count > 1 else ''}; the first: {first}"
+            f"{count:,} damaged {what}{'' if count == 1 else 'es' if what.endswith('s') else 's'}; the first: {first}"
             for what, (count, first) in self._damaged.items()
         )
         return (*self._said, *damaged)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from ferryman.devices.fleet.query.asked import check_texts
 from ferryman.devices.fleet.query.left_out import LeftOut
 from ferryman.devices.fleet.query.reading import Stored, decoded, newest, stored
 from ferryman.devices.fleet.query.records import CLOCKS, LogRow, Logs
@@ -35,6 +36,7 @@ class LogFilter:
         Raises:
             CallerError: there is no such level, or it is no regular expression.
         """
+        check_texts(level=level, grep=grep)
         if level is not None and level.upper() not in LEVELS:
             raise CallerError(f"no level {level[:100]!r}; there are: {', '.join(LEVELS)}")
         self._least = 0 if level is None else LEVELS.index(level.upper())

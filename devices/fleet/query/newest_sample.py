@@ -8,10 +8,10 @@ from typing import NamedTuple
 from sqlalchemy import select
 
 from ferryman.devices.fleet.query.left_out import LeftOut
+from ferryman.devices.fleet.query.sane import read
 from ferryman.devices.fleet.query.who import IN_MAX
 from ferryman.devices.fleet.store import tables
 from ferryman.devices.fleet.store.store import Store
-from ferryman.runtime.contracts.record import decode
 from ferryman.runtime.contracts.telemetry import Sample
 
 
@@ -39,7 +39,7 @@ def newest_samples(store: Store, names: Sequence[str] | None, left_out: LeftOut)
     for statement in statements:
         for device, time_ns, body in store.read(statement):
             try:
-                found[str(device)] = Newest(time_ns, decode(str(body).encode(), Sample))
+                found[str(device)] = Newest(time_ns, read(str(body), Sample))
             except ValueError as error:
                 left_out.damaged("newest sample", str(device), error)
     return found

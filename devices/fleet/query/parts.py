@@ -18,6 +18,7 @@ from sqlalchemy import Select, select
 from ferryman.devices.fleet.query.left_out import LeftOut
 from ferryman.devices.fleet.query.reading import decoded, stored
 from ferryman.devices.fleet.query.records import Quantiles
+from ferryman.devices.fleet.query.sane import VALUE_MAX, check, least_of
 from ferryman.devices.fleet.query.who import Who, in_turn, sources_of
 from ferryman.devices.fleet.query.window import Window
 from ferryman.devices.fleet.store import tables
@@ -151,10 +152,23 @@ def read_sketch(data: bytes, where: str, left_out: LeftOut) -> Sketch:
     except (ValueError, RuntimeError, IndexError, MemoryError) as error:
         left_out.damaged("rollup", where, error)
         return None
-    if made.is_empty():
-        left_out.damaged("rollup", where, "it is empty")
+    if made.is_empty() or not (made.get_min_value() >= -VALUE_MAX and made.get_max_value() <= VALUE_MAX):
+        left_out.damaged("rollup", where, "it is empty" if made.is_empty() else "its sketch is out of bounds")
         return None
     return made
+
+
+def can_be(row: Part, left_out: LeftOut) -> bool:
+    """Whether a rollup's numbers can be; if not, `left_out` is told."""
+    try:
+        check("values", (row.values,), 1)
+        check(row.metric, (row.least, row.most, row.total / row.values), least_of(row.metric))
+        if row.metric in ("inferences", "errors"):
+            check(f"the sum of {row.metric}", (row.total,), 0)
+    except ValueError as error:
+        left_out.damaged("rollup", f"{row.metric} of {row.device}", error)
+        return False
+    return True
 
 
 def values_of(sample: Sample, metric: str) -> Sequence[float]:
@@ -178,7 +192,7 @@ def _rolled_up(
         for names in _names(devices) if metrics and span[0] < span[1] else ():
             for row in store.stream(rollups(metrics, span, length, names, sketches=sketches)):
                 part, sealed = Part._make(row[:-1] if sketches else (*row[:-1], None)), bool(row[-1])
-                if not devices.means(part.device):
+                if not devices.means(part.device) or not can_be(part, left_out):
                     continue
                 if sketches:
                     made = read_sketch(part.sketch, f"{part.metric} of {part.device}", left_out)

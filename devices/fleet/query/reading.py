@@ -12,12 +12,14 @@ from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Select, select
 
+from ferryman.devices.fleet.query.asked import checked_limit
 from ferryman.devices.fleet.query.left_out import LeftOut
+from ferryman.devices.fleet.query.sane import read as sane
 from ferryman.devices.fleet.query.who import IN_MAX, Who
 from ferryman.devices.fleet.query.window import Window
 from ferryman.devices.fleet.store import tables
 from ferryman.devices.fleet.store.store import Store
-from ferryman.runtime.contracts.record import Record, decode
+from ferryman.runtime.contracts.record import Record
 
 _JOINED = 200
 _NEAR = 20
@@ -75,7 +77,13 @@ def stored(store: Store, kind: str, within: Window, devices: Who, *, newest_firs
 def newest(
     store: Store, kind: str, within: Window, devices: Who, limit: int | None, read: Callable[[Stored], T | None]
 ) -> tuple[list[T], bool]:
-    """The newest that `read` makes something of, the newest first, and whether there are more."""
+    """The newest that `read` makes something of, the newest first, and whether there are more.
+
+    Raises:
+        CallerError: the limit is none.
+        StoreError: the database cannot be read.
+    """
+    limit = checked_limit(limit)
     found = _kept(stored(store, kind, within, devices, newest_first=True), read)
     if kind != tables.SAMPLE:
         ordered = list(found if limit is None else itertools.islice(found, limit + 1))
@@ -88,9 +96,9 @@ def newest(
 
 
 def decoded(one: Stored, what: str, record: type[B], left_out: LeftOut) -> B | None:
-    """The body; None of a damaged one, which `left_out` is told."""
+    """The body; None of one that is damaged or holds numbers that cannot be, which `left_out` is told."""
     try:
-        return decode(one.body.encode(), record)
+        return sane(one.body, record)
     except ValueError as error:
         left_out.damaged(what, one.name(), error)
         return None

@@ -297,7 +297,7 @@ class Exported(Record, tag="fleet-export", kw_only=True):
     first_ns: int | None
     """The least time in it."""
     last_ns: int | None
-    """The greatest; the next export begins one nanosecond later."""
+    """The greatest; the next export begins one nanosecond later, or now, whichever is earlier."""
     left_out: tuple[str, ...] = ()
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from ferryman.devices.fleet.metrics import METRICS
+from ferryman.devices.fleet.metrics import Value
+from ferryman.devices.fleet.query.asked import check_texts
 from ferryman.devices.fleet.query.left_out import LeftOut
-from ferryman.devices.fleet.query.reading import Stored, decoded, newest
+from ferryman.devices.fleet.query.measured import measured
+from ferryman.devices.fleet.query.reading import Stored, newest
 from ferryman.devices.fleet.query.records import RunRow, Runs
 from ferryman.devices.fleet.query.who import who
 from ferryman.devices.fleet.query.window import window
@@ -42,12 +44,13 @@ def runs(
         CallerError: an argument is none of its kind, or there is no such device.
         StoreError: the database cannot be read.
     """
+    check_texts(package=package)
     left_out = LeftOut()
     devices = who(store, query, device, left_out)
 
     def read(one: Stored) -> RunRow | None:
-        found = decoded(one, "measurement", Measurement, left_out)
-        return None if found is None or not is_of(found, package) else run_row(one, found)
+        made = measured(one, left_out, lambda found: is_of(found, package), (*_OF_RUN, "artifact_kb"))
+        return None if made is None else run_row(one, *made)
 
     within = window(since, until, now_ns, "")
     rows, more = newest(store, "measurement", within, devices, limit, read)
@@ -63,9 +66,8 @@ def is_of(found: Measurement, package: str | None) -> bool:
     return len(package) >= 8 and found.package_sha256.startswith(package)  # noqa: PLR2004  # fewer are a name
 
 
-def run_row(one: Stored, found: Measurement) -> RunRow:
+def run_row(one: Stored, found: Measurement, values: dict[str, Value]) -> RunRow:
     """Its numbers."""
-    values = {name: METRICS[name](found) for name in (*_OF_RUN, "artifact_kb")}
     return RunRow(
         device=one.device,
         time_ns=one.time_ns,

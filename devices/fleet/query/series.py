@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ferryman.devices.fleet.query.asked import check_names
 from ferryman.devices.fleet.query.left_out import LeftOut
 from ferryman.devices.fleet.query.parts import Part, hours, merged, parts, values_of
 from ferryman.devices.fleet.query.reading import Stored, decoded, newest, stored
@@ -106,6 +107,7 @@ def series(
         CallerError: an argument is none of its kind, there is no such device, or these are too many points.
         StoreError: the database cannot be read.
     """
+    check_names(device=device, metric=metric)
     if span_s < 0:
         raise CallerError(f"a span is 0 or more seconds, found {span_s}")
     left_out = LeftOut()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 from sqlalchemy import Select, func, select
 
 from ferryman.devices.fleet.query.left_out import LeftOut
@@ -30,7 +31,7 @@ STALE_NS = 3600 * 10**9
 class _Dropped(Record):
     """What is needed of a record of kind `dropped`."""
 
-    records: int
+    records: Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 
 
 def fleet_status(

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from sqlalchemy import select
+from sqlalchemy import Select, func, select, union
 
+from ferryman.devices.fleet.query.asked import check_texts
 from ferryman.devices.fleet.query.left_out import LeftOut
+from ferryman.devices.fleet.query.sane import read
 from ferryman.devices.fleet.rollout.query import Target, parse_query
 from ferryman.devices.fleet.store import tables
 from ferryman.devices.fleet.store.store import Store
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.messages import Status
-from ferryman.runtime.contracts.record import decode
 
 IN_MAX = 500
 """Names or numbers in one statement."""
@@ -24,9 +25,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Known:
-    """A device that said something of itself."""
+    """A device."""
 
     status: Status
+    """What it said of itself; nothing but its name of one that only ever sent records."""
     online: bool
     changed_ns: int
     seen_ns: int
@@ -37,7 +39,7 @@ class Who:
     """The devices that are meant."""
 
     known: dict[str, Known]
-    """By name; a device that only ever sent records is not here."""
+    """By name."""
     names: frozenset[str] | None = None
     """None: all."""
     sources: tuple[int, ...] | None = None
@@ -58,36 +60,54 @@ def who(store: Store, query: str | None, device: str | None, left_out: LeftOut) 
         left_out: told of devices whose status is damaged.
 
     Raises:
-        CallerError: the query is none, or there is no such device.
+        CallerError: the query or the name is none, or there is no such device.
         StoreError: the database cannot be read.
     """
+    check_texts(query=query, device=device)
     parsed = None if query is None else parse_query(query)
     table = tables.devices
     wanted = select(table.c.device, table.c.status, table.c.online, table.c.changed_ns, table.c.seen_ns)
     rows = store.read(wanted if device is None else wanted.where(table.c.device == device))
-    known = {}
-    for name, body, online, changed_ns, seen_ns in sorted(rows, key=lambda row: str(row[0])):
+    found = {}
+    for name, body, online, changed_ns, seen_ns in rows:
         try:
-            status = decode(str(body).encode(), Status)
+            found[str(name)] = Known(read(str(body), Status), bool(online), changed_ns, seen_ns)
         except ValueError as error:
             left_out.damaged("status", str(name), error)
-            continue
-        if parsed is None or parsed.matches(Target(name=name, model=status.model, labels=status.labels)):
-            known[str(name)] = Known(status, bool(online), changed_ns, seen_ns)
+    silent = [] if device is not None and rows else store.read(without_status(device))
+    for name, seen_ns in silent:
+        found[str(name)] = Known(Status(device=str(name), online=False), False, seen_ns or 0, seen_ns or 0)
+    known = {
+        name: one
+        for name, one in sorted(found.items())
+        if parsed is None or parsed.matches(Target(name=name, model=one.status.model, labels=one.status.labels))
+    }
     if parsed is None and device is None:
         return Who(known)
-    if device is not None and not rows and not _sends(store, device):
+    if device is not None and not rows and not silent:
         raise CallerError(f"no device {device[:100]!r} in this store{_others(store)}")
     names = frozenset(known) if device is None or parsed is not None else frozenset({device})
     return Who(known, names, sources_of(store, sorted(names)) if len(names) <= IN_MAX else None)
 
 
-def _sends(store: Store, device: str) -> bool:
-    return bool(store.read(select(tables.sources.c.id).where(tables.sources.c.device == device).limit(1)))
+def without_status(device: str | None) -> Select[Any]:
+    """Devices that only ever sent records, and when the last of them arrived; None: all such devices."""
+    sources, records = tables.sources, tables.records
+    last = (
+        select(records.c.received_ns)
+        .where(records.c.source == sources.c.id)
+        .order_by(records.c.source.desc(), records.c.sequence.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    told = select(tables.devices.c.device).where(tables.devices.c.device == sources.c.device).exists()
+    found = select(sources.c.device, func.max(last)).where(~told).group_by(sources.c.device)
+    return found if device is None else found.where(sources.c.device == device)
 
 
 def _others(store: Store) -> str:
-    names = [str(name) for (name,) in store.read(select(tables.devices.c.device).order_by("device").limit(_NAMED + 1))]
+    every = union(select(tables.devices.c.device), select(tables.sources.c.device)).subquery()
+    names = [str(name) for (name,) in store.read(select(every.c.device).order_by(every.c.device).limit(_NAMED + 1))]
     if not names:
         return ", nor any other"
     return f"; there are: {', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''}"

@@ -6,6 +6,7 @@ import re
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from ferryman.devices.fleet.query.asked import check_texts, shown
 from ferryman.runtime.contracts.errors import CallerError
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -69,14 +70,25 @@ def window(since: str | int | None, until: str | int | None, now_ns: int, defaul
     Raises:
         CallerError: one is no time, or the window ends before it begins.
     """
-    end = _LAST_NS if until is None else until if isinstance(until, int) else parse_time(until, now_ns)
+    end = _LAST_NS if until is None else _moment("until", until, now_ns)
     if since is not None:
-        begin = since if isinstance(since, int) else parse_time(since, now_ns)
+        begin = _moment("since", since, now_ns)
     else:
         begin = parse_time(default, min(end, now_ns)) if default else 0
     if begin >= end:
         raise CallerError(f"the window ends before it begins: since {iso(begin)}, until {iso(end)}")
     return Window(begin, end)
+
+
+def _moment(name: str, given: str | int, now_ns: int) -> int:
+    if isinstance(given, int) and not isinstance(given, bool):
+        if not 0 <= given <= _LAST_NS:
+            raise CallerError(f"{name}={shown(given)} is no time that a device can have: {_WORDS}")
+        return given
+    if not isinstance(given, str):
+        raise CallerError(f"{name}={shown(given)} is no time: {_WORDS}")
+    check_texts(**{name: given})
+    return parse_time(given, now_ns)
 
 
 def iso(time_ns: int) -> str:

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, select, text, tuple_
 
 from ferryman.devices.fleet.store.bulk import insert_many, mark_dirty
 from ferryman.devices.fleet.store.tables import CORRECTED, HOUR_S, SURE, clocks, sources
+from ferryman.runtime.contracts.envelope import TIME_MAX_NS
 from ferryman.runtime.contracts.record import decode
 from ferryman.runtime.contracts.telemetry import ClockFix
 
 if TYPE_CHECKING:
     from ferryman.devices.fleet.store.insert import Arrived
 
-INTEGER_MAX = (1 << 63) - 1
+_STEP_MIN_NS = 10**6
+"""A fix that says the same but for this, a millisecond, changes nothing: correcting costs every record of the boot."""
 _HOUR_NS = HOUR_S * 10**9
 _LOCK = 0x66657272  # "ferr": of advisory locks
 _Boot = tuple[str, str]
@@ -44,11 +46,12 @@ def learn(connection: Connection, arrived: Sequence[Arrived], ids: dict[tuple[st
         # A fix must not pass by an unsure record that another process is about to commit.
         kind = "" if fixes else "_shared"
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock{kind}({_LOCK})")
+    known = _offsets(connection, {*unsure.values(), *fixes})
     if fixes:
         _keep(connection, fixes)
-    known = _offsets(connection, {*unsure.values(), *fixes})
-    for device, boot in sorted(fixes):
-        _correct(connection, device, boot, known[device, boot])
+        now = _offsets(connection, set(fixes))
+        _correct(connection, {key: offset for key, offset in now.items() if offset != known.get(key)})
+        known |= now
     return {source: known[boot] for source, boot in unsure.items() if boot in known}
 
 
@@ -66,25 +69,30 @@ def _read(body: bytes) -> ClockFix | None:
 
 def _keep(connection: Connection, fixes: dict[_Boot, tuple[int, int]]) -> None:
     rows = [(*key, offset, uptime) for key, (uptime, offset) in sorted(fixes.items())]
-    newer = """ON CONFLICT (device, kernel_boot) DO UPDATE SET offset_ns = excluded.offset_ns,
-               uptime_ns = excluded.uptime_ns WHERE excluded.uptime_ns >= clocks.uptime_ns"""
+    newer = f"""ON CONFLICT (device, kernel_boot) DO UPDATE SET uptime_ns = excluded.uptime_ns,
+                offset_ns = CASE WHEN abs(excluded.offset_ns - clocks.offset_ns) < {_STEP_MIN_NS}
+                                 THEN clocks.offset_ns ELSE excluded.offset_ns END
+                WHERE excluded.uptime_ns >= clocks.uptime_ns"""
     insert_many(connection, clocks, ("device", "kernel_boot", "offset_ns", "uptime_ns"), rows, newer)
 
 
 def _offsets(connection: Connection, boots: set[_Boot]) -> dict[_Boot, int]:
-    wanted = sorted({device for device, _ in boots})
+    wanted = sorted(boots)
     found = {}
     for start in range(0, len(wanted), 400):
         query = select(clocks.c.device, clocks.c.kernel_boot, clocks.c.offset_ns)
-        for device, boot, offset in connection.execute(query.where(clocks.c.device.in_(wanted[start : start + 400]))):
+        some = tuple_(clocks.c.device, clocks.c.kernel_boot).in_(wanted[start : start + 400])
+        for device, boot, offset in connection.execute(query.where(some)):
             found[device, boot] = offset
     return found
 
 
-def _correct(connection: Connection, device: str, boot: str, offset_ns: int) -> None:
-    query = select(sources.c.id, sources.c.boot).where(sources.c.device == device)
-    for source, whole in connection.execute(query).all():
-        if kernel_boot(whole) == boot:
-            values = {"source": source, "offset": offset_ns, "room": INTEGER_MAX - offset_ns}
-            mark_dirty(connection, ((device, HOUR_S, hour * HOUR_S) for (hour,) in connection.execute(_HOURS, values)))
-            connection.execute(_MOVE, values)
+def _correct(connection: Connection, offsets: dict[_Boot, int]) -> None:
+    for device in sorted({device for device, _ in offsets}):
+        query = select(sources.c.id, sources.c.boot).where(sources.c.device == device).order_by(sources.c.id)
+        for source, whole in connection.execute(query).all():
+            if (offset_ns := offsets.get((device, kernel_boot(whole)))) is not None:
+                values = {"source": source, "offset": offset_ns, "room": TIME_MAX_NS - offset_ns}
+                hours = connection.execute(_HOURS, values).all()
+                mark_dirty(connection, ((device, HOUR_S, hour * HOUR_S) for (hour,) in hours))
+                connection.execute(_MOVE, values)

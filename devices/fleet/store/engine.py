@@ -8,7 +8,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -29,6 +29,8 @@ _WRITER_CACHE_KIB = 65536
 _READER_CACHE_KIB = 8192
 _RETRIED = {"40001": "serialization failure", "40P01": "deadlock"}
 """SQLSTATE of what the server rolled back and asks to do again."""
+_OF_DATA = ("22", "23", "54")
+"""Classes of SQLSTATE: data exceptions, constraints, and what is longer than the server can store."""
 _NO_CONNECTION = "see that the server runs, and that host, user, password and database in the URL are right"
 _ADVICE = {
     "08": _NO_CONNECTION,
@@ -48,6 +50,10 @@ def is_postgresql(where: str | Path) -> bool:
     return isinstance(where, str) and where.startswith(_SCHEMES)
 
 
+class RefusedError(StoreError):
+    """The data are none that the database can take; the same again will fail again."""
+
+
 class Database:
     """A SQLite file or a PostgreSQL database; safe to use from several threads and processes."""
 
@@ -58,6 +64,7 @@ class Database:
             CallerError: the URL cannot be read, or psycopg is not installed.
         """
         self.path: Path | None = None
+        self._file: tuple[int, int] | None = None
         self.dialect: Dialect
         if is_postgresql(where):
             self.dialect = "postgresql"
@@ -68,9 +75,44 @@ class Database:
             self.path = Path(where)
             self.name = str(where)
             # Each connection has a cache of its own; only the one that writes gains by a large one.
-            self._engine = _sqlite(self.path, read_only=read_only, cache_kib=_WRITER_CACHE_KIB)
-            self._readers = _sqlite(self.path, read_only=read_only, cache_kib=_READER_CACHE_KIB)
+            self._engine = _sqlite(self.path, self._check_file, read_only=read_only, cache_kib=_WRITER_CACHE_KIB)
+            self._readers = _sqlite(self.path, self._check_file, read_only=read_only, cache_kib=_READER_CACHE_KIB)
         self._writing = threading.Lock()
+
+    def stay(self) -> None:
+        """Write from now on only while the file is where it is now; what is written to a deleted one is lost."""
+        self._file = self._found()
+
+    def _found(self) -> tuple[int, int] | None:
+        try:
+            found = None if self.path is None else self.path.stat()
+        except OSError:
+            found = None
+        return None if found is None else (found.st_dev, found.st_ino)
+
+    @contextmanager
+    def _at_its_place(self) -> Iterator[None]:
+        """Looked at before, so that nothing goes into another file, and after, so that nothing is lost."""
+        try:
+            self._check_file()
+        except StoreError:
+            self._let_go()
+            raise
+        yield
+        self._check_file()
+
+    def _let_go(self) -> None:
+        """Bring what is in the log into the file, wherever that is now, and open it anew when it is back."""
+        with suppress(StoreError, *_errors()), self._engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
+        self.close()
+
+    def _check_file(self) -> None:
+        if self._file is not None and self._found() != self._file:
+            raise StoreError(
+                f"store {self.name}: the file was deleted, moved or replaced while it was open; put it back where it "
+                "was, or start anew to go on with the one that is there now"
+            )
 
     def write(self, work: Callable[[Connection], T]) -> T:
         """Do `work` in one transaction, on disk when this returns; it may be called again if the server says so.
@@ -82,12 +124,14 @@ class Database:
         while True:
             tries += 1
             try:
-                with self._one_writer(), self._engine.connect() as connection:
+                with self._one_writer(), self._at_its_place(), self._engine.connect() as connection:
                     if self.dialect == "sqlite":
                         connection.exec_driver_sql("BEGIN IMMEDIATE")
                     result = work(connection)
                     connection.commit()
                     return result
+            except (OverflowError, ValueError) as error:  # the driver cannot even say it to the database
+                raise RefusedError(f"store {self.name}: {type(error).__name__}: {error}") from error
             except _errors() as error:
                 if getattr(_driver_error(error), "sqlstate", None) not in _RETRIED or tries == _TRIES:
                     raise self.error(error) from error
@@ -130,6 +174,8 @@ class Database:
         cause = _driver_error(error)
         if isinstance(cause, database.LaterVersionError):
             return StoreError(f"store {cause}")
+        if _is_of_data(cause):
+            return RefusedError(f"store {self.name}: {' '.join(str(cause).split())}")
         if self.path is not None and isinstance(cause, sqlite3.Error):
             return StoreError(f"store {database.explain(cause, self.path)}")
         state = getattr(cause, "sqlstate", None) or ""
@@ -152,8 +198,9 @@ class Database:
             yield
 
 
-def _sqlite(path: Path, *, read_only: bool, cache_kib: int) -> sqlalchemy.Engine:
+def _sqlite(path: Path, check: Callable[[], None], *, read_only: bool, cache_kib: int) -> sqlalchemy.Engine:
     def connect() -> sqlite3.Connection:
+        check()  # not to make an empty one where ours was
         connection = database.connect(path, read_only=read_only)
         # Damaged text shall not keep the rows around it from being read.
         connection.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
@@ -201,6 +248,15 @@ def _postgresql(url: str, *, read_only: bool) -> tuple[str, sqlalchemy.Engine]:
 
 def _driver_error(error: BaseException) -> BaseException:
     return error.orig if isinstance(error, sqlalchemy.exc.DBAPIError) and error.orig is not None else error
+
+
+def _is_of_data(cause: BaseException) -> bool:
+    state = getattr(cause, "sqlstate", None) or ""
+    if state:
+        return state[:2] in _OF_DATA
+    # Drivers refuse some before they ask: a NUL, an integer beyond 64 bits, a type, a text that is too long.
+    named = {kind.__name__ for kind in type(cause).__mro__}
+    return bool(named & {"DataError", "IntegrityError"}) or isinstance(cause, sqlite3.InterfaceError)
 
 
 @functools.cache

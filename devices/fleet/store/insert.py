@@ -20,6 +20,7 @@ from ferryman.devices.fleet.store.tables import (
     latest,
     sources,
 )
+from ferryman.runtime.contracts.envelope import TIME_MAX_NS
 from ferryman.runtime.contracts.messages import Status
 
 _HOUR_NS = HOUR_S * 10**9
@@ -66,7 +67,8 @@ class Inserted(NamedTuple):
     new: int
     duplicates: int
     conflicts: int
-    """Same (device, boot, sequence) as a stored record, another content: its message is quarantined."""
+    """Same (device, boot, sequence) as a stored record, another content: its message is quarantined. So is what the
+    database refuses."""
 
 
 class Memory:
@@ -159,7 +161,7 @@ def _rows(
         source = ids[one.device, one.boot]
         offset = offsets.get(source)
         for sequence, kind, time_ns, uptime_ns, sure, body in one.rows:
-            if sure or uptime_ns is None or offset is None or uptime_ns > clocks.INTEGER_MAX - offset:
+            if sure or uptime_ns is None or offset is None or uptime_ns > TIME_MAX_NS - offset:
                 clock, best_ns = SURE if sure else UNSURE, time_ns
             else:
                 clock, best_ns = CORRECTED, uptime_ns + offset

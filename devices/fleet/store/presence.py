@@ -1,9 +1,14 @@
-"""Who is there: the last status of each device, so that a late message of an earlier connection changes nothing."""
+"""Who is there: the last status of each device, so that a late message of an earlier connection changes nothing.
+
+A death says little more than that, so what the device last told stays beside it.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
+import msgspec
 from sqlalchemy import Connection, select, update
 
 from ferryman.devices.fleet.store.bulk import insert_many
@@ -11,7 +16,13 @@ from ferryman.devices.fleet.store.tables import devices
 from ferryman.runtime.contracts.messages import Status
 from ferryman.runtime.contracts.record import decode, encode
 
+log = logging.getLogger(__name__)
 _CHUNK = 400
+_STAYS = (
+    *("ferryman", "package_sha256", "package_name", "release", "answers", "interpreters", "standing"),
+    *("labels", "model", "outbox_pending", "outbox_dropped", "mode"),
+)
+"""What a death that leaves it empty does not change."""
 _COLUMNS = ("device", "status", "online", "birth", "changed_ns", "seen_ns")
 
 
@@ -20,8 +31,12 @@ def take(connection: Connection, statuses: Sequence[Status], now_ns: int) -> Non
     newest: dict[str, Status] = {}
     changed: dict[str, int] = {}
     for device, text, changed_ns in _kept(connection, sorted({one.device for one in statuses})):
-        newest[device] = decode(text.encode(), Status)
-        changed[device] = changed_ns
+        try:
+            newest[device] = decode(text.encode(), Status)
+        except ValueError as error:  # of a version that took more: the next one replaces it
+            log.warning("the status that is kept of %s cannot be read: %s", device, error)
+        else:
+            changed[device] = changed_ns
     news: set[str] = set()
     for status in statuses:
         kept = newest.get(status.device)
@@ -29,7 +44,7 @@ def take(connection: Connection, statuses: Sequence[Status], now_ns: int) -> Non
             continue
         if kept is None or kept.online != status.online:
             changed[status.device] = now_ns
-        newest[status.device] = status
+        newest[status.device] = status if kept is None or status.online else _with_last(status, kept)
         news.add(status.device)
     rows = [
         (name, encode(newest[name]).decode(), newest[name].online, newest[name].birth, changed[name], now_ns)
@@ -63,6 +78,16 @@ def _kept(connection: Connection, names: Sequence[str]) -> list[tuple[str, str, 
         rows = connection.execute(query.with_for_update()).all()
         found += [(row.device, row.status, row.changed_ns) for row in rows if row.birth >= 0]
     return found
+
+
+def _with_last(death: Status, kept: Status) -> Status:
+    """The death, with what was known."""
+    last = {name: getattr(kept, name) for name in _STAYS if not getattr(death, name)}
+    if kept.mode == "offline" and death.birth > kept.birth:
+        last.pop("mode", None)  # it was back meanwhile, whatever was heard of that
+    if death.package_sha256 is not None:
+        last |= {"package_name": death.package_name, "release": death.release, "answers": death.answers}
+    return msgspec.structs.replace(death, **last)
 
 
 def _is_stale(new: Status, kept: Status) -> bool:

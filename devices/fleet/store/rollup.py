@@ -17,16 +17,21 @@ from sqlalchemy import Connection, RowMapping, delete, insert, select
 
 from ferryman.devices.fleet.store import spans
 from ferryman.devices.fleet.store.bulk import Span, mark_dirty
+from ferryman.devices.fleet.store.engine import RefusedError
 from ferryman.devices.fleet.store.sketches import Summary, merge, summarise
 from ferryman.devices.fleet.store.store import Store
 from ferryman.devices.fleet.store.tables import DAY_S, HOUR_S, rollups
 from ferryman.runtime.contracts.telemetry import Sample
 
 log = logging.getLogger(__name__)
-_SLICE = {HOUR_S: 8, DAY_S: 32}
-"""So many a transaction: on SQLite nothing else is written meanwhile."""
+_SLICE_MAX = 32
+_SLICE_S = 0.05
+"""A transaction takes so many, and fewer where that takes longer: those who insert wait meanwhile, on SQLite for all of
+it, on PostgreSQL for the hours in it."""
 _PAUSE_S = 0.005
 _Key = tuple[str, str]
+_Place = tuple[int, str]
+_FIRST = (-1, "")
 _decoder = msgspec.json.Decoder(Sample)
 
 
@@ -38,21 +43,49 @@ def roll_up(store: Store, now_ns: int) -> int:
     Raises:
         StoreError: as for `Store.write`; call it again.
     """
-    done = 0
-    for span_s in (HOUR_S, DAY_S):
-        while made := store.write(partial(_some, span_s=span_s, now_s=now_ns // 10**9)):
-            done += made
-            time.sleep(_PAUSE_S)  # those who insert come in between
-    return done
+    return sum(_all(store, span_s, now_ns // 10**9) for span_s in (HOUR_S, DAY_S))
 
 
-def _some(connection: Connection, span_s: int, now_s: int) -> int:
-    taken = spans.take_dirty(connection, span_s, now_s, _SLICE[span_s])
+def _all(store: Store, span_s: int, now_s: int) -> int:
+    done, limit, after = 0, 1, _FIRST
+    while True:
+        began = time.monotonic()
+        try:
+            taken = store.write(partial(_some, span_s=span_s, now_s=now_s, limit=limit, after=after))
+        except RefusedError as error:
+            if limit > 1:  # the others go on: one at a time up to it
+                limit = 1
+                continue
+            if (span := store.write(partial(_skip, span_s=span_s, now_s=now_s, after=after))) is None:
+                continue
+            after = (span[2], span[0])
+            if span not in store.not_rolled_up:
+                log.error("the samples of device %s in the %d s from %d cannot be rolled up: %s", *span, error)  # noqa: TRY400  # said in full
+            store.not_rolled_up.add(span)
+            continue
+        if not taken:
+            return done
+        done += len(taken)
+        after = max((start_s, device) for device, _, start_s in taken)
+        limit = max(1, min(_SLICE_MAX, 2 * limit, int(limit * _SLICE_S / (time.monotonic() - began))))
+        time.sleep(_PAUSE_S)  # those who insert come in between
+
+
+def _skip(connection: Connection, span_s: int, now_s: int, after: _Place) -> Span | None:
+    """Leave the next as it is; it is tried again the next time, and retention does not delete it."""
+    for span in spans.take_dirty(connection, span_s, now_s, 1, after):
+        mark_dirty(connection, [span])
+        return span
+    return None
+
+
+def _some(connection: Connection, span_s: int, now_s: int, limit: int, after: _Place) -> list[Span]:
+    taken = spans.take_dirty(connection, span_s, now_s, limit, after)
     for span in taken:
         (_hour if span_s == HOUR_S else _day)(connection, span)
     if span_s == HOUR_S:
         mark_dirty(connection, ((device, DAY_S, start_s // DAY_S * DAY_S) for device, _, start_s in taken))
-    return len(taken)
+    return taken
 
 
 def _hour(connection: Connection, span: Span) -> None:

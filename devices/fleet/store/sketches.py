@@ -15,13 +15,17 @@ from dataclasses import dataclass
 import numpy as np
 from datasketches import kll_floats_sketch
 
-from ferryman.runtime.contracts.telemetry import Sample
+from ferryman.runtime.contracts.telemetry import METRICS, Sample
 
 K = 200
 RANK_ERROR = 0.0133
 """Of the median asked alone; K fixes it (`kll_floats_sketch.get_normalized_rank_error(200, False)`)."""
 WEIGHT_MAX = 100_000
 """Of one sample: so many inferences in a period weigh; more count as so many."""
+NAMES_MAX = 32
+"""Metrics of one device in an hour: ferryman's own, and of others those that came first."""
+PACKAGES_MAX = 16
+"""Named of one device in an hour: what more there were is together, as of no package."""
 _FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
@@ -49,9 +53,12 @@ def summarise(samples: Iterable[Sample]) -> dict[tuple[str, str], Summary]:
     """(metric, package) -> summary; `latency_ms` is of all inferences, the other metrics of one value a sample."""
     values: dict[tuple[str, str], list[float]] = defaultdict(list)
     times: dict[tuple[str, str], list[int]] = defaultdict(list)
+    names, packages = set(METRICS), {""}
     for sample in samples:
-        package = sample.package_sha256 or ""
+        package = _known(packages, sample.package_sha256 or "", PACKAGES_MAX + 1)
         for metric, value in sample.values.items():
+            if not _known(names, metric, NAMES_MAX):
+                continue
             if metric != "latency_ms" or not sample.latencies_ms:
                 values[metric, package].append(value)
                 times[metric, package].append(1)
@@ -60,6 +67,15 @@ def summarise(samples: Iterable[Sample]) -> dict[tuple[str, str], Summary]:
             times["latency_ms", package] += _weights(sample)
     summaries = ((key, _of(np.repeat(np.array(found, np.float64), times[key]))) for key, found in values.items())
     return {key: summary for key, summary in summaries if summary is not None}
+
+
+def _known(known: set[str], name: str, most: int) -> str:
+    """The name, or none where there are enough others."""
+    if name not in known:
+        if len(known) >= most:
+            return ""
+        known.add(name)
+    return name
 
 
 def merge(summaries: Iterable[Summary]) -> Summary | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, text, tuple_
+from sqlalchemy import Column, ColumnElement, Connection, delete, func, insert, select, text, tuple_
 
 from ferryman.devices.fleet.store.bulk import Span
 from ferryman.devices.fleet.store.ranges import join, ranges
@@ -14,13 +14,19 @@ _NS = 10**9
 _KEY = tuple_(dirty.c.device, dirty.c.span_s, dirty.c.start_s)
 
 
-def take_dirty(connection: Connection, span_s: int, now_s: int, limit: int) -> list[Span]:
-    """Strike off some that have ended, and hold them until the commit; those that another process holds are left."""
+def take_dirty(connection: Connection, span_s: int, now_s: int, limit: int, after: tuple[int, str]) -> list[Span]:
+    """Strike off some that have ended, and hold them until the commit; those that another process holds are left.
+
+    In order of start and device, those beyond `after`.
+    """
     waits = """(start_s + :span_s <= :now_s OR start_s > :now_s + 86400)"""  # the latter: of a clock that is wrong
     skip = "FOR UPDATE SKIP LOCKED" if connection.dialect.name == "postgresql" else ""
-    some = f"SELECT device, span_s, start_s FROM dirty WHERE span_s = :span_s AND {waits} ORDER BY start_s, device"  # noqa: S608
-    query = text(f"{some} LIMIT :limit {skip}")
-    found = [tuple(row) for row in connection.execute(query, {"span_s": span_s, "now_s": now_s, "limit": limit})]
+    query = text(f"""
+        SELECT device, span_s, start_s FROM dirty
+        WHERE span_s = :span_s AND {waits} AND (start_s, device) > (:start_s, :device)
+        ORDER BY start_s, device LIMIT :limit {skip}""")  # noqa: S608  # ours
+    values = {"span_s": span_s, "now_s": now_s, "limit": limit, "start_s": after[0], "device": after[1]}
+    found = [tuple(row) for row in connection.execute(query, values)]
     if found:
         connection.execute(delete(dirty).where(_KEY.in_(found)))
     return sorted(found)
@@ -42,9 +48,9 @@ def release(connection: Connection, held: Iterable[Span]) -> None:
 
 def samples(connection: Connection, span: Span) -> list[tuple[int, int, str]]:
     """(source, sequence, body) of the samples that count in an hour; those sent again after their end are deleted."""
-    device, span_s, start_s = span
+    _, span_s, start_s = span
     found: list[tuple[int, int, str]] = []
-    for source in connection.execute(select(sources.c.id).where(sources.c.device == device)).scalars().all():
+    for source in _sources(connection, span):
         query = select(records.c.sequence, records.c.body).where(*_within(source, span_s, start_s))
         rows = connection.execute(query.order_by(records.c.sequence)).all()
         spent = _gone(connection, source) if rows else []
@@ -59,9 +65,9 @@ def samples(connection: Connection, span: Span) -> list[tuple[int, int, str]]:
 
 def last_received_ns(connection: Connection, span: Span) -> int:
     """When the last of the samples of an hour came; 0: there are none."""
-    device, span_s, start_s = span
+    _, span_s, start_s = span
     last = 0
-    for source in connection.execute(select(sources.c.id).where(sources.c.device == device)).scalars().all():
+    for source in _sources(connection, span):
         query = select(func.max(records.c.received_ns)).where(*_within(source, span_s, start_s))
         last = max(last, connection.execute(query).scalar() or 0)
     return last
@@ -69,9 +75,9 @@ def last_received_ns(connection: Connection, span: Span) -> int:
 
 def delete_samples(connection: Connection, span: Span) -> int:
     """Delete the samples of an hour that is held, and remember that they were there; how many."""
-    device, span_s, start_s = span
+    _, span_s, start_s = span
     deleted = 0
-    for source in connection.execute(select(sources.c.id).where(sources.c.device == device)).scalars().all():
+    for source in _sources(connection, span):
         within = _within(source, span_s, start_s)
         sequences = connection.execute(select(records.c.sequence).where(*within)).scalars().all()
         if sequences:
@@ -86,7 +92,16 @@ def delete_samples(connection: Connection, span: Span) -> int:
     return deleted
 
 
-def _within(source: int, span_s: int, start_s: int) -> tuple[ColumnElement[bool], ...]:
+def _sources(connection: Connection, span: Span) -> list[int]:
+    """Those of the device that have samples in an hour; it may have had very many boots."""
+    device, span_s, start_s = span
+    # Not EXISTS, which PostgreSQL may answer by reading the table of records.
+    one = select(records.c.sequence).where(*_within(sources.c.id, span_s, start_s)).limit(1).scalar_subquery()
+    query = select(sources.c.id).where(sources.c.device == device, one.is_not(None)).order_by(sources.c.id)
+    return list(connection.execute(query).scalars())
+
+
+def _within(source: int | Column[int], span_s: int, start_s: int) -> tuple[ColumnElement[bool], ...]:
     return (
         records.c.source == source,
         of_kind(SAMPLE),

@@ -6,6 +6,7 @@ and exports share them.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,8 +17,10 @@ import sqlalchemy
 from sqlalchemy import Connection, Executable, Select, func, select
 
 from ferryman.devices.fleet.store import schema, tables
-from ferryman.devices.fleet.store.engine import Database, is_postgresql
+from ferryman.devices.fleet.store.bulk import Span
+from ferryman.devices.fleet.store.engine import Database, RefusedError, is_postgresql
 from ferryman.devices.fleet.store.insert import Arrived, Batch, Inserted, Insertion, Memory, Row
+from ferryman.devices.fleet.store.parts import in_parts
 from ferryman.devices.fleet.store.quarantine import Bad, Quarantined
 from ferryman.devices.fleet.store.ranges import ranges
 from ferryman.runtime.contracts.drift import Drift
@@ -28,6 +31,7 @@ from ferryman.runtime.contracts.record import Record, decode
 
 __all__ = ["Arrived", "Bad", "Batch", "Inserted", "Row", "Store", "open_store", "ranges"]
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -79,14 +83,23 @@ def open_store(where: str | Path, *, create: bool = True, on_progress: Callable[
         CallerError: there is no such file, and `create` is false; or the URL cannot be read.
         StoreError: it cannot be opened, is damaged, something else, or a later ferryman wrote it.
     """
-    if not create and not is_postgresql(where) and not Path(where).exists():
+    if not create and not is_postgresql(where) and not _exists(Path(where)):
         raise CallerError(f"store {where}: no such file; run `ferryman collect` first, or name another")
     opened = Database(where, read_only=not create)
     try:
-        return Store(opened, schema.identify(opened, create=create, on_progress=on_progress))
+        store_id = schema.identify(opened, create=create, on_progress=on_progress)
+        opened.stay()
+        return Store(opened, store_id)
     except BaseException:
         opened.close()
         raise
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:  # such as a name that is too long
+        raise CallerError(f"store {path}: {error.strerror}; name another") from error
 
 
 class Store:
@@ -106,6 +119,8 @@ class Store:
         self.connection: Callable[[], AbstractContextManager[Connection]] = opened.reading
         """One to read by, or to hold a lock of the server's."""
         self.close = opened.close
+        self.not_rolled_up: set[Span] = set()
+        """What was said to be refused, so that it is said once."""
         self._opened = opened
         self._memory = Memory()
 
@@ -120,11 +135,18 @@ class Store:
     def insert(self, batch: Batch, now_ns: int) -> Inserted:
         """Take in a batch in one commit, on disk when this returns.
 
+        Where the database refuses something in it as data, it takes several: the rest is stored, and the record or
+        status that it refuses goes to quarantine.
+
         Raises:
             StoreError: nothing was taken, or that is not known; insert the same again, it is not stored twice.
         """
-        insertion = Insertion(batch, now_ns, self._memory)
-        inserted = self._opened.write(insertion.work)
+        try:
+            insertion = Insertion(batch, now_ns, self._memory)
+            inserted = self._opened.write(insertion.work)
+        except RefusedError as error:
+            log.warning("%s; looking for what it refuses", error)
+            return in_parts(self.insert, batch, now_ns, error)
         insertion.committed()
         return inserted
 
@@ -183,10 +205,16 @@ class Store:
         Raises:
             StoreError: the database cannot be read.
         """
-        query = select(tables.devices.c.status, tables.devices.c.seen_ns).order_by(tables.devices.c.device)
-        return [
-            DeviceStatus(status=decode(row.status.encode(), Status), seen_at_ns=row.seen_ns) for row in self.read(query)
-        ]
+        query = select(tables.devices.c.device, tables.devices.c.status, tables.devices.c.seen_ns).order_by(
+            tables.devices.c.device
+        )
+        found = []
+        for row in self.read(query):
+            try:
+                found.append(DeviceStatus(status=decode(row.status.encode(), Status), seen_at_ns=row.seen_ns))
+            except ValueError as error:
+                log.warning("the status that is kept of %s cannot be read: %s", row.device, error)
+        return found
 
     def quarantine(self, *, limit: int = 1000) -> list[Quarantined]:
         """What was not taken, the newest first.

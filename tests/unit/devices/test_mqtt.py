@@ -14,7 +14,8 @@ from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.mqtt import Link, Message, backoff_s
 from ferryman.devices.mqtt_connection import Client
 from ferryman.runtime.contracts.errors import DeviceError, LinkError
-from tests.support.mosquitto import Mosquitto
+from tests.support.mosquitto import Mosquitto, free_port
+from tests.support.telemetry import until
 
 
 @pytest.fixture
@@ -56,6 +57,33 @@ def test_backoff_doubles_up_to_its_cap_with_jitter():
         waits = {backoff_s(attempt, 1.0, 30.0) for _ in range(50)}
         assert len(waits) > 1
         assert all(whole / 2 <= wait <= whole for wait in waits)
+
+
+def test_a_loss_that_was_told_is_followed_by_its_end(broker, caplog):
+    link = Link(broker.config, "x")
+    link.start()
+    link.wait_ready(10)
+    assert caplog.text == ""
+    break_connection(link)
+    until(lambda: "connected again after " in caplog.text)
+    assert [one.levelname for one in caplog.records] == ["WARNING"] * 2
+    assert "connection lost" in caplog.records[0].message
+    caplog.clear()
+    link.pause()
+    link.resume()
+    link.wait_ready(10)
+    link.stop()
+    assert caplog.text == ""
+
+
+def test_a_link_that_had_to_wait_for_its_broker_says_when_it_is_there(tmp_path, caplog):
+    port = free_port()
+    link = Link(BrokerConfig(host="127.0.0.1", port=port), "x")
+    link.start()
+    until(lambda: "retrying" in caplog.text)
+    with Mosquitto(tmp_path, port=port):
+        until(lambda: "connected after " in caplog.text)
+        link.stop()
 
 
 def test_two_clients_of_one_name_do_not_throw_each_other_out_without_end(broker, caplog):

@@ -12,6 +12,7 @@ import pytest
 from ferryman.devices import topics
 from ferryman.devices.agent import homeassistant
 from ferryman.devices.agent.homeassistant import FILE, HomeAssistant, config_topic, discovery
+from ferryman.devices.agent.sampler import SENSORS, missing_sensors
 from ferryman.devices.mqtt import Link, Message
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.messages import Status
@@ -64,7 +65,7 @@ def test_the_message_has_what_is_required_and_nothing_unknown():
 
 def test_every_metric_is_an_entity_with_an_id_of_its_own():
     components = message()["components"]
-    assert set(components) == {*METRICS, "online"}
+    assert set(components) == {*METRICS, "online", "package", "release"}
     ids = [component["unique_id"] for component in components.values()]
     assert len(set(ids)) == len(ids)
     other = discovery("pi-8", "x", 60, {})["components"]
@@ -84,7 +85,7 @@ def test_units_fit_their_device_classes():
 def test_states_come_from_a_real_sample_and_what_is_missing_is_not_known():
     payload = encode(SAMPLE)
     for metric, component in message()["components"].items():
-        if metric == "online":
+        if metric in {"online", "package", "release"}:
             continue
         assert component["state_topic"] == topics.live("pi-7")
         assert component["expire_after"] == 180
@@ -98,6 +99,33 @@ def test_states_come_from_a_real_sample_and_what_is_missing_is_not_known():
     throttled = message()["components"]["throttled"]["value_template"]
     assert render(throttled, encode(Sample(period_s=1, values={"throttled": 0}))) == "OFF"
     assert render(throttled, encode(Sample(period_s=1, values={}))) == "None"
+
+
+def test_what_is_served_comes_from_a_real_status():
+    components = message()["components"]
+    told = encode(Status(device="pi-7", online=True, package_name="digits", release="r1"))
+    for name, text in (("package", "digits"), ("release", "r1")):
+        assert components[name]["state_topic"] == topics.status("pi-7")
+        assert render(components[name]["value_template"], told) == text
+        assert render(components[name]["value_template"], encode(Status(device="pi-7", online=True))) == "None"
+        assert not {"expire_after", "state_class"} & set(components[name])
+
+
+def test_what_a_device_is_there_for_is_not_diagnostic():
+    components = message()["components"]
+    primary = {name for name, one in components.items() if "entity_category" not in one}
+    assert primary == {"inferences", "latency_ms", "power_w"}
+
+
+def test_what_there_is_no_sensor_for_is_not_announced_and_taken_back():
+    components = discovery("pi", "m", 60, {}, {"battery_percent", "throttled"})["components"]
+    assert set(components) == set(message()["components"]) - {"battery_percent", "throttled"}
+    removed = discovery("pi", "m", 60, {"throttled": "binary_sensor"}, {"throttled"})["components"]
+    assert removed["throttled"] == {"platform": "binary_sensor"}
+
+
+def test_the_sensors_of_a_bare_system_are_known_to_be_missing(tmp_path):
+    assert missing_sensors(tmp_path) == {name for name, _ in SENSORS}
 
 
 @pytest.mark.parametrize("online", [True, False])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 
+import msgspec
 import pytest
 
 from ferryman.devices import topics
@@ -14,6 +15,7 @@ from ferryman.devices.mqtt import Link, Message
 from ferryman.runtime.contracts.errors import DeviceError, LinkError
 from ferryman.runtime.contracts.messages import Status
 from ferryman.runtime.contracts.record import decode, encode
+from tests.support.agent import StatusWatch
 from tests.support.mosquitto import Mosquitto
 from tests.support.telemetry import until
 
@@ -54,6 +56,25 @@ def test_each_death_has_the_number_of_its_birth(presence):
         assert (born.online, dead.online) == (True, False)
         assert dead.birth == born.birth > 0
         assert (dead.labels, dead.model, dead.boot) == ({"site": "lab"}, "board", born.boot)
+
+
+def test_a_status_tells_the_mode_and_a_will_cannot_know_it(presence):
+    will = decode(presence.death().payload, Status)
+    assert presence.status(None, None).mode == "full"
+    assert will.mode == ""
+    assert decode(presence.farewell().payload, Status) == msgspec.structs.replace(will, mode="offline")
+
+
+def test_what_a_link_says_when_it_is_paused_takes_the_place_of_its_will(tmp_path, presence):
+    with Mosquitto(tmp_path) as broker, StatusWatch(broker.config) as watch:
+        link = Link(broker.config, "agent", will=presence.death)
+        link.start()
+        for mode in ("offline", ""):
+            link.wait_ready(10)
+            link.pause(presence.farewell() if mode else None)
+            watch.wait_for(lambda seen, mode=mode: seen.mode == mode and seen.birth == presence._birth)
+            link.resume()
+        link.stop()
 
 
 def test_a_full_disk_keeps_no_device_from_connecting(presence, monkeypatch):

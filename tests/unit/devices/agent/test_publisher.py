@@ -35,6 +35,7 @@ class FakeLink:
 
     def __init__(self) -> None:
         self.paused = False
+        self.farewells: list[Message | None] = []
         self.broker = BrokerConfig(host="h", port=1)
         self.packet_max_bytes: int | None = None
         self.sent: list[tuple[Message, Callable[[str | None], None]]] = []
@@ -53,8 +54,9 @@ class FakeLink:
     def publish(self, message, done):
         self.sent.append((message, done))
 
-    def pause(self):
+    def pause(self, farewell=None):
         self.paused = True
+        self.farewells.append(farewell)
 
     def resume(self):
         self.paused = False
@@ -280,6 +282,43 @@ def test_offline_pauses_the_link_until_the_mode_changes(tmp_path):
     assert sequences(scene.new()) == [[1]]
 
 
+def test_a_switched_mode_is_told_and_who_goes_offline_says_so(tmp_path):
+    mode, told, link = ["full"], [], FakeLink()
+    publisher = Publisher(
+        Outbox(tmp_path / "o"),
+        "pi",
+        link,
+        mode=lambda: mode[0],
+        on_mode=lambda: told.append(mode[0]),
+        farewell=lambda: Message(topic="status", payload=b"on purpose"),
+    )
+    for step, mode[0] in enumerate(["full", "metered", "metered", "offline", "full"]):
+        publisher._turn(1000.0 + step)
+    assert told == ["metered", "offline", "full"]
+    assert [one.payload for one in link.farewells if one] == [b"on purpose"]
+
+
+def test_the_log_says_once_a_day_that_the_budget_is_used_up(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(module, "RENEWAL_SPREAD_S", 0.0)
+    scene = Scene(tmp_path, day_max_bytes=10_000)
+
+    def day() -> int:
+        caplog.clear()
+        chance = random.Random(scene.now)  # noqa: S311
+        scene.box.append_all([("note", Text(text=chance.randbytes(400).hex())) for _ in range(40)])
+        for _ in range(30):
+            scene.turn(1.0)
+        return caplog.text.count("budget is used up")
+
+    scene.append("note")
+    scene.turn(1.0)
+    assert "used up" not in caplog.text
+    assert day() == 1
+    assert day() == 0
+    scene.hands.pass_(25 * HOUR)
+    assert day() == 1
+
+
 def test_an_agent_that_starts_offline_does_not_connect_first(tmp_path):
     link = FakeLink()
     Publisher(Outbox(tmp_path / "o"), "pi", link, mode=lambda: "offline")
@@ -434,3 +473,46 @@ def test_an_outbox_that_is_replaced_is_sent_from_its_beginning_and_the_budget_go
     (envelope,) = scene.new()
     assert (carried(envelope), envelope.boot, envelope.historical) == ([1], scene.box.boot, False)
     assert read_account(scene.box).spent_bytes > spent
+
+
+def test_nobody_can_vouch_for_what_was_not_sent(tmp_path, caplog):
+    scene = Scene(tmp_path)
+    scene.mode = "metered"
+    scene.turn(POLL_S)
+    scene.append("sample", "update", "sample", "update", "sample")
+    scene.turn(1.0)
+    assert sequences(scene.new()) == [[2, 4]]
+    for _ in range(3):
+        scene.receipt((1, (1 << 63) - 1))
+        scene.turn(1.0)
+    assert [entry.sequence for entry in scene.box.pending(0, 10)] == [1, 3, 5]
+    assert sum("of which this start sent 4" in record.getMessage() for record in caplog.records) == 1
+    scene.mode = "full"
+    scene.turn(POLL_S)
+    scene.turn(LINGER_S + POLL_S)
+    assert sequences(scene.new()) == [[1, 3, 5]]
+    scene.receipt((1, (1 << 63) - 1))
+    scene.turn(1.0)
+    assert scene.box.counts().records == 0
+
+
+def test_a_receipt_for_what_an_earlier_connection_sent_counts_and_of_an_earlier_start_once_it_is_sent_again(tmp_path):
+    scene = Scene(tmp_path)
+    scene.append("note", "note")
+    scene.turn()
+    scene.link.down()
+    scene.turn()
+    scene.receipt((1, 1))
+    scene.turn()
+    assert [entry.sequence for entry in scene.box.pending(0, 10)] == [2]
+    scene.box.close()
+    again = Scene(tmp_path, up=False)
+    again.receipt((2, 2))
+    again.turn()
+    assert again.box.counts().records == 1
+    again.link.up()
+    again.turn()
+    assert sequences(again.new()) == [[2]]
+    again.receipt((2, 2))
+    again.turn()
+    assert again.box.counts().records == 0

@@ -74,6 +74,21 @@ def test_a_device_that_stays_offline_is_an_alert_and_is_over_when_it_is_back(sce
     assert run.open == {}
 
 
+def test_who_goes_offline_on_purpose_is_no_alert(scene):
+    scene.status("pi", "gone")
+    run = Run(scene, rules.Offline(for_s=60, silent_s=600))
+    run.wait(20)
+    scene.status("pi", online=False, mode="offline")
+    scene.status("gone", online=False)
+    assert run.wait(2000, 50) == ["gone"]
+    scene.status("gone", online=False, mode="offline")
+    run.wait(60)
+    assert run.open == {}
+    scene.status("pi", "gone", mode="full")
+    scene.status("pi", online=False)
+    assert run.wait(100) == ["pi"]
+
+
 def test_offline_counts_from_when_it_went_though_the_collector_starts_anew(scene):
     scene.status("pi", online=False)
     scene.wait(3600)

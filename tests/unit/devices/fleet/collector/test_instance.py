@@ -56,3 +56,25 @@ def test_where_nothing_can_be_written_a_name_is_new_each_time(tmp_path, monkeypa
         pass
     with client_id(a_store(None)) as other:
         assert one != other
+
+
+def test_another_name_of_the_file_is_the_same_file(tmp_path):
+    path = tmp_path / "store.db"
+    path.write_text("")
+    symbolic = tmp_path / "elsewhere" / "symbolic.db"
+    symbolic.parent.mkdir()
+    symbolic.symlink_to(path)
+    with client_id(a_store(path)):
+        with pytest.raises(StoreError, match="another collector writes to it"), client_id(a_store(symbolic)):
+            pass
+        hard = tmp_path / "hard.db"
+        hard.hardlink_to(path)
+        with pytest.raises(StoreError, match="2 names"), client_id(a_store(hard)):
+            pass
+
+
+def test_a_name_that_leaves_no_room_for_the_lock_is_an_error_with_advice(tmp_path):
+    path = tmp_path / ("x" * 254)
+    path.write_text("")
+    with pytest.raises(StoreError, match="File name too long"), client_id(a_store(path)):
+        pass

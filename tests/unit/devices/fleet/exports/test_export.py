@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +16,10 @@ from hypothesis import strategies as st
 from pyarrow import csv as arrow_csv
 from pyarrow import parquet
 
-from ferryman.devices.fleet.exports.export import export
-from ferryman.devices.fleet.exports.tables import EXPORTABLES
+from ferryman.devices.fleet.exports.export import check_target, export
+from ferryman.devices.fleet.exports.tables import EXPORTABLES, visible
 from ferryman.devices.fleet.store.store import open_store
+from ferryman.profiler.files import whole_file
 from ferryman.runtime.contracts.errors import CallerError, StoreError
 from ferryman.runtime.contracts.record import encode
 from tests.support.line_protocol import parse
@@ -164,13 +168,77 @@ def _failing(rows, error):
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_a_full_disk_is_said_and_leaves_nothing(filled, tmp_path, end):
-    full = tmp_path / f"full{end}"
-    full.symlink_to("/dev/full")
+def test_a_full_disk_is_said_and_leaves_nothing(filled, tmp_path, monkeypatch, end):
+    path = tmp_path / f"full{end}"
+    path.write_text("before")
+
+    @contextmanager
+    def full(path):
+        with whole_file(path), Path("/dev/full").open("wb") as file:
+            yield file
+
     for n in range(100):
         put(filled, "a", "sample", {NOW_NS + n: sample([float(n)] * 60)})
-    with pytest.raises(CallerError, match=f"cannot write {full}: No space left"):
-        export(filled, "samples", full, now_ns=NOW_NS)
+    monkeypatch.setattr("ferryman.devices.fleet.exports.export.whole_file", full)
+    with pytest.raises(CallerError, match=f"cannot write {path}: No space left"):
+        export(filled, "samples", path, now_ns=NOW_NS)
+    assert path.read_text() == "before"
+
+
+def test_only_regular_and_new_files_with_plain_names_are_written(filled, tmp_path):
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "full.csv").symlink_to("/dev/full")
+    (tmp_path / "round.csv").symlink_to("round.csv")
+    for name, words in {
+        "pipe.csv": "is no regular file",
+        "full.csv": "is no regular file",
+        "a\x1b[31m.csv": "has control characters",
+        "a\u202e.csv": "has control characters",
+        f"{'x' * 300}.csv": "File name too long; name another file",
+        f"{'x/' * 3000}x.csv": "File name too long; name another file",
+    }.items():
+        with pytest.raises(CallerError, match=words) as caught:
+            export(filled, "logs", tmp_path / name, now_ns=NOW_NS)
+        assert str(caught.value).isprintable()
+    with pytest.raises(CallerError, match=r"round.csv"):
+        export(filled, "logs", tmp_path / "round.csv", now_ns=NOW_NS)
+
+
+def test_no_file_of_the_database_is_overwritten(tmp_path):
+    database = tmp_path / "store.sqlite"
+    database.touch()
+    (tmp_path / "other.sqlite").symlink_to(database)
+    for end in ("", "-wal", "-shm", "-journal"):
+        (tmp_path / f"link{end}.csv").symlink_to(f"store.sqlite{end}")
+        for name in ("store.sqlite", "other.sqlite"):
+            with pytest.raises(CallerError, match="would overwrite the database"):
+                check_target(tmp_path / f"link{end}.csv", tmp_path / name)
+    check_target(tmp_path / "new.csv", database)
+
+
+def test_one_absurd_row_is_left_out_and_the_others_are_written(filled, tmp_path):
+    line = {"level": "ERROR", "logger": "l", "message": "m"}
+    put(filled, "a", "log", {NOW_NS: {**line, "times": 10**30}})
+    put(filled, "a", "sample", {NOW_NS: sample([1.0], errors=1e308), NOW_NS + 1: sample([-1.0])})
+    for end in ENDS:
+        told = export(filled, "logs", tmp_path / f"l{end}", now_ns=NOW_NS)
+        assert (told.rows, told.left_out[0][:18]) == (2, "1 damaged log line")
+        told = export(filled, "samples", tmp_path / f"s{end}", now_ns=NOW_NS)
+        assert (told.rows, told.left_out[0][:17]) == (3, "2 damaged samples")
+
+
+def test_text_that_could_steer_a_terminal_is_made_visible(store, tmp_path):
+    message = "a\x1b[31mb\x07c\u202ed\x85e\nf"
+    put(store, "a", "log", {NOW_NS: {"level": "ERROR", "logger": "l", "message": message}})
+    put(store, "a", "sample", {NOW_NS: {**sample(), "unavailable": {"power_w": "no\u202e\x7fmeter"}}})
+    export(store, "logs", tmp_path / "l.csv", now_ns=NOW_NS)
+    (row,) = read_csv(tmp_path / "l.csv")
+    assert row["message"] == "a\ufffd[31mb\ufffdc\ufffdd\ufffde\nf"
+    export(store, "logs", tmp_path / "l.parquet", now_ns=NOW_NS)
+    assert parquet.read_table(tmp_path / "l.parquet")["message"].to_pylist() == [message]
+    export(store, "samples", tmp_path / "s.csv", now_ns=NOW_NS)
+    (row,) = read_csv(tmp_path / "s.csv")
+    assert json.loads(row["unavailable"]) == {"power_w": "no\ufffd\ufffdmeter"}
 
 
 def test_bad_questions_are_told_what_is_wrong(store, tmp_path, monkeypatch):
@@ -190,9 +258,7 @@ TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    TEXT, st.dictionaries(st.sampled_from(["temperature_c", "my_v"]), st.floats(allow_nan=False, allow_infinity=False))
-)
+@given(TEXT, st.dictionaries(st.sampled_from(["temperature_c", "my_v"]), st.floats(-1e15, 1e15)))
 def test_any_values_come_back(tmp_path_factory, text, values):
     folder = tmp_path_factory.mktemp("export")
     store = open_store(folder / "store.sqlite")
@@ -204,7 +270,8 @@ def test_any_values_come_back(tmp_path_factory, text, values):
     store.close()
     assert parquet.read_table(folder / "logs.parquet")["message"].to_pylist() == [text]
     (row,) = read_csv(folder / "logs.csv")
-    assert row["message"].removeprefix("'" if text[:1] in set("=+-@\t\r") and text else "\0") == text
+    shown = visible(text)
+    assert row["message"].removeprefix("'" if shown[:1] in set("=+-@\t\r") and shown else "\0") == shown
     (point,) = parse((folder / "samples.lp").read_text())
     exact = parquet.read_table(folder / "samples.parquet").to_pylist()[0]
     found = {"temperature_c": exact["temperature_c"]} | (json.loads(exact["other"]) if exact["other"] else {})

@@ -19,11 +19,12 @@ from ferryman.devices.fleet.store.tables import (
     sources,
 )
 from ferryman.runtime.contracts.messages import Status
-from ferryman.runtime.contracts.record import encode
+from ferryman.runtime.contracts.record import decode, encode
 from ferryman.runtime.contracts.telemetry import ClockFix
 
 NOW = 1_700_000_000 * 10**9
 HOUR = HOUR_S * 10**9
+SECOND = 10**9
 BOOT = "outbox.kernel"
 
 
@@ -147,12 +148,12 @@ def test_a_fix_corrects_what_is_stored_what_comes_with_it_and_what_comes_later(b
 
 
 def test_the_latest_fix_wins_in_whatever_order_they_come(both):
-    put(both, message(row(1, sure=False, time_ns=5), fix(2, 2000, 20)))
-    put(both, message(fix(3, 1000, 10)))
-    assert times(both)[1][0] == 2001
-    put(both, message(fix(4, 3000, 30), fix(5, 100, 5)))
-    assert times(both)[1][0] == 3001
-    assert both.read(select(clocks.c.offset_ns, clocks.c.uptime_ns)) == [(3000, 30)]
+    put(both, message(row(1, sure=False, time_ns=5), fix(2, 2 * SECOND, 20)))
+    put(both, message(fix(3, SECOND, 10)))
+    assert times(both)[1][0] == 2 * SECOND + 1
+    put(both, message(fix(4, 3 * SECOND, 30), fix(5, 100, 5)))
+    assert times(both)[1][0] == 3 * SECOND + 1
+    assert both.read(select(clocks.c.offset_ns, clocks.c.uptime_ns)) == [(3 * SECOND, 30)]
 
 
 def test_a_fix_of_another_device_corrects_nothing(both):
@@ -198,6 +199,52 @@ def test_late_news_of_an_earlier_birth_is_no_news(both, came, kept, together):
     for some in [statuses] if together else [[one] for one in statuses]:
         both.insert(Batch(statuses=some), NOW)
     assert both.read(select(devices.c.birth, devices.c.online)) == [kept]
+
+
+TOLD = {
+    "ferryman": "0.2.0",
+    "package_sha256": "ab" * 32,
+    "package_name": "digits",
+    "release": "r1",
+    "answers": "int8 on tflite",
+    "interpreters": {"tflite": "2.1"},
+    "standing": {"governor": "ondemand"},
+    "labels": {"site": "lab"},
+    "model": "Pi 4",
+    "outbox_pending": 3,
+    "outbox_dropped": 1,
+    "mode": "metered",
+}
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("births", [(5, 5), (5, 6), (0, 0), (5, 5, 6, 7)])
+def test_a_death_does_not_take_away_what_was_last_known(both, births, together):
+    first, *others = births
+    statuses = [status(first, online=True, **TOLD), *(status(n, online=False, challenge="new") for n in others)]
+    for some in [statuses] if together else [[one] for one in statuses]:
+        both.insert(Batch(statuses=some), NOW)
+    assert kept_status(both) == status(births[-1], online=False, challenge="new", **TOLD)
+
+
+def test_what_a_death_or_a_birth_tells_itself_holds(both):
+    both.insert(Batch(statuses=[status(5, online=True, **TOLD)]), NOW)
+    both.insert(Batch(statuses=[status(5, online=False, package_sha256="cd" * 32, mode="offline")]), NOW)
+    kept = kept_status(both)
+    assert (kept.package_name, kept.release, kept.answers, kept.mode) == (None, None, None, "offline")
+    assert kept.labels == {"site": "lab"}
+    both.insert(Batch(statuses=[status(6, online=True)]), NOW)
+    assert kept_status(both) == status(6, online=True)
+
+
+def test_who_went_on_purpose_and_was_back_since_is_not_away_on_purpose(both):
+    both.insert(Batch(statuses=[status(5, online=True, mode="full"), status(5, online=False, mode="offline")]), NOW)
+    both.insert(Batch(statuses=[status(6, online=False)]), NOW)
+    assert kept_status(both).mode == ""
+
+
+def kept_status(store) -> Status:
+    return decode(store.read(select(devices.c.status))[0][0].encode(), Status)
 
 
 def test_a_new_outbox_counts_its_births_anew(both):

@@ -248,3 +248,35 @@ def test_whatever_comes_in_whatever_order_the_first_wins_and_nothing_is_lost(tmp
     assert {sequence: json.loads(body)["text"] for sequence, body in rows} == first
     assert len(store.quarantine()) == len(conflicts)
     store.close()
+
+
+def test_a_file_that_was_moved_away_or_replaced_takes_nothing_until_it_is_back(tmp_path):
+    path, away = tmp_path / "store.db", tmp_path / "away.db"
+    batch = Batch(arrived=[Arrived("pi", "b.k", [Row(1, "note", 1, 1, True, b"1")], "t", b"raw")])
+    with contextlib.closing(open_store(path)) as store:
+        path.rename(away)
+        for _ in range(2):
+            with pytest.raises(StoreError, match="deleted, moved or replaced"):
+                store.insert(batch, 1)
+            with pytest.raises(StoreError, match="deleted, moved or replaced"):
+                store.totals()
+            assert not path.exists()
+        another = contextlib.closing(open_store(path))
+        with another, pytest.raises(StoreError, match="deleted, moved or replaced"):
+            store.insert(batch, 1)
+        away.rename(path)
+        assert store.insert(batch, 1).new == 1
+    with contextlib.closing(open_store(path, create=False)) as store:
+        assert store.totals().records == 1
+
+
+def test_a_file_that_goes_during_a_commit_is_not_acknowledged(tmp_path):
+    path = tmp_path / "store.db"
+    opened = contextlib.closing(open_store(path))
+    with opened as store, pytest.raises(StoreError, match="deleted, moved or replaced"):
+        store.write(lambda _: path.rename(tmp_path / "away.db"))
+
+
+def test_a_name_that_is_too_long_is_an_error_with_advice(tmp_path):
+    with pytest.raises(CallerError, match="name another"):
+        open_store(tmp_path / ("x" * 300), create=False)
