@@ -67,9 +67,9 @@ def test_the_compose_file_names_only_what_is_there_or_is_to_be_made():
         for mount in service.get("volumes", ()):
             source = mount.split(":")[0]
             if source.startswith("."):
-                made = source in {"./broker", "./tls"}
+                made = source in {"./broker", "./broker/data", "./tls", "./authority"}
                 assert made or (COMPOSE / source).exists(), source
-                assert source.removeprefix("./") in told or not made
+                assert source.removeprefix("./").partition("/")[0] in told or not made
             else:
                 assert source in compose["volumes"]
         for other in service.get("depends_on", ()):
@@ -87,8 +87,9 @@ def test_the_collector_of_the_compose_file_is_started_with_what_it_knows():
 
 def test_the_commands_of_the_readme_make_what_the_compose_file_mounts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    lines = re.findall(r"^    ferryman (ca [^#\n]*)", (DEPLOY / "README.md").read_text(), re.MULTILINE)
-    assert len(lines) == 4
+    told = (DEPLOY / "README.md").read_text().partition("## Kubernetes")[0]
+    lines = re.findall(r"^    ferryman (ca [^#\n]*)", told, re.MULTILINE)
+    assert len(lines) == 6
     for line in lines:
         done = CliRunner().invoke(main, shlex.split(line))
         assert done.exit_code == 0, done.output
@@ -98,6 +99,13 @@ def test_the_commands_of_the_readme_make_what_the_compose_file_mounts(tmp_path, 
     broker = parse_broker(knows(compose["services"]["collector"]["command"][1:])["broker"])
     assert Path(str(broker.tls_ca)).name == Path(str(broker.tls_cert)).name == "collector.pem"
     assert broker.tls_key is None
+    verb, serve, *_, url = compose["services"]["renewals"]["command"]
+    assert (verb, serve) == ("ca", "serve")
+    assert parse_broker(url.removeprefix("--broker=")).tls_cert == "/authority/renewals.pem"
+    assert (tmp_path / "authority" / "renewals.pem").exists()
+    rules = (tmp_path / "broker" / "acl").read_text()
+    assert all(f"user {name}\n" in rules for name in ("collector", "renewals", "alice"))
+    assert (tmp_path / "broker" / "data").is_dir()
     pem = (tmp_path / "collector.pem").read_text()
     assert "PRIVATE KEY" in pem
     assert pem.count("BEGIN CERTIFICATE") >= 2
@@ -129,6 +137,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "database": {"url": "postgresql://f@db/f", "passwordSecret": "theirs"},
         "alerts": '[[rule]]\nwhen = "disk"\nfree_mb = 100\n',
         "alertsSecret": "smtp",
+        "renewals": {"enabled": True, "passphraseSecret": "passphrase"},
         "metrics": {"port": 9000, "serviceMonitor": True, "interval": "5s"},
         "serviceAccount": {"annotations": {"a": "b"}},
         "podAnnotations": {"c": "d"},
@@ -149,6 +158,30 @@ def rendered(values: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
                 if one:
                     found.setdefault(one["kind"], []).append(one)
     return found
+
+
+def collectors(manifests: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    (found,) = (one for one in manifests["Deployment"] if one["metadata"]["name"] == "site-collector")
+    return found
+
+
+def test_the_collector_of_the_chart_has_a_key_that_is_its_alone():
+    pod = collectors(rendered(VALUES["as it is"]))["spec"]["template"]["spec"]
+    (first,) = pod["initContainers"]
+    assert "install -m 600 /secret/*.* /etc/ferryman/tls/" in first["command"]
+    (container,) = pod["containers"]
+    mounted = {one["name"] for one in (*container["volumeMounts"], *first["volumeMounts"])}
+    assert mounted == {one["name"] for one in pod["volumes"]}
+    assert next(one for one in pod["volumes"] if one["name"] == "tls")["emptyDir"]
+
+
+def test_the_renewals_of_the_chart_are_started_with_what_they_know():
+    (found,) = (one for one in rendered(VALUES["everything"])["Deployment"] if one["spec"]["replicas"] == 1)
+    (container,) = found["spec"]["template"]["spec"]["containers"]
+    verb, serve, folder, url = container["args"]
+    assert (verb, serve) == ("ca", "serve")
+    assert parse_broker(url.removeprefix("--broker=")).tls_cert == f"{folder}/renewals.pem"
+    assert folder in {one["mountPath"] for one in container["volumeMounts"]}
 
 
 @pytest.mark.parametrize("name", VALUES)
@@ -178,7 +211,8 @@ def test_a_single_collector_has_no_disruption_budget_and_several_have():
 
 def test_what_belongs_together_has_one_name():
     manifests = rendered(VALUES["everything"])
-    (deployment,), (service,), (monitor,) = (manifests[kind] for kind in ("Deployment", "Service", "ServiceMonitor"))
+    (service,), (monitor,) = (manifests[kind] for kind in ("Service", "ServiceMonitor"))
+    deployment = collectors(manifests)
     template = deployment["spec"]["template"]
     labels = template["metadata"]["labels"]
     budget = manifests["PodDisruptionBudget"][0]
@@ -204,7 +238,7 @@ def test_what_belongs_together_has_one_name():
 
 @pytest.mark.parametrize("name", VALUES)
 def test_the_collector_of_the_chart_is_started_with_what_it_knows(name):
-    (deployment,) = rendered(VALUES[name])["Deployment"]
+    deployment = collectors(rendered(VALUES[name]))
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     verb, *arguments = container["args"]
     assert verb == "collect"

@@ -133,12 +133,15 @@ def test_another_authoritys_certificate_is_refused(realm, other):
     stranger = other.enrolled("pi")
     refused(replace(stranger, port=realm.ports[0]), "did not sign the broker's certificate")  # it would not trust ours
     mixed = replace(stranger, port=realm.ports[0], tls_ca=realm.at(0).tls_ca)
-    refused(mixed, r"refuses our certificate \(pi, serial \w+, expires .*run `ferryman enroll` anew")
+    refused(
+        mixed,
+        r"refuses our certificate \(pi, serial \w+, expires .*a device is enrolled anew \(`ferryman enroll`\)",
+    )
 
 
 def test_an_expired_certificate_is_refused_and_says_to_enroll(realm):
     old = realm.forged("old", utc_now() - 200 * DAY)
-    refused(old, r"\(old, serial \w+, expired 20.*run `ferryman enroll` anew")
+    refused(old, r"\(old, serial \w+, expired 20.*a device is enrolled anew \(`ferryman enroll`\)")
 
 
 def test_a_certificate_of_tomorrow_is_refused(realm):

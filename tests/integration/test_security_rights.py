@@ -6,12 +6,12 @@ import datetime as dt
 import threading
 
 import pytest
+from msgspec.structs import replace
 
 from ferryman.devices.agent.homeassistant import HomeAssistant
 from ferryman.devices.certificates import utc_now
 from ferryman.devices.expiry import shown_to, warn_of_expiry, watching
 from ferryman.devices.fleet.authority.service import RenewalService
-from ferryman.devices.fleet.collector import collector as module
 from ferryman.devices.fleet.collector.collector import Collector
 from ferryman.devices.fleet.rights import check_right
 from ferryman.devices.fleet.store.store import open_store
@@ -96,15 +96,7 @@ def test_home_assistant_learns_of_a_device_through_the_generated_rules(realm, tm
     assert "does not learn" not in caplog.text
 
 
-def test_a_status_that_was_missed_is_asked_for_when_records_come(monkeypatch):
-    """See `REFRESH_SOON_S`; the broker said nothing when its rules let the status through later."""
-    monkeypatch.setattr(module, "REFRESH_SOON_S", 0.0)
-    assert module.REFRESH_S > 60
-
-
 def test_a_host_at_the_devices_door_is_told_of_its_own(realm):
-    from msgspec.structs import replace
-
     link = Link(replace(realm.host("good", "collector"), port=realm.ports[0]), "good")
     link.start()
     try:

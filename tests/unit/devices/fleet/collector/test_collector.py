@@ -189,3 +189,24 @@ def test_whatever_comes_is_either_stored_or_quarantined_and_never_crashes(store,
 def test_bad_bytes_in_a_topic_are_quarantined():
     found = sort([Delivery(None, b"ferryman/v1/\xff/telemetry", b"", json.dumps(ONE).encode())])
     assert len(found.batch.bad) == 1
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_a_status_is_asked_for_soon_when_records_come_without_one(store, monkeypatch, told):
+    monkeypatch.setattr(collector, "REFRESH_SOON_S", 0.0)
+    one, stop, asked = Collector(BrokerConfig(host="127.0.0.1", port=1), store, "x"), threading.Event(), []
+    for name in ("start", "stop"):
+        monkeypatch.setattr(one.link, name, lambda: None)
+    monkeypatch.setattr(one.link, "refresh", lambda: asked.append(1))
+    turns = iter([[came(TOPIC, raw(sequence=1), Client())], [], [], []])
+
+    def take(_wait_s, _most):
+        if (found := next(turns, None)) is None:
+            stop.set()
+        return found
+
+    monkeypatch.setattr(one.inbox, "take", take)
+    if told:
+        one._take([came("ferryman/v1/pi/status", encode(Status(device="pi", online=True)), Client())], stop)
+    one.run(stop)
+    assert len(asked) == (not told)  # and once: not again while none comes

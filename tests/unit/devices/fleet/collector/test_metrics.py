@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import socket
 import threading
 import urllib.request
@@ -8,6 +9,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ferryman.devices.broker import BrokerConfig
+from ferryman.devices.certificates import utc_now
+from ferryman.devices.fleet.authority.authority import HOST_LIFE, Authority, init
 from ferryman.devices.fleet.collector import collector as collector_module
 from ferryman.devices.fleet.collector.collector import Collector, Commit
 from ferryman.devices.fleet.collector.inbox import Delivery
@@ -168,3 +171,18 @@ def test_a_server_that_ended_leaves_its_port(store):
 def test_a_host_that_no_name_server_could_have_is_refused(store, host):
     with pytest.raises(CallerError, match="cannot listen"), Metrics(store).served(parse_address(f"{host}:9464")):
         pass
+
+
+def test_the_end_of_the_collectors_own_certificate_is_told(store, tmp_path):
+    init(tmp_path / "ca", utc_now())
+    pem, now = tmp_path / "c.pem", utc_now()
+    with Authority(tmp_path / "ca") as authority:
+        pem.write_bytes(authority.make_host("c", ["collector"], now))
+    metrics, port = Metrics(store), free_port()
+    broker = BrokerConfig(host="127.0.0.1", port=1, tls=True, tls_ca=str(pem), tls_cert=str(pem))
+    metrics.watch(Collector(broker, store, "x"))
+    name = "ferryman_collector_certificate_expires_seconds"
+    with metrics.served(Address("127.0.0.1", port)):
+        assert scrape(port)[name, ()] == int((now + HOST_LIFE).timestamp())
+        pem.unlink()
+        assert math.isnan(scrape(port)[name, ()])
