@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 import msgspec
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ferryman.devices.agent import batching
@@ -40,6 +40,7 @@ entries = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(
     st.lists(entries, max_size=40),
     st.integers(1, 20_000),
@@ -78,6 +79,7 @@ def test_no_message_exceeds_its_bounds_and_no_record_is_lost(waiting, max_bytes,
     assert seen == [(e.boot, e.sequence, e.kind, e.time_ns, e.body, e.uptime_ns, e.sure) for e in waiting]
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(1, 100), max_size=30), min_size=3, max_size=3))
 def test_what_waits_of_each_priority_is_merged_by_sequence(levels):
     waiting = [[entry(sequence) for sequence in sorted(level)] for level in levels]
