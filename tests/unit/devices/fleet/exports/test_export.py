@@ -22,6 +22,7 @@ from ferryman.devices.fleet.store.store import open_store
 from ferryman.profiler.files import whole_file
 from ferryman.runtime.contracts.errors import CallerError, StoreError
 from ferryman.runtime.contracts.record import encode
+from ferryman.runtime.contracts.telemetry import VALUE_MAX
 from tests.support.line_protocol import parse
 from tests.support.measurements import measurement
 from tests.support.seeded import HOUR_BEGIN_NS, NOW_NS, SHA, join, put, roll_up, sample, status
@@ -258,7 +259,7 @@ TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(TEXT, st.dictionaries(st.sampled_from(["temperature_c", "my_v"]), st.floats(-1e15, 1e15)))
+@given(TEXT, st.dictionaries(st.sampled_from(["temperature_c", "my_v"]), st.floats(-VALUE_MAX, VALUE_MAX)))
 def test_any_values_come_back(tmp_path_factory, text, values):
     folder = tmp_path_factory.mktemp("export")
     store = open_store(folder / "store.sqlite")
