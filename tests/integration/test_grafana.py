@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy import text
 
 from ferryman.devices.fleet.alerts import kept
-from ferryman.devices.fleet.collector.metrics import Metrics
+from ferryman.devices.fleet.collector.metrics import CERTIFICATE_EXPIRES, Metrics
 from ferryman.devices.fleet.store.store import Store, open_store
 from ferryman.runtime.contracts.alert import Alert
 from tests.support.alerts import SECOND, Scene, sample
@@ -146,7 +146,7 @@ def overlap(a: dict[str, int], b: dict[str, int]) -> bool:
 def metric_names(tmp_path: Path) -> set[str]:
     with contextlib.closing(open_store(tmp_path / "store.db")) as store:
         registry: CollectorRegistry = Metrics(store).registry
-        found = {"up"}
+        found = {"up", CERTIFICATE_EXPIRES}
         for family in registry.collect():
             found |= {sample.name for sample in family.samples} | {family.name}
             suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(family.type, ())

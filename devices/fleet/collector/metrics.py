@@ -35,6 +35,10 @@ _PORT_MAX = 65535
 _COMMIT_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
+CERTIFICATE_EXPIRES = "ferryman_collector_certificate_expires_seconds"
+"""Only where a certificate is shown to the broker."""
+
+
 class Address(NamedTuple):
     """Where the metrics are served."""
 
@@ -120,7 +124,7 @@ class Metrics:
         """Show its state."""
         if shown_to(collector.link.broker) is not None:
             expires = Gauge(
-                "ferryman_collector_certificate_expires_seconds",
+                CERTIFICATE_EXPIRES,
                 "When the certificate that is shown to the broker ends, in seconds of the Unix epoch.",
                 registry=self.registry,
             )
