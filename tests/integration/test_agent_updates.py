@@ -184,6 +184,14 @@ def test_the_way_back_is_taken_at_once(broker, repository, host, agent):
     assert answer(broker) == 1
 
 
+def end_session(broker, client_id):
+    """Have the broker forget what it keeps for a client that is away."""
+    link = Link(broker, client_id)
+    link.start()
+    link.wait_ready(10)
+    link.stop()
+
+
 @pytest.mark.slow
 def test_a_wish_that_waits_for_the_link_survives_a_restart(tmp_path, broker, repository, host):
     release = repository.publish_tiny(2, "2")
@@ -194,6 +202,7 @@ def test_a_wish_that_waits_for_the_link_survives_a_restart(tmp_path, broker, rep
         version = host.want("digits/2", release.package_sha256)
         waiting = host.wait(lambda one: one.desired_version == version and one.error is not None)
         assert (waiting.state, waiting.error.party) == ("downloading", "link")
+    end_session(broker, "ferryman-agent-pi")  # in which the wish would be taken back
     host.forget("pi")
     with repository.serve() as url, AgentProcess(broker, root, options=("--repository", url)):
         assert host.end_of(version).state == "confirmed"
