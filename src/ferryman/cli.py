@@ -20,11 +20,10 @@ from ferryman.fleet_cli import fleet
 from ferryman.keys_cli import keys
 from ferryman.options import (
     BROKER_VARIABLE,
-    DATABASE,
-    DATABASE_VARIABLE,
     PATH,
     Seconds,
     Size,
+    database_option,
     devices_option,
     find,
     instrument_options,
@@ -551,15 +550,7 @@ main.add_command(collect)
 
 
 @main.command()
-@click.option(
-    "--database",
-    default=DATABASE,
-    envvar=DATABASE_VARIABLE,
-    show_default=True,
-    show_envvar=True,
-    metavar="PATH|URL",
-    help="SQLite file, or postgresql://...",
-)
+@database_option("SQLite file, or postgresql://...")
 @click.option("--device", help="Only this device.")
 @click.option("--package", help="Only this package, by name or SHA-256.")
 @click.option("--html", type=PATH, default=Path("report.html"), show_default=True, help="Page to write.")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from ferryman.options import BROKER_VARIABLE, DATABASE, DATABASE_VARIABLE, PATH, stop_event
+from ferryman.options import BROKER_VARIABLE, PATH, database_option, stop_event
 
 _SHOW_EVERY_S = 0.2
 _DAYS_MAX = 36_500
@@ -33,15 +33,7 @@ DAYS = click.FloatRange(min=0, min_open=True, max=_DAYS_MAX)
     show_envvar=True,
     help="mqtt://[user:password@]HOST[:PORT] or mqtts://...",
 )
-@click.option(
-    "--database",
-    default=DATABASE,
-    envvar=DATABASE_VARIABLE,
-    show_default=True,
-    show_envvar=True,
-    metavar="PATH|URL",
-    help="SQLite file, or postgresql://[user[:password]@]HOST[:PORT]/DATABASE. Made if it is missing.",
-)
+@database_option("SQLite file, or postgresql://[user[:password]@]HOST[:PORT]/DATABASE. Made if it is missing.")
 @click.option(
     "--metrics",
     metavar="[HOST:]PORT",

@@ -191,3 +191,16 @@ def instruments_config(
     from ferryman.devices.agent.instruments import InstrumentsConfig
 
     return InstrumentsConfig(sample_s=sample, meter=meter, home_assistant=home_assistant, sparkplug=sparkplug)
+
+
+def database_option(words: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Adds `--database`, the collector's store; `words` are its help."""
+    return click.option(
+        "--database",
+        default=DATABASE,
+        envvar=DATABASE_VARIABLE,
+        show_default=True,
+        show_envvar=True,
+        metavar="PATH|URL",
+        help=words,
+    )
