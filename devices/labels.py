@@ -11,7 +11,7 @@ RESERVED = ("all", "model", "name")
 """Words of their own in a query (see `ferryman.devices.fleet.rollout.query`)."""
 LABELS_MAX = 64
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,63}", re.ASCII)
-_VALUE = re.compile(r"(?!\s)[^,;|*\x00-\x1f\x7f]{1,200}(?<!\s)")
+_VALUE = re.compile(r"(?![\s=])[^,;|*\x00-\x1f\x7f]{1,200}(?<!\s)")
 
 
 def check_labels(labels: Mapping[str, str]) -> None:
@@ -27,7 +27,7 @@ def check_labels(labels: Mapping[str, str]) -> None:
             raise CallerError(
                 f"label {name[:80]}={value[:210]}: expected NAME=VALUE, the name of 1 to 64 of A-Z a-z 0-9 . _ - / and "
                 f"none of {', '.join(RESERVED)}, the value of 1 to 200 characters without , ; | * and without blanks "
-                "around it"
+                "around it or a = before it"
             )
 
 

@@ -4,7 +4,7 @@ import re
 import string
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ferryman.devices.fleet.rollout.query import Target, parse_query
@@ -131,6 +131,7 @@ LABELS = st.dictionaries(
 
 
 @given(LABELS)
+@example({"0": "="})
 def test_every_label_that_is_taken_can_be_asked_for(labels):
     try:
         check_labels(labels)
