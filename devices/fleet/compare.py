@@ -81,6 +81,11 @@ def compare(
     paths = [Path(package) for package in packages]
     if isinstance(device, LocalDevice):
         return _here(paths, spec, margin, progress, left_out)
+    if not isinstance(device, SshDevice):
+        raise CallerError(
+            f"{device.name} is not reached over SSH, by which packages are swapped there; profile each with --json and "
+            "compare the files"
+        )
     return _there(paths, device, spec, margin, timeout_s, progress, left_out)
 
 

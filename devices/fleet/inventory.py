@@ -48,6 +48,11 @@ class LocalDevice(_Entry):
     name: str = LOCAL
     command: str = f"{shlex.quote(sys.executable)} -m ferryman.cli"
 
+    @property
+    def address(self) -> str:
+        """What it is, by whatever name it goes."""
+        return LOCAL
+
 
 class SshDevice(_Entry, kw_only=True):
     """A device reached over SSH."""
@@ -60,8 +65,39 @@ class SshDevice(_Entry, kw_only=True):
     """Private key; without it, the SSH agent's keys and the default ones."""
     known_hosts: Path = Path("~/.ssh/known_hosts")
 
+    @property
+    def address(self) -> str:
+        """What it is, by whatever name it goes."""
+        return f"{self.host.lower()}:{self.port}"
 
-Device = LocalDevice | SshDevice
+
+class AdbDevice(_Entry, kw_only=True):
+    """A phone behind `adb`; nothing but a shell is expected there, no Python and no agent."""
+
+    name: str = ""
+    adb: str
+    """Serial, as `adb devices` lists it; empty for the only one."""
+    root: Path = Path("/data/local/tmp/ferryman")
+
+    @property
+    def address(self) -> str:
+        """What it is, by whatever name it goes."""
+        return f"adb {self.adb}"
+
+
+class MqttDevice(_Entry, kw_only=True):
+    """A device that is reached only through its agent, at a broker."""
+
+    name: str = ""
+    broker: Annotated[str, msgspec.Meta(min_length=1)]
+
+    @property
+    def address(self) -> str:
+        """What it is, by whatever name it goes."""
+        return f"{self.name} at {self.broker}"
+
+
+Device = LocalDevice | SshDevice | AdbDevice | MqttDevice
 
 
 def devices_file() -> Path:
@@ -108,7 +144,7 @@ def parse_devices(tables: Mapping[str, object], source: Path) -> dict[str, Devic
     """
     devices: dict[str, Device] = {LOCAL: LocalDevice()}
     for name, table in tables.items():
-        kind: type[Device] = LocalDevice if name == LOCAL else SshDevice
+        kind = _kind(name, table)
         try:
             if not isinstance(table, dict):
                 raise msgspec.ValidationError(f"expected a table [{name}], found {table!r}")
@@ -119,6 +155,16 @@ def parse_devices(tables: Mapping[str, object], source: Path) -> dict[str, Devic
             known = ", ".join(field for field in kind.__struct_fields__ if field != "name")
             raise CallerError(f"devices file {source}, device {name!r}: {error}; settings are: {known}") from error
     return devices
+
+
+def _kind(name: str, table: object) -> type[Device]:
+    """What a table describes, told by the setting that says how it is reached."""
+    settings = table if isinstance(table, dict) else {}
+    if name == LOCAL:
+        return LocalDevice
+    if "adb" in settings:
+        return AdbDevice
+    return MqttDevice if "broker" in settings and not {"host", "user"} & settings.keys() else SshDevice
 
 
 def _checked(device: Device) -> Device:
@@ -137,6 +183,19 @@ def _checked(device: Device) -> Device:
         raise ValueError(str(error)) from error
     if isinstance(device, LocalDevice):
         return msgspec.structs.replace(device, root=_expanded("root", device.root))
+    if isinstance(device, SshDevice):
+        _check_ssh(device)
+    if str(device.root).startswith("~"):
+        raise ValueError(f"root {device.root}: a ~ is not expanded on the device; write the absolute path there")
+    return device
+
+
+def _check_ssh(device: SshDevice) -> None:
+    """See that its settings can be used.
+
+    Raises:
+        ValueError: one cannot; the message names it.
+    """
     try:
         device.host.encode("idna")
     except UnicodeError as error:
@@ -144,9 +203,6 @@ def _checked(device: Device) -> Device:
     for field, path in (("key", device.key), ("known_hosts", device.known_hosts)):
         if path is not None:
             _expanded(field, path)
-    if str(device.root).startswith("~"):
-        raise ValueError(f"root {device.root}: a ~ is not expanded on the device; write the absolute path there")
-    return device
 
 
 def _expanded(field: str, path: Path) -> Path:
@@ -179,10 +235,14 @@ def connect(device: Device) -> Transport:
 
     Raises:
         LinkError: it cannot be reached, or one side does not trust the other.
-        CallerError: the key file or the known-hosts file cannot be used.
+        CallerError: the key file or the known-hosts file cannot be used, or it is not reached this way.
     """
     if isinstance(device, LocalDevice):
         return LocalTransport()
+    if not isinstance(device, SshDevice):
+        raise CallerError(
+            f"{device.name} is not reached over SSH: the devices file gives it no `host` and `user`; this needs them"
+        )
     from ferryman.devices.transport.ssh import SshAddress, SshTransport  # asyncssh: host only
 
     try:

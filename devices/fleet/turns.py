@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ferryman.devices.fleet.answers import cache_home
-from ferryman.devices.fleet.inventory import Device, LocalDevice
+from ferryman.devices.fleet.inventory import Device
 from ferryman.runtime.contracts.errors import CallerError
 
 _POLL_S = 0.1
@@ -32,10 +32,9 @@ def turn(device: Device, stop: threading.Event, progress: Callable[[str], None] 
         CallerError: nothing can be written where the turns are kept; or `stop`.
     """
     folder = cache_home() / "turns"
-    where = "local" if isinstance(device, LocalDevice) else f"{device.host.lower()}:{device.port}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / hashlib.sha256(where.encode()).hexdigest()[:32]
+        path = folder / hashlib.sha256(device.address.encode()).hexdigest()[:32]
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise CallerError(f"the turns of devices are kept in {folder}: {error.strerror}; set XDG_CACHE_HOME") from error
