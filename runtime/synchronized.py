@@ -1,4 +1,4 @@
-"""Whether something keeps the device's wall clock right, as the kernel tells; it is only read, which takes no rights."""
+"""Whether something keeps the device's wall clock right, as the kernel tells; asking takes no rights."""
 
 from __future__ import annotations
 

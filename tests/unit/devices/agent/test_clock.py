@@ -22,7 +22,13 @@ def test_both_clocks_are_read():
 
 @pytest.mark.parametrize(
     ("wall_ns", "kernel_says", "sure"),
-    [(NOW, True, True), (NOW, False, False), (NOW, Unavailable(reason="nobody knows"), False), (NEVER_SET_NS - 1, True, False), (-5, True, False)],
+    [
+        (NOW, True, True),
+        (NOW, False, False),
+        (NOW, Unavailable(reason="nobody knows"), False),
+        (NEVER_SET_NS - 1, True, False),
+        (-5, True, False),
+    ],
 )
 def test_a_clock_is_sure_where_the_kernel_says_so_and_it_was_ever_set(monkeypatch, wall_ns, kernel_says, sure):
     monkeypatch.setattr(clock, "clock_synchronized", lambda: kernel_says)
