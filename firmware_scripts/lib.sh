@@ -115,3 +115,43 @@ _written() {
     # shellcheck disable=SC2034 # read by the scripts
     CHANGED=1
 }
+
+# The root folder of slots and outbox, and how ferryman is called. Every command on it runs as the folder's owner: what
+# root wrote there, the agent could not write any more.
+ROOT=${FERRYMAN_ROOT:-/var/lib/ferryman}
+FERRYMAN=/opt/ferryman/bin/ferryman
+
+# ferryman_option "$@": takes --root DIR and --command PATH in $1 and $2; false for any other.
+ferryman_option() {
+    case $1 in
+    --root | --command) need_value "$@" ;;
+    *) return 1 ;;
+    esac
+    case $1 in
+    --root) ROOT=$2 ;;
+    --command) FERRYMAN=$2 ;;
+    esac
+}
+
+# as_owner COMMAND...: runs it as the user who owns the root folder.
+as_owner() {
+    _owner=$(stat -c %U "$ROOT" 2>/dev/null) || die "there is no $ROOT; name the root folder with --root"
+    if [ "$_owner" = "$(id -un)" ]; then
+        "$@"
+    elif [ "$(id -u)" -eq 0 ]; then
+        (cd / && runuser -u "$_owner" -- "$@")
+    else
+        die "$ROOT is $_owner's; run this as root or as $_owner"
+    fi
+}
+
+# ferryman WORDS...: on the root folder. Where ferryman itself does not run, it says so and ends.
+ferryman() {
+    if [ -n "$DRY_RUN" ]; then
+        say "would run: $FERRYMAN $* --root $ROOT"
+        return 0
+    fi
+    [ -x "$FERRYMAN" ] || die "there is no $FERRYMAN: nothing was changed; install ferryman (provision.sh), or name it with --command"
+    as_owner "$FERRYMAN" --version >/dev/null || die "$FERRYMAN does not run, so nothing was changed, and the slots are as they were: install ferryman anew (provision.sh), then repeat this"
+    as_owner "$FERRYMAN" "$@" --root "$ROOT" || die "$FERRYMAN $1 failed (exit $?); the line above says why"
+}
