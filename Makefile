@@ -40,7 +40,7 @@ lint: .venv/.ready
 	$(HOST) -m ruff format --check
 	$(HOST) -m mypy
 	if command -v shellcheck >/dev/null; then git ls-files '*.sh' '*.bats' .ci/run | xargs shellcheck -x; fi
-	@git ls-files 'firmware_scripts/*.sh' | xargs -n1 dash -n
+	if command -v dash >/dev/null; then git ls-files 'firmware_scripts/*.sh' | xargs -n1 dash -n; fi
 
 bench: system .venv/.ready .venv-device/.ready
 	$(HOST) -m tests.benchmarks
