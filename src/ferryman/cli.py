@@ -41,6 +41,7 @@ from ferryman.rollout_cli import rollout
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, FerrymanError
 from ferryman.runtime.install import DEFAULT_ROOT
 from ferryman.runtime.install_cli import (
+    confirm_command,
     install_command,
     pick_option,
     prepare_command,
@@ -355,6 +356,7 @@ class _Steps:
 main.add_command(install_command)
 main.add_command(prepare_command)
 main.add_command(repick_command)
+main.add_command(confirm_command)
 
 
 @main.command()
