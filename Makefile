@@ -63,7 +63,7 @@ system:
 	$(PYTHON) -m venv .venv
 	$(HOST) $(PIP) --upgrade pip
 	$(HOST) $(PIP) torch==2.13.0
-	$(HOST) $(PIP) --editable '.[convert,push,publish,enroll,sparkplug,postgresql,parquet,dev]'
+	$(HOST) $(PIP) --editable '.[convert,push,inventory,discover,publish,enroll,sparkplug,postgresql,parquet,dev]'
 	$(HOST) $(PIP) --no-deps pysparkplug==0.6.1  # a reader for tests; it asks for an older paho, which reading does not need
 	touch $@
 
