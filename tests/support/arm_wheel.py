@@ -68,7 +68,7 @@ def _state() -> str:
     digest = hashlib.sha256(f"{compiler}{version('scikit-build-core')}".encode())
     for path in sorted([*map(ROOT.joinpath, SOURCES), *_below()]):
         name = str(path.relative_to(ROOT)).encode()
-        content = os.readlink(path).encode() if path.is_symlink() else path.read_bytes()
+        content = str(path.readlink()).encode() if path.is_symlink() else path.read_bytes()
         digest.update(b"%d %s %d %b" % (len(name), name, len(content), content))
     return digest.hexdigest()[:24]
 
