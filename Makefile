@@ -37,11 +37,12 @@ chaos: system .venv/.ready .venv-device/.ready
 	$(HOST) -m tests.chaos --seeds 20
 
 lint: .venv/.ready
-	@tests/support/need.sh shellcheck=shellcheck
+	@tests/support/need.sh shellcheck=shellcheck dash=dash
 	$(HOST) -m ruff check
 	$(HOST) -m ruff format --check
 	$(HOST) -m mypy
-	if command -v shellcheck >/dev/null; then git ls-files '*.sh' .ci/run | xargs shellcheck; fi
+	if command -v shellcheck >/dev/null; then git ls-files '*.sh' '*.bats' .ci/run | xargs shellcheck -x; fi
+	if command -v dash >/dev/null; then git ls-files 'firmware_scripts/*.sh' | xargs -n1 dash -n; fi
 
 bench: system .venv/.ready .venv-device/.ready
 	$(HOST) -m tests.benchmarks
@@ -49,6 +50,7 @@ bench: system .venv/.ready .venv-device/.ready
 wheel-aarch64: .venv/.ready
 	@tests/support/need.sh aarch64-linux-gnu-g++=g++-aarch64-linux-gnu
 	runtime/native/cross_aarch64.sh dist
+	$(HOST) -m tests.support.wheel_check dist/ferryman-*-manylinux_*_aarch64.whl
 
 clean:
 	rm -rf .venv .venv-device .cache .demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -64,7 +66,7 @@ system:
 	$(PYTHON) -m venv .venv
 	$(HOST) $(PIP) --upgrade pip
 	$(HOST) $(PIP) torch==2.13.0
-	$(HOST) $(PIP) --editable '.[convert,push,publish,enroll,sparkplug,postgresql,parquet,dev]'
+	$(HOST) $(PIP) --editable '.[convert,push,inventory,discover,publish,enroll,sparkplug,postgresql,parquet,dev]'
 	$(HOST) $(PIP) --no-deps pysparkplug==0.6.1  # a reader for tests; it asks for an older paho, which reading does not need
 	touch $@
 
