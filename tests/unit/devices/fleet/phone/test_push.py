@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
-from ferryman.devices.fleet.inventory import AdbDevice
-from ferryman.devices.fleet.phone.push import push_to_phone, rollback_phone
+from ferryman.devices.fleet.phone.push import rollback_phone
 from ferryman.runtime.contracts.errors import (
     BusyError,
     CallerError,
@@ -15,37 +16,12 @@ from ferryman.runtime.contracts.errors import (
     ParityError,
     RuntimeCrash,
 )
-from ferryman.runtime.package import open_package
 from ferryman.runtime.slots import SlotStore
 from tests.support.packages import sha256_of
-from tests.support.phone import WHY_NOT, AndroidSystem, DirectLink, stand_in_bundle, write_phone_package
+from tests.support.phone import WHY_NOT, DirectLink, stand_in_bundle, write_phone_package
+from tests.unit.devices.fleet.phone.scene import Scene
 
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
-
-
-class Scene:
-    """A phone and two packages."""
-
-    def __init__(self, folder):
-        self.system = AndroidSystem(folder / "phone")
-        self.device = AdbDevice(name="phone", adb="", root=self.system.home)
-        self.bundle = stand_in_bundle(folder / "runner.tar.gz")
-        self.first = write_phone_package(folder / "first.ferry", added=1)
-        self.second = write_phone_package(folder / "second.ferry", added=2)
-
-    def push(self, package, link=None, **options):
-        link = link or DirectLink(self.system)
-        options.setdefault("bundle_file", self.bundle)
-        with open_package(package) as opened:
-            return push_to_phone(opened, self.device, connect=lambda _: link, **options)
-
-    @property
-    def serving(self):
-        """SHA-256 of what serves, as another device's own store reads it, every byte of it."""
-        return SlotStore(self.system.home).active().slot.package_sha256
-
-    def left(self):
-        return sorted(path.name for path in self.system.home.iterdir())
 
 
 @pytest.fixture
@@ -179,22 +155,38 @@ def test_a_bundle_that_is_none(scene, tmp_path):
 def count_steps(scene):
     link = DirectLink(scene.system)
     scene.push(scene.second, link)
-    rollback_phone(scene.device, connect=lambda _: DirectLink(scene.system))
     return link.asked
 
 
+def cut_everywhere(scene, cuts, *, done_first):
+    """Cut a push at each of these, and do it again: of the two slots, what the state names is whole all the time."""
+    packages = (scene.first, scene.second)
+    store = SlotStore(scene.system.home)
+    for turn, cut_at in enumerate(cuts):
+        old, new = packages[(turn + 1) % 2], packages[turn % 2]
+        with contextlib.suppress(LinkError):
+            scene.push(new, DirectLink(scene.system, cut_at, done_first=done_first))
+        state = store.read_state()
+        assert state.active.package_sha256 in (sha256_of(old), sha256_of(new)), cut_at
+        store.verify(state.active)
+        if state.previous:
+            store.verify(state.previous)
+        if cut_at % 3 == 0:
+            scene.system.boot()
+        scene.push(new)
+        assert scene.serving == sha256_of(new), cut_at
+
+
 @pytest.mark.parametrize("done_first", [False, True])
-def test_a_link_that_is_cut_at_every_step(scene, done_first):
+def test_a_link_that_is_cut_at_some_steps(scene, done_first):
     scene.push(scene.first)
     steps = count_steps(scene)
     assert steps > 20
-    for cut_at in range(1, steps + 1):
-        scene.push(scene.first)
-        try:
-            scene.push(scene.second, DirectLink(scene.system, cut_at, done_first=done_first))
-        except LinkError:
-            assert scene.serving in (sha256_of(scene.first), sha256_of(scene.second)), cut_at
-        if cut_at % 3 == 0:
-            scene.system.boot()
-        scene.push(scene.second)
-        assert scene.serving == sha256_of(scene.second), cut_at
+    cut_everywhere(scene, (steps // 3, steps - 4), done_first=done_first)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("done_first", [False, True])
+def test_a_link_that_is_cut_at_every_step(scene, done_first):
+    scene.push(scene.first)
+    cut_everywhere(scene, range(1, count_steps(scene) + 1), done_first=done_first)
