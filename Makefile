@@ -35,11 +35,12 @@ chaos: system .venv/.ready .venv-device/.ready
 	$(HOST) -m tests.chaos --seeds 20
 
 lint: .venv/.ready
-	@tests/support/need.sh shellcheck=shellcheck
+	@tests/support/need.sh shellcheck=shellcheck dash=dash
 	$(HOST) -m ruff check
 	$(HOST) -m ruff format --check
 	$(HOST) -m mypy
-	if command -v shellcheck >/dev/null; then git ls-files '*.sh' .ci/run | xargs shellcheck; fi
+	if command -v shellcheck >/dev/null; then git ls-files '*.sh' '*.bats' .ci/run | xargs shellcheck -x; fi
+	if command -v dash >/dev/null; then git ls-files 'firmware_scripts/*.sh' | xargs -n1 dash -n; fi
 
 bench: system .venv/.ready .venv-device/.ready
 	$(HOST) -m tests.benchmarks
@@ -62,7 +63,7 @@ system:
 	$(PYTHON) -m venv .venv
 	$(HOST) $(PIP) --upgrade pip
 	$(HOST) $(PIP) torch==2.13.0
-	$(HOST) $(PIP) --editable '.[convert,push,publish,enroll,sparkplug,postgresql,parquet,dev]'
+	$(HOST) $(PIP) --editable '.[convert,push,inventory,discover,publish,enroll,sparkplug,postgresql,parquet,dev]'
 	$(HOST) $(PIP) --no-deps pysparkplug==0.6.1  # a reader for tests; it asks for an older paho, which reading does not need
 	touch $@
 
