@@ -48,24 +48,8 @@ class PhoneStore:
         self.lock.do(f'rm -rf "$R/{self.incoming}"')
 
     def read_state(self) -> SlotState:
-        """Which slots count; a phone nobody pushed to has none.
-
-        Raises:
-            DeviceError: someone else changed it, or it is of a later version.
-        """
-        text = self.phone.do('if [ -e "$R/state.json" ]; then cat "$R/state.json"; fi')
-        if not text:
-            return SlotState()
-        where = f"{self.phone.name}: {self.phone.root}/state.json"
-        try:
-            state = decode(text.encode(), SlotState)
-        except ValueError as error:
-            raise DeviceError(f"{where} is not a slot state ({error}); remove it, and push the package again") from error
-        if state.schema != _STATE_SCHEMA:
-            raise DeviceError(f"{where} has schema {state.schema}, this ferryman knows {_STATE_SCHEMA}; update ferryman")
-        if state.active and state.previous and state.active.name == state.previous.name:
-            raise DeviceError(f"{where} names slot {state.active.name} twice; remove it, and push the package again")
-        return state
+        """See `read_state`."""
+        return read_state(self.phone)
 
     def write_state(self, state: SlotState) -> None:
         """Replace the state in one step; what was written before is on the storage by then."""
@@ -166,6 +150,27 @@ class PhoneStore:
                 f"{self.phone.name}: {self.phone.root} needs {need_bytes:,} bytes free, found {free:,}; make room on "
                 "the phone"
             )
+
+
+def read_state(phone: Phone) -> SlotState:
+    """Which slots count; a phone nobody pushed to has none.
+
+    Raises:
+        DeviceError: someone else changed it, or it is of a later version.
+    """
+    text = phone.do('if [ -e "$R/state.json" ]; then cat "$R/state.json"; fi')
+    if not text:
+        return SlotState()
+    where = f"{phone.name}: {phone.root}/state.json"
+    try:
+        state = decode(text.encode(), SlotState)
+    except ValueError as error:
+        raise DeviceError(f"{where} is not a slot state ({error}); remove it, and push the package again") from error
+    if state.schema != _STATE_SCHEMA:
+        raise DeviceError(f"{where} has schema {state.schema}, this ferryman knows {_STATE_SCHEMA}; update ferryman")
+    if state.active and state.previous and state.active.name == state.previous.name:
+        raise DeviceError(f"{where} names slot {state.active.name} twice; remove it, and push the package again")
+    return state
 
 
 def parse_free(said: str) -> int | None:
