@@ -1,9 +1,9 @@
 # ruff: noqa: INP001, T201  # run by make, never imported; it prints what it made
-"""Build ferryman_runner for one machine and pack it with everything it needs but a kernel: `build.py MACHINE OUT.tar.gz`.
+"""Build ferryman_runner for one machine and pack it with all it needs but a kernel: `build.py MACHINE OUT.tar.gz`.
 
-The archive holds one folder, `ferryman-runner`: the launcher, bin/, lib/ (our libraries, ExecuTorch's, and the C and C++
-libraries of the compiler's own system with their loader), licenses/. The same sources and compiler give the same bytes.
-Standard library, CMake, binutils, and a C++ compiler for MACHINE.
+The archive holds one folder, `ferryman-runner`: the launcher, bin/, lib/ (our libraries, ExecuTorch's, and the C and
+C++ libraries of the compiler's own system with their loader), licenses/. The same sources and compiler give the same
+bytes. Standard library, CMake, binutils, and a C++ compiler for MACHINE.
 """
 
 from __future__ import annotations
@@ -36,11 +36,10 @@ def main() -> None:
         sys.exit(f"build.py: expected a machine of {', '.join(LOADER)}, found {machine!r}")
     cross = machine != os.uname().machine
     prefix = f"{machine}-linux-gnu-" if cross else ""
-    for tool in ("cmake", f"{prefix}g++", f"{prefix}strip"):
+    compiler = f"g++-{machine}-linux-gnu".replace("_", "-") if cross else "g++"
+    for tool in ("cmake", "readelf", f"{prefix}g++", f"{prefix}strip"):
         if shutil.which(tool) is None:
-            sys.exit(
-                f"build.py: {tool} not found; on Debian: apt-get install cmake {'g++' if not cross else f'g++-{machine}-linux-gnu'}"
-            )
+            sys.exit(f"build.py: {tool} not found; on Debian: apt-get install cmake {compiler}")
     with tempfile.TemporaryDirectory() as scratch:
         build, folder = Path(scratch) / "build", Path(scratch) / FOLDER
         compile_all(build, machine, cross=cross)
@@ -49,9 +48,8 @@ def main() -> None:
         pack(folder, out)
         unpacked = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         own = (folder / "bin" / "ferryman_runner").stat().st_size
-    print(
-        f"{out}: {out.stat().st_size / 1e6:.1f} MB; unpacked {unpacked / 1e6:.1f} MB, the program itself {own / 1e3:.0f} kB"
-    )
+    megabytes = f"{out.stat().st_size / 1e6:.1f} MB, unpacked {unpacked / 1e6:.1f} MB"
+    print(f"{out}: {megabytes}, the program itself {own / 1e3:.0f} kB")
 
 
 def compile_all(build: Path, machine: str, *, cross: bool) -> None:
@@ -127,17 +125,13 @@ def copy_licenses(native: Path, licenses: Path, system: list[Path]) -> None:
     packages: dict[str, list[str]] = {}
     for file in system:
         packages.setdefault(package_of(file), []).append(file.name)
-    lines = [
-        "Files of lib/ that are Debian's, unchanged; their sources are at https://snapshot.debian.org under this name.",
-        "",
-    ]
+    lines = ["Files of lib/ that are Debian's, unchanged; https://snapshot.debian.org has their sources.", ""]
     for package, files in sorted(packages.items()):
-        source = dpkg("dpkg-query", "--show", "--showformat", "${source:Package} ${source:Version}", package)
-        lines.append(f"{package.partition(':')[0]} (source {source}): {', '.join(sorted(files))}")
-        shutil.copyfile(
-            Path("/usr/share/doc") / package.partition(":")[0] / "copyright",
-            licenses / f"{package.partition(':')[0]}.txt",
-        )
+        asked = "${Version}, source ${source:Package} ${source:Version} ${Built-Using}"
+        name = package.partition(":")[0]
+        told = dpkg("dpkg-query", "--show", f"--showformat={asked}", package)
+        lines.append(f"{name} {told}: {', '.join(sorted(files))}")
+        shutil.copyfile(Path("/usr/share/doc") / name / "copyright", licenses / f"{name}.txt")
     for name in COMMON_LICENSES:
         shutil.copyfile(Path("/usr/share/common-licenses") / name, licenses / f"{name}.txt")
     (licenses / "DEBIAN.txt").write_text("\n".join(lines) + "\n")
@@ -154,9 +148,7 @@ def package_of(file: Path) -> str:
 def dpkg(*command: str, missing_ok: bool = False) -> str:
     """What Debian's package manager says."""
     if shutil.which(command[0]) is None:
-        sys.exit(
-            f"build.py: {command[0]} not found, so the C library's licence is not known; build on Debian or Ubuntu"
-        )
+        sys.exit(f"build.py: {command[0]} not found: whose the C library is, is not known; build on Debian")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode and not missing_ok:
         sys.exit(f"build.py: {' '.join(command)}: {done.stderr}")
