@@ -303,9 +303,7 @@ def inspect(package: Path, as_json: bool) -> None:
 @pick_option
 @runner_option
 @devices_option
-def push(
-    package: Path, device: tuple[str, ...], pick: str, runner: Path | None, devices_file: Path | None
-) -> None:
+def push(package: Path, device: tuple[str, ...], pick: str, runner: Path | None, devices_file: Path | None) -> None:
     """Upload PACKAGE to each DEVICE over SSH, or to a phone over adb, and install it there.
 
     The device writes its inactive slot, reads it back, runs the golden vectors, and only then switches; on any failure
