@@ -150,7 +150,7 @@ class AdbTransport(Closing):
             yield connection.conn
 
     def _connection(self) -> AdbConnection:
-        """To adb's server; should it be gone, adbutils would start another one, which would not know phones over Wi-Fi."""
+        """To adb's server; were it gone, adbutils would start another, which knows no phone that is over Wi-Fi."""
         if not _listens(self._client.host, self._client.port):
             raise EOFError("adb's server has ended")
         return self._client.make_connection()

@@ -220,7 +220,7 @@ def test_a_host_that_is_killed_at_any_step(scene):
     scene.phone.cut = lambda what, _done: bool(seen.append(what))
     scene.push(packages[0])
     steps = len(seen)
-    for turn, kill_at in enumerate(range(3, steps, max(1, steps // 8))):
+    for turn, kill_at in enumerate(range(3, steps, max(1, steps // 5))):
         new, old = packages[(turn + 1) % 2], packages[turn % 2]
         process = subprocess.Popen(
             [sys.executable, "-m", "ferryman.cli", *scene.words("push", new, "phone")],
