@@ -10,7 +10,7 @@ PARALLEL := --numprocesses auto --dist loadfile
 test test-slow: export OMP_NUM_THREADS = 1
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-slow chaos lint bench clean wheel-aarch64 system
+.PHONY: help demo test test-slow chaos lint bench clean wheel-aarch64 wheel-size system
 
 help:
 	@echo "make demo           train, convert, push, run, measure and report on this machine, end to end"
@@ -19,6 +19,7 @@ help:
 	@echo "make lint           ruff, mypy, shellcheck"
 	@echo "make bench          every benchmark, as a table"
 	@echo "make wheel-aarch64  cross-build the wheel for a 64-bit Raspberry Pi into dist/"
+	@echo "make wheel-size     how large it is when installed on the device, package by package"
 	@echo "make clean          remove what the others made, environments included"
 
 demo: system .venv/.ready .venv-device/.ready
@@ -48,6 +49,10 @@ wheel-aarch64: .venv/.ready
 	@tests/support/need.sh aarch64-linux-gnu-g++=g++-aarch64-linux-gnu
 	runtime/native/cross_aarch64.sh dist
 	$(HOST) -m tests.support.wheel_check dist/ferryman-*-manylinux_*_aarch64.whl
+
+wheel-size: .venv/.ready
+	@tests/support/need.sh aarch64-linux-gnu-g++=g++-aarch64-linux-gnu
+	$(HOST) -m tests.support.installed_size
 
 clean:
 	rm -rf .venv .venv-device .cache .demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

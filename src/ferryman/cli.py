@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ferryman import __version__
 from ferryman.ca_cli import ca
 from ferryman.collect_cli import collect
 from ferryman.compare_cli import compare
@@ -39,7 +38,7 @@ from ferryman.profile_cli import profile
 from ferryman.repository_cli import publish, repository, serve, withdraw
 from ferryman.rollout_cli import rollout
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, FerrymanError
-from ferryman.runtime.install import DEFAULT_ROOT
+from ferryman.runtime.contracts.slot import DEFAULT_ROOT
 from ferryman.runtime.install_cli import (
     install_command,
     pick_option,
@@ -47,7 +46,6 @@ from ferryman.runtime.install_cli import (
     repick_command,
     rollback_command,
 )
-from ferryman.runtime.picking import describe_golden
 from ferryman.ship_cli import ship
 from ferryman.update_cli import update
 
@@ -106,7 +104,7 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(__version__)
+@click.version_option(package_name="ferryman")
 @click.option("-v", "--verbose", count=True, help="Log more: once for progress, twice for toolchains and tracebacks.")
 def main(verbose: int) -> None:
     """Carry compressed models to edge devices, and bring measurements back.
@@ -299,6 +297,7 @@ def push(package: Path, device: tuple[str, ...], pick: str, devices_file: Path |
     """
     from ferryman.devices.fleet.push import push as run
     from ferryman.runtime.package import open_package
+    from ferryman.runtime.picking import describe_golden
 
     targets = [find(name, devices_file) for name in device]
     if len(targets) > 1:
