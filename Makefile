@@ -48,6 +48,7 @@ bench: system .venv/.ready .venv-device/.ready
 wheel-aarch64: .venv/.ready
 	@tests/support/need.sh aarch64-linux-gnu-g++=g++-aarch64-linux-gnu
 	runtime/native/cross_aarch64.sh dist
+	$(HOST) -m tests.support.wheel_check dist/ferryman-*-manylinux_*_aarch64.whl
 
 clean:
 	rm -rf .venv .venv-device .cache .demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
