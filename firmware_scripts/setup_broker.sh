@@ -196,6 +196,7 @@ uninstall() {
         return 0
     fi
     remove "$DROP_IN" "$LINK" "$LINK.a" "$LINK.b" "$LINK.new"
+    if [ -z "$DRY_RUN" ]; then rmdir "$(dirname "$DROP_IN")" 2>/dev/null || :; fi # where others have nothing in it
     if systemd_runs; then
         run systemctl daemon-reload
         run systemctl restart mosquitto || die "mosquitto does not start with its own configuration: see journalctl -u mosquitto"
