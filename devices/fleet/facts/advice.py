@@ -232,7 +232,7 @@ def memory(facts: DeviceFacts) -> Iterator[Advice]:
             topic="memory",
             level="note",
             says="small: prefer one interpreter, and int8 or fewer bits for what is large",
-            because=f"it has {total / _MEGABYTE:,.0f} MB{available}; runtimes hold weights as they are in the artifact, "
+            because=f"it has {total / _MEGABYTE:,.0f} MB{available}; runtimes hold weights as in the artifact, "
             "and once more packed",
             do="check packages with --package; push --pick largest-20ms-60mb chooses within a budget",
         )
