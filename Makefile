@@ -35,11 +35,12 @@ chaos: system .venv/.ready .venv-device/.ready
 	$(HOST) -m tests.chaos --seeds 20
 
 lint: .venv/.ready
-	@tests/support/need.sh shellcheck=shellcheck
+	@tests/support/need.sh shellcheck=shellcheck dash=dash
 	$(HOST) -m ruff check
 	$(HOST) -m ruff format --check
 	$(HOST) -m mypy
-	if command -v shellcheck >/dev/null; then git ls-files '*.sh' .ci/run | xargs shellcheck; fi
+	if command -v shellcheck >/dev/null; then git ls-files '*.sh' '*.bats' .ci/run | xargs shellcheck -x; fi
+	if command -v dash >/dev/null; then git ls-files 'firmware_scripts/*.sh' | xargs -n1 dash -n; fi
 
 bench: system .venv/.ready .venv-device/.ready
 	$(HOST) -m tests.benchmarks

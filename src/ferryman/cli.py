@@ -43,6 +43,7 @@ from ferryman.rollout_cli import rollout
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, FerrymanError
 from ferryman.runtime.install import DEFAULT_ROOT
 from ferryman.runtime.install_cli import (
+    confirm_command,
     install_command,
     pick_option,
     prepare_command,
@@ -363,6 +364,7 @@ class _Steps:
 main.add_command(install_command)
 main.add_command(prepare_command)
 main.add_command(repick_command)
+main.add_command(confirm_command)
 
 
 @main.command()
@@ -452,6 +454,7 @@ def agent(
     Updates need the repository's root once, at ROOT/trust/root.json (see `ferryman keys root`).
     """
     from ferryman.devices.agent.agent import Agent, AgentConfig
+    from ferryman.devices.agent.systemd import Service
     from ferryman.devices.broker import parse_broker
     from ferryman.devices.labels import parse_labels
 
@@ -470,9 +473,10 @@ def agent(
             telemetry_rate=telemetry_rate, telemetry_day_max=telemetry_day_max, mode=mode, keep=keep
         ),
     )
-    made, stop = Agent(config), stop_event()
-    click.echo(f"serving as {device}, broker {config.broker.address}; outbox: {made.waiting:,} waiting", err=True)
-    made.run(stop)
+    with Service() as service:
+        made, stop = Agent(config), stop_event()
+        click.echo(f"serving as {device}, broker {config.broker.address}; outbox: {made.waiting:,} waiting", err=True)
+        made.run(stop, service)
 
 
 @main.command()

@@ -22,8 +22,9 @@ def devices() -> None:
     """The devices file, what its devices are, and what they could run.
 
     \b
-    A query names devices: all, NAME (with *), label=VALUE, label~TEXT, !term; `,` for and, `|` for or.
-    `name` and `model` are labels of every device, `model` once it was probed.
+    A query names devices: all, NAME (with *), label=VALUE, label~TEXT,
+    !term; `,` for and, `|` for or. `name` and `model` are labels of every
+    device, `model` once it was probed.
     """  # noqa: D301  # click wants the very character, where it shall not wrap
 
 
