@@ -32,6 +32,7 @@ from ferryman.devices.mqtt_connection import (
     make_client,
 )
 from ferryman.devices.tls import explain_failure, explain_silence
+from ferryman.runtime.alive import watched
 from ferryman.runtime.contracts.errors import FerrymanError, IdentityError, LinkError
 
 __all__ = ["Delivery", "Done", "Handler", "Link", "Message", "backoff_s"]
@@ -231,6 +232,10 @@ class Link:
         return self._stopping.is_set() or self._paused.is_set()
 
     def _run(self) -> None:
+        with watched("the link to the broker", None):
+            self._keep_up()
+
+    def _keep_up(self) -> None:
         attempt = 0
         while not self._stopping.is_set():
             self._nudge.clear()

@@ -23,12 +23,15 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from ferryman.devices.broker import BrokerConfig
 from ferryman.devices.tls import make_context
+from ferryman.runtime.alive import beat, watched
 from ferryman.runtime.contracts.record import Record
 
 log = logging.getLogger(__name__)
 
 KEEPALIVE_S = 30
 CONNECT_TIMEOUT_S = 10.0
+STUCK_S = 120.0
+"""A network thread that is not back from what it calls within so long hangs."""
 REFUSED = 0x80
 """Reason codes from here on are refusals (MQTT 5, section 2.4)."""
 VERSION_REFUSED = 0x84
@@ -136,6 +139,10 @@ class Client(paho.Client):
 
     def loop_forever(self, timeout: float = 1.0, retry_first_connection: bool = False) -> MQTTErrorCode:
         """See paho's own."""
+        with watched("the connection to the broker", STUCK_S):
+            return self._loop_forever(timeout, retry_first_connection)
+
+    def _loop_forever(self, timeout: float, retry_first_connection: bool) -> MQTTErrorCode:
         try:
             return super().loop_forever(timeout, retry_first_connection)
         except Exception as error:  # such as a packet from the broker that paho cannot read
@@ -144,6 +151,11 @@ class Client(paho.Client):
             return MQTTErrorCode.MQTT_ERR_UNKNOWN
         finally:
             self.on_end("connection lost")
+
+    def loop_misc(self) -> MQTTErrorCode:
+        """See paho's own, whose loop calls it every second."""
+        beat()
+        return super().loop_misc()
 
 
 def make_client(

@@ -27,6 +27,7 @@ from ferryman.profiler.measure import Outcome, Part, Rest, Task
 from ferryman.profiler.meter import check_meter
 from ferryman.profiler.steady import RUNS_MAX, SINGLE_STREAM_S
 from ferryman.profiler.sustained import SUSTAINED_MAX_S
+from ferryman.runtime.alive import beat
 from ferryman.runtime.contracts.errors import (
     CallerError,
     DeviceError,
@@ -384,6 +385,7 @@ def _run_apart(
                     stdout, stderr = process.communicate(given, timeout=min(_POLL_S, left_s))
                     return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
                 except subprocess.TimeoutExpired:
+                    beat()
                     given = None  # it is under way
         finally:
             process.kill()  # does nothing to one that has ended

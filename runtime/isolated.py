@@ -16,6 +16,7 @@ from typing import Literal, TypeVar
 
 from msgspec.structs import replace
 
+from ferryman.runtime.alive import beat
 from ferryman.runtime.closing import Closing
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, RuntimeCrash, RuntimeFault, from_wire
 from ferryman.runtime.contracts.manifest import RuntimeName
@@ -29,7 +30,8 @@ A = TypeVar("A", Opened, Ran)
 CLOSED = "the session is closed; open it again"
 _STDERR_TAIL_BYTES = 2000
 _CHUNK_BYTES = 1 << 20
-_POLL_MAX_S = 3600.0
+_POLL_MAX_S = 1.0
+"""How often who waits shows that it goes on."""
 _DEATH_S = 5.0
 """Between closing its pipes and being gone; a worker that takes longer is ended."""
 
@@ -211,6 +213,7 @@ class IsolatedSession(Closing):
         while not poll.poll(1000 * max(0.0, min(deadline - time.monotonic(), _POLL_MAX_S))):
             if not time.monotonic() < deadline:
                 raise RuntimeFault(f"{self._name} did not answer within {self.timeout_s:g} s and was ended")
+            beat()
 
     def _describe_death(self) -> str:
         try:

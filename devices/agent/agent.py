@@ -30,6 +30,7 @@ from ferryman.devices.agent.recorder import Recorder, as_record
 from ferryman.devices.agent.serving import Serving
 from ferryman.devices.agent.spending import TelemetryConfig
 from ferryman.devices.agent.stepdown import StepDown
+from ferryman.devices.agent.systemd import Service
 from ferryman.devices.agent.tally import ServedTally
 from ferryman.devices.agent.updating import FINAL, Hands, Updating
 from ferryman.devices.agent.upkeep import Upkeep
@@ -41,6 +42,7 @@ from ferryman.devices.mqtt import Delivery, Link, Message
 from ferryman.devices.sealed import OVERHEAD_MAX_BYTES
 from ferryman.profiler.conditions import kind_of_device, read_conditions
 from ferryman.profiler.drift import PERIOD_S, DriftMonitor
+from ferryman.runtime.alive import beat
 from ferryman.runtime.contracts.drift import Drift
 from ferryman.runtime.contracts.errors import (
     CallerError,
@@ -184,12 +186,13 @@ class Agent:
         """Records that are yet to be sent."""
         return self._presence.counts().records
 
-    def run(self, stop: threading.Event) -> None:
-        """Serve until `stop` is set.
+    def run(self, stop: threading.Event, service: Service | None = None) -> None:
+        """Serve until `stop` is set; `service` tells systemd how it goes.
 
         Raises:
             DeviceError: another agent serves this root.
         """
+        service = service or Service({})
         unseen = self._link.broker if self._renewal is None else None
         with _only_one(self._config.root), self._logs.listening(), watching(unseen):
             if self._updating:
@@ -205,12 +208,16 @@ class Agent:
             self._publisher.start()
             worker.start()
             beside = self._start_beside(stop)
+            service.ready(self._in_a_line())
             try:
                 while not stop.wait(POLL_S):
+                    beat()
                     self._note_changes()
                     self._note_logs()
                     self._keep_up()
+                    service.status(self._in_a_line())
             finally:
+                service.stopping()
                 stop.set()
                 if self._renewal:
                     self._renewal.wake()
@@ -278,6 +285,13 @@ class Agent:
             thread.start()
         return threads
 
+    def _in_a_line(self) -> str:
+        """What it serves, and whether the broker is connected."""
+        slot = self._seen.active if self._seen else None
+        what = f"{slot.package_name} {slot.package_sha256:.12} of slot {slot.name}" if slot else "nothing"
+        problem = self._link.problem
+        return f"{self._trouble or f'serves {what}'}; broker {self._link.broker.address} {problem or 'connected'}"
+
     def _package(self) -> str | None:
         return self._seen.active.package_sha256 if self._seen and self._seen.active else None
 
@@ -326,6 +340,7 @@ class Agent:
                 log.error("%s", error)  # noqa: TRY400  # the message says it all
             self._trouble = str(error)
             return
+        self._trouble = ""
         self._health.follow(state)
         if self._serving.adapt(read_now(self._health.idle_s(), _CLOCK_FLOOR_NS)):
             self._announce()
@@ -333,7 +348,7 @@ class Agent:
         if state == self._seen:
             self._recorder.put([])
             return
-        self._seen, self._trouble = state, ""
+        self._seen = state
         self._record([("slots", state)])
         if self._updating:
             self._updating.look()

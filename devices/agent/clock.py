@@ -6,13 +6,13 @@ record carries CLOCK_BOOTTIME too, which only runs; a `ClockFix` tells what to a
 
 from __future__ import annotations
 
-import ctypes
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from ferryman.runtime.contracts.telemetry import ClockFix
+from ferryman.runtime.synchronized import clock_synchronized
 
 NEVER_SET_NS = 1_750_000_000 * 10**9
 """A wall clock before this (June 2025) was never set, whatever the kernel says of it."""
@@ -20,7 +20,6 @@ STEP_NS = 10**9
 """By how much a clock must jump to be set right by another `ClockFix`; slewing moves both clocks alike."""
 _TOGETHER_NS = 5_000_000
 _TRIES = 5
-_STA_UNSYNC = 0x40  # linux/timex.h
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -38,32 +37,6 @@ class Reading(NamedTuple):
 Clock = Callable[[], Reading]
 
 
-class _Timex(ctypes.Structure):
-    """The beginning of `struct timex` (adjtimex(2)), and room for the rest."""
-
-    _fields_ = (
-        ("modes", ctypes.c_uint),
-        ("offset", ctypes.c_long),
-        ("freq", ctypes.c_long),
-        ("maxerror", ctypes.c_long),
-        ("esterror", ctypes.c_long),
-        ("status", ctypes.c_int),
-        ("rest", ctypes.c_char * 256),
-    )
-
-
-_libc = ctypes.CDLL(None)
-
-
-def synchronised() -> bool:
-    """Whether the kernel says that its wall clock is kept synchronised; where it will not say, it is not."""
-    timex = _Timex()  # modes 0: only read
-    try:
-        return _libc.adjtimex(ctypes.byref(timex)) >= 0 and not timex.status & _STA_UNSYNC
-    except AttributeError:  # a C library without it
-        return False
-
-
 def read_clock() -> Reading:
     """Ask the kernel."""
     for _ in range(_TRIES):  # a process that is put to sleep between the two readings would see a jump
@@ -72,7 +45,7 @@ def read_clock() -> Reading:
         uptime_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         if uptime_ns - before < _TOGETHER_NS:
             break
-    return Reading(max(0, time_ns), uptime_ns, time_ns >= NEVER_SET_NS and synchronised())
+    return Reading(max(0, time_ns), uptime_ns, time_ns >= NEVER_SET_NS and clock_synchronized() is True)
 
 
 def kernel_boot() -> str:

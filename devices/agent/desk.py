@@ -15,6 +15,7 @@ from ferryman.devices import topics
 from ferryman.devices.agent.answers import Answers
 from ferryman.devices.mqtt import Delivery, Link
 from ferryman.devices.sealed import inner
+from ferryman.runtime.alive import beat, watched
 from ferryman.runtime.contracts.errors import (
     CallerError,
     DeviceError,
@@ -40,6 +41,9 @@ from ferryman.runtime.contracts.tensor import pack, unpack
 log = logging.getLogger(__name__)
 
 _POLL_S = 1.0
+STUCK_S = 300.0
+"""A request that takes so long without a sign hangs: while it waits for a worker process it gives one every second, and
+checking a large package on a slow card takes minutes."""
 TIMEOUT_MAX_S = 86_400.0
 """The most a request is given, whatever it asks for."""
 QUEUE_MAX = 16
@@ -84,18 +88,22 @@ class Desk:
 
     def work_until(self, stop: threading.Event, after: Callable[[], None], idle: Callable[[], None]) -> None:
         """Work until `stop` is set; `after` is called behind every answer, `idle` now and then where none waits."""
-        while not stop.is_set():
-            try:
-                request, deadline, size_bytes = self._requests.get(timeout=_POLL_S)
-            except queue.Empty:
-                idle()
-                continue
-            with self._enqueuing:
-                self._waiting_bytes -= size_bytes
-            self._answer_with(request, partial(self._work, request, deadline))
-            self._cancelled.pop(request.id, None)
-            after()
-            del request  # it may be large, and the next one long in coming
+        with watched("the thread that answers requests", STUCK_S):
+            while not stop.is_set():
+                beat()
+                self._work_next(after, idle)
+
+    def _work_next(self, after: Callable[[], None], idle: Callable[[], None]) -> None:
+        try:
+            request, deadline, size_bytes = self._requests.get(timeout=_POLL_S)
+        except queue.Empty:
+            idle()
+            return
+        with self._enqueuing:
+            self._waiting_bytes -= size_bytes
+        self._answer_with(request, partial(self._work, request, deadline))
+        self._cancelled.pop(request.id, None)
+        after()
 
     def cancel_all(self) -> None:
         """Nobody waits for anything any more."""

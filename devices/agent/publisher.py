@@ -22,6 +22,7 @@ from ferryman.devices.agent.outbox import Entry, Outbox
 from ferryman.devices.agent.spending import Share, Spending, TelemetryConfig
 from ferryman.devices.agent.window import Limits, Size, Window
 from ferryman.devices.mqtt import Delivery, Link, Message, backoff_s
+from ferryman.runtime.alive import beat, watched
 from ferryman.runtime.contracts.envelope import Receipt
 from ferryman.runtime.contracts.errors import DeviceError, LinkError
 from ferryman.runtime.contracts.record import decode
@@ -36,6 +37,8 @@ LINGER_S = 0.05
 RENEWAL_SPREAD_S = 300.0
 """Within so long after a budget began anew a fleet that waited for it sends, not all at midnight."""
 RETRY_DISK_S = 5.0
+STUCK_S = 120.0
+"""A turn that takes so long hangs: reading a slow disk, or waiting for another process, takes seconds."""
 TOO_LARGE = "Packet too large"
 """How the broker's reason begins (MQTT 5, reason code 0x95)."""
 _SEQUENCE_MAX = (1 << 63) - 1
@@ -139,8 +142,13 @@ class Publisher:
         self._wake.set()
 
     def _run(self) -> None:
+        with watched("the publisher", STUCK_S):
+            self._send_until_stopped()
+
+    def _send_until_stopped(self) -> None:
         wait_s = 0.0
         while not self._stopping.is_set():
+            beat()
             self._wake.wait(wait_s)
             self._wake.clear()
             wait_s = POLL_S

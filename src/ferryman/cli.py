@@ -446,6 +446,7 @@ def agent(
     Updates need the repository's root once, at ROOT/trust/root.json (see `ferryman keys root`).
     """
     from ferryman.devices.agent.agent import Agent, AgentConfig
+    from ferryman.devices.agent.systemd import Service
     from ferryman.devices.broker import parse_broker
     from ferryman.devices.labels import parse_labels
 
@@ -464,9 +465,10 @@ def agent(
             telemetry_rate=telemetry_rate, telemetry_day_max=telemetry_day_max, mode=mode, keep=keep
         ),
     )
-    made, stop = Agent(config), stop_event()
-    click.echo(f"serving as {device}, broker {config.broker.address}; outbox: {made.waiting:,} waiting", err=True)
-    made.run(stop)
+    with Service() as service:
+        made, stop = Agent(config), stop_event()
+        click.echo(f"serving as {device}, broker {config.broker.address}; outbox: {made.waiting:,} waiting", err=True)
+        made.run(stop, service)
 
 
 @main.command()

@@ -6,6 +6,7 @@ import pytest
 
 from ferryman.devices.agent import clock
 from ferryman.devices.agent.clock import NEVER_SET_NS, STEP_NS, Reading, fix_for, kernel_boot, read_clock
+from ferryman.runtime.contracts.record import Unavailable
 from ferryman.runtime.contracts.telemetry import ClockFix
 
 S = 10**9
@@ -21,29 +22,19 @@ def test_both_clocks_are_read():
 
 @pytest.mark.parametrize(
     ("wall_ns", "kernel_says", "sure"),
-    [(NOW, True, True), (NOW, False, False), (NEVER_SET_NS - 1, True, False), (-5, True, False)],
+    [
+        (NOW, True, True),
+        (NOW, False, False),
+        (NOW, Unavailable(reason="nobody knows"), False),
+        (NEVER_SET_NS - 1, True, False),
+        (-5, True, False),
+    ],
 )
 def test_a_clock_is_sure_where_the_kernel_says_so_and_it_was_ever_set(monkeypatch, wall_ns, kernel_says, sure):
-    monkeypatch.setattr(clock, "synchronised", lambda: kernel_says)
+    monkeypatch.setattr(clock, "clock_synchronized", lambda: kernel_says)
     monkeypatch.setattr(time, "time_ns", lambda: wall_ns)
     assert read_clock().sure is sure
     assert read_clock().time_ns >= 0
-
-
-@pytest.mark.parametrize(("status", "answer", "sure"), [(0x2001, 0, True), (0x40, 5, False), (0x2001, -1, False)])
-def test_the_kernel_is_asked_whether_its_clock_is_synchronised(monkeypatch, status, answer, sure):
-    def adjtimex(pointer):
-        assert pointer._obj.modes == 0, "it must only be read"
-        pointer._obj.status = status
-        return answer
-
-    monkeypatch.setattr(clock, "_libc", type("Libc", (), {"adjtimex": staticmethod(adjtimex)}))
-    assert clock.synchronised() is sure
-
-
-def test_a_c_library_that_cannot_tell_is_not_believed(monkeypatch):
-    monkeypatch.setattr(clock, "_libc", object())
-    assert clock.synchronised() is False
 
 
 def test_a_reading_that_was_torn_apart_is_taken_again(monkeypatch):
