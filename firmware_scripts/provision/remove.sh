@@ -3,13 +3,13 @@
 # A part of provision.sh: --uninstall. What is left: state, identity and their owner, until --purge.
 
 remove_everything() {
-    for _unit in ferryman-enrolled.path ferryman-agent.service; do
+    for _unit in ferryman-enrolled.path ferryman-agent-later.service ferryman-agent.service; do
         [ -e "$UNITS/$_unit" ] || continue
         if systemd_runs; then run systemctl stop "$_unit"; fi
         run systemctl --root=/ disable -q "$_unit" || :
     done
     _changed=$CHANGED CHANGED=
-    remove "$UNITS/ferryman-agent.service" "$UNITS/ferryman-enrolled.path" "$WAITS"
+    remove "$UNITS/ferryman-agent.service" "$UNITS/ferryman-agent-later.service" "$UNITS/ferryman-enrolled.path" "$WAITS"
     _remove_empty "${WAITS%/*}"
     if [ -n "$CHANGED" ] && systemd_runs; then run systemctl daemon-reload; fi
     remove "$UDEV"

@@ -11,7 +11,9 @@ write_units() {
     write_file "$SHARED/lib.sh" 644 root <"$here/lib.sh"
     write_file "$SHARED/check_time.sh" 755 root <"$here/check_time.sh"
     _changed=$CHANGED CHANGED=
-    write_file "$UNITS/ferryman-agent.service" 644 root <"$here/ferryman-agent.service"
+    for _unit in ferryman-agent.service ferryman-agent-later.service; do
+        write_file "$UNITS/$_unit" 644 root <"$here/$_unit"
+    done
     if [ -n "$enroll" ]; then
         make_folder "${WAITS%/*}" 755 root
         write_file "$WAITS" 644 root <<END
@@ -30,8 +32,10 @@ END
         _before=$CHANGED CHANGED=
         write_file "$UDEV" 644 root <"$here/59-ferryman.rules"
         if [ -n "$CHANGED" ] && systemd_runs && has udevadm; then
-            run udevadm control --reload
-            run udevadm trigger --action=change --subsystem-match=powercap --subsystem-match=i2c-dev --sysname-match=vcio || :
+            if ! { run udevadm control --reload && run udevadm trigger --action=change \
+                --subsystem-match=powercap --subsystem-match=i2c-dev --sysname-match=vcio; }; then
+                warn "udev does not answer: the rights on devices hold from the next start on"
+            fi
         fi
         CHANGED=$_before$CHANGED
     fi
