@@ -8,6 +8,8 @@ NATIVE := CMakeLists.txt $(wildcard runtime/native/*/*)
 # A process a processor, each with one thread; tests of one file stay together, for many share what they set up.
 PARALLEL := --numprocesses auto --dist loadfile
 test test-slow: export OMP_NUM_THREADS = 1
+# What builds and runs the roots of devices.
+ROOTS := mmdebstrap=mmdebstrap qemu-aarch64-static=qemu-user-static update-binfmts=binfmt-support zstd=zstd
 PIP := -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help demo test test-slow chaos lint bench clean wheel-aarch64 system
@@ -28,7 +30,7 @@ test: system .venv/.ready .venv-device/.ready
 	$(HOST) -m pytest -m "not slow" $(PARALLEL)
 
 test-slow: system .venv/.ready .venv-device/.ready
-	@tests/support/need.sh cmake=cmake aarch64-linux-gnu-g++=g++-aarch64-linux-gnu qemu-aarch64-static=qemu-user-static
+	@tests/support/need.sh cmake=cmake aarch64-linux-gnu-g++=g++-aarch64-linux-gnu $(ROOTS)
 	$(HOST) -m pytest -m slow $(PARALLEL)
 
 chaos: system .venv/.ready .venv-device/.ready
@@ -40,7 +42,7 @@ lint: .venv/.ready
 	$(HOST) -m ruff format --check
 	$(HOST) -m mypy
 	if command -v shellcheck >/dev/null; then git ls-files '*.sh' '*.bats' .ci/run | xargs shellcheck -x; fi
-	@git ls-files 'firmware_scripts/*.sh' | xargs -n1 dash -n
+	if command -v dash >/dev/null; then git ls-files 'firmware_scripts/*.sh' | xargs -n1 dash -n; fi
 
 bench: system .venv/.ready .venv-device/.ready
 	$(HOST) -m tests.benchmarks
@@ -48,6 +50,7 @@ bench: system .venv/.ready .venv-device/.ready
 wheel-aarch64: .venv/.ready
 	@tests/support/need.sh aarch64-linux-gnu-g++=g++-aarch64-linux-gnu
 	runtime/native/cross_aarch64.sh dist
+	$(HOST) -m tests.support.wheel_check dist/ferryman-*-manylinux_*_aarch64.whl
 
 clean:
 	rm -rf .venv .venv-device .cache .demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -63,7 +66,7 @@ system:
 	$(PYTHON) -m venv .venv
 	$(HOST) $(PIP) --upgrade pip
 	$(HOST) $(PIP) torch==2.13.0
-	$(HOST) $(PIP) --editable '.[convert,push,publish,enroll,sparkplug,postgresql,parquet,dev]'
+	$(HOST) $(PIP) --editable '.[convert,push,inventory,discover,publish,enroll,sparkplug,postgresql,parquet,dev]'
 	$(HOST) $(PIP) --no-deps pysparkplug==0.6.1  # a reader for tests; it asks for an older paho, which reading does not need
 	touch $@
 

@@ -128,9 +128,10 @@ ferryman_option() {
     *) return 1 ;;
     esac
     case $1 in
-    --root) ROOT=$2 ;;
-    --command) FERRYMAN=$2 ;;
+    --root) ROOT=$(readlink -m -- "$2") ;;
+    --command) FERRYMAN=$(command -v -- "$2") || bad_usage "there is no command $2" ;;
     esac
+    case $FERRYMAN in /*) ;; *) FERRYMAN=$(pwd)/$FERRYMAN ;; esac
 }
 
 # as_owner COMMAND...: runs it as the user who owns the root folder.

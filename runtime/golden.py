@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -49,16 +50,26 @@ def usable_interpreters(variant: Variant) -> dict[str, str]:
         return {}
     if missing_operators(variant):
         return {}
+    return proven_among(variant, installed(variant.runtime))
+
+
+def proven_among(variant: Variant, versions: Mapping[str, str]) -> dict[str, str]:
+    """Those of some interpreters (name -> version) on which the variant is proven, in their order."""
     return {
         name: version
-        for name, version in installed(variant.runtime).items()
+        for name, version in versions.items()
         if name in variant.requires.interpreters and _at_least(version, variant.requires.interpreters[name])
     }
 
 
-def missing_operators(variant: Variant) -> str:
-    """What the variant needs of ferryman's own operators and this device has not; empty when nothing."""
-    have = kernels.version() or 0
+def missing_operators(variant: Variant, have: int | None = None) -> str:
+    """What the variant needs of ferryman's own operators and a device has not; empty when nothing.
+
+    Args:
+        variant: of a package.
+        have: their version there, 0 of a device without; None: of this device.
+    """
+    have = kernels.version() or 0 if have is None else have
     if variant.requires.operators <= have:
         return ""
     found = f"version {have}" if have else "none"

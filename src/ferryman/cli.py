@@ -15,7 +15,9 @@ from ferryman import __version__
 from ferryman.ca_cli import ca
 from ferryman.collect_cli import collect
 from ferryman.compare_cli import compare
+from ferryman.devices_cli import devices
 from ferryman.enroll_cli import enroll, identity
+from ferryman.facts_cli import facts
 from ferryman.fleet_cli import fleet
 from ferryman.keys_cli import keys
 from ferryman.options import (
@@ -69,6 +71,7 @@ _INSTALL = {
     "enroll": "'ferryman[enroll,push]'",
     "push": "'ferryman[push]'",
     "rollback": "'ferryman[push]'",
+    "devices": "'ferryman[push,inventory,discover]'",
     "profile": "'ferryman[collector]'",
     "compare": "'ferryman[push,collector]'",
     "collect": "'ferryman[collector]'",
@@ -128,6 +131,11 @@ def main(verbose: int) -> None:
       publish   package -> signed repository, as pieces and deltas
       rollout   release -> devices, ring by ring, and back where they do badly
       ship      convert, publish and rollout in one
+
+    \b
+    Which devices:
+      devices   add, list, label, probe and discover them; what they could run
+      facts     what this device is and has
 
     \b
     Who is who at the broker:
@@ -546,6 +554,8 @@ main.add_command(outbox)
 main.add_command(profile)
 main.add_command(compare)
 main.add_command(fleet)
+main.add_command(devices)
+main.add_command(facts)
 for command in (keys, publish, withdraw, repository, serve, update, rollout, ship, ca, enroll, identity):
     main.add_command(command)
 
