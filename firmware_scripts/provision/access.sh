@@ -4,6 +4,10 @@
 
 check_access() {
     [ -z "$identity" ] || [ -z "$enroll" ] || bad_usage "--identity brings an identity, --enroll waits for one: one of them"
+    # They are in the agent's own folder: whoever holds the agent must not have root write elsewhere.
+    for _folder in .ssh identity trust; do
+        [ ! -L "$HOME_OF/$_folder" ] || die "$HOME_OF/$_folder is a link, and nothing here makes one: see who did, and remove it"
+    done
     if [ -n "$identity" ]; then
         for _part in "PRIVATE KEY" "BEGIN CERTIFICATE"; do
             grep -qs -e "$_part" "$identity" || die "$identity: expected key, certificate and authority in one file, found no $_part"

@@ -14,7 +14,7 @@ remove_everything() {
     if [ -n "$CHANGED" ] && systemd_runs; then run systemctl daemon-reload; fi
     remove "$UDEV"
     if [ -n "$CHANGED" ] && systemd_runs && has udevadm; then run udevadm control --reload || :; fi
-    remove "$AVAHI" "$LINK" "$LINK.new" "$VENVS" "$SHARED" "$SETTINGS/agent.env" "$HOME_OF/.ssh"
+    remove "$AVAHI" "$LINK" "$LINK.new" "$VENVS" "$SHARED" "$SETTINGS/agent.env" "$SETTINGS/provisioned" "$HOME_OF/.ssh"
     _remove_empty "$SETTINGS" "$HOME_OF"
     CHANGED=$_changed$CHANGED
     case $(getent passwd ferryman) in

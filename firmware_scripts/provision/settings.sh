@@ -40,6 +40,9 @@ one_at_a_time() {
     make_folder "$VENVS" 755 root
     exec 9>>"$VENVS/lock"
     flock -n 9 || die "another provision.sh is at work here"
+    # What one that was killed had begun to write.
+    remove "$SETTINGS"/.ferryman.?????? "$UNITS"/.ferryman.?????? "$UNITS"/*/.ferryman.?????? "$SHARED"/.ferryman.?????? \
+        "${UDEV%/*}"/.ferryman.?????? "${AVAHI%/*}"/.ferryman.?????? "$HOME_OF"/*/.ferryman.?????? "$HOME_OF"/.ssh/.ferryman.??????
 }
 
 # Groups by which devices are read, of those that this system has: i2c meters, the firmware's mailbox (/dev/vcio).

