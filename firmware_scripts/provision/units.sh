@@ -84,7 +84,7 @@ start_agent() {
             return 0
         fi
         # One that was given up after too many starts has another try.
-        [ -n "$was_active" ] || run systemctl reset-failed ferryman-agent || :
+        [ -n "$was_active" ] || run systemctl reset-failed ferryman-agent 2>/dev/null || :
         if ! run systemctl restart ferryman-agent; then
             if [ -n "$was_active" ] && [ -n "$switched" ] && [ -n "$before" ]; then
                 _lead_to "$before"
