@@ -18,7 +18,7 @@ from ferryman.devices.fleet.facts.ways import over_mqtt
 from ferryman.devices.fleet.inventory import MqttDevice
 from ferryman.runtime.contracts.errors import CallerError, to_wire
 from ferryman.runtime.contracts.facts import DeviceFacts
-from ferryman.runtime.contracts.messages import Failure, FactsRequest, Response, Status, StatusRequest
+from ferryman.runtime.contracts.messages import FactsRequest, Failure, Response, Status, StatusRequest
 from ferryman.runtime.contracts.record import decode, encode
 from tests.integration.test_client import answering
 from tests.support.adbd import ADB, FakePhone, adb_server
