@@ -65,7 +65,7 @@ _ARM_CORES = {
 }
 _THROTTLE_BITS = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "soft temperature limit"}
 """Of `get_throttled` (Raspberry Pi documentation, vcgencmd); 16 bits further up: since boot."""
-_PLAUSIBLE_C = (-60.0, 200.0)
+PLAUSIBLE_C = (-60.0, 200.0)
 """Drivers report sentinels such as -274 degrees for a sensor that is asleep."""
 
 
@@ -313,7 +313,7 @@ def temperatures_c(root: Path) -> tuple[Reading, ...]:
 
 def _celsius(file: Path) -> float:
     value = read_int(file) / 1000
-    if not _PLAUSIBLE_C[0] <= value <= _PLAUSIBLE_C[1]:
+    if not PLAUSIBLE_C[0] <= value <= PLAUSIBLE_C[1]:
         raise SensorError(f"{file}: {value:g} degrees are not plausible")
     return value
 
