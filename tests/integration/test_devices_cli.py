@@ -316,7 +316,7 @@ def test_a_phone_that_is_not_there_is_a_row(monkeypatch, tmp_path):
         (report,) = reports(ferryman("devices", "probe", "phone", "--json", exit_code=1))
     finally:
         subprocess.run([ADB, "kill-server"], check=False, capture_output=True, timeout=30)
-    assert report["probe"]["ways"][0]["error"]["party"] == "device"
+    assert report["probe"]["ways"][0]["error"]["party"] == "link"
 
 
 def test_facts_cross_the_wire_unchanged(tmp_path):
