@@ -8,9 +8,11 @@ NATIVE := CMakeLists.txt $(wildcard runtime/native/*/*)
 # A process a processor, each with one thread; tests of one file stay together, for many share what they set up.
 PARALLEL := --numprocesses auto --dist loadfile
 test test-slow: export OMP_NUM_THREADS = 1
+# What builds and runs the roots of devices.
+ROOTS := mmdebstrap=mmdebstrap qemu-aarch64-static=qemu-user-static update-binfmts=binfmt-support zstd=zstd
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-slow chaos lint bench clean wheel-aarch64 system
+.PHONY: help demo test test-slow chaos lint bench clean wheel-aarch64 runner-aarch64 runner-x86_64 system
 
 help:
 	@echo "make demo           train, convert, push, run, measure and report on this machine, end to end"
@@ -19,6 +21,7 @@ help:
 	@echo "make lint           ruff, mypy, shellcheck"
 	@echo "make bench          every benchmark, as a table"
 	@echo "make wheel-aarch64  cross-build the wheel for a 64-bit Raspberry Pi into dist/"
+	@echo "make runner-aarch64 cross-build the runner for phones into dist/ (runner-x86_64: for this machine)"
 	@echo "make clean          remove what the others made, environments included"
 
 demo: system .venv/.ready .venv-device/.ready
@@ -28,18 +31,19 @@ test: system .venv/.ready .venv-device/.ready
 	$(HOST) -m pytest -m "not slow" $(PARALLEL)
 
 test-slow: system .venv/.ready .venv-device/.ready
-	@tests/support/need.sh cmake=cmake aarch64-linux-gnu-g++=g++-aarch64-linux-gnu qemu-aarch64-static=qemu-user-static
+	@tests/support/need.sh cmake=cmake aarch64-linux-gnu-g++=g++-aarch64-linux-gnu $(ROOTS)
 	$(HOST) -m pytest -m slow $(PARALLEL)
 
 chaos: system .venv/.ready .venv-device/.ready
 	$(HOST) -m tests.chaos --seeds 20
 
 lint: .venv/.ready
-	@tests/support/need.sh shellcheck=shellcheck
+	@tests/support/need.sh shellcheck=shellcheck dash=dash
 	$(HOST) -m ruff check
 	$(HOST) -m ruff format --check
 	$(HOST) -m mypy
-	if command -v shellcheck >/dev/null; then git ls-files '*.sh' .ci/run | xargs shellcheck; fi
+	if command -v shellcheck >/dev/null; then git ls-files '*.sh' '*.bats' .ci/run | xargs shellcheck -x; fi
+	if command -v dash >/dev/null; then git ls-files 'firmware_scripts/*.sh' | xargs -n1 dash -n; fi
 
 bench: system .venv/.ready .venv-device/.ready
 	$(HOST) -m tests.benchmarks
@@ -47,6 +51,15 @@ bench: system .venv/.ready .venv-device/.ready
 wheel-aarch64: .venv/.ready
 	@tests/support/need.sh aarch64-linux-gnu-g++=g++-aarch64-linux-gnu
 	runtime/native/cross_aarch64.sh dist
+	$(HOST) -m tests.support.wheel_check dist/ferryman-*-manylinux_*_aarch64.whl
+
+runner-aarch64: .venv/.ready
+	@tests/support/need.sh cmake=cmake aarch64-linux-gnu-g++=g++-aarch64-linux-gnu
+	$(HOST) runtime/native/runner/build.py aarch64 dist/ferryman-runner-aarch64.tar.gz
+
+runner-x86_64: .venv/.ready
+	@tests/support/need.sh cmake=cmake g++=g++
+	$(HOST) runtime/native/runner/build.py x86_64 dist/ferryman-runner-x86_64.tar.gz
 
 clean:
 	rm -rf .venv .venv-device .cache .demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -62,7 +75,7 @@ system:
 	$(PYTHON) -m venv .venv
 	$(HOST) $(PIP) --upgrade pip
 	$(HOST) $(PIP) torch==2.13.0
-	$(HOST) $(PIP) --editable '.[convert,push,publish,enroll,sparkplug,postgresql,parquet,dev]'
+	$(HOST) $(PIP) --editable '.[convert,push,inventory,discover,publish,enroll,sparkplug,postgresql,parquet,dev]'
 	$(HOST) $(PIP) --no-deps pysparkplug==0.6.1  # a reader for tests; it asks for an older paho, which reading does not need
 	touch $@
 

@@ -65,7 +65,7 @@ _ARM_CORES = {
 }
 _THROTTLE_BITS = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "soft temperature limit"}
 """Of `get_throttled` (Raspberry Pi documentation, vcgencmd); 16 bits further up: since boot."""
-_PLAUSIBLE_C = (-60.0, 200.0)
+PLAUSIBLE_C = (-60.0, 200.0)
 """Drivers report sentinels such as -274 degrees for a sensor that is asleep."""
 
 
@@ -228,21 +228,31 @@ def cpu_model(cpuinfo: str) -> str:
     Raises:
         SensorError: the text names no processor.
     """
-    fields = [(key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in cpuinfo.splitlines())]
-    names = [value for key, value in fields if key in {"model name", "uarch"} and value]
+    names = core_kinds(cpuinfo)
+    if not names:
+        raise SensorError("/proc/cpuinfo names no processor")
+    kinds = Counter(names)
+    told = any(key == "CPU part" for key, _ in _fields(cpuinfo))
+    return names[0] if len(kinds) == 1 and not told else " + ".join(f"{n}x {name}" for name, n in kinds.items())
+
+
+def core_kinds(cpuinfo: str) -> list[str]:
+    """What each core is, in the order of /proc/cpuinfo; empty: it does not tell."""
+    fields = _fields(cpuinfo)
     implementers = [_hex(value) for key, value in fields if key == "CPU implementer"]
     parts = [_hex(value) for key, value in fields if key == "CPU part"]
     if parts and len(parts) == len(implementers):
-        names = [
+        return [
             _ARM_CORES.get(part, f"Arm part {part:#x}")
             if implementer == _ARM
             else f"implementer {implementer:#x} part {part:#x}"
             for implementer, part in zip(implementers, parts, strict=True)
         ]
-    if not names:
-        raise SensorError("/proc/cpuinfo names no processor")
-    kinds = Counter(names)
-    return names[0] if len(kinds) == 1 and not parts else " + ".join(f"{n}x {name}" for name, n in kinds.items())
+    return [value for key, value in fields if key in {"model name", "uarch"} and value]
+
+
+def _fields(cpuinfo: str) -> list[tuple[str, str]]:
+    return [(key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in cpuinfo.splitlines())]
 
 
 def _hex(text: str) -> int:
@@ -303,7 +313,7 @@ def temperatures_c(root: Path) -> tuple[Reading, ...]:
 
 def _celsius(file: Path) -> float:
     value = read_int(file) / 1000
-    if not _PLAUSIBLE_C[0] <= value <= _PLAUSIBLE_C[1]:
+    if not PLAUSIBLE_C[0] <= value <= PLAUSIBLE_C[1]:
         raise SensorError(f"{file}: {value:g} degrees are not plausible")
     return value
 

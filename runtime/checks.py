@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 
 from ferryman.runtime.contracts.errors import DeviceError
 from ferryman.runtime.contracts.manifest import Manifest, Variant
 from ferryman.runtime.contracts.slot import SlotName
-from ferryman.runtime.golden import missing_operators, usable_interpreters
+from ferryman.runtime.golden import missing_operators, proven_among, usable_interpreters
 from ferryman.runtime.slots import SlotStore
 
 _BLOCK_BYTES = 4096
@@ -23,7 +24,7 @@ def check_device(manifest: Manifest, isa: frozenset[str]) -> None:
     Raises:
         DeviceError: it cannot; the message says for each variant what is missing.
     """
-    missing = {variant.name: _missing(variant, isa) for variant in manifest.variants}
+    missing = {variant.name: lacking(variant, isa) for variant in manifest.variants}
     if all(missing.values()):
         raise DeviceError(
             f"this device can run no variant of {manifest.name}: "
@@ -31,12 +32,22 @@ def check_device(manifest: Manifest, isa: frozenset[str]) -> None:
         )
 
 
-def _missing(variant: Variant, isa: frozenset[str]) -> str:
+def lacking(
+    variant: Variant, isa: frozenset[str], operators: int | None = None, versions: Mapping[str, str] | None = None
+) -> str:
+    """What a device lacks to run a variant; empty: nothing.
+
+    Args:
+        variant: of a package.
+        isa: instruction sets of its processor.
+        operators: version of ferryman's own operators there, 0 where there are none; None: of this device.
+        versions: interpreters there, name -> version; None: of this device.
+    """
     if absent := sorted(set(variant.requires.isa) - isa):
         return f"the instruction sets {', '.join(absent)}, which this processor lacks"
-    if operators := missing_operators(variant):
-        return operators
-    if not usable_interpreters(variant):
+    if missing := missing_operators(variant, operators):
+        return missing
+    if not (usable_interpreters(variant) if versions is None else proven_among(variant, versions)):
         least = (f"{name} >= {version}" for name, version in variant.requires.interpreters.items())
         return f"one of {', '.join(least)} (pip install it)"
     return ""

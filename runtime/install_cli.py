@@ -16,6 +16,7 @@ from ferryman.runtime.contracts.slot import SlotState, parse_pick
 from ferryman.runtime.install import DEFAULT_ROOT, install, prepare, repick
 from ferryman.runtime.picking import describe_golden
 from ferryman.runtime.slots import SlotStore, disk_errors
+from ferryman.runtime.trial import confirm
 
 R = TypeVar("R", bound=Record)
 
@@ -106,6 +107,28 @@ def rollback_command(root: Path, as_json: bool) -> None:
         click.echo(f"{state.active.package_name} is active again in slot {state.active.name}")
 
 
+@click.command("confirm", context_settings=_SETTINGS)
+@root_option
+@json_option
+def confirm_command(root: Path, as_json: bool) -> None:
+    """Let the package that serves on trial serve for good, on this device; nothing where none is on trial."""
+    told = "no package is on trial; nothing was changed"
+
+    def work() -> SlotState:
+        nonlocal told
+        store = SlotStore(root)
+        before = store.read_state()
+        if before.trial is None or before.active is None:
+            return before
+        told = f"{before.active.package_name} in slot {before.active.name} serves for good"
+        return confirm(store, before.active.package_sha256)
+
+    state = answer(work, as_json)
+    if state.trial is not None:
+        raise click.ClickException("device: another package came on trial in between; look at it, then confirm again")
+    click.echo(told)
+
+
 def answer(work: Callable[[], R], as_json: bool) -> R:
     """Do the work; as JSON, print the result or the error as a record and end the process."""
     try:
@@ -126,4 +149,4 @@ def answer(work: Callable[[], R], as_json: bool) -> R:
 
 
 if __name__ == "__main__":
-    click.Group(commands=[install_command, prepare_command, repick_command, rollback_command])()
+    click.Group(commands=[install_command, prepare_command, repick_command, rollback_command, confirm_command])()

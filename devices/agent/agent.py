@@ -49,6 +49,8 @@ from ferryman.runtime.contracts.errors import (
     LinkError,
 )
 from ferryman.runtime.contracts.messages import (
+    FactsReply,
+    FactsRequest,
     InferRequest,
     ProfileReply,
     ProfileRequest,
@@ -422,6 +424,10 @@ class Agent:
             return self._serving.infer(request.body, left_s)
         if isinstance(request.body, ProfileRequest):
             return self._profile(request.body, left_s, cancelled)
+        if isinstance(request.body, FactsRequest):
+            from ferryman.devices.agent.own_facts import own_facts
+
+            return FactsReply(facts=own_facts(self._store.root))
         return self._presence.status(self._store.read_state().active, self._serving.answers)
 
     def _profile(self, request: ProfileRequest, left_s: float, cancelled: threading.Event | None) -> ProfileReply:

@@ -27,6 +27,7 @@ from ferryman.runtime.contracts.errors import (
 )
 from ferryman.runtime.contracts.messages import (
     CancelRequest,
+    FactsReply,
     Failure,
     InferReply,
     ProfileReply,
@@ -51,7 +52,7 @@ QUEUE_MAX = 16
 KNOWN_MAX = 256
 """Requests that are told from one that comes twice: a broker delivers again what it did not know to have arrived."""
 
-Body = InferReply | ProfileReply | Status | Failure
+Body = InferReply | ProfileReply | Status | FactsReply | Failure
 """What an answer holds."""
 Work = Callable[[Request, float, threading.Event | None], Body]
 """(request, seconds left, set once nobody waits for the answer) -> the answer; errors of the tree are raised."""

@@ -27,9 +27,12 @@ from ferryman.runtime.contracts.errors import (
     RequestTimeout,
     from_wire,
 )
+from ferryman.runtime.contracts.facts import DeviceFacts
 from ferryman.runtime.contracts.measurement import Measurement, ProfileSpec
 from ferryman.runtime.contracts.messages import (
     CancelRequest,
+    FactsReply,
+    FactsRequest,
     Failure,
     InferReply,
     InferRequest,
@@ -43,7 +46,7 @@ from ferryman.runtime.contracts.messages import (
 from ferryman.runtime.contracts.record import decode
 from ferryman.runtime.contracts.tensor import Array, pack, to_tensors, unpack
 
-R = TypeVar("R", InferReply, ProfileReply, Status)
+R = TypeVar("R", InferReply, ProfileReply, Status, FactsReply)
 
 CONNECT_TIMEOUT_S = 10.0
 INFER_TIMEOUT_S = 30.0
@@ -124,11 +127,17 @@ class AgentClient(Closing):
         """Ask the agent who it is and what it serves."""
         return self._ask(StatusRequest(), Status, timeout_s)
 
+    def facts(self, *, timeout_s: float = STATUS_TIMEOUT_S) -> DeviceFacts:
+        """Ask what the device is and has; waits behind what it is at. An older agent answers with CallerError."""
+        return self._ask(FactsRequest(), FactsReply, timeout_s).facts
+
     def close(self) -> None:
         """Disconnect."""
         self._link.stop()
 
-    def _ask(self, body: InferRequest | ProfileRequest | StatusRequest, kind: type[R], timeout_s: float) -> R:
+    def _ask(
+        self, body: InferRequest | ProfileRequest | StatusRequest | FactsRequest, kind: type[R], timeout_s: float
+    ) -> R:
         if not isinstance(timeout_s, int | float) or not 0 < timeout_s <= TIMEOUT_MAX_S:
             raise CallerError(
                 f"timeout_s: expected seconds, more than 0 and at most {TIMEOUT_MAX_S:,.0f}, found {timeout_s!r}"

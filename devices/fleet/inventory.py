@@ -28,6 +28,7 @@ from ferryman.runtime.install import DEFAULT_ROOT
 
 LOCAL = "local"
 """This machine; it needs no entry."""
+CONNECT_TIMEOUT_S = 15.0
 _DEFAULT_FILE = "~/.config/ferryman/devices.toml"
 
 
@@ -230,8 +231,12 @@ def find_device(devices: Mapping[str, Device], name: str, source: Path | str | N
     return devices[name]
 
 
-def connect(device: Device) -> Transport:
+def connect(device: Device, *, timeout_s: float = CONNECT_TIMEOUT_S) -> Transport:
     """Open the way to a device.
+
+    Args:
+        device: whose.
+        timeout_s: bounds connecting over SSH, and then logging in.
 
     Raises:
         LinkError: it cannot be reached, or one side does not trust the other.
@@ -249,7 +254,8 @@ def connect(device: Device) -> Transport:
         return SshTransport(
             SshAddress(
                 host=device.host, user=device.user, port=device.port, key=device.key, known_hosts=device.known_hosts
-            )
+            ),
+            connect_timeout_s=timeout_s,
         )
     except CallerError as error:
         raise CallerError(f"{device.name}: {error}") from error

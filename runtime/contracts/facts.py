@@ -32,7 +32,7 @@ class Interpreter(Record):
     version: str
 
 
-class DeviceFacts(Record):
+class DeviceFacts(Record, kw_only=True):
     """Facts, each as the device itself told it; what it could not tell is Unavailable, with the reason."""
 
     model: str | Unavailable
@@ -40,6 +40,8 @@ class DeviceFacts(Record):
     soc: str | Unavailable
     machine: str
     """Of the kernel: `aarch64`."""
+    userland_bits: int | Unavailable = Unavailable(reason="not told")
+    """Of its programs: 32 or 64, whatever the kernel is."""
     cores: tuple[Core, ...] | Unavailable
     isa: tuple[str, ...]
     """Instruction sets that kernels are chosen by, as the kernel names them."""
@@ -54,6 +56,8 @@ class DeviceFacts(Record):
     ferryman: str | Unavailable
     kernels: str | Unavailable
     """Instruction set that ferryman's own operators chose there."""
+    operators: int | Unavailable = Unavailable(reason="not told")
+    """Version of ferryman's own operators, as packages require it."""
     interpreters: tuple[Interpreter, ...]
     sensors: tuple[Sensor, ...]
     root: str

@@ -8,6 +8,7 @@ import msgspec
 
 from ferryman.runtime.contracts.envelope import Count
 from ferryman.runtime.contracts.errors import WireError
+from ferryman.runtime.contracts.facts import DeviceFacts
 from ferryman.runtime.contracts.measurement import Measurement, ProfileSpec
 from ferryman.runtime.contracts.record import Record
 from ferryman.runtime.contracts.tensor import Tensor
@@ -38,6 +39,10 @@ class StatusRequest(Record, tag="status"):
     """Ask who is there."""
 
 
+class FactsRequest(Record, tag="facts"):
+    """Ask what the device is and has; agents of an older ferryman cannot read it."""
+
+
 class CancelRequest(Record, tag="cancel"):
     """Nobody waits for the answer to `request` any more; is not answered itself."""
 
@@ -50,7 +55,7 @@ class Request(Record):
     id: str
     reply_to: str
     timeout_s: float
-    body: InferRequest | ProfileRequest | StatusRequest | CancelRequest
+    body: InferRequest | ProfileRequest | StatusRequest | FactsRequest | CancelRequest
 
 
 class InferReply(Record, tag="infer"):
@@ -113,6 +118,12 @@ class Status(Record, tag="status"):
         )
 
 
+class FactsReply(Record, tag="facts"):
+    """What the device is and has."""
+
+    facts: DeviceFacts
+
+
 class Failure(Record, tag="failure"):
     """The request was understood and could not be done."""
 
@@ -124,4 +135,4 @@ class Response(Record):
 
     id: str
     device: str
-    body: InferReply | ProfileReply | Status | Failure
+    body: InferReply | ProfileReply | Status | FactsReply | Failure

@@ -15,7 +15,9 @@ from ferryman import __version__
 from ferryman.ca_cli import ca
 from ferryman.collect_cli import collect
 from ferryman.compare_cli import compare
+from ferryman.devices_cli import devices
 from ferryman.enroll_cli import enroll, identity
+from ferryman.facts_cli import facts
 from ferryman.fleet_cli import fleet
 from ferryman.keys_cli import keys
 from ferryman.options import (
@@ -28,6 +30,7 @@ from ferryman.options import (
     find,
     instrument_options,
     instruments_config,
+    runner_option,
     stop_event,
     telemetry_config,
     telemetry_options,
@@ -36,11 +39,13 @@ from ferryman.options import (
 )
 from ferryman.outbox_cli import outbox
 from ferryman.profile_cli import profile
+from ferryman.relay_cli import relay
 from ferryman.repository_cli import publish, repository, serve, withdraw
 from ferryman.rollout_cli import rollout
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, FerrymanError
 from ferryman.runtime.install import DEFAULT_ROOT
 from ferryman.runtime.install_cli import (
+    confirm_command,
     install_command,
     pick_option,
     prepare_command,
@@ -68,6 +73,7 @@ _INSTALL = {
     "enroll": "'ferryman[enroll,push]'",
     "push": "'ferryman[push]'",
     "rollback": "'ferryman[push]'",
+    "devices": "'ferryman[push,inventory,discover]'",
     "profile": "'ferryman[collector]'",
     "compare": "'ferryman[push,collector]'",
     "collect": "'ferryman[collector]'",
@@ -114,7 +120,7 @@ def main(verbose: int) -> None:
     \b
     A model's journey:
       convert   PyTorch model -> package, proven on every interpreter
-      push      package -> device, over SSH; the old one serves until it is proven
+      push      package -> device, over SSH or adb; the old one serves until it is proven
       profile   latency, memory and energy on the device
       compare   packages -> which is slower, by how much, for sure
       collect   telemetry -> database;  report: database -> table and page
@@ -127,6 +133,11 @@ def main(verbose: int) -> None:
       publish   package -> signed repository, as pieces and deltas
       rollout   release -> devices, ring by ring, and back where they do badly
       ship      convert, publish and rollout in one
+
+    \b
+    Which devices:
+      devices   add, list, label, probe and discover them; what they could run
+      facts     what this device is and has
 
     \b
     Who is who at the broker:
@@ -290,9 +301,12 @@ def inspect(package: Path, as_json: bool) -> None:
 @click.argument("package", type=PATH)
 @click.argument("device", nargs=-1, required=True)
 @pick_option
+@runner_option
 @devices_option
-def push(package: Path, device: tuple[str, ...], pick: str, devices_file: Path | None) -> None:
-    """Upload PACKAGE to each DEVICE over SSH and install it there.
+def push(
+    package: Path, device: tuple[str, ...], pick: str, runner: Path | None, devices_file: Path | None
+) -> None:
+    """Upload PACKAGE to each DEVICE over SSH, or to a phone over adb, and install it there.
 
     The device writes its inactive slot, reads it back, runs the golden vectors, and only then switches; on any failure
     the old slot keeps serving. One device's failure does not keep the others from theirs.
@@ -306,7 +320,7 @@ def push(package: Path, device: tuple[str, ...], pick: str, devices_file: Path |
     failed = []
     for target in targets:
         try:
-            result = run(package, target, pick=pick, progress=_Steps(target.name))
+            result = run(package, target, pick=pick, runner=runner, progress=_Steps(target.name))
         except FerrymanError as error:
             if len(targets) == 1:
                 raise
@@ -355,6 +369,7 @@ class _Steps:
 main.add_command(install_command)
 main.add_command(prepare_command)
 main.add_command(repick_command)
+main.add_command(confirm_command)
 
 
 @main.command()
@@ -549,8 +564,11 @@ def status(device: str, devices_file: Path | None, as_json: bool, timeout: float
 
 main.add_command(outbox)
 main.add_command(profile)
+main.add_command(relay)
 main.add_command(compare)
 main.add_command(fleet)
+main.add_command(devices)
+main.add_command(facts)
 for command in (keys, publish, withdraw, repository, serve, update, rollout, ship, ca, enroll, identity):
     main.add_command(command)
 

@@ -49,6 +49,17 @@ def devices_option(command: Callable[..., None]) -> Callable[..., None]:
     )(command)
 
 
+def runner_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds `--runner`, of phones."""
+    return click.option(
+        "--runner",
+        type=PATH,
+        envvar="FERRYMAN_RUNNER",
+        show_envvar=True,
+        help="For a phone: the native runner's bundle [default: dist/ferryman-runner-MACHINE.tar.gz].",
+    )(command)
+
+
 def find(name: str, devices_file: Path | None) -> Device:
     """The device of that name."""
     from ferryman.devices.fleet.inventory import find_device, read_devices

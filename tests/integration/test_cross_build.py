@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+
+from tests.support.arm_wheel import arm_wheel, why_not
 
 pytestmark = pytest.mark.slow
 
@@ -43,15 +44,12 @@ int main(int, char** argv) {
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    """Folder of the native libraries of a cross-built wheel."""
-    for tool in ("aarch64-linux-gnu-g++", "qemu-aarch64-static"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"{tool} is not installed")
+    """Folder of the native libraries of the cross-built wheel."""
+    for reason in (why_not(), "" if shutil.which("qemu-aarch64-static") else "qemu-aarch64-static is not installed"):
+        if reason:
+            pytest.skip(reason)
     folder = tmp_path_factory.mktemp("cross")
-    environment = os.environ | {"PYTHON": sys.executable}
-    subprocess.run([NATIVE / "cross_aarch64.sh", folder], env=environment, check=True, capture_output=True)
-    (wheel,) = folder.glob("ferryman-*-py3-none-linux_aarch64.whl")
-    with zipfile.ZipFile(wheel) as archive:
+    with zipfile.ZipFile(arm_wheel()) as archive:
         archive.extractall(folder)
     return folder / "ferryman" / "runtime" / "native" / "lib"
 

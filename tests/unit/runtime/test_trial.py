@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -16,6 +17,7 @@ from ferryman.runtime.contracts.record import decode, encode
 from ferryman.runtime.contracts.rollout import Health
 from ferryman.runtime.contracts.slot import BAD_MAX, BadPackage, HealthRules, Slot, SlotState, Trial
 from ferryman.runtime.install import install, repick
+from ferryman.runtime.install_cli import confirm_command
 from ferryman.runtime.slots import SlotStore, with_bad
 from ferryman.runtime.staged import install_staged
 from ferryman.runtime.trial import confirm, count_start, fail, is_bad, judge
@@ -290,3 +292,39 @@ def test_any_health_is_judged_without_an_error(health):
     assert reason is None or reason.isprintable()
     if health.seconds < rules.window_s and health.starts <= rules.starts_max and health.errors < 5:
         assert reason is None
+
+
+def test_a_trial_is_confirmed_by_hand_once(store):
+    def by_hand(*words):
+        return CliRunner().invoke(confirm_command, ["--root", str(store.root), *words])
+
+    done = by_hand()
+    assert (done.exit_code, done.output) == (0, "add-2 in slot b serves for good\n")
+    state = store.read_state()
+    assert state.trial is None
+    assert state.previous is not None  # the way back is there still
+    written = (store.root / "state.json").stat().st_mtime_ns
+    again = by_hand()
+    assert (again.exit_code, again.output) == (0, "no package is on trial; nothing was changed\n")
+    assert decode(by_hand("--json").output.encode(), SlotState) == state
+    assert (store.root / "state.json").stat().st_mtime_ns == written
+
+
+def test_what_came_on_trial_in_between_is_not_confirmed(store, packages, monkeypatch):
+    seen = store.read_state()
+    put_on_trial(store, packages[2])
+    real = SlotStore.read_state
+    first = iter([seen])
+    monkeypatch.setattr(SlotStore, "read_state", lambda self: next(first, None) or real(self))
+
+    done = CliRunner().invoke(confirm_command, ["--root", str(store.root)])
+
+    assert done.exit_code == 1
+    assert "another package came on trial" in done.output
+    assert store.read_state().trial is not None
+
+
+def test_where_nothing_was_installed_nothing_is_confirmed(tmp_path):
+    done = CliRunner().invoke(confirm_command, ["--root", str(tmp_path / "none")])
+    assert done.exit_code == 0
+    assert not (tmp_path / "none").exists()

@@ -1,0 +1,302 @@
+"""`ferryman devices`: which devices there are, what they are, and how they are reached."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ferryman.options import PATH, Seconds, devices_option
+from ferryman.runtime.contracts.errors import CallerError, DeviceError
+
+if TYPE_CHECKING:
+    from ferryman.devices.fleet.facts.probe import Probe
+    from ferryman.devices.fleet.inventory import Device
+
+
+@click.group()
+def devices() -> None:
+    """The devices file, what its devices are, and what they could run.
+
+    \b
+    A query names devices: all, NAME (with *), label=VALUE, label~TEXT,
+    !term; `,` for and, `|` for or. `name` and `model` are labels of every
+    device, `model` once it was probed.
+    """  # noqa: D301  # click wants the very character, where it shall not wrap
+
+
+@devices.command()
+@click.argument("name")
+@click.option("--host", help="Name or address of its SSH server.")
+@click.option("--user", help="Who pushes there and owns its root.")
+@click.option("--port", type=click.IntRange(1, 65535), help="Of its SSH server [default: 22].")
+@click.option("--key", help="Private key file [default: the SSH agent's keys and the usual ones].")
+@click.option("--known-hosts", help="File with its host key [default: ~/.ssh/known_hosts].")
+@click.option("--adb", metavar="SERIAL", help="Instead of --host: a phone, as `adb devices` lists it.")
+@click.option("--mqtt", metavar="URL", help="Instead of --host: reached through its agent at this broker alone.")
+@click.option("--broker", metavar="URL", help="Of the broker its agent talks to.")
+@click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="What queries find it by.")
+@click.option("--root", help="Folder of slots and outbox there.")
+@click.option("--command", help="How to call ferryman there.")
+@click.option("--replace", is_flag=True, help="Let these settings take the place of those of a device of that name.")
+@click.option("--trust", "fingerprint", metavar="SHA256:...", help="Trust the SSH host key with this fingerprint.")
+@click.option("--probe", "ask", is_flag=True, help="Ask it at once what it is.")
+@click.option("--timeout", type=Seconds(), default=20.0, show_default=True, help="Seconds for each step of asking.")
+@devices_option
+def add(
+    name: str,
+    adb: str | None,
+    mqtt: str | None,
+    labels: tuple[str, ...],
+    replace: bool,
+    fingerprint: str | None,
+    ask: bool,
+    timeout: float,
+    devices_file: Path | None,
+    **given: str | int | None,
+) -> None:
+    """Write NAME into the devices file, which keeps its comments. Nothing is asked of the device without --probe.
+
+    NAME is the device's own, too: the agent's --device.
+    """
+    from ferryman.devices.fleet.inventory import SshDevice
+    from ferryman.devices.fleet.inventory_edit import add_device
+    from ferryman.devices.labels import parse_labels
+
+    settings: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    _check_way(name, settings, adb, mqtt)
+    if adb is not None:
+        settings["adb"] = adb
+    if mqtt is not None:
+        settings["broker"] = mqtt
+    if labels:
+        settings["labels"] = parse_labels(labels)
+    made = add_device(name, settings, devices_file, replace=replace)
+    click.echo(f"{name}: {made.address}, written to {_file(devices_file)}")
+    if fingerprint is not None:
+        _trust(made, fingerprint)
+    elif isinstance(made, SshDevice) and not ask:
+        click.echo(
+            f"its host key must be known: `ferryman devices trust {name}` shows it, and how to compare it", err=True
+        )
+    if ask:
+        _probe_and_show([made], timeout, package=None, as_json=False)
+
+
+def _check_way(name: str, settings: dict[str, Any], adb: str | None, mqtt: str | None) -> None:
+    ways = [
+        way for way, value in (("--host", settings.get("host")), ("--adb", adb), ("--mqtt", mqtt)) if value is not None
+    ]
+    if len(ways) != 1 and not (name == "local" and not ways):
+        raise click.UsageError(
+            f"one of --host, --adb and --mqtt says how {name} is reached, found {' and '.join(ways) or 'none'}"
+        )
+    if ways == ["--host"] and "user" not in settings:
+        raise click.UsageError("--host needs --user: who pushes there and owns its root")
+    over_ssh = [key for key in ("user", "port", "key", "known_hosts") if key in settings]
+    if ways != ["--host"] and over_ssh:
+        raise click.UsageError(
+            f"{', '.join('--' + key.replace('_', '-') for key in over_ssh)}: of SSH, which needs --host"
+        )
+    if mqtt is not None and "broker" in settings:
+        raise click.UsageError("--mqtt names the broker already; leave --broker out")
+
+
+@devices.command()
+@click.argument("name", nargs=-1, required=True)
+@devices_option
+def remove(name: tuple[str, ...], devices_file: Path | None) -> None:
+    """Take each NAME out of the devices file; the device itself is not touched."""
+    from ferryman.devices.fleet.inventory_edit import remove_device
+
+    for one in name:
+        remove_device(one, devices_file)
+        click.echo(f"{one}: taken out of {_file(devices_file)}")
+
+
+@devices.command()
+@click.argument("name")
+@click.argument("change", nargs=-1, required=True, metavar="NAME=VALUE|NAME-...")
+@devices_option
+def label(name: str, change: tuple[str, ...], devices_file: Path | None) -> None:
+    """Set labels of a device in the devices file (site=lab), and take some away (site-)."""
+    from ferryman.devices.fleet.inventory_edit import label_device
+    from ferryman.devices.labels import parse_labels
+
+    away = tuple(one[:-1] for one in change if "=" not in one and one.endswith("-"))
+    set_ = parse_labels(one for one in change if "=" in one or not one.endswith("-"))
+    made = label_device(name, set_, away, devices_file)
+    click.echo(f"{name}: {', '.join(f'{k}={v}' for k, v in sorted(made.labels.items())) or 'no labels'}")
+
+
+@devices.command("list")
+@click.argument("query", default="all")
+@click.option("--probe", "ask", is_flag=True, help="Ask each of them first.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+@click.option("--timeout", type=Seconds(), default=20.0, show_default=True, help="Seconds for each step of asking.")
+@devices_option
+def list_(query: str, ask: bool, as_json: bool, timeout: float, devices_file: Path | None) -> None:
+    """Show devices, how they are reached, and what was last found out about them."""
+    from ferryman.devices.fleet.facts.listing import rows
+    from ferryman.devices_show import show_json, show_table
+
+    found = _matching((query,), devices_file)
+    failed: list[Probe] = []
+    if ask:
+        failed = [one for one in _probe(found, timeout) if one.failed]
+    (show_json if as_json else show_table)(rows(found))
+    _fail(failed, len(found))
+
+
+@devices.command()
+@click.argument("query", nargs=-1, required=True, metavar="NAME|QUERY...")
+@click.option("--package", type=PATH, help="Also tell whether this package would run there, and fit.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a device and line.")
+@click.option("--timeout", type=Seconds(), default=20.0, show_default=True, help="Seconds for each step of asking.")
+@devices_option
+def probe(
+    query: tuple[str, ...], package: Path | None, as_json: bool, timeout: float, devices_file: Path | None
+) -> None:
+    """Ask devices what they are, over every way that reaches them, and tell what they could run.
+
+    A device without ferryman is asked through its shell. Exit code 1 if any way of any device failed.
+    """
+    if package is not None:
+        from ferryman.runtime.package import open_package
+
+        open_package(package).close()  # what is wrong with it is wrong for all of them
+    _probe_and_show(_matching(query, devices_file), timeout, package=package, as_json=as_json)
+
+
+@devices.command()
+@click.argument("name")
+@click.argument("fingerprint", required=False, metavar="[SHA256:...]")
+@devices_option
+def trust(name: str, fingerprint: str | None, devices_file: Path | None) -> None:
+    """Show the SSH host keys that NAME offers; with the fingerprint of one, trust it.
+
+    Read the fingerprint on the device itself, for whoever is between could show a key of his own.
+    """
+    from ferryman.devices.fleet.host_key import ON_DEVICE, offered
+    from ferryman.devices.fleet.inventory import SshDevice
+    from ferryman.options import find
+
+    device = find(name, devices_file)
+    if fingerprint is not None:
+        _trust(device, fingerprint)
+        return
+    if not isinstance(device, SshDevice):
+        raise CallerError(f"{name} is not reached over SSH")
+    for one, line in offered(device).items():
+        click.echo(f"{one}  {line.split()[1]}")
+    click.echo(
+        f"compare with what the device prints itself:\n  {ON_DEVICE}\nand where one is the same:\n"
+        f"  ferryman devices trust {name} SHA256:...",
+        err=True,
+    )
+
+
+@devices.command()
+@click.option("--seconds", type=Seconds(), default=3.0, show_default=True, help="How long to listen.")
+@click.option("--add", "names", multiple=True, metavar="HOST[=NAME]", help="Write this one into the devices file.")
+@click.option("--user", default="ferryman", show_default=True, help="With --add: who pushes there.")
+@click.option("--broker", metavar="URL", help="With --add: of the broker its agent talks to.")
+@click.option("--interface", "interfaces", multiple=True, metavar="ADDRESS", help="Ask on this one [default: all].")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a host and line.")
+@devices_option
+def discover(
+    seconds: float,
+    names: tuple[str, ...],
+    user: str,
+    broker: str | None,
+    interfaces: tuple[str, ...],
+    as_json: bool,
+    devices_file: Path | None,
+) -> None:
+    """Listen for devices on this network (mDNS). What is shown is what strangers say: nothing is trusted or written.
+
+    With --add, the host of that name is written into the devices file; its SSH host key is not trusted by that.
+    """
+    from ferryman.devices.fleet.discover import discover as listen
+    from ferryman.devices.fleet.discover import settings_of
+    from ferryman.devices.fleet.inventory_edit import add_device
+    from ferryman.devices_show import show_discovery
+
+    found = listen(seconds, interfaces=interfaces)
+    show_discovery(found, as_json=as_json)
+    hosts = {one.host: one for one in found.hosts}
+    for word in names:
+        host, _, name = word.partition("=")
+        if host not in hosts:
+            raise CallerError(f"--add {host}: no such host answered; there are: {', '.join(hosts) or 'none'}")
+        name = name or hosts[host].suggested
+        made = add_device(name, settings_of(hosts[host], user=user, broker=broker), devices_file)
+        click.echo(
+            f"{name}: {made.address}, written to {_file(devices_file)}; see `ferryman devices trust {name}`", err=True
+        )
+
+
+def _matching(queries: Iterable[str], devices_file: Path | None) -> list[Device]:
+    """Devices that any of the queries means; each query must mean one."""
+    from ferryman.devices.fleet.facts.listing import target_of
+    from ferryman.devices.fleet.inventory import read_devices
+    from ferryman.devices.fleet.rollout.query import parse_query
+
+    there = read_devices(devices_file)
+    found: dict[str, Device] = {}
+    for text in queries:
+        query = parse_query(text)
+        meant = {name: one for name, one in there.items() if query.matches(target_of(one))}
+        if not meant:
+            raise CallerError(
+                f"no device matches {text!r}; there are: {', '.join(sorted(there))} (see {_file(devices_file)})"
+            )
+        found |= meant
+    return list(found.values())
+
+
+def _file(devices_file: Path | None) -> Path:
+    from ferryman.devices.fleet.inventory import devices_file as usual
+
+    return devices_file or usual()
+
+
+def _trust(device: Device, fingerprint: str) -> None:
+    from ferryman.devices.fleet.host_key import trust as run
+    from ferryman.devices.fleet.inventory import SshDevice
+
+    if not isinstance(device, SshDevice):
+        raise CallerError(f"{device.name} is not reached over SSH, so it has no host key to trust")
+    new = run(device, fingerprint)
+    click.echo(f"{device.name}: the host key {fingerprint} {'is trusted now' if new else 'was trusted already'}")
+
+
+def _probe(found: list[Device], timeout_s: float) -> list[Probe]:
+    from ferryman.devices.fleet.facts.probe import probe as run
+
+    came = []
+    for one in run(found, timeout_s=timeout_s):
+        came.append(one)
+        if sys.stderr.isatty():
+            click.echo(f"\r{len(came)} of {len(found)} devices asked", err=True, nl=len(came) == len(found))
+    order = {device.name: number for number, device in enumerate(found)}
+    return sorted(came, key=lambda one: order[one.device])
+
+
+def _probe_and_show(found: list[Device], timeout_s: float, *, package: Path | None, as_json: bool) -> None:
+    from ferryman.devices_show import show_report
+
+    probes = _probe(found, timeout_s)
+    for one in probes:
+        show_report(one, package=package, as_json=as_json)
+    _fail([one for one in probes if one.failed], len(found))
+
+
+def _fail(failed: list[Probe], of: int) -> None:
+    if failed:
+        raise DeviceError(
+            f"{len(failed)} of {of} devices did not answer on every way: {', '.join(one.device for one in failed)}"
+        )

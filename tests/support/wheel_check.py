@@ -1,0 +1,97 @@
+"""Whether an aarch64 wheel is what its name says: `python -m tests.support.wheel_check WHEEL` lists what is wrong.
+
+Which glibc and C++ library it needs, and whether each library that it asks for is in it or on every Linux, is
+auditwheel's verdict; the rest is looked up here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from email.parser import BytesParser
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import parse_wheel_filename
+
+from tests.support.elf_check import library_problems
+
+ROOT = Path(__file__).resolve().parents[2]
+NATIVE = "ferryman/runtime/native/lib/"
+OURS = ("executorch", "kernels", "tflite", "weights")
+SUFFIXES = {".py", ".so", ".txt", ".html", ".typed", ".json"}
+FILE_MAX_BYTES = 100_000
+PLATFORM = re.compile(r"manylinux_(\d+)_(\d+)_aarch64")
+
+
+def wheel_problems(wheel: Path) -> list[str]:
+    """What is wrong with a wheel, one sentence each."""
+    with zipfile.ZipFile(wheel) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    libraries = {name: data for name, data in files.items() if name.endswith(".so")}
+    found = [*_tag(wheel, files), *_metadata(files), *_contents(files)]
+    found += [f"{name} {problem}" for name in libraries for problem in library_problems(name, libraries)]
+    return found
+
+
+def _tag(wheel: Path, files: dict[str, bytes]) -> Iterator[str]:
+    _, _, _, tags = parse_wheel_filename(wheel.name)
+    said = BytesParser().parsebytes(_of(files, "WHEEL")).get_all("Tag", [])
+    if said != [str(tag) for tag in tags] or (len(tags), *((t.interpreter, t.abi) for t in tags)) != (
+        1,
+        ("py3", "none"),
+    ):
+        yield f"the name says {', '.join(map(str, tags))}, the metadata {', '.join(said)}; expected one py3-none tag"
+        return
+    (tag,) = tags
+    command = [sys.executable, "-m", "auditwheel", "show", "--json", wheel]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False)
+    verdict = json.loads(shown.stdout or "{}").get("overall_tag", shown.stderr)
+    named, needed = PLATFORM.fullmatch(tag.platform), PLATFORM.fullmatch(verdict)
+    if not (named and needed and _number(needed) <= _number(named)):
+        yield f"is tagged {tag.platform}, but auditwheel says {verdict}: {shown.stdout[-1500:]}"
+
+
+def _number(platform: re.Match[str]) -> tuple[int, int]:
+    return int(platform[1]), int(platform[2])
+
+
+def _metadata(files: dict[str, bytes]) -> Iterator[str]:
+    for text in BytesParser().parsebytes(_of(files, "METADATA")).get_all("Requires-Dist", []):
+        wanted = Requirement(text)
+        if "extra" not in str(wanted.marker or "") and wanted.name in {"torch", "executorch", "tensorflow"}:
+            yield f"the device would install {wanted.name}"
+
+
+def _contents(files: dict[str, bytes]) -> Iterator[str]:
+    folder = ROOT / "runtime" / "native" / "executorch" / "licenses"
+    licences = {
+        f"{NATIVE}licenses/{n}" for n in ("Apache-2.0.txt", "ExecuTorch.txt", *(p.name for p in folder.iterdir()))
+    }
+    wanted = licences | {f"{NATIVE}libferryman_{n}.so" for n in OURS} | {f"{NATIVE}libexecutorch.so"}
+    yield from (f"{name} is missing" for name in sorted(wanted - files.keys()))
+    if not any(name.endswith(".dist-info/licenses/LICENSE") for name in files):
+        yield "the package's own licence is missing"
+    here = (str(ROOT).encode(), str(Path.home()).encode() + b"/")
+    for name, data in files.items():
+        kind = Path(name).suffix
+        if ".dist-info/" not in name and (kind not in SUFFIXES or (kind != ".so" and len(data) > FILE_MAX_BYTES)):
+            yield f"{name} ({len(data)} bytes) has no place in a device's wheel"
+        if "tests" in Path(name).parts or "torch" in Path(name).name.replace("executorch", ""):
+            yield f"{name} has no place in a device's wheel"
+        yield from (f"{name} names {path.decode()}, where it was built" for path in here if path in data)
+
+
+def _of(files: dict[str, bytes], what: str) -> bytes:
+    (name,) = (n for n in files if n.endswith(f".dist-info/{what}"))
+    return files[name]
+
+
+if __name__ == "__main__":
+    wrong = wheel_problems(Path(sys.argv[1]))
+    print("\n".join(wrong) or f"{sys.argv[1]}: nothing wrong")
+    sys.exit(bool(wrong))
