@@ -118,7 +118,7 @@ def main(verbose: int) -> None:
     \b
     A model's journey:
       convert   PyTorch model -> package, proven on every interpreter
-      push      package -> device, over SSH or adb; the old one serves until it is proven
+      push      package -> device, over SSH or adb, proven before it serves
       profile   latency, memory and energy on the device
       compare   packages -> which is slower, by how much, for sure
       collect   telemetry -> database;  report: database -> table and page

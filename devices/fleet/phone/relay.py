@@ -215,7 +215,8 @@ def run_relay(device: AdbDevice, sample_s: float, stop: threading.Event, *, conn
         CallerError, DeviceError, IdentityError: see `Relay`; also where the phone cannot be reached at first.
         LinkError: as that.
     """
-    snapshot, about = _look(device, connect)
+    first, about = _look(device, connect)
+    snapshot: Snapshot | None = first
     with Relay(device, about) as relay:
         relay.start()
         tell = live(relay.link, device.name, sample_s)

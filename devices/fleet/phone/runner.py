@@ -313,12 +313,12 @@ class Runner:
         try:
             if done.exit_status == 0:
                 return decode(done.stdout, kind)
-            error = from_wire(decode(done.stdout, _Failed).error)
+            failed = from_wire(decode(done.stdout, _Failed).error)
         except ValueError as error:
             if done.exit_status:
                 raise self._phone.refusal(done) from None
             raise DeviceError(f"{name} did not answer as a runner of this version: {error}") from error
-        raise type(error)(f"{name}: {error}")
+        raise type(failed)(f"{name}: {failed}")
 
 
 class _Failed(Record):

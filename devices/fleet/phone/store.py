@@ -81,10 +81,12 @@ class PhoneStore:
         made = " ".join(f'"$R"/{shlex.quote(f"{self.incoming}/{folder}")}' for folder in folders)
         self.lock.do(f"mkdir -p {made}")
         total, done = sum(files.values()), 0
+
+        def so_far(sent: int, _: int) -> None:
+            progress(done + sent, total)
+
         for path, size in files.items():
-            self.phone.put(
-                source / path, f"{self.incoming}/{into}/{path}", lambda sent, _, done=done: progress(done + sent, total)
-            )
+            self.phone.put(source / path, f"{self.incoming}/{into}/{path}", so_far)
             done += size
 
     def hashes(self, folder: str) -> dict[str, str]:
