@@ -139,7 +139,7 @@ def test_a_pi_from_nothing_with_the_real_wheel(tmp_path, wheels):
         command = [PROVISION, "--wheel", f"/wheels/{wheel}", "--wheels", "/wheels", "--device", "kitchen", "--enroll"]
         command += ["--broker", "mqtts://hub.lan", "--authorize", "/key.pub"]
 
-        said = pi.run(command, timeout_s=300).stdout
+        said = pi.run(command, timeout_s=500).stdout
         assert "ferryman enroll kitchen --ca ca" in said
 
         whoever = ["runuser", "-u", "ferryman", "--", "/opt/ferryman/bin/ferryman"]
