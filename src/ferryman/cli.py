@@ -447,6 +447,8 @@ def agent(
     telemetry_day_max: int | None,
     mode: Any,  # noqa: ANN401  # click has checked it
     keep: float,
+    outbox: Path | None,
+    outbox_max: int | None,
     sample: float,
     meter: str | None,
     home_assistant: str | None,
@@ -474,7 +476,12 @@ def agent(
         idle_s=idle,
         instruments=instruments_config(sample=sample, meter=meter, home_assistant=home_assistant, sparkplug=sparkplug),
         telemetry=telemetry_config(
-            telemetry_rate=telemetry_rate, telemetry_day_max=telemetry_day_max, mode=mode, keep=keep
+            telemetry_rate=telemetry_rate,
+            telemetry_day_max=telemetry_day_max,
+            mode=mode,
+            keep=keep,
+            outbox=outbox,
+            outbox_max=outbox_max,
         ),
     )
     with Service() as service:
