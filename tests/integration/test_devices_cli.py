@@ -18,7 +18,7 @@ from ferryman.devices.fleet.facts.ways import over_mqtt
 from ferryman.devices.fleet.inventory import MqttDevice
 from ferryman.runtime.contracts.errors import CallerError, to_wire
 from ferryman.runtime.contracts.facts import DeviceFacts
-from ferryman.runtime.contracts.messages import Failure, FactsRequest, Response, Status, StatusRequest
+from ferryman.runtime.contracts.messages import FactsRequest, Failure, Response, Status, StatusRequest
 from ferryman.runtime.contracts.record import decode, encode
 from tests.integration.test_client import answering
 from tests.support.adbd import ADB, FakePhone, adb_server
@@ -316,7 +316,7 @@ def test_a_phone_that_is_not_there_is_a_row(monkeypatch, tmp_path):
         (report,) = reports(ferryman("devices", "probe", "phone", "--json", exit_code=1))
     finally:
         subprocess.run([ADB, "kill-server"], check=False, capture_output=True, timeout=30)
-    assert report["probe"]["ways"][0]["error"]["party"] == "device"
+    assert report["probe"]["ways"][0]["error"]["party"] == "link"
 
 
 def test_facts_cross_the_wire_unchanged(tmp_path):
