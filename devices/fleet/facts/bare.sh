@@ -1,3 +1,4 @@
+#!/bin/sh
 # What a device without ferryman tells: files and a few answers, between lines that begin with the mark in $1.
 # $2 is the root folder of the slot store. Nothing is written, nothing is installed.
 mark=$1 store=$2
