@@ -12,7 +12,7 @@ test test-slow: export OMP_NUM_THREADS = 1
 ROOTS := mmdebstrap=mmdebstrap qemu-aarch64-static=qemu-user-static update-binfmts=binfmt-support zstd=zstd
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-slow chaos lint bench clean wheel-aarch64 runner-aarch64 runner-x86_64 system
+.PHONY: help demo test test-slow chaos lint bench clean wheel-aarch64 wheel-size device-root runner-aarch64 runner-x86_64 system
 
 help:
 	@echo "make demo           train, convert, push, run, measure and report on this machine, end to end"
@@ -21,7 +21,9 @@ help:
 	@echo "make lint           ruff, mypy, shellcheck"
 	@echo "make bench          every benchmark, as a table"
 	@echo "make wheel-aarch64  cross-build the wheel for a 64-bit Raspberry Pi into dist/"
+	@echo "make wheel-size     how large it is when installed on the device, package by package"
 	@echo "make runner-aarch64 cross-build the runner for phones into dist/ (runner-x86_64: for this machine)"
+	@echo "make device-root    build and cache an emulated Raspberry Pi with that wheel on it (as root); says how to enter it"
 	@echo "make clean          remove what the others made, environments included"
 
 demo: system .venv/.ready .venv-device/.ready
@@ -53,6 +55,10 @@ wheel-aarch64: .venv/.ready
 	runtime/native/cross_aarch64.sh dist
 	$(HOST) -m tests.support.wheel_check dist/ferryman-*-manylinux_*_aarch64.whl
 
+wheel-size: .venv/.ready
+	@tests/support/need.sh aarch64-linux-gnu-g++=g++-aarch64-linux-gnu
+	$(HOST) -m tests.support.installed_size
+
 runner-aarch64: .venv/.ready
 	@tests/support/need.sh cmake=cmake aarch64-linux-gnu-g++=g++-aarch64-linux-gnu
 	$(HOST) runtime/native/runner/build.py aarch64 dist/ferryman-runner-aarch64.tar.gz
@@ -60,6 +66,10 @@ runner-aarch64: .venv/.ready
 runner-x86_64: .venv/.ready
 	@tests/support/need.sh cmake=cmake g++=g++
 	$(HOST) runtime/native/runner/build.py x86_64 dist/ferryman-runner-x86_64.tar.gz
+
+device-root: .venv/.ready
+	@tests/support/need.sh aarch64-linux-gnu-g++=g++-aarch64-linux-gnu $(ROOTS)
+	@$(HOST) -m tests.support.pi_device
 
 clean:
 	rm -rf .venv .venv-device .cache .demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -40,6 +40,7 @@ fingerprint() { openssl x509 -noout -fingerprint -sha256 2>/dev/null; }
 # answers CONF PORT: something accepts there; with TLS, by the certificate that CONF names.
 answers() {
     to=$(sed -n "s/^listener $2 *//p" "$1")
+    case $to in *:*) to=[$to] ;; esac
     to=${to:-127.0.0.1}:$2
     certificate=$(sed -n 's/^certfile //p' "$1" | head -n 1)
     if [ -n "$certificate" ]; then
@@ -56,7 +57,7 @@ all_answer() {
         tries=$((UP_S * 4))
         until answers "$1" "$port"; do
             tries=$((tries - 1))
-            if [ "$tries" -eq 0 ] || ! kill -0 "${2:-$$}" 2>/dev/null; then return 1; fi
+            if [ "$tries" -eq 0 ] || [ ! -e "/proc/${2:-$$}/exe" ]; then return 1; fi # one that ended has none
             sleep 0.25
         done
     done
@@ -121,7 +122,7 @@ try_new() {
                 /^listener / { print "listener " next_port++ " 127.0.0.1"; next }
                 /^persistence/ || /^autosave/ { next }
                 { print }' >"$work/tried/mosquitto.conf"
-        mosquitto -c "$work/tried/mosquitto.conf" >"$work/log" 2>&1 &
+        timeout 60 mosquitto -c "$work/tried/mosquitto.conf" >"$work/log" 2>&1 & # it ends though this script be killed
         tried=$!
         good=
         if all_answer "$work/tried/mosquitto.conf" "$tried"; then good=1; fi

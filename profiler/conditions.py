@@ -19,7 +19,7 @@ import numpy as np
 from ferryman.profiler.sysfs import SensorError, paths, read_int, read_text
 from ferryman.runtime.contracts.measurement import Conditions, Reading
 from ferryman.runtime.contracts.record import Unavailable
-from ferryman.runtime.cpu import instruction_sets
+from ferryman.runtime.cpu import emulator, instruction_sets
 
 T = TypeVar("T")
 
@@ -116,6 +116,7 @@ def read_conditions(versions: dict[str, str], root: Path = Path("/")) -> Conditi
         memory_total_bytes=_try(lambda: meminfo_bytes(root, "MemTotal")),
         kernel=platform.release(),
         machine=platform.machine(),
+        emulated=emulator(root / "proc/self"),
         affinity=tuple(sorted(os.sched_getaffinity(0))),
         versions={
             "ferryman": metadata.version("ferryman"),
@@ -130,7 +131,8 @@ def read_conditions(versions: dict[str, str], root: Path = Path("/")) -> Conditi
 def kind_of_device(conditions: Conditions) -> str:
     """What devices have in common that answer alike: board and processor, as far as they tell."""
     told = [one for one in (conditions.device_model, conditions.cpu_model) if isinstance(one, str) and one.strip()]
-    return ", ".join(one.strip() for one in told) or conditions.machine
+    kind = ", ".join(one.strip() for one in told) or conditions.machine
+    return f"{kind}, emulated by {conditions.emulated}" if conditions.emulated else kind
 
 
 def device_model(root: Path) -> str:

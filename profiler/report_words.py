@@ -107,7 +107,10 @@ def headline(conditions: Conditions) -> str:
         conditions.device_model, conditions.soc, conditions.cpu_model, conditions.machine,
         f"kernel {conditions.kernel}",
     )  # fmt: skip
-    return ", ".join(dict.fromkeys(printable(part) for part in parts if not isinstance(part, Unavailable)))
+    told = [printable(part) for part in parts if not isinstance(part, Unavailable)]
+    if conditions.emulated:
+        told.append(f"EMULATED by {printable(conditions.emulated)}: no time here is a device's")
+    return ", ".join(dict.fromkeys(told))
 
 
 def named(field: str) -> str:

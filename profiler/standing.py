@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ferryman.runtime.contracts.measurement import Conditions
 
-_FIELDS = ("device_model", "cpu_model", "soc", "cpu_count", "isa", "governor", "power_source", "kernel", "machine")
+_FIELDS = ("device_model", "cpu_model", "soc", "cpu_count", "isa", "governor", "power_source", "kernel", "machine", "emulated")
 _VERSIONS = ("ferryman", "python", "numpy")
 
 
@@ -18,7 +18,7 @@ def standing(conditions: Conditions) -> dict[str, str]:
     found = {name: _text(getattr(conditions, name)) for name in _FIELDS}
     found["affinity"] = _text(conditions.affinity)
     found |= {name: conditions.versions.get(name) for name in _VERSIONS}
-    return {name: text for name, text in found.items() if text is not None}
+    return {name: text for name, text in found.items() if text}
 
 
 def _text(value: object) -> str | None:

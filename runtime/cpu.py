@@ -11,6 +11,23 @@ _RISC_V = ("isa", "uarch", "mvendorid", "marchid", "mimpid")
 _IDENTITY = frozenset((*_X86, *_ARM, *_RISC_V))
 
 
+def emulator(process: Path = Path("/proc/self")) -> str:
+    """The program that plays the processor for us, such as `qemu-aarch64-static`; empty: none, as far as it tells.
+
+    qemu's user mode answers for `exe` itself, but not for the same link of a thread: there the kernel speaks.
+
+    Args:
+        process: of a single thread or more; only its first is looked at.
+    """
+    try:
+        told = (process / "exe").readlink()
+        first = min((process / "task").iterdir(), key=lambda thread: int(thread.name))
+        real = (first / "exe").readlink()
+    except (OSError, ValueError):
+        return ""
+    return real.name if real.name.startswith("qemu-") and real != told else ""
+
+
 def instruction_sets(cpuinfo: str) -> frozenset[str]:
     """Instruction sets every core has, under the kernel's names (`avx2`, `asimddp`, ...).
 

@@ -202,6 +202,8 @@ class Conditions(Record, kw_only=True):
     memory_available_bytes: Count | Unavailable
     kernel: str
     machine: str
+    emulated: str = ""
+    """By what program; then no time here is the device's. Empty: not, as far as the device tells."""
     affinity: tuple[Count, ...]
     """Cores the measuring process may use."""
     versions: dict[str, str]

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ferryman import __version__
 from ferryman.ca_cli import ca
 from ferryman.collect_cli import collect
 from ferryman.compare_cli import compare
@@ -43,7 +42,7 @@ from ferryman.relay_cli import relay
 from ferryman.repository_cli import publish, repository, serve, withdraw
 from ferryman.rollout_cli import rollout
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, FerrymanError
-from ferryman.runtime.install import DEFAULT_ROOT
+from ferryman.runtime.contracts.slot import DEFAULT_ROOT
 from ferryman.runtime.install_cli import (
     confirm_command,
     install_command,
@@ -52,7 +51,6 @@ from ferryman.runtime.install_cli import (
     repick_command,
     rollback_command,
 )
-from ferryman.runtime.picking import describe_golden
 from ferryman.ship_cli import ship
 from ferryman.update_cli import update
 
@@ -112,7 +110,7 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(__version__)
+@click.version_option(package_name="ferryman")
 @click.option("-v", "--verbose", count=True, help="Log more: once for progress, twice for toolchains and tracebacks.")
 def main(verbose: int) -> None:
     """Carry compressed models to edge devices, and bring measurements back.
@@ -313,6 +311,7 @@ def push(
     """
     from ferryman.devices.fleet.push import push as run
     from ferryman.runtime.package import open_package
+    from ferryman.runtime.picking import describe_golden
 
     targets = [find(name, devices_file) for name in device]
     if len(targets) > 1:
@@ -448,6 +447,8 @@ def agent(
     telemetry_day_max: int | None,
     mode: Any,  # noqa: ANN401  # click has checked it
     keep: float,
+    outbox: Path | None,
+    outbox_max: int | None,
     sample: float,
     meter: str | None,
     home_assistant: str | None,
@@ -475,7 +476,12 @@ def agent(
         idle_s=idle,
         instruments=instruments_config(sample=sample, meter=meter, home_assistant=home_assistant, sparkplug=sparkplug),
         telemetry=telemetry_config(
-            telemetry_rate=telemetry_rate, telemetry_day_max=telemetry_day_max, mode=mode, keep=keep
+            telemetry_rate=telemetry_rate,
+            telemetry_day_max=telemetry_day_max,
+            mode=mode,
+            keep=keep,
+            outbox=outbox,
+            outbox_max=outbox_max,
         ),
     )
     with Service() as service:

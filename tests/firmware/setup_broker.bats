@@ -91,6 +91,8 @@ END
     says "Verify return code: 0 (ok)"
     says_not "alert"
     [ "$(stat -c '%U:%G %a' $LINK/server.pem)" = "root:mosquitto 640" ]
+    expect 0 systemd-analyze verify --man=no mosquitto.service
+    says_not "$DROP_IN"
     ! grep -r "$FERRYMAN_TEST_BROKER" $LINK/ || return 1
     expect 0 "$SETUP" "$FERRYMAN_TEST_BROKER"
     says "it serves already"
@@ -105,6 +107,7 @@ END
     [ "$(readlink $LINK)" = "$first" ]
 }
 
+# bats test_tags=long
 @test "in a root: a broker that was killed is started again" {
     needs_root_of_its_own
     expect 0 "$SETUP" "$FERRYMAN_TEST_BROKER"
@@ -113,6 +116,7 @@ END
     [ "$(restarts)" = 2 ]
 }
 
+# bats test_tags=long
 @test "in a root: what mosquitto does not take is found before anything is changed" {
     needs_root_of_its_own
     expect 0 "$SETUP" "$FERRYMAN_TEST_BROKER"
@@ -128,6 +132,22 @@ END
     kill -0 "$(cat "$PROCESS")"
 }
 
+# bats test_tags=long
+@test "in a root: killed at any moment, the old or the new counts, whole, and once more brings the new" {
+    needs_root_of_its_own
+    expect 0 "$SETUP" "$FERRYMAN_TEST_BROKER"
+    from=$FERRYMAN_TEST_BROKER to=$FERRYMAN_TEST_BROKER_2
+    for after_s in 0.2 0.5 0.8 1.1 1.5; do
+        timeout --signal=KILL "$after_s" "$SETUP" "$to" || :
+        cmp "$LINK/acl" "$from/acl" || cmp "$LINK/acl" "$to/acl"
+        [ "$(find -L $LINK -type f | wc -l)" -eq 7 ]
+        expect 0 "$SETUP" "$to"
+        cmp "$LINK/acl" "$to/acl"
+        swap=$from from=$to to=$swap
+    done
+}
+
+# bats test_tags=long
 @test "in a root: a configuration that does not come up gives way to the one before" {
     needs_root_of_its_own
     expect 0 "$SETUP" "$FERRYMAN_TEST_BROKER"
@@ -183,6 +203,7 @@ END
     says "nothing to remove"
 }
 
+# bats test_tags=long
 @test "in a root: where systemd does not run it is for the next start" {
     needs_root_of_its_own
     rm -rf /run/systemd/system

@@ -1,6 +1,6 @@
 """A device that is a Debian root: arm64 under qemu, or this machine's own architecture.
 
-`python -m tests.support.device_root shell` enters one; `make device-root` makes one with the wheel installed.
+`make device-root` makes one with the wheel installed, and `python -m tests.support.pi_device shell` enters it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _MOUNTS = """\
 set -eu
 root=$1
 [ -z "$5" ] || mount -t tmpfs -o mode=755 root "$root"
-tar --zstd -xpf "$6" -C "$root" --exclude='./dev/*'
+tar --zstd --ignore-zeros -xpf "$6" -C "$root" --exclude='./dev/*'
 mount -t proc proc "$root/proc"
 mount -t tmpfs -o mode=755 dev "$root/dev"
 for node in null zero full random urandom tty; do

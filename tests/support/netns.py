@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 
 HOST = "10.78.{net}.1"
+LAN = "10.79.{net}.{number}"
+"""Of machines at one switch; the host is the first."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Link:
 
     name: str
     host: str
+    address: str = ""
+    """Of the namespace, where it is one of several at a switch."""
 
     def run(self, command: Sequence[str], **options) -> subprocess.Popen[str]:
         """Start a process at the far end."""
@@ -83,6 +87,35 @@ def far_device(number: int = 0) -> Iterator[Link]:
     finally:
         subprocess.run(["ip", "link", "delete", f"{name}v"], capture_output=True, check=False)
         subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+
+
+@contextmanager
+def lan(count: int) -> Iterator[tuple[Link, ...]]:
+    """So many namespaces at one switch, which the host is at as well."""
+    if reason := why_not():
+        pytest.skip(reason)
+    switch, net = f"b{os.getpid()}", os.getpid() % 250
+    host = LAN.format(net=net, number=1)
+    names = [f"l{os.getpid()}x{number}" for number in range(count)]
+    try:
+        _ip("link", "add", switch, "type", "bridge")
+        _ip("addr", "add", f"{host}/24", "dev", switch)
+        _ip("link", "set", switch, "up")
+        links = []
+        for number, name in enumerate(names, start=2):
+            address = LAN.format(net=net, number=number)
+            _ip("netns", "add", name)
+            _ip("link", "add", f"{name}v", "type", "veth", "peer", "name", "eth0", "netns", name)
+            _ip("link", "set", f"{name}v", "master", switch, "up")
+            _ip("-n", name, "addr", "add", f"{address}/24", "dev", "eth0")
+            for device in ("eth0", "lo"):
+                _ip("-n", name, "link", "set", device, "up")
+            links.append(Link(name, host, address))
+        yield tuple(links)
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+        subprocess.run(["ip", "link", "delete", switch], capture_output=True, check=False)
 
 
 def _ip(*arguments: str) -> None:

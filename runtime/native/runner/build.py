@@ -164,9 +164,8 @@ def pack(folder: Path, out: Path) -> None:
             entry.uid = entry.gid = 0
             entry.uname = entry.gname = "root"
             entry.mtime = EPOCH_S
-            entry.mode = 0o755 if path.is_dir() or path.parent.name in {"bin", "lib"} or path.suffix == "" else 0o644
-            with path.open("rb") if path.is_file() else io.BytesIO() as file:
-                archive.addfile(entry, file if path.is_file() else None)
+            entry.mode = 0o755 if entry.mode & 0o100 else 0o644
+            archive.addfile(entry, io.BytesIO(path.read_bytes()) if path.is_file() else None)
     part = out.with_name(f".{out.name}.part")
     with part.open("wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
         packed.write(plain.getvalue())

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -13,6 +14,7 @@
 
 #include "arguments.h"
 #include "error.h"
+#include "files.h"
 #include "json.h"
 #include "kernels.h"
 #include "model.h"
@@ -97,6 +99,9 @@ void describe(const Arguments& asked, Json& json) {
 }
 
 void run(const Arguments& asked, Json& json) {
+  for (const std::string& output : asked.outputs) {
+    require_another(output, asked.artifact); // which is mapped
+  }
   Model model(asked.artifact, asked.entry, asked.threads);
   model.require_outputs(asked.outputs.size());
   model.read_inputs(asked.inputs);
@@ -244,7 +249,9 @@ void keep_streams() {
 
 int main(int argc, char** argv) {
   ferryman::keep_streams();
-  signal(SIGPIPE, SIG_IGN);
+  for (const int signal : {SIGPIPE, SIGXFSZ}) { // the calls fail instead
+    std::signal(signal, SIG_IGN);
+  }
   std::string text;
   int code = 1;
   try {

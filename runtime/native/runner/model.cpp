@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "error.h"
+#include "files.h"
 #include "system.h"
 #include "weights.h"
 
@@ -76,12 +77,13 @@ bool any_dynamic(const ferryman_et_tensor* tensors, size_t count) {
     case FERRYMAN_ET_THREADS_BUSY:
     case FERRYMAN_ET_NO_ENTRY:
       blame_caller(message);
-    case FERRYMAN_ET_EXCEPTION: // no memory
-    case 0x14: // operator missing
+    case FERRYMAN_ET_EXCEPTION: // std::bad_alloc
     case 0x21: // memory
-    case 0x22: // access to the file
     case 0x25: // resources
     case 0x31: // memory of a delegate
+      blame_device(message + "; the artifact asks for more memory than there is");
+    case 0x14: // operator missing
+    case 0x22: // access to the file
       blame_device(message);
     case FERRYMAN_ET_UNSUPPORTED:
     case FERRYMAN_ET_ABORTED:
