@@ -30,4 +30,6 @@ def test_a_bare_pi_tells_by_its_shell(tmp_path, cpu, kind):
     assert facts.os == "Debian GNU/Linux 12 (bookworm)"
     assert facts.libc == "glibc 2.36"
     assert facts.python.startswith("3.11")
+    assert isinstance(facts.model, str)
+    assert "Raspberry Pi" in facts.model
     assert isinstance(facts.free_bytes, int)
