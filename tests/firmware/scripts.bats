@@ -42,13 +42,6 @@ prepare() {
 # All that a script might change.
 system() { find / -xdev -path /tmp -prune -o -path /src -prune -o -printf '%p %y %m %u:%g %s %T@ %C@ %l\n' | sort; }
 
-same() {
-    if ! diff <(echo "$1") <(echo "$2"); then
-        echo "that was changed by: $3"
-        return 1
-    fi
-}
-
 @test "help: exit code 0, and every option is in it" {
     for script in $(scripts); do
         expect 0 "$SCRIPTS/$script" --help
@@ -71,6 +64,7 @@ same() {
     done
 }
 
+# bats test_tags=long
 @test "wrong usage: an option without its value gives exit code 2" {
     for script in $(scripts); do
         for option in $(options "$script"); do
@@ -82,6 +76,7 @@ same() {
     done
 }
 
+# bats test_tags=long
 @test "a script can be called by a link, and from anywhere" {
     for script in $(scripts); do
         ln -s "$SCRIPTS/$script" "$BATS_TEST_TMPDIR/$script"
@@ -89,6 +84,7 @@ same() {
     done
 }
 
+# bats test_tags=long
 @test "no script has what only bash knows" {
     for script in "$SCRIPTS"/*.sh; do
         [ "$(head -n 1 "$script")" = "#!/bin/sh" ]
@@ -97,34 +93,38 @@ same() {
     done
 }
 
+# each WORDS...: runs every script with WORDS and what it works on; what they said is shown where the test fails.
+each() {
+    for script in $(scripts); do
+        # shellcheck disable=SC2046 # words
+        run "$SCRIPTS/$script" "$@" $(works "$script")
+        echo "$script $* $(works "$script"): $status: $output"
+        [ "$status" -le 1 ] || [ $# -eq 0 ]
+    done
+}
+
+same() {
+    diff <(echo "$1") <(system) || {
+        echo "that was changed"
+        return 1
+    }
+}
+
 @test "in a root: a dry run changes nothing at all" {
     needs_root_of_its_own
     prepare
-    for script in $(scripts); do
-        arguments=$(works "$script")
-        before=$(system)
-        # shellcheck disable=SC2086 # words
-        run "$SCRIPTS/$script" --dry-run $arguments
-        echo "$output"
-        [ "$status" -le 1 ]
-        same "$before" "$(system)" "$script --dry-run $arguments"
-    done
+    before=$(system)
+    each --dry-run
+    same "$before"
 }
 
 @test "in a root: a second run changes nothing" {
     needs_root_of_its_own
     prepare
-    for script in $(scripts); do
-        arguments=$(works "$script")
-        # shellcheck disable=SC2086 # words
-        run "$SCRIPTS/$script" $arguments
-        echo "$script $arguments: $status: $output"
-        before=$(system)
-        # shellcheck disable=SC2086 # words
-        run "$SCRIPTS/$script" $arguments
-        echo "again: $status: $output"
-        same "$before" "$(system)" "$script $arguments, a second time"
-    done
+    each
+    before=$(system)
+    each
+    same "$before"
     "$SCRIPTS/performance.sh" off
     "$SCRIPTS/setup_broker.sh" --uninstall
 }

@@ -101,7 +101,7 @@ def test_what_is_not_active_is_not_measured(scene):
     with pytest.raises(DeviceError, match="is not active on phone, none is; push it there first"):
         profile(scene, QUICK)
     scene.push(scene.first)
-    with pytest.raises(DeviceError, match="add-1 .* is; push it there first"):
+    with pytest.raises(DeviceError, match=r"add-1 .* is; push it there first"):
         profile(scene, QUICK, scene.second)
 
 
@@ -110,7 +110,7 @@ def test_names_that_are_not_there(scene):
     scene.push(scene.first)
     with pytest.raises(CallerError, match="no variant int8"):
         profile(scene, ProfileSpec(variants=("int8",)))
-    with pytest.raises(CallerError, match="no interpreter ai-edge-litert.*there are: executorch"):
+    with pytest.raises(CallerError, match=r"no interpreter ai-edge-litert.*there are: executorch"):
         profile(scene, ProfileSpec(interpreters=("ai-edge-litert",)))
 
 
