@@ -1,4 +1,4 @@
-"""Joules of inferences on a phone: its own sensors, or a meter beside it, read from here while the runner runs there."""
+"""Joules of inferences on a phone: its own sensors, or a meter beside it, read here while the runner runs there."""
 
 from __future__ import annotations
 
