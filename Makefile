@@ -33,7 +33,7 @@ test: system .venv/.ready .venv-device/.ready
 	$(HOST) -m pytest -m "not slow" $(PARALLEL)
 
 test-slow: system .venv/.ready .venv-device/.ready
-	@tests/support/need.sh cmake=cmake aarch64-linux-gnu-g++=g++-aarch64-linux-gnu avahi-daemon=avahi-daemon busybox=busybox-static mksh=mksh $(ROOTS)
+	@tests/support/need.sh cmake=cmake aarch64-linux-gnu-g++=g++-aarch64-linux-gnu avahi-daemon=avahi-daemon bats=bats systemd-nspawn=systemd-container busybox=busybox-static mksh=mksh $(ROOTS)
 	$(HOST) -m pytest -m slow $(PARALLEL)
 
 chaos: system .venv/.ready .venv-device/.ready

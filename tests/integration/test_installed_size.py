@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -55,12 +59,19 @@ for session in (open_session(model, "tflite", interpreter="ai-edge-litert"), Com
         inputs = [np.ones(spec.shape, spec.dtype) for spec in session.signature.inputs]
         print(len(session.run(inputs)))
 print(len(time_litert(model, read_tflite(model.read_bytes(), None, {}), None, inputs, threads=1, runs=2).whole))
+print(Path(sys.modules["ai_edge_litert"].__file__).parent)
 """
 
 
-def test_sessions_and_the_agent_need_no_more_of_what_ai_edge_litert_asks_for():
+@pytest.mark.parametrize("without", ["", "libLiteRtWebGpuAccelerator.so"])
+def test_sessions_and_the_agent_need_no_more_of_ai_edge_litert(tmp_path, without):
+    package = Path(importlib.util.find_spec("ai_edge_litert").origin).parent
+    assert (package / without).exists()
+    left_out = shutil.ignore_patterns(without, "__pycache__")
+    shutil.copytree(package, tmp_path / "ai_edge_litert", copy_function=os.symlink, ignore=left_out)
     model = ROOT / "tests" / "golden" / "shared" / "static.tflite"
     command = [sys.executable, "-c", RUN, model, " ".join(UNUSED)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["2", "2", "2"]
+    assert done.stdout.split() == ["2", "2", "2", str(tmp_path / "ai_edge_litert")]

@@ -21,6 +21,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests.support.arm_wheel import arm_wheel
+from tests.support.import_time import import_times
 
 PYTHON = "3.11"  # of Raspberry Pi OS bookworm
 # Its glibc is 2.36. pip takes what it is told, and infers no older tags.
@@ -158,6 +159,7 @@ def main(arguments: Sequence[str]) -> int:
         print(table(installed), end="\n\n")
         torch = any("torch" in part.name for part in installed.parts)
         wrong |= torch or (choice.must_fit and installed.counted_mb >= BAR_MB)
+    print(import_times())
     return wrong
 
 
