@@ -12,7 +12,7 @@ test test-slow: export OMP_NUM_THREADS = 1
 ROOTS := mmdebstrap=mmdebstrap qemu-aarch64-static=qemu-user-static update-binfmts=binfmt-support zstd=zstd
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: device-root help demo test test-slow chaos lint bench clean wheel-aarch64 system
+.PHONY: help demo test test-slow chaos lint bench clean wheel-aarch64 wheel-size device-root runner-aarch64 runner-x86_64 system
 
 help:
 	@echo "make demo           train, convert, push, run, measure and report on this machine, end to end"
@@ -21,6 +21,8 @@ help:
 	@echo "make lint           ruff, mypy, shellcheck"
 	@echo "make bench          every benchmark, as a table"
 	@echo "make wheel-aarch64  cross-build the wheel for a 64-bit Raspberry Pi into dist/"
+	@echo "make wheel-size     how large it is when installed on the device, package by package"
+	@echo "make runner-aarch64 cross-build the runner for phones into dist/ (runner-x86_64: for this machine)"
 	@echo "make device-root    build and cache an emulated Raspberry Pi with that wheel on it (as root); says how to enter it"
 	@echo "make clean          remove what the others made, environments included"
 
@@ -31,7 +33,7 @@ test: system .venv/.ready .venv-device/.ready
 	$(HOST) -m pytest -m "not slow" $(PARALLEL)
 
 test-slow: system .venv/.ready .venv-device/.ready
-	@tests/support/need.sh cmake=cmake aarch64-linux-gnu-g++=g++-aarch64-linux-gnu $(ROOTS)
+	@tests/support/need.sh cmake=cmake aarch64-linux-gnu-g++=g++-aarch64-linux-gnu avahi-daemon=avahi-daemon bats=bats systemd-nspawn=systemd-container busybox=busybox-static mksh=mksh $(ROOTS)
 	$(HOST) -m pytest -m slow $(PARALLEL)
 
 chaos: system .venv/.ready .venv-device/.ready
@@ -53,6 +55,18 @@ wheel-aarch64: .venv/.ready
 	runtime/native/cross_aarch64.sh dist
 	$(HOST) -m tests.support.wheel_check dist/ferryman-*-manylinux_*_aarch64.whl
 
+wheel-size: .venv/.ready
+	@tests/support/need.sh aarch64-linux-gnu-g++=g++-aarch64-linux-gnu
+	$(HOST) -m tests.support.installed_size
+
+runner-aarch64: .venv/.ready
+	@tests/support/need.sh cmake=cmake aarch64-linux-gnu-g++=g++-aarch64-linux-gnu
+	$(HOST) runtime/native/runner/build.py aarch64 dist/ferryman-runner-aarch64.tar.gz
+
+runner-x86_64: .venv/.ready
+	@tests/support/need.sh cmake=cmake g++=g++
+	$(HOST) runtime/native/runner/build.py x86_64 dist/ferryman-runner-x86_64.tar.gz
+
 device-root: .venv/.ready
 	@tests/support/need.sh aarch64-linux-gnu-g++=g++-aarch64-linux-gnu $(ROOTS)
 	@$(HOST) -m tests.support.pi_device
@@ -62,7 +76,7 @@ clean:
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 system:
-	@tests/support/need.sh g++=g++ mosquitto=mosquitto adb=adb sshd=openssh-server sftp=openssh-client strace=strace nginx=nginx-light xdelta3=xdelta3 zstd=zstd psql=postgresql ip=iproute2 tc=iproute2
+	@tests/support/need.sh g++=g++ mosquitto=mosquitto adb=adb mksh=mksh toybox=toybox sshd=openssh-server sftp=openssh-client strace=strace nginx=nginx-light xdelta3=xdelta3 zstd=zstd psql=postgresql ip=iproute2 tc=iproute2 busybox=busybox
 
 # torch first and alone: without its exact version at hand, pip would take a build of several GB for GPUs.
 .venv/.ready: pyproject.toml $(NATIVE)
@@ -71,7 +85,7 @@ system:
 	$(PYTHON) -m venv .venv
 	$(HOST) $(PIP) --upgrade pip
 	$(HOST) $(PIP) torch==2.13.0
-	$(HOST) $(PIP) --editable '.[convert,push,inventory,discover,publish,enroll,sparkplug,postgresql,parquet,dev]'
+	$(HOST) $(PIP) --editable '.[convert,push,adb,inventory,discover,publish,enroll,sparkplug,postgresql,parquet,dev]'
 	$(HOST) $(PIP) --no-deps pysparkplug==0.6.1  # a reader for tests; it asks for an older paho, which reading does not need
 	touch $@
 

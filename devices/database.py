@@ -67,10 +67,10 @@ def is_corrupt(error: sqlite3.Error) -> bool:
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether the disk has no room, or fails."""
+    """Whether the disk has no room, fails, or was made read-only because it does."""
     if isinstance(error, sqlite3.Error):
         return getattr(error, "sqlite_errorcode", 0) & 0xFF in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
-    return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO}
+    return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 
 
 def explain(error: sqlite3.Error, path: Path) -> str:

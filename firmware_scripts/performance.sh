@@ -37,7 +37,7 @@ governors() {
 lock() {
     if [ -n "$DRY_RUN" ]; then return 0; fi
     mkdir -p "$STATE" || die "cannot write $STATE"
-    exec 9>"$STATE/lock"
+    exec 9>>"$STATE/lock"
     flock --nonblock 9 || die "another performance.sh is at work; wait for it, or end it"
 }
 
@@ -202,7 +202,7 @@ fi
 lock
 case $action in
 on)
-    if [ -z "$DRY_RUN" ]; then : >"$BY_HAND"; fi
+    if [ -z "$DRY_RUN" ] && [ ! -e "$BY_HAND" ]; then : >"$BY_HAND"; fi
     turn_on
     [ -n "$(governors)" ] || failed=1
     ;;

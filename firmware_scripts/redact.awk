@@ -38,7 +38,8 @@ BEGIN {
         }
     }
     if (line ~ /-----END [A-Za-z0-9 ]*-----/) {  # its beginning was cut: what stands before it is the key's
-        while (lines_n > 0 && lines[lines_n] ~ /[A-Za-z0-9+\/=]+$/ && body(lines[lines_n])) lines_n--
+        if (lines_n > 0) lines_n--  # the last may be short
+        while (lines_n > 0 && body(lines[lines_n])) lines_n--
         sub(/.*-----END [A-Za-z0-9 ]*-----/, "[removed: PEM]", line)
     }
     lines[++lines_n] = named(opaque(keys(urls(flags(exactly(line))))))
@@ -60,10 +61,10 @@ function learned(value) {
     if (learn != "" && length(value) >= 6 && index(value, GONE) == 0) print value >> learn
 }
 
-# What a line of PEM may be: its last word is base64 and nothing but.
+# What a line of PEM may be: its last word is base64 and nothing but, or was taken out already.
 function body(text,    words, n) {
     n = split(text, words, /[ \t]+/)
-    return words[n] ~ /^[A-Za-z0-9+\/]+=*$/ && (n == 1 || length(words[n]) >= 8)
+    return words[n] == GONE || (words[n] ~ /^[A-Za-z0-9+\/]+=*$/ && length(words[n]) >= 16)
 }
 
 function exactly(text,    i, at, done) {

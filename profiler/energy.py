@@ -42,6 +42,9 @@ _MARGIN = 1.01
 """A window lasts a little longer than asked for, so that a clock's rounding does not make it too short."""
 _SILENT = "read() did not answer within {:g} s"
 Wait = Callable[[threading.Event, float], bool]
+Burst = Callable[[int], list[tuple[int, int]]]
+"""Has a device elsewhere run without a pause for so many nanoseconds at least: (our time, runs done by then), from the
+first run's begin to the last one's end."""
 
 
 def choose_source(root: Path = Path("/"), meter: str | None = None) -> Sampler | Unavailable:
@@ -66,8 +69,9 @@ def choose_source(root: Path = Path("/"), meter: str | None = None) -> Sampler |
 
 def measure_energy(
     source: Sampler | Unavailable,
-    run: Callable[[], object],
+    run: Callable[[], object] = lambda: None,
     *,
+    burst: Burst | None = None,
     idle_s: float = 10.0,
     window_s: float = 10.0,
     clock_ns: Callable[[], int] = time.perf_counter_ns,
@@ -83,6 +87,7 @@ def measure_energy(
     Args:
         source: closed afterwards.
         run: one inference; what it raises is raised here.
+        burst: in its place where the runs are made elsewhere; it may raise SensorError.
         idle_s: of the idle window; 0 for none.
         window_s: of the runs.
         clock_ns: the clock of the source's readings.
@@ -94,7 +99,9 @@ def measure_energy(
     found: Energy | Unavailable
     failure = None
     try:
-        found = _windows(reader, run, idle_s, window_s)
+        found = _windows(
+            reader, partial(_elsewhere, burst=burst) if burst else partial(_active, run=run), idle_s, window_s
+        )
     except SensorError as error:
         found = Unavailable(reason=f"{reader.name}: {error}")
     finally:
@@ -104,7 +111,9 @@ def measure_energy(
     return found
 
 
-def _windows(reader: _Reader, run: Callable[[], object], idle_s: float, window_s: float) -> Energy | Unavailable:
+def _windows(
+    reader: _Reader, active_of: Callable[..., EnergyWindow], idle_s: float, window_s: float
+) -> Energy | Unavailable:
     if window_s < WINDOW_MIN_S or 0 < idle_s < WINDOW_MIN_S:
         shorter_s = min(window_s, idle_s or window_s)
         return Unavailable(reason=f"too short: {shorter_s:g} s, expected at least {WINDOW_MIN_S:g} s of each window")
@@ -112,7 +121,7 @@ def _windows(reader: _Reader, run: Callable[[], object], idle_s: float, window_s
     idle: EnergyWindow | Unavailable = Unavailable(reason="not asked for")
     if idle_s > 0:
         idle = _idle(reader, idle_s)
-    active = _active(reader, run, window_s)
+    active = active_of(reader, window_s=window_s)
     unit = reader.stated.source.unit
     reader.ask()
     if reader.stated.source.unit != unit:
@@ -135,6 +144,16 @@ def _active(reader: _Reader, run: Callable[[], object], window_s: float) -> Ener
         *_, (now_ns, _) = _runs(reader, run, now_ns, reader.settle_ns)
     marks = _runs(reader, run, now_ns, reader.length_ns(window_s))
     return reader.stop(Stretch(now_ns, marks[-1][0], tuple(marks)))
+
+
+def _elsewhere(reader: _Reader, burst: Burst, window_s: float) -> EnergyWindow:
+    """As `_active`, of runs that someone else makes: what is read before the first is not theirs."""
+    reader.start()
+    marks = burst(reader.settle_ns + reader.length_ns(window_s))
+    marks = [mark for mark in marks if mark[0] >= marks[0][0] + reader.settle_ns]
+    if not marks:
+        raise SensorError("the runs ended before the source had settled")
+    return reader.stop(Stretch(marks[0][0], marks[-1][0], tuple(marks)), within=True)
 
 
 def _runs(reader: _Reader, run: Callable[[], object], begin_ns: int, length_ns: int) -> list[tuple[int, int]]:
@@ -223,11 +242,12 @@ class _Reader:
         """Unless the source is given up before."""
         self._wait(self._given_up, length_ns / 1e9)
 
-    def stop(self, stretch: Stretch) -> EnergyWindow:
+    def stop(self, stretch: Stretch, *, within: bool = False) -> EnergyWindow:
         """Take the last reading and add up.
 
         Args:
             stretch: what was done since the source had settled.
+            within: whether readings from before and after it are left out; so they are of a source that settles.
 
         Raises:
             SensorError: the source failed, gave too little, or nonsense.
@@ -237,7 +257,7 @@ class _Reader:
         if self.failed:
             raise SensorError(f"failed during the window: {self._reason}")
         readings = self._readings
-        if self.settle_ns:
+        if self.settle_ns or within:
             readings = [reading for reading in readings if stretch.begin_ns <= reading[0] <= stretch.end_ns]
         window = window_of(self.stated.source, readings, stretch, self._failures)
         if window.window_s < WINDOW_MIN_S:

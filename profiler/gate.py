@@ -19,17 +19,26 @@ def wait_until_cool(
     below_c: float,
     root: Path = Path("/"),
     *,
+    hottest: Callable[[], Reading | Unavailable] | None = None,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> Gate:
-    """Return once the hottest zone is below `below_c`, or after ten minutes; at once where no zone can be read."""
+    """Return once the hottest zone is below `below_c`, or after ten minutes; at once where no zone can be read.
+
+    Args:
+        below_c: degrees.
+        root: of the file system with the zones.
+        hottest: asked in place of that, for a device that is elsewhere.
+        sleep: a seam for tests.
+        clock: another.
+    """
     begin = clock()
     while True:
-        hottest = _hottest(root)
-        opened = isinstance(hottest, Reading) and hottest.value < below_c
+        now = hottest() if hottest else _hottest(root)
+        opened = isinstance(now, Reading) and now.value < below_c
         waited_s = clock() - begin
-        if opened or isinstance(hottest, Unavailable) or waited_s >= WAIT_MAX_S:
-            return Gate(below_c=below_c, waited_s=waited_s, temperature_c=hottest, opened=opened)
+        if opened or isinstance(now, Unavailable) or waited_s >= WAIT_MAX_S:
+            return Gate(below_c=below_c, waited_s=waited_s, temperature_c=now, opened=opened)
         sleep(_POLL_S)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 
@@ -13,7 +15,7 @@ from ferryman.runtime.compare import compare, worst
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, PackageError, ParityError
 from ferryman.runtime.contracts.manifest import GoldenVector, Manifest, Variant
 from ferryman.runtime.contracts.measurement import Memory
-from ferryman.runtime.contracts.record import Record
+from ferryman.runtime.contracts.record import Record, Unavailable
 from ferryman.runtime.contracts.tensor import Array, Signature
 from ferryman.runtime.cpu import CPUINFO, instruction_sets
 from ferryman.runtime.isolated import IsolatedSession
@@ -58,7 +60,7 @@ def proven_among(variant: Variant, versions: Mapping[str, str]) -> dict[str, str
     return {
         name: version
         for name, version in versions.items()
-        if name in variant.requires.interpreters and _at_least(version, variant.requires.interpreters[name])
+        if name in variant.requires.interpreters and at_least(version, variant.requires.interpreters[name])
     }
 
 
@@ -76,12 +78,42 @@ def missing_operators(variant: Variant, have: int | None = None) -> str:
     return f"ferryman's operators of version {variant.requires.operators}, found {found} (install a newer ferryman)"
 
 
-def check_golden(directory: Path, manifest: Manifest) -> tuple[GoldenResult, ...]:
+class ProvingSession(Protocol):
+    """What proving a variant takes of a session."""
+
+    version: str
+    memory_after: Memory | Unavailable
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """See `Session.run`."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+S = TypeVar("S", bound=ProvingSession)
+
+
+@dataclass(frozen=True)
+class Prover(Generic[S]):
+    """Where variants are proven."""
+
+    usable: Callable[[Variant], Mapping[str, str]]
+    """Interpreters there that may run a variant: name -> version."""
+    open: Callable[[Path, Variant, str], S]
+    """Of an artifact, a variant and an interpreter."""
+    time: Callable[[list[Array], S], int]
+    """The shortest of a few calls, in nanoseconds."""
+
+
+def check_golden(directory: Path, manifest: Manifest, prover: Prover[Any] | None = None) -> tuple[GoldenResult, ...]:
     """Run every variant on every interpreter this device has for it.
 
     Args:
         directory: holds the payloads under their manifest paths.
         manifest: of the package.
+        prover: None: this device, each variant in a process of its own.
 
     Raises:
         ParityError: a variant misses the manifest's bar.
@@ -91,14 +123,15 @@ def check_golden(directory: Path, manifest: Manifest) -> tuple[GoldenResult, ...
         PackageError: a golden vector is malformed, is not what the signature says, or proves nothing; or a payload has
             not the entry that a variant names.
     """
+    prover = prover or Prover(usable_interpreters, _open, _time)
     vectors = {
         paths: _read_vectors(directory, paths, manifest)
         for paths in {manifest.golden, *(variant.golden or manifest.golden for variant in manifest.variants)}
     }
     results = tuple(
-        _check_one(directory, manifest, variant, interpreter, vectors[variant.golden or manifest.golden])
+        _check_one(directory, manifest, variant, interpreter, vectors[variant.golden or manifest.golden], prover)
         for variant in manifest.variants
-        for interpreter in usable_interpreters(variant)
+        for interpreter in prover.usable(variant)
     )
     if not results:
         needs = {name: least for v in manifest.variants for name, least in v.requires.interpreters.items()}
@@ -138,10 +171,15 @@ def _expect_outputs(vector: GoldenVector, signature: Signature) -> None:
 
 
 def _check_one(
-    directory: Path, manifest: Manifest, variant: Variant, interpreter: str, vectors: list[GoldenVector]
+    directory: Path,
+    manifest: Manifest,
+    variant: Variant,
+    interpreter: str,
+    vectors: list[GoldenVector],
+    prover: Prover[Any],
 ) -> GoldenResult:
     lowest_db = float("inf")
-    with _open(directory / variant.payload, variant, interpreter) as session:
+    with prover.open(directory / variant.payload, variant, interpreter) as session:
         for vector in vectors:
             outputs = session.run([tensor.to_array() for tensor in vector.inputs])
             try:
@@ -154,7 +192,7 @@ def _check_one(
                     f"variant {variant.name} on {interpreter} {session.version}: {shortfall}; "
                     "this device computes something else than the model"
                 )
-        latency_ns = _time([tensor.to_array() for tensor in vectors[0].inputs], session) if vectors else None
+        latency_ns = prover.time([tensor.to_array() for tensor in vectors[0].inputs], session) if vectors else None
         return GoldenResult(
             variant=variant.name,
             interpreter=interpreter,
@@ -180,7 +218,8 @@ def _time(inputs: list[Array], session: IsolatedSession) -> int:
     return min(taken)
 
 
-def _at_least(version: str, least: str) -> bool:
+def at_least(version: str, least: str) -> bool:
+    """Whether a version is `least` or a later one."""
     return _numbers(version) >= _numbers(least)
 
 

@@ -21,14 +21,13 @@ from ferryman.runtime.checks import check_device, check_space, on_disk_bytes
 from ferryman.runtime.contracts.errors import CallerError, FerrymanError
 from ferryman.runtime.contracts.manifest import Manifest, Payload
 from ferryman.runtime.contracts.record import Record, encode
-from ferryman.runtime.contracts.slot import Slot, SlotName, SlotState, Trial, parse_pick
+from ferryman.runtime.contracts.slot import DEFAULT_ROOT, Slot, SlotName, SlotState, Trial, parse_pick
 from ferryman.runtime.cpu import CPUINFO, instruction_sets
 from ferryman.runtime.golden import GoldenResult, check_golden
 from ferryman.runtime.package import MANIFEST, Package, open_package
 from ferryman.runtime.picking import pick_variant, stands
 from ferryman.runtime.slots import SlotStore, activated, disk_errors, inactive
 
-DEFAULT_ROOT = Path("/var/lib/ferryman")
 Progress = Callable[[str, int, int], None]
 """Called with the step's name, the bytes done and the bytes there are to do (0, 0 where a step counts none)."""
 GoldenCheck = Callable[[Path, Manifest], tuple[GoldenResult, ...]]

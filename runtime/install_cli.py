@@ -12,11 +12,9 @@ import click
 
 from ferryman.runtime.contracts.errors import CallerError, FerrymanError, to_wire
 from ferryman.runtime.contracts.record import Record, encode
-from ferryman.runtime.contracts.slot import SlotState, parse_pick
-from ferryman.runtime.install import DEFAULT_ROOT, install, prepare, repick
-from ferryman.runtime.picking import describe_golden
-from ferryman.runtime.slots import SlotStore, disk_errors
-from ferryman.runtime.trial import confirm
+from ferryman.runtime.contracts.slot import DEFAULT_ROOT, SlotState, parse_pick
+
+# What needs numpy is imported by the command that uses it: `ferryman --help` and each other command start without it.
 
 R = TypeVar("R", bound=Record)
 
@@ -57,6 +55,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 @json_option
 def install_command(package: Path, root: Path, pick: str, as_json: bool) -> None:
     """Install PACKAGE on this device: write the inactive slot, prove it, activate it."""
+    from ferryman.runtime.install import install
+    from ferryman.runtime.picking import describe_golden
 
     def show(step: str, done: int, total: int) -> None:
         if not as_json:
@@ -78,6 +78,8 @@ def install_command(package: Path, root: Path, pick: str, as_json: bool) -> None
 @json_option
 def prepare_command(sha256: str, size_bytes: int, root: Path, as_json: bool) -> None:
     """Get ready for the upload of a package (what `ferryman push` calls first)."""
+    from ferryman.runtime.install import prepare
+
     prepared = answer(lambda: prepare(root, sha256, size_bytes), as_json)
     click.echo(f"upload to {prepared.upload_to}" if prepared.active is None else "active already")
 
@@ -88,6 +90,8 @@ def prepare_command(sha256: str, size_bytes: int, root: Path, as_json: bool) -> 
 @json_option
 def repick_command(root: Path, pick: str, as_json: bool) -> None:
     """Pick anew among the active package's variants (what `ferryman push` calls where it is active already)."""
+    from ferryman.runtime.install import repick
+
     click.echo(answer(lambda: repick(root, pick), as_json).active.answers or "the package's first")
 
 
@@ -96,6 +100,7 @@ def repick_command(root: Path, pick: str, as_json: bool) -> None:
 @json_option
 def rollback_command(root: Path, as_json: bool) -> None:
     """Let the previously active package of this device serve again."""
+    from ferryman.runtime.slots import SlotStore, disk_errors
 
     def work() -> SlotState:
         store = SlotStore(root)
@@ -112,6 +117,9 @@ def rollback_command(root: Path, as_json: bool) -> None:
 @json_option
 def confirm_command(root: Path, as_json: bool) -> None:
     """Let the package that serves on trial serve for good, on this device; nothing where none is on trial."""
+    from ferryman.runtime.slots import SlotStore
+    from ferryman.runtime.trial import confirm
+
     told = "no package is on trial; nothing was changed"
 
     def work() -> SlotState:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import IO, Literal, TypeVar
 
 from msgspec.structs import replace
 
@@ -76,7 +76,7 @@ class IsolatedSession(Closing):
         self.timeout_s = timeout_s
         self._lost = self._closed = False
         self._name = f"{interpreter or runtime} on {artifact.name}"
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the session
+        self._stderr = _scratch()
         try:
             self._process = subprocess.Popen(
                 [str(python or sys.executable), "-P", "-m", "ferryman.runtime.worker"],
@@ -227,6 +227,14 @@ class IsolatedSession(Closing):
         return f"the process that ran {self._name} {describe_end(code)}" + (
             f"; its last words: {last_words}" if last_words else ""
         )
+
+
+def _scratch() -> IO[bytes]:
+    """A file without a name; in memory where no disk takes one, such as when they were all made read-only."""
+    try:
+        return tempfile.TemporaryFile()
+    except OSError:
+        return os.fdopen(os.memfd_create("worker-stderr"), "w+b")
 
 
 def describe_end(code: int) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,7 +20,6 @@ from ferryman.devices.agent.health import HealthWatch
 from ferryman.devices.agent.instruments import Instruments, InstrumentsConfig, Run, Wires
 from ferryman.devices.agent.logs import LogRecords
 from ferryman.devices.agent.modes import Modes
-from ferryman.devices.agent.outbox import FILE, Outbox
 from ferryman.devices.agent.presence import Presence
 from ferryman.devices.agent.publisher import Publisher
 from ferryman.devices.agent.ready import Limits, read_now, why_not_yet
@@ -30,6 +27,7 @@ from ferryman.devices.agent.recorder import Recorder, as_record
 from ferryman.devices.agent.serving import Serving
 from ferryman.devices.agent.spending import TelemetryConfig
 from ferryman.devices.agent.stepdown import StepDown
+from ferryman.devices.agent.storage import only_one, open_outbox, why_not_writable
 from ferryman.devices.agent.systemd import Service
 from ferryman.devices.agent.tally import ServedTally
 from ferryman.devices.agent.updating import FINAL, Hands, Updating
@@ -76,6 +74,9 @@ POLL_S = 1.0
 """How late a newly activated slot may be noticed."""
 STOP_GRACE_S = 5.0
 """How long a request under way may take to end once the agent is told to stop."""
+ANEW_S = 60.0
+STORAGE_EVERY_S = 5.0
+"""How often a disk that takes nothing is looked at."""
 _CLOCK_FLOOR_NS = 1_750_000_000 * 10**9
 """An earlier clock was never set."""
 SESSION_S = 300
@@ -123,14 +124,7 @@ class Agent:
         check_labels(config.labels)
         self._drift = DriftMonitor(config.drift_s)
         self._kind = kind_of_device(read_conditions({}))
-        try:
-            config.root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DeviceError(
-                f"cannot make the folder {config.root}: {error.strerror}; make it for the user who runs the agent, or "
-                "name another --root"
-            ) from error
-        self._outbox = Outbox(config.root / FILE, keep_days=config.telemetry.keep_days)
+        self._outbox = open_outbox(config.root, config.telemetry)
         self._upkeep = Upkeep(self._outbox)
         self._store = SlotStore(config.root)
         self._logs = LogRecords((config.broker.password, os.environ.get(_METER_PASSWORD)))
@@ -149,6 +143,7 @@ class Agent:
             lambda: self._guard.challenge,
             modes.now,
         )
+        self._probe_at = 0.0
         broker = with_identity(config.broker, config.root)
         self._link = Link(
             broker,
@@ -196,7 +191,7 @@ class Agent:
         """
         service = service or Service({})
         unseen = self._link.broker if self._renewal is None else None
-        with _only_one(self._config.root), self._logs.listening(), watching(unseen):
+        with only_one(self._config.root), self._logs.listening(), watching(unseen):
             if self._updating:
                 self._updating.note_start()
             worker = threading.Thread(
@@ -217,6 +212,7 @@ class Agent:
                     self._note_changes()
                     self._note_logs()
                     self._keep_up()
+                    self._look_at_storage()
                     service.status(self._in_a_line())
             finally:
                 service.stopping()
@@ -282,7 +278,10 @@ class Agent:
             runs["updates"] = self._updating.run
         if self._renewal:
             runs["certificate"] = self._renewal.run
-        threads = [threading.Thread(target=run, args=(stop,), name=name, daemon=True) for name, run in runs.items()]
+        threads = [
+            threading.Thread(target=_begun_anew, args=(name, run, stop), name=name, daemon=True)
+            for name, run in runs.items()
+        ]
         for thread in threads:
             thread.start()
         return threads
@@ -292,7 +291,9 @@ class Agent:
         slot = self._seen.active if self._seen else None
         what = f"{slot.package_name} {slot.package_sha256:.12} of slot {slot.name}" if slot else "nothing"
         problem = self._link.problem
-        return f"{self._trouble or f'serves {what}'}; broker {self._link.broker.address} {problem or 'connected'}"
+        storage = f"; storage: {self._presence.storage}" if self._presence.storage else ""
+        serves = self._trouble or f"serves {what}"
+        return f"{serves}; broker {self._link.broker.address} {problem or 'connected'}{storage}"
 
     def _package(self) -> str | None:
         return self._seen.active.package_sha256 if self._seen and self._seen.active else None
@@ -372,6 +373,18 @@ class Agent:
         except DeviceError as error:
             log.debug("not done: %s", error)  # the recorder says what is wrong with the disk
 
+    def _look_at_storage(self) -> None:
+        """Tell everybody where the disk takes no telemetry, and when it does again."""
+        now = time.monotonic()
+        if self._recorder.trouble and now < self._probe_at:
+            return
+        self._probe_at = now + STORAGE_EVERY_S
+        found = (why_not_writable(self._outbox.path.parent) or "failing") if self._recorder.trouble else ""
+        if found != self._presence.storage:
+            log.warning("storage: %s", found or "telemetry reaches the disk again")
+            self._presence.storage = found
+            self._announce()
+
     def _follow_drift(self) -> None:
         """Put the inference that was just answered into the statistics; whatever goes wrong there ends there."""
         served = self._serving.take_served()
@@ -447,6 +460,18 @@ class Agent:
         return ProfileReply(measurements=measurements)
 
 
+def _begun_anew(name: str, run: Run, stop: threading.Event) -> None:
+    """Run what goes on beside serving; what fails there ends neither, and is begun anew."""
+    while not stop.is_set():
+        try:
+            run(stop)
+        except Exception:
+            log.exception("%s failed; begun anew in %g s", name, ANEW_S)
+            stop.wait(ANEW_S)
+        else:
+            return
+
+
 def _renewal(config: AgentConfig, link: Link) -> Renewal | None:
     """What keeps the device's certificate alive, where it has one."""
     if link.broker.tls_cert is None:
@@ -463,16 +488,3 @@ def _sure_clock() -> int | None:
     """The wall clock; None: nothing keeps it right."""
     now = read_clock()
     return now.time_ns if now.sure else None
-
-
-@contextlib.contextmanager
-def _only_one(root: Path) -> Iterator[None]:
-    lock = os.open(root / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise DeviceError(f"another agent serves {root}; stop it first") from error
-        yield
-    finally:
-        os.close(lock)

@@ -45,6 +45,8 @@ class Presence:
         self._outbox, self._recorder = outbox, recorder
         self._challenge, self._mode = challenge, mode
         self._birth = 0
+        self.storage = ""
+        """For `Status.storage`."""
 
     def death(self) -> Message:
         """For a new connection, which is counted; what queries find devices by is in it, for those that are off."""
@@ -114,4 +116,5 @@ class Presence:
             mode=self._mode(),
             outbox_pending=counts.records + self._recorder.waiting,
             outbox_dropped=counts.dropped + self._recorder.lost,
+            storage=self.storage,
         )

@@ -32,7 +32,8 @@ class Recorder:
         self._outbox = outbox
         self._lock = threading.Lock()
         self._waiting: deque[tuple[str, Record, Reading]] = deque()
-        self._trouble = False
+        self.trouble = False
+        """Whether the disk took nothing when it was last tried."""
         self.lost = 0
         """Records that never reached the disk."""
 
@@ -54,15 +55,15 @@ class Recorder:
                     self._outbox.append(*self._waiting[0])
                     self._waiting.popleft()
             except DeviceError as error:
-                if not self._trouble:
+                if not self.trouble:
                     log.error("%s; telemetry is kept in memory, trying again", error)  # noqa: TRY400  # said in full
-                self._trouble = True
+                self.trouble = True
             except CallerError:  # it fits no outbox, and shall not keep the others waiting
                 self._waiting.popleft()
                 self.lost += 1
                 raise
             else:
-                self._trouble = False
+                self.trouble = False
 
     def _least(self) -> int:
         """The oldest of those that matter least."""

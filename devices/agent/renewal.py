@@ -58,7 +58,7 @@ class Renewal:
             self._changed.clear()
             try:
                 wait_s = self._step(stop)
-            except FerrymanError as error:
+            except (FerrymanError, OSError) as error:
                 log.error("certificate: %s", error)  # noqa: TRY400  # said in full
                 wait_s = self._look_s
             if not stop.is_set() and self._answer is None:

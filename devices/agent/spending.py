@@ -6,13 +6,14 @@ Bytes are those of PUBLISH packets: what IP, TCP and TLS add is not seen from he
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
 from ferryman.devices.agent.clock import Reading, kernel_boot
 from ferryman.devices.agent.modes import Mode
-from ferryman.devices.agent.outbox import KEEP_DAYS, Outbox
+from ferryman.devices.agent.outbox import KEEP_DAYS, MAX_BYTES, Outbox
 from ferryman.runtime.contracts.errors import CallerError, DeviceError
 from ferryman.runtime.contracts.record import Record, decode, encode
 from ferryman.runtime.contracts.telemetry import Priority
@@ -37,6 +38,9 @@ class TelemetryConfig:
     mode: Mode = "full"
     """As long as nobody has switched it on the device."""
     keep_days: float = KEEP_DAYS
+    outbox: Path | None = None
+    """Folder of the outbox; None: the agent's root."""
+    outbox_max_bytes: int = MAX_BYTES
 
     def check(self) -> None:
         """See that something can be sent so.

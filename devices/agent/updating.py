@@ -131,7 +131,11 @@ class Updating:
         """Nothing is desired any more: what is not installed yet will not be. Any thread may call."""
         with self._lock:
             self._desired = None
-            (self._folder / "desired.json").unlink(missing_ok=True)
+            path = self._folder / "desired.json"
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                log.warning("cannot remove %s: %s; a restart will want it again", path, error.strerror)
         self.wake()
 
     def look(self) -> None:

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from ferryman.devices.fleet.inventory import SshDevice
 from ferryman.runtime.contracts.errors import CallerError, IdentityError, LinkError
-
-if TYPE_CHECKING:
-    import asyncssh
 
 ALGORITHMS = ("ssh-ed25519", "ecdsa-sha2-nistp256", "rsa-sha2-512")
 """Asked for one after the other: a server shows one key at a time."""
@@ -25,32 +20,29 @@ def offered(device: SshDevice, *, timeout_s: float = 10.0) -> dict[str, str]:
     Raises:
         LinkError: nobody answers, or nobody that speaks SSH.
     """
-    found: dict[str, str] = {}
-    for key in _keys(device, timeout_s):
-        place = device.host if device.port == 22 else f"[{device.host}]:{device.port}"  # noqa: PLR2004  # SSH's port
-        words = key.export_public_key("openssh").decode().split()[:2]
-        found[key.get_fingerprint()] = f"{place} {' '.join(words)}"
-    if not found:
-        raise LinkError(f"{device.name}: {device.address} shows no host key of {', '.join(ALGORITHMS)}")
-    return found
-
-
-def _keys(device: SshDevice, timeout_s: float) -> Iterator[asyncssh.SSHKey]:
     import asyncssh
 
+    found: dict[str, str] = {}
+    why = f"none of {', '.join(ALGORITHMS)}"
     for algorithm in ALGORITHMS:
         ask = asyncssh.get_server_host_key(device.host, device.port, server_host_key_algs=[algorithm], config=None)
         try:
             key = asyncio.run(asyncio.wait_for(ask, timeout_s))
-        except asyncssh.KeyExchangeFailed:
-            continue  # it has none of this kind
-        except (asyncssh.Error, OSError, TimeoutError) as error:
-            raise LinkError(
-                f"{device.name}: {device.address} shows no host key: {str(error) or 'no answer in time'}; check power, "
-                "network, `host` and `port`"
-            ) from error
+        except (asyncssh.Error, ConnectionResetError) as error:  # as servers answer that have none of this kind
+            why = str(error)
+            continue
+        except (OSError, TimeoutError) as error:
+            why = str(error) or "no answer in time"
+            break
         if key is not None:
-            yield key
+            place = device.host if device.port == 22 else f"[{device.host}]:{device.port}"  # noqa: PLR2004  # SSH's
+            words = key.export_public_key("openssh").decode().split()[:2]
+            found[key.get_fingerprint()] = f"{place} {' '.join(words)}"
+    if not found:
+        raise LinkError(
+            f"{device.name}: {device.address} shows no host key: {why}; check power, network, `host` and `port`"
+        )
+    return found
 
 
 def trust(device: SshDevice, fingerprint: str, *, timeout_s: float = 10.0) -> bool:

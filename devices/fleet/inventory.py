@@ -24,7 +24,7 @@ from ferryman.devices.transport.base import Transport
 from ferryman.devices.transport.local import LocalTransport
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.record import Record
-from ferryman.runtime.install import DEFAULT_ROOT
+from ferryman.runtime.contracts.slot import DEFAULT_ROOT
 
 LOCAL = "local"
 """This machine; it needs no entry."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import tomlkit
+from tomlkit.container import OutOfOrderTableProxy
 from tomlkit.exceptions import TOMLKitError
 from tomlkit.items import Table
 
@@ -85,6 +86,10 @@ def label_device(name: str, set_: Mapping[str, str], away: tuple[str, ...] = (),
     def change(tables: Tables) -> None:
         _expect(tables, name)
         table = tables[name]
+        if isinstance(table.get("labels"), OutOfOrderTableProxy):  # dotted keys; tomlkit cannot take the last one out
+            written = dict(table["labels"])
+            del table["labels"]
+            _append(table, "labels", written)
         if set_ and "labels" not in table:
             _append(table, "labels", {})
         labels = table.get("labels", {})

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from ferryman.devices.fleet.inventory import Device, connect
+from ferryman.devices.fleet.inventory import AdbDevice, Device, connect
 from ferryman.devices.transport.base import CompletedCommand, Transport
 from ferryman.runtime.contracts.errors import DeviceError, WireError, from_wire
 from ferryman.runtime.contracts.record import Record, decode
@@ -51,6 +51,7 @@ def push(
     pick: str = "first",
     progress: Progress = lambda _step, _done, _total: None,
     install_timeout_s: float = 600.0,
+    runner: Path | None = None,
 ) -> PushResult:
     """Verify a package here, upload it, and install it there; whatever fails, the device's old slot serves.
 
@@ -60,6 +61,7 @@ def push(
         pick: which variant answers requests that name none (see `parse_pick`).
         progress: told of every step.
         install_timeout_s: for the device's part.
+        runner: of a phone, the native runner's bundle; None: see `ferryman.devices.fleet.phone.runner.find_bundle`.
 
     Raises:
         PackageError: the package is damaged; the device was not bothered.
@@ -74,6 +76,8 @@ def push(
     with open_package(package) as opened:
         sha256 = opened.sha256
     size_bytes = package.stat().st_size
+    if isinstance(device, AdbDevice):
+        return _push_to_phone(package, device, pick, progress, runner)
     progress("connect", 0, 0)
     started = time.perf_counter_ns()
     with connect(device) as transport:
@@ -111,6 +115,22 @@ def push(
     )
 
 
+def _push_to_phone(package: Path, device: AdbDevice, pick: str, progress: Progress, runner: Path | None) -> PushResult:
+    from ferryman.devices.fleet.phone.push import push_to_phone
+
+    with open_package(package) as opened:
+        pushed = push_to_phone(opened, device, pick=pick, bundle_file=runner, progress=progress)
+        return PushResult(
+            device=device.name,
+            package_sha256=opened.sha256,
+            package_bytes=pushed.install.written_bytes if pushed.install else package.stat().st_size,
+            active=pushed.active,
+            connect_ns=pushed.connect_ns,
+            upload_ns=pushed.upload_ns,
+            install=pushed.install,
+        )
+
+
 def rollback(device: Device) -> Slot:
     """Let a device's previously active package serve again; returns its slot.
 
@@ -119,6 +139,10 @@ def rollback(device: Device) -> Slot:
         LinkError: the device cannot be reached, or the link broke.
         DeviceError: the device lacks ferryman, or a previous package that is intact, or an install is at work there.
     """
+    if isinstance(device, AdbDevice):
+        from ferryman.devices.fleet.phone.push import rollback_phone
+
+        return rollback_phone(device)
     with connect(device) as transport:
         state = ask(transport, device, ("rollback",), SlotState, timeout_s=_ROLLBACK_TIMEOUT_S)
     if state.active is None:

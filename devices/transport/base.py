@@ -26,16 +26,15 @@ class CompletedCommand:
     stderr: bytes
 
 
-def check_output(said: bytes | bytearray, what: str) -> None:
+def check_output(said: bytes | bytearray, what: str, most_bytes: int = OUTPUT_MAX_BYTES) -> None:
     """See that `what` has not said too much by now.
 
     Raises:
         DeviceError: it has.
     """
-    if len(said) > OUTPUT_MAX_BYTES:
+    if len(said) > most_bytes:
         raise DeviceError(
-            f"{what} said more than {OUTPUT_MAX_BYTES:,} bytes, which no ferryman does; "
-            "see `command` in the devices file"
+            f"{what} said more than {most_bytes:,} bytes, which no ferryman does; see `command` in the devices file"
         )
 
 

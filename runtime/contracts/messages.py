@@ -105,6 +105,8 @@ class Status(Record, tag="status"):
     else nothing. Empty from agents that do not tell."""
     outbox_pending: Count = 0
     outbox_dropped: Count = 0
+    storage: Text = ""
+    """Why the disk takes no telemetry: `read-only`, `full`, `failing`, or what the kernel says; empty: it does."""
 
     def outdated_by(self, seen: Status | None) -> bool:
         """Whether this is the death of an earlier connection than the one that `seen` is the birth of."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
@@ -13,6 +14,7 @@ from ferryman.runtime.contracts.record import Record
 
 SlotName = Literal["a", "b"]
 BAD_MAX = 32
+DEFAULT_ROOT = Path("/var/lib/ferryman")
 PICKS = ("first", "fastest", "smallest", "closest", "largest")
 _PICK = re.compile(
     rf"({'|'.join(PICKS)})(?:-(\d{{1,6}}(?:\.\d{{1,3}})?)ms)?(?:-(\d{{1,6}})mb)?(?:-(\d{{1,6}}(?:\.\d{{1,3}})?)mj)?",

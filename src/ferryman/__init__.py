@@ -7,10 +7,10 @@ torch, can import `ferryman` too.
 from __future__ import annotations
 
 import importlib
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from ferryman.converter.api import BinaryConv2d, BinaryLinear, compress, convert
     from ferryman.devices.broker import parse_broker
     from ferryman.devices.fleet.client import AgentClient
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from ferryman.runtime.contracts.measurement import Measurement, ProfileSpec
     from ferryman.runtime.package import open_package
     from ferryman.runtime.session import open_session
-
-__version__ = metadata.version("ferryman")
 
 _HOMES = {
     "AgentClient": "ferryman.devices.fleet.client",
@@ -84,6 +82,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401  # whatever the name stands for
+    if name == "__version__":
+        from importlib import metadata  # takes longer than all the rest of this package
+
+        return metadata.version("ferryman")
     if name not in _HOMES:
         raise AttributeError(f"module 'ferryman' has no attribute {name!r}; there are: {', '.join(__all__)}")
     return getattr(importlib.import_module(_HOMES[name]), name)

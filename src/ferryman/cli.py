@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ferryman import __version__
 from ferryman.ca_cli import ca
 from ferryman.collect_cli import collect
 from ferryman.compare_cli import compare
@@ -30,6 +29,7 @@ from ferryman.options import (
     find,
     instrument_options,
     instruments_config,
+    runner_option,
     stop_event,
     telemetry_config,
     telemetry_options,
@@ -38,10 +38,11 @@ from ferryman.options import (
 )
 from ferryman.outbox_cli import outbox
 from ferryman.profile_cli import profile
+from ferryman.relay_cli import relay
 from ferryman.repository_cli import publish, repository, serve, withdraw
 from ferryman.rollout_cli import rollout
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, FerrymanError
-from ferryman.runtime.install import DEFAULT_ROOT
+from ferryman.runtime.contracts.slot import DEFAULT_ROOT
 from ferryman.runtime.install_cli import (
     confirm_command,
     install_command,
@@ -50,7 +51,6 @@ from ferryman.runtime.install_cli import (
     repick_command,
     rollback_command,
 )
-from ferryman.runtime.picking import describe_golden
 from ferryman.ship_cli import ship
 from ferryman.update_cli import update
 
@@ -110,7 +110,7 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(__version__)
+@click.version_option(package_name="ferryman")
 @click.option("-v", "--verbose", count=True, help="Log more: once for progress, twice for toolchains and tracebacks.")
 def main(verbose: int) -> None:
     """Carry compressed models to edge devices, and bring measurements back.
@@ -118,7 +118,7 @@ def main(verbose: int) -> None:
     \b
     A model's journey:
       convert   PyTorch model -> package, proven on every interpreter
-      push      package -> device, over SSH; the old one serves until it is proven
+      push      package -> device, over SSH or adb, proven before it serves
       profile   latency, memory and energy on the device
       compare   packages -> which is slower, by how much, for sure
       collect   telemetry -> database;  report: database -> table and page
@@ -299,15 +299,17 @@ def inspect(package: Path, as_json: bool) -> None:
 @click.argument("package", type=PATH)
 @click.argument("device", nargs=-1, required=True)
 @pick_option
+@runner_option
 @devices_option
-def push(package: Path, device: tuple[str, ...], pick: str, devices_file: Path | None) -> None:
-    """Upload PACKAGE to each DEVICE over SSH and install it there.
+def push(package: Path, device: tuple[str, ...], pick: str, runner: Path | None, devices_file: Path | None) -> None:
+    """Upload PACKAGE to each DEVICE over SSH, or to a phone over adb, and install it there.
 
     The device writes its inactive slot, reads it back, runs the golden vectors, and only then switches; on any failure
     the old slot keeps serving. One device's failure does not keep the others from theirs.
     """
     from ferryman.devices.fleet.push import push as run
     from ferryman.runtime.package import open_package
+    from ferryman.runtime.picking import describe_golden
 
     targets = [find(name, devices_file) for name in device]
     if len(targets) > 1:
@@ -315,7 +317,7 @@ def push(package: Path, device: tuple[str, ...], pick: str, devices_file: Path |
     failed = []
     for target in targets:
         try:
-            result = run(package, target, pick=pick, progress=_Steps(target.name))
+            result = run(package, target, pick=pick, runner=runner, progress=_Steps(target.name))
         except FerrymanError as error:
             if len(targets) == 1:
                 raise
@@ -443,6 +445,8 @@ def agent(
     telemetry_day_max: int | None,
     mode: Any,  # noqa: ANN401  # click has checked it
     keep: float,
+    outbox: Path | None,
+    outbox_max: int | None,
     sample: float,
     meter: str | None,
     home_assistant: str | None,
@@ -470,7 +474,12 @@ def agent(
         idle_s=idle,
         instruments=instruments_config(sample=sample, meter=meter, home_assistant=home_assistant, sparkplug=sparkplug),
         telemetry=telemetry_config(
-            telemetry_rate=telemetry_rate, telemetry_day_max=telemetry_day_max, mode=mode, keep=keep
+            telemetry_rate=telemetry_rate,
+            telemetry_day_max=telemetry_day_max,
+            mode=mode,
+            keep=keep,
+            outbox=outbox,
+            outbox_max=outbox_max,
         ),
     )
     with Service() as service:
@@ -552,6 +561,7 @@ def status(device: str, devices_file: Path | None, as_json: bool, timeout: float
 
 main.add_command(outbox)
 main.add_command(profile)
+main.add_command(relay)
 main.add_command(compare)
 main.add_command(fleet)
 main.add_command(devices)

@@ -34,6 +34,7 @@ def describe_status(status: Status) -> str:
         f"  interpreters  {interpreters or 'none'}",
         *([f"  mode          {status.mode}"] if status.mode else []),
         f"  telemetry     {status.outbox_pending:,} records waiting, {status.outbox_dropped:,} dropped",
+        *([f"  storage       {status.storage}: no telemetry reaches the disk"] if status.storage else []),
     )
     return "\n".join(map(printable, lines))
 

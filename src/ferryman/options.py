@@ -49,6 +49,17 @@ def devices_option(command: Callable[..., None]) -> Callable[..., None]:
     )(command)
 
 
+def runner_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds `--runner`, of phones."""
+    return click.option(
+        "--runner",
+        type=PATH,
+        envvar="FERRYMAN_RUNNER",
+        show_envvar=True,
+        help="For a phone: the native runner's bundle [default: dist/ferryman-runner-MACHINE.tar.gz].",
+    )(command)
+
+
 def find(name: str, devices_file: Path | None) -> Device:
     """The device of that name."""
     from ferryman.devices.fleet.inventory import find_device, read_devices
@@ -104,6 +115,16 @@ def stop_event() -> threading.Event:
     return stop
 
 
+outbox_option = click.option(
+    "--outbox",
+    type=PATH,
+    metavar="DIR",
+    envvar="FERRYMAN_OUTBOX",
+    show_envvar=True,
+    help="Folder of the outbox, where the root cannot be written [default: the root].",
+)
+
+
 def telemetry_options(command: Callable[..., None]) -> Callable[..., None]:
     """Adds what a device may spend on telemetry, as the arguments of `telemetry_config`."""
     for option in (
@@ -128,6 +149,12 @@ def telemetry_options(command: Callable[..., None]) -> Callable[..., None]:
             type=Size(),
             help="What telemetry may cost a day (UTC) on the wire; what is over waits [default: no matter].",
         ),
+        click.option(
+            "--outbox-max",
+            type=Size(),
+            help="What may wait at most, then the oldest of what matters least goes [default: 64 MiB].",
+        ),
+        outbox_option,
         click.option("--telemetry-rate", type=Size(), help="Bandwidth cap of telemetry, a second [default: none]."),
     ):
         command = option(command)
@@ -140,6 +167,8 @@ def telemetry_config(
     telemetry_day_max: int | None,
     mode: Any,  # noqa: ANN401  # click has checked it
     keep: float,
+    outbox: Path | None,
+    outbox_max: int | None,
 ) -> TelemetryConfig:
     """What an agent may spend on telemetry.
 
@@ -148,7 +177,15 @@ def telemetry_config(
     """
     from ferryman.devices.agent.spending import TelemetryConfig
 
-    config = TelemetryConfig(rate_bytes_s=telemetry_rate, day_max_bytes=telemetry_day_max, mode=mode, keep_days=keep)
+    most = {} if outbox_max is None else {"outbox_max_bytes": outbox_max}
+    config = TelemetryConfig(
+        rate_bytes_s=telemetry_rate,
+        day_max_bytes=telemetry_day_max,
+        mode=mode,
+        keep_days=keep,
+        outbox=outbox,
+        **most,
+    )
     config.check()
     return config
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ferryman.options import outbox_option
 from ferryman.runtime.contracts.errors import CallerError, FerrymanError, to_wire
 from ferryman.runtime.contracts.record import Record, encode
 from ferryman.runtime.install_cli import root_option
@@ -68,8 +69,9 @@ def outbox() -> None:
 @outbox.command()
 @click.argument("mode", required=False, type=click.Choice(["full", "metered", "offline"]))
 @root_option
+@outbox_option
 @_json_option
-def mode(mode: Any, root: Path, as_json: bool) -> None:  # noqa: ANN401  # click has checked it
+def mode(mode: Any, root: Path, outbox: Path | None, as_json: bool) -> None:  # noqa: ANN401  # click has checked it
     """Switch the agent of this device: it follows within a second, and keeps to it after a restart.
 
     Without MODE, show it.
@@ -82,7 +84,7 @@ def mode(mode: Any, root: Path, as_json: bool) -> None:  # noqa: ANN401  # click
     from ferryman.devices.agent.modes import Switch, switch
 
     if mode is None:
-        mode = _answer(lambda: _look(root), as_json).mode
+        mode = _answer(lambda: _look(root, outbox), as_json).mode
     else:
         _answer(lambda: switch(root, mode), as_json)
     click.echo(encode(Switch(mode=mode)) if as_json else f"{root}: mode {mode}")
@@ -90,10 +92,11 @@ def mode(mode: Any, root: Path, as_json: bool) -> None:  # noqa: ANN401  # click
 
 @outbox.command()
 @root_option
+@outbox_option
 @_json_option
-def show(root: Path, as_json: bool) -> None:
+def show(root: Path, outbox: Path | None, as_json: bool) -> None:
     """Show what waits by kind, what was dropped, what was spent today, the mode, and the last receipt."""
-    shown = _answer(lambda: _look(root), as_json)
+    shown = _answer(lambda: _look(root, outbox), as_json)
     if as_json:
         click.echo(encode(shown))
         return
@@ -112,12 +115,12 @@ def show(root: Path, as_json: bool) -> None:
         click.echo(f"  dropped {drop.kind} ({drop.priority}): {drop.records:,} records, {why}")
 
 
-def _look(root: Path) -> OutboxShown:
+def _look(root: Path, folder: Path | None) -> OutboxShown:
     from ferryman.devices.agent.outbox import FILE, Outbox
 
-    path = root / FILE
+    path = (folder or root) / FILE
     if not path.is_file():
-        raise CallerError(f"{path} is not there: no agent has run with this --root")
+        raise CallerError(f"{path} is not there: no agent has run with this --{'outbox' if folder else 'root'}")
     box = Outbox(path)
     try:
         return _shown(root, box)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ferryman.options import PATH, devices_option, find
+from ferryman.options import PATH, devices_option, find, runner_option
 
 
 @click.command()
@@ -55,6 +55,7 @@ from ferryman.options import PATH, devices_option, find
     "--estimate", metavar="MODEL", help="Also estimate joules by a power model: raspberry-pi-4b, or IDLE_W,CORE_W."
 )
 @click.option("--no-energy", is_flag=True, help="Leave the idle and the active window of ten seconds each out.")
+@runner_option
 @click.option("--json", "as_json", is_flag=True, help="Print the measurements, raw samples included, as JSON lines.")
 @click.option("--csv", type=PATH, help="Also write a table, one measurement a row, and one of raw samples beside it.")
 @click.option("--html", type=PATH, help="Also write a self-contained page with plots.")
@@ -79,6 +80,7 @@ def profile(
     meter: str | None,
     estimate: str | None,
     no_energy: bool,
+    runner: Path | None,
     as_json: bool,
     csv: Path | None,
     html: Path | None,
@@ -87,7 +89,8 @@ def profile(
     """Measure PACKAGE on DEVICE: cold start, latency, memory, energy, and the conditions.
 
     DEVICE `local` is this machine; any other must serve the package (push it first) and run an agent. Every variant
-    is measured on every interpreter, in several fresh processes each, all in turn.
+    is measured on every interpreter, in several fresh processes each, all in turn. A phone (adb) runs no agent: the
+    native runner is started there, and what it measured is sent from here where the phone has a broker.
     """
     from ferryman.devices.fleet.profile import profile as measure
     from ferryman.profiler.estimate import power_model
@@ -122,6 +125,7 @@ def profile(
         find(device, devices_file),
         spec,
         inputs=inputs,
+        runner=runner,
         progress=lambda step: click.echo(f"  {step}", err=True),
     )
     show([(device, one) for one in found], as_json=as_json, csv=csv, html=html, trace=trace)

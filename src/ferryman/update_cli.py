@@ -11,13 +11,12 @@ import click
 from ferryman.options import update_config, update_options
 from ferryman.runtime.contracts.errors import FerrymanError, to_wire
 from ferryman.runtime.contracts.record import Record, encode
-from ferryman.runtime.install import InstallResult
 from ferryman.runtime.install_cli import pick_option, root_option
-from ferryman.runtime.picking import describe_golden
 
 if TYPE_CHECKING:
     from ferryman.devices.agent.update.client import UpdateClient
     from ferryman.devices.agent.update.planner import Plan, Way
+    from ferryman.runtime.install import InstallResult
 
 
 class WayShown(Record):
@@ -87,6 +86,7 @@ def update(
     The device must have been given the repository's root: ROOT/trust/root.json.
     """
     from ferryman.devices.agent.update.client import UpdateClient
+    from ferryman.runtime.picking import describe_golden
 
     try:
         with UpdateClient(root, update_config(repository, **spending)) as client:

@@ -83,7 +83,8 @@ def test_the_wheel_holds_the_package_alone(built):
         metadata = Parser().parsestr(archive.read("ferryman-0.2.0.dist-info/METADATA").decode())
     assert {name.split("/")[0] for name in names} == {"ferryman", "ferryman-0.2.0.dist-info"}
     inside = {Path(name) for name in names if name.startswith("ferryman/")}
-    assert {path.suffix for path in inside} <= {".py", ".so", ".txt", ".html", ".css", ".js", ".json", ".typed"}
+    assert {path.suffix for path in inside} <= {".py", ".so", ".txt", ".html", ".css", ".js", ".json", ".typed", ".sh"}
+    assert [str(path) for path in inside if path.suffix == ".sh"] == ["ferryman/devices/fleet/facts/bare.sh"]
     native = {path.relative_to("ferryman/runtime/native") for path in inside if "native" in path.parts}
     assert {str(path.parent) for path in native} == {"lib", "lib/licenses"}
     assert {path.name for path in native if path.suffix == ".so"} == LIBRARIES

@@ -1,4 +1,4 @@
-"""Whether an aarch64 wheel is what its name says: `python -m tests.support.wheel_check WHEEL` lists what is wrong.
+"""Whether an aarch64 wheel is what its name says: `python -m tests.support.wheel_check WHEEL...` lists what is wrong.
 
 Which glibc and C++ library it needs, and whether each library that it asks for is in it or on every Linux, is
 auditwheel's verdict; the rest is looked up here.
@@ -92,6 +92,6 @@ def _of(files: dict[str, bytes], what: str) -> bytes:
 
 
 if __name__ == "__main__":
-    wrong = wheel_problems(Path(sys.argv[1]))
-    print("\n".join(wrong) or f"{sys.argv[1]}: nothing wrong")
+    wrong = [f"{name}: {problem}" for name in sys.argv[1:] for problem in wheel_problems(Path(name))]
+    print("\n".join(wrong) or f"{' '.join(sys.argv[1:])}: nothing wrong")
     sys.exit(bool(wrong))

@@ -164,3 +164,10 @@ def test_the_import_package_links_to_the_top_level_folders(floor):
     link = ROOT / "src" / "ferryman" / floor
     assert link.is_symlink()
     assert link.readlink() == Path(f"../../{floor}")
+
+
+def test_the_command_line_starts_without_numpy():
+    """It is the slowest of what a device imports, and most commands of one that is asked little need none."""
+    script = "import sys, ferryman.cli; print('numpy' in sys.modules, sys.modules['ferryman'].__version__)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[0] == "False"

@@ -134,7 +134,7 @@ def _synchronized(parts: dict[str, bytes]) -> bool | Unavailable:
     systemd, chrony = _word(parts, "synchronized"), _word(parts, "chrony")
     if systemd in {"yes", "no"}:
         return systemd == "yes" or chrony == "Normal"
-    return chrony == "Normal" if chrony else Unavailable(reason="neither timedatectl nor chronyc there")
+    return chrony == "Normal" if chrony else Unavailable(reason="neither timedatectl nor chronyc tells")
 
 
 def _without(facts: DeviceFacts, folder: str) -> DeviceFacts:

@@ -9,7 +9,6 @@ from typing import NamedTuple
 from ferryman.devices.fleet.facts.bare import bare_command, parse_bare
 from ferryman.devices.fleet.inventory import AdbDevice, Device, LocalDevice, SshDevice, connect
 from ferryman.devices.transport.base import CompletedCommand, Transport
-from ferryman.profiler.sysfs import SensorError
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, RequestTimeout
 from ferryman.runtime.contracts.facts import DeviceFacts, Interpreter
 from ferryman.runtime.contracts.messages import Status
@@ -84,23 +83,19 @@ def _why_no_ferryman(device: Device, ended: CompletedCommand) -> str:
     return f"`{device.command} facts` there ended with exit status {ended.exit_status}: {said or 'it said nothing'}"
 
 
-def over_adb(device: Device, timeout_s: float) -> Answer:  # noqa: ARG001  # adb's own limit bounds each command
-    """Ask a phone's shell.
+def over_adb(device: Device, timeout_s: float) -> Answer:
+    """Ask a phone's shell, and its runner.
 
     Raises:
-        DeviceError: adb does not reach it, or its shell answers in another way.
+        CallerError: no adb here, or which phone is not said.
+        LinkError: the phone is not there, or does not let us in.
+        DeviceError: its shell answers in another way.
     """
-    from ferryman.profiler.samplers.android import adb_shell
+    from ferryman.devices.fleet.phone.facts import phone_facts
 
     if not isinstance(device, AdbDevice):
         raise CallerError(f"{device.name} is not reached over adb")
-    argv, mark = bare_command(device.root)
-    try:
-        said = adb_shell(device.adb)(shlex.join(argv))
-    except SensorError as error:
-        raise DeviceError(f"{device.name}: {error}") from error
-    why = "a phone has no Python; ferryman's runner goes there with each push"
-    return Answer(parse_bare(said.encode(), mark, device.root, why))
+    return Answer(phone_facts(device, timeout_s))
 
 
 def over_mqtt(device: Device, timeout_s: float) -> Answer:

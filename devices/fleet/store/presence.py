@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 _CHUNK = 400
 _STAYS = (
     *("ferryman", "package_sha256", "package_name", "release", "answers", "interpreters", "standing"),
-    *("labels", "model", "outbox_pending", "outbox_dropped", "mode"),
+    *("labels", "model", "outbox_pending", "outbox_dropped", "storage", "mode"),
 )
 """What a death that leaves it empty does not change."""
 _COLUMNS = ("device", "status", "online", "birth", "changed_ns", "seen_ns")

@@ -11,7 +11,7 @@ from ferryman.runtime.contracts.errors import PackageError, ParityError
 from ferryman.runtime.contracts.manifest import GoldenVector
 from ferryman.runtime.contracts.record import Unavailable
 from ferryman.runtime.contracts.tensor import Signature, TensorSpec, pack, to_tensors
-from ferryman.runtime.golden import _at_least, check_golden
+from ferryman.runtime.golden import at_least, check_golden
 from ferryman.runtime.package import open_package
 from tests.support.forge import contents, forged, listed
 from tests.support.packages import write_tiny_package
@@ -32,7 +32,7 @@ from tests.support.packages import write_tiny_package
     ],
 )
 def test_versions_compare_as_numbers(version, least, enough):
-    assert _at_least(version, least) is enough
+    assert at_least(version, least) is enough
 
 
 def test_golden_outputs_of_nothing_but_nan_prove_nothing(tmp_path):

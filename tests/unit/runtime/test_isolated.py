@@ -193,3 +193,17 @@ def test_another_entry_in_the_same_process():
             session.switch("nope")
     with pytest.raises(CallerError, match="closed"):
         session.switch("small")
+
+
+def test_where_no_disk_takes_a_file_it_runs_and_its_last_words_are_kept(artifact, monkeypatch, tmp_path):
+    def refuse():
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr("ferryman.runtime.isolated.tempfile.TemporaryFile", refuse)
+    with IsolatedSession(artifact, "tflite") as session:
+        np.testing.assert_array_equal(session.run([X])[0], X + 1)
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho these are my last words >&2\nexit 3\n")
+    python.chmod(0o755)
+    with pytest.raises(RuntimeCrash, match="these are my last words"):
+        IsolatedSession(artifact, "tflite", python=python)

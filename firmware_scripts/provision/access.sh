@@ -1,0 +1,61 @@
+# shellcheck shell=sh
+# shellcheck disable=SC2034,SC2153,SC2154 # the variables are provision.sh's
+# A part of provision.sh: the device's identity, and who may come over SSH.
+
+check_access() {
+    [ -z "$identity" ] || [ -z "$enroll" ] || bad_usage "--identity brings an identity, --enroll waits for one: one of them"
+    # They are in the agent's own folder: whoever holds the agent must not have root write elsewhere.
+    for _folder in .ssh identity trust; do
+        [ ! -L "$HOME_OF/$_folder" ] || die "$HOME_OF/$_folder is a link, and nothing here makes one: see who did, and remove it"
+    done
+    if [ -n "$identity" ]; then
+        for _part in "PRIVATE KEY" "BEGIN CERTIFICATE"; do
+            grep -qs -e "$_part" "$identity" || die "$identity: expected key, certificate and authority in one file, found no $_part"
+        done
+    fi
+    [ -n "$authorize" ] || return 0
+    [ -f "$authorize" ] || die "no file $authorize: copy your public key here (~/.ssh/id_ed25519.pub)"
+    if grep -q "PRIVATE KEY" "$authorize"; then die "$authorize is a private key: give the public one, whose name ends in .pub"; fi
+    _public_keys | grep -q . || die "$authorize holds no public key: expected lines such as: ssh-ed25519 AAAA... name"
+}
+
+_public_keys() { grep -E '^(ssh|ecdsa|sk)-[A-Za-z0-9@.-]+ AAAA' "$authorize" || :; }
+
+write_access() {
+    if [ -n "$identity" ]; then
+        make_folder "$HOME_OF/identity" 700 ferryman
+        write_file "$HOME_OF/identity/identity.pem" 600 ferryman <"$identity"
+    fi
+    [ -n "$authorize" ] || return 0
+    case $(getent passwd ferryman) in
+    */sh) ;;
+    *) run usermod --shell /bin/sh ferryman ;;
+    esac
+    make_folder "$HOME_OF/.ssh" 700 ferryman
+    _keys=$HOME_OF/.ssh/authorized_keys
+    _now=$(mktemp)
+    [ ! -e "$_keys" ] || cat "$_keys" >"$_now"
+    # Commands and files, but no terminal and no forwarding. A key that is there keeps what stands before it.
+    _public_keys | while IFS=' ' read -r _kind _key _name; do
+        grep -qsF "$_key" "$_now" || printf 'restrict %s %s %s\n' "$_kind" "$_key" "$_name" >>"$_now"
+    done
+    write_file "$_keys" 600 ferryman <"$_now"
+    rm -f "$_now"
+}
+
+say_what_next() {
+    [ -n "$CHANGED" ] && [ -z "$DRY_RUN" ] || return 0
+    _name=$(sed -n 's/^FERRYMAN_DEVICE=//p' "$SETTINGS/agent.env" | tr -d '"')
+    if [ -n "$authorize" ]; then
+        say "On the host, in ~/.config/ferryman/devices.toml:
+[$_name]
+host = \"$(uname -n)\"
+user = \"ferryman\"
+command = \"$LINK/bin/ferryman\"
+root = \"$HOME_OF\""
+    fi
+    if [ -n "$enroll" ] && [ ! -e "$HOME_OF/identity/identity.pem" ]; then
+        say "The agent starts once this device has its identity. On the host: ferryman enroll $_name --ca ca
+Without SSH, here: runuser -u ferryman -- $LINK/bin/ferryman identity request $_name -o /tmp/$_name.csr"
+    fi
+}

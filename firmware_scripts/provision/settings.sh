@@ -1,0 +1,96 @@
+# shellcheck shell=sh
+# shellcheck disable=SC2034,SC2153,SC2154 # the variables are provision.sh's
+# A part of provision.sh: user, folders, /etc/ferryman/agent.env, the root of updates.
+
+check_settings() {
+    case $device in *[!A-Za-z0-9_.-]* | ?????????????????????????????????????????????????????????????????*)
+        bad_usage "--device $device: 1 to 64 of A-Z a-z 0-9 _ - ." ;;
+    esac
+    case $broker in '' | mqtt://?* | mqtts://?*) ;; *) bad_usage "--broker: mqtt://HOST[:PORT] or mqtts://..." ;; esac
+    [ -z "$device" ] || settings="FERRYMAN_DEVICE=$device
+$settings"
+    [ -z "$broker" ] || settings="FERRYMAN_BROKER=$broker
+$settings"
+    case $settings in
+    *[\"\'\\]*) bad_usage "--set: no quotes and no backslashes; write those into $SETTINGS/agent.env yourself" ;;
+    esac
+    printf '%s' "$settings" | while IFS= read -r _line; do
+        case ${_line%%=*} in
+        '' | [0-9]* | *[!A-Za-z0-9_]* | "$_line") bad_usage "--set $_line: NAME=VALUE" ;;
+        esac
+    done
+    [ -z "$trust" ] || [ -f "$trust" ] || die "no file $trust: make it with ferryman keys root, and copy it here"
+}
+
+check_system() {
+    has useradd || die "no useradd here: apt-get install passwd"
+    has systemctl || die "no systemctl here: the agent is kept up by systemd"
+    [ -n "$DRY_RUN" ] || for _folder in /opt /etc /var/lib; do
+        [ -w "$_folder" ] || die "cannot write in $_folder: where the root is read-only, mount -o remount,rw / before, and ro after"
+    done
+    _owner=$(stat -c %U "$HOME_OF" 2>/dev/null || echo ferryman)
+    case $_owner in
+    ferryman | root) ;;
+    *) die "$HOME_OF belongs to $_owner, and the agent runs as ferryman here: stop the agent, then chown -R ferryman:ferryman $HOME_OF (after useradd --system ferryman)" ;;
+    esac
+}
+
+one_at_a_time() {
+    [ -z "$DRY_RUN" ] || return 0
+    make_folder "$VENVS" 755 root
+    exec 9>>"$VENVS/lock"
+    flock -n 9 || die "another provision.sh is at work here"
+    # What one that was killed had begun to write.
+    remove "$SETTINGS"/.ferryman.?????? "$UNITS"/.ferryman.?????? "$UNITS"/*/.ferryman.?????? "$SHARED"/.ferryman.?????? \
+        "${UDEV%/*}"/.ferryman.?????? "${AVAHI%/*}"/.ferryman.?????? "$HOME_OF"/*/.ferryman.?????? "$HOME_OF"/.ssh/.ferryman.??????
+}
+
+# Groups by which devices are read, of those that this system has: i2c meters, the firmware's mailbox (/dev/vcio).
+make_user() {
+    getent passwd ferryman >/dev/null ||
+        run useradd --system --user-group --home-dir "$HOME_OF" --no-create-home --shell /usr/sbin/nologin --password '*' \
+            --comment "ferryman" ferryman
+    for _group in i2c video; do
+        getent group "$_group" >/dev/null || continue
+        case " $(id -nG ferryman 2>/dev/null) " in *" $_group "*) ;; *) run usermod -a -G "$_group" ferryman ;; esac
+    done
+}
+
+make_folders() {
+    make_folder "$HOME_OF" 750 ferryman
+    make_folder "$SETTINGS" 755 root
+    make_folder "$VENVS" 755 root
+}
+
+# A line that an option names takes that value; everything else stays as it is, comments and order included.
+write_settings() {
+    _file=$SETTINGS/agent.env
+    if [ -z "$device" ] && ! grep -qs '^FERRYMAN_DEVICE=' "$_file"; then
+        settings="FERRYMAN_DEVICE=$(uname -n)
+$settings"
+    fi
+    _now=$(mktemp)
+    if [ -e "$_file" ]; then
+        cat "$_file" >"$_now"
+    else
+        say "# Settings of the ferryman agent, read by its unit: docs/provisioning.md" >"$_now"
+    fi
+    printf '%s' "$settings" >"$_now.set"
+    while IFS= read -r _line; do
+        _name=${_line%%=*} _value=${_line#*=}
+        case $_value in *[!A-Za-z0-9_./:@%+,=?\&-]*) _line="$_name=\"$_value\"" ;; esac
+        # Through the environment: awk would take \ in a -v apart.
+        LINE=$_line awk -v name="$_name=" '
+            index($0, name) == 1 { if (!done) print ENVIRON["LINE"]; done = 1; next }
+            { print }
+            END { if (!done) print ENVIRON["LINE"] }' "$_now" >"$_now.next"
+        mv "$_now.next" "$_now"
+    done <"$_now.set"
+    # A broker's URL may hold a password.
+    write_file "$_file" 640 root:ferryman <"$_now"
+    rm -f "$_now" "$_now.set"
+    if [ -n "$trust" ] && [ ! -e "$HOME_OF/trust/root.json" ]; then
+        make_folder "$HOME_OF/trust" 755 ferryman
+        write_file "$HOME_OF/trust/root.json" 644 ferryman <"$trust"
+    fi
+}

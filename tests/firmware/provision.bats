@@ -1,0 +1,315 @@
+#!/usr/bin/env bats
+# provision.sh in a root of its own, with a Python whose environments hold a ferryman that says its version and no more:
+# the real one is in tests/integration/test_provision.py.
+
+# Scripts in single quotes are run by what they are given to; each test is a shell of its own.
+# shellcheck disable=SC2016,SC2030,SC2031
+
+load helpers
+
+setup() {
+    [ "$BATS_TEST_DESCRIPTION" = "wrong usage" ] || needs_root_of_its_own
+    export BATS_TEST_TMPDIR
+    PROVISION=$SCRIPTS/provision.sh
+    WHEEL=$BATS_TEST_TMPDIR/ferryman-1-py3-none-any.whl
+    echo one >"$WHEEL"
+    ssh-keygen -q -t ed25519 -N '' -C pusher -f "$BATS_TEST_TMPDIR/key"
+    printf -- '-----BEGIN PRIVATE KEY-----\nx\n-----BEGIN CERTIFICATE-----\ny\n' >"$BATS_TEST_TMPDIR/identity.pem"
+    fake small-python <<'END'
+#!/bin/sh
+case $1$2 in
+-mvenv)
+    mkdir -p "$3/bin"
+    cat >"$3/bin/pip" <<'PIP'
+#!/bin/sh
+[ ! -e "$BATS_TEST_TMPDIR/pip-says" ] || { cat "$BATS_TEST_TMPDIR/pip-says"; exit 1; }
+for last; do :; done
+printf '#!/bin/sh\necho "%s"\n[ ! -e "$BATS_TEST_TMPDIR/broken" ]\n' "$last" >"${0%/pip}/ferryman"
+chmod +x "${0%/pip}/ferryman"
+PIP
+    chmod +x "$3/bin/pip"
+    ;;
+*) exec python3 "$@" ;;
+esac
+END
+}
+
+teardown() {
+    [ "$BATS_TEST_DESCRIPTION" != "wrong usage" ] && [ -n "${FERRYMAN_TEST_ROOT:-}" ] || return 0
+    umount /opt/ferryman.d 2>/dev/null || :
+    PATH=/usr/sbin:/usr/bin:/sbin:/bin
+    "$PROVISION" --uninstall --purge
+}
+
+provision() { "$PROVISION" --python small-python --wheel "$WHEEL" "$@"; }
+
+all() { provision --device kitchen --broker mqtts://hub --authorize "$BATS_TEST_TMPDIR/key.pub" --identity "$BATS_TEST_TMPDIR/identity.pem" "$@"; }
+
+PLACES="/opt /etc /var/lib/ferryman /usr/local"
+
+# What the device holds, without times: owners, modes, links, contents of all but what is named by chance.
+state() {
+    # shellcheck disable=SC2086 # words
+    find $PLACES ! -name 'shadow*' ! -name '*-' ! -name '.pwd.lock' ! -path '/etc/ssl/*' -printf '%p %y %m %u:%g %l\n' | sort
+    find /opt /etc/ferryman /etc/systemd/system /etc/udev/rules.d /var/lib/ferryman /usr/local -type f -exec cksum {} + | sort
+    getent passwd ferryman || :
+    id ferryman || :
+}
+
+@test "a device from nothing, and again nothing to do" {
+    expect 0 all
+    [ "$(readlink -f /opt/ferryman)" != /opt/ferryman ]
+    expect 0 /opt/ferryman/bin/ferryman --version
+    says "[litert]"
+    [ "$(stat -c '%U:%G %a' /var/lib/ferryman)" = "ferryman:ferryman 750" ]
+    [ "$(stat -c '%U:%G %a' /var/lib/ferryman/identity/identity.pem)" = "ferryman:ferryman 600" ]
+    [ "$(stat -c '%U:%G %a' /etc/ferryman/agent.env)" = "root:ferryman 640" ]
+    grep -qx FERRYMAN_DEVICE=kitchen /etc/ferryman/agent.env
+    grep -qx FERRYMAN_BROKER=mqtts://hub /etc/ferryman/agent.env
+    grep -q '^restrict ssh-ed25519 .* pusher$' /var/lib/ferryman/.ssh/authorized_keys
+    [ -L /etc/systemd/system/multi-user.target.wants/ferryman-agent.service ]
+    [ -e /etc/udev/rules.d/59-ferryman.rules ]
+    # shellcheck disable=SC2086 # words
+    tree $PLACES | grep -v " d " >"$BATS_TEST_TMPDIR/before"
+    expect 0 all
+    says "nothing to do"
+    # shellcheck disable=SC2086 # words
+    tree $PLACES | grep -v " d " | diff "$BATS_TEST_TMPDIR/before" -
+}
+
+# bats test_tags=long
+@test "dry: nothing is changed" {
+    # shellcheck disable=SC2086 # words
+    before=$(tree /opt /etc /usr/local)
+    expect 0 all --dry-run
+    says "would run: useradd"
+    says "would write: /etc/systemd/system/ferryman-agent.service"
+    [ "$(tree /opt /etc /usr/local)" = "$before" ]
+}
+
+# bats test_tags=long
+@test "what an administrator wrote stays, what an option names changes" {
+    mkdir -p /etc/ferryman
+    printf '# mine\nFERRYMAN_BROKER=mqtt://old\nFERRYMAN_OPTIONS="--sample 60"\nFERRYMAN_DEVICE=attic\n' >/etc/ferryman/agent.env
+    expect 0 provision --broker mqtt://new --set "FERRYMAN_MORE=two words"
+    run cat /etc/ferryman/agent.env
+    [ "$output" = '# mine
+FERRYMAN_BROKER=mqtt://new
+FERRYMAN_OPTIONS="--sample 60"
+FERRYMAN_DEVICE=attic
+FERRYMAN_MORE="two words"' ]
+    mkdir -p /var/lib/ferryman/.ssh
+    echo 'from="10.0.0.1" ssh-ed25519 AAAA hers' >/var/lib/ferryman/.ssh/authorized_keys
+    expect 0 provision --authorize "$BATS_TEST_TMPDIR/key.pub"
+    grep -qx 'from="10.0.0.1" ssh-ed25519 AAAA hers' /var/lib/ferryman/.ssh/authorized_keys
+    [ "$(wc -l </var/lib/ferryman/.ssh/authorized_keys)" -eq 2 ]
+}
+
+# bats test_tags=long
+@test "enrolling: the agent waits for its identity" {
+    expect 0 provision --enroll --device kitchen --authorize "$BATS_TEST_TMPDIR/key.pub"
+    says "ferryman enroll kitchen"
+    expect 0 /opt/ferryman/bin/ferryman
+    says "[enroll,litert]"
+    grep -q ConditionPathExists=/var/lib/ferryman/identity/identity.pem /etc/systemd/system/ferryman-agent.service.d/enroll.conf
+    [ -L /etc/systemd/system/paths.target.wants/ferryman-enrolled.path ]
+    case $(getent passwd ferryman) in */bin/sh) ;; *) false ;; esac
+}
+
+# bats test_tags=long
+@test "an upgrade switches at the end; one that fails changes nothing that runs" {
+    expect 0 provision --device kitchen
+    old=$(readlink /opt/ferryman)
+    echo two >"$WHEEL"
+    for said in "OSError: [Errno 28] No space left on device" "NewConnectionError: Network is unreachable" "No matching distribution found" "is not a supported wheel" "else"; do
+        echo "$said" >"$BATS_TEST_TMPDIR/pip-says"
+        expect 1 provision
+        says "nothing was changed of what runs"
+        [ "$(readlink /opt/ferryman)" = "$old" ]
+        expect 0 /opt/ferryman/bin/ferryman --version
+    done
+    rm "$BATS_TEST_TMPDIR/pip-says"
+    touch "$BATS_TEST_TMPDIR/broken"
+    expect 1 provision
+    says "the new ferryman does not run"
+    rm "$BATS_TEST_TMPDIR/broken"
+    expect 0 /opt/ferryman/bin/ferryman --version
+    [ "$(readlink /opt/ferryman)" = "$old" ]
+    expect 0 provision --interpreter tflite
+    [ "$(readlink /opt/ferryman)" != "$old" ]
+    [ ! -e "$old" ]
+    expect 0 /opt/ferryman/bin/ferryman --version
+    says "[tflite]"
+    expect 0 provision --interpreter tflite
+    says "nothing to do"
+}
+
+# bats test_tags=long
+@test "an installation by hand gives way, and only to one that runs" {
+    mkdir -p /opt/ferryman/bin
+    printf '#!/bin/sh\necho by hand\n' >/opt/ferryman/bin/ferryman
+    chmod +x /opt/ferryman/bin/ferryman
+    echo broken >"$BATS_TEST_TMPDIR/pip-says"
+    expect 1 provision
+    expect 0 /opt/ferryman/bin/ferryman
+    says "by hand"
+    rm "$BATS_TEST_TMPDIR/pip-says"
+    expect 0 provision
+    expect 0 /opt/ferryman/bin/ferryman
+    says_not "by hand"
+}
+
+# Some program calls more each time, up to the end: whatever is done is done from there on.
+# bats test_tags=long
+@test "killed at any step and run again, the end is the same" {
+    expect 0 all
+    state >"$BATS_TEST_TMPDIR/expected"
+    "$PROVISION" --uninstall --purge
+    for name in install mv ln useradd usermod chown chmod systemctl sync rm; do
+        real=$(PATH=/usr/sbin:/usr/bin:/sbin:/bin command -v "$name")
+        fake "$name" <<END
+#!/bin/sh
+calls=\$((\$(cat "\$BATS_TEST_TMPDIR/calls") + 1))
+echo \$calls >"\$BATS_TEST_TMPDIR/calls"
+[ \$calls -ne \$(cat "\$BATS_TEST_TMPDIR/last") ] || kill -9 0
+exec $real "\$@"
+END
+    done
+    last=0 killed=0
+    while :; do
+        last=$((last + ${FERRYMAN_TEST_STEP:-7}))
+        echo 0 >"$BATS_TEST_TMPDIR/calls"
+        echo "$last" >"$BATS_TEST_TMPDIR/last"
+        export -f all provision
+        export PROVISION WHEEL
+        run setsid --wait bash -c all
+        echo 0 >"$BATS_TEST_TMPDIR/last"
+        [ "$status" -ne 0 ] || break
+        killed=$((killed + 1))
+        if [ -L /opt/ferryman ]; then /opt/ferryman/bin/ferryman --version; fi
+        expect 0 all
+        state >"$BATS_TEST_TMPDIR/found"
+        diff "$BATS_TEST_TMPDIR/expected" "$BATS_TEST_TMPDIR/found"
+        "$PROVISION" --uninstall --purge
+    done
+    [ "$killed" -ge 3 ]
+}
+
+# bats test_tags=long
+@test "an upgrade that is killed leaves the old or the new one, both whole" {
+    expect 0 provision
+    for name in mv ln sync rm; do
+        date +%N >"$WHEEL"
+        fake "$name" <<<'#!/bin/sh
+kill -9 0'
+        export -f provision
+        export PROVISION WHEEL
+        run setsid --wait bash -c provision
+        PATH=/usr/bin:/bin rm "$BATS_TEST_TMPDIR/bin/$name"
+        [ "$status" -ne 0 ]
+        expect 0 /opt/ferryman/bin/ferryman --version
+        expect 0 provision
+        expect 0 provision
+        says "nothing to do"
+    done
+}
+
+@test "uninstall leaves state and identity, purge nothing" {
+    state >"$BATS_TEST_TMPDIR/expected"
+    expect 0 all
+    touch /var/lib/ferryman/outbox.sqlite
+    echo PGPASSWORD=x >/etc/ferryman/collector.env
+    expect 0 "$PROVISION" --uninstall
+    [ -e /var/lib/ferryman/outbox.sqlite ]
+    [ -e /var/lib/ferryman/identity/identity.pem ]
+    [ ! -e /var/lib/ferryman/.ssh ]
+    [ "$(ls /etc/ferryman)" = collector.env ]
+    rm -r /etc/ferryman
+    for gone in /opt/ferryman /opt/ferryman.d /usr/local/lib/ferryman /etc/systemd/system/ferryman-agent.service /etc/udev/rules.d/59-ferryman.rules; do
+        [ ! -e "$gone" ] && [ ! -L "$gone" ]
+    done
+    expect 0 "$PROVISION" --uninstall
+    says "nothing to do"
+    expect 0 "$PROVISION" --uninstall --purge
+    state >"$BATS_TEST_TMPDIR/found"
+    diff "$BATS_TEST_TMPDIR/expected" "$BATS_TEST_TMPDIR/found"
+}
+
+# bats test_tags=long
+@test "avahi announces the device where it is installed" {
+    mkdir -p /etc/avahi/services
+    expect 0 provision --device kitchen
+    grep -q "<txt-record>device=kitchen</txt-record>" /etc/avahi/services/ferryman.service
+    rm -r /etc/avahi
+}
+
+# bats test_tags=long
+@test "what is wrong is said, with what to do, before anything is changed" {
+    before=$(tree /opt /etc /usr/local)
+    expect 1 provision --python no-such-python
+    says "apt-get install python3"
+    fake old-python <<<'#!/bin/sh
+echo "3.9.2 aarch64 False"'
+    expect 1 provision --python old-python
+    says "3.11 or later"
+    fake small-userland <<<'#!/bin/sh
+echo "3.11.2 32 True"'
+    touch "$BATS_TEST_TMPDIR/ferryman-1-py3-none-manylinux_2_28_aarch64.whl"
+    expect 1 "$PROVISION" --python small-userland --wheel "$BATS_TEST_TMPDIR/ferryman-1-py3-none-manylinux_2_28_aarch64.whl"
+    says "32 bits"
+    touch "$BATS_TEST_TMPDIR/ferryman-1-py3-none-linux_sparc.whl"
+    expect 1 "$PROVISION" --wheel "$BATS_TEST_TMPDIR/ferryman-1-py3-none-linux_sparc.whl"
+    says "not for this device"
+    expect 1 provision --authorize "$BATS_TEST_TMPDIR/key"
+    says "private key"
+    expect 1 provision --identity "$BATS_TEST_TMPDIR/key.pub"
+    says "expected key, certificate and authority"
+    expect 1 provision --wheels /no/such
+    says "pip download"
+    [ "$(tree /opt /etc /usr/local)" = "$before" ]
+}
+
+@test "not root" {
+    cp -r "$SCRIPTS" /tmp/scripts
+    chmod -R a+rX /tmp/scripts "$BATS_TEST_TMPDIR" "$BATS_RUN_TMPDIR"
+    expect 1 setpriv --reuid 65534 --clear-groups /tmp/scripts/provision.sh --wheel "$WHEEL"
+    says "needs root"
+    rm -r /tmp/scripts
+}
+
+@test "a full disk" {
+    mkdir /opt/ferryman.d
+    mount -t tmpfs -o size=10m tmpfs /opt/ferryman.d
+    expect 1 provision
+    says "MB free"
+    [ ! -e /opt/ferryman ]
+}
+
+@test "a read-only root" {
+    mount -t tmpfs -o ro tmpfs /opt
+    run provision
+    umount /opt
+    [ "$status" -eq 1 ]
+    says "remount,rw"
+}
+
+@test "one at a time" {
+    mkdir -p /opt/ferryman.d
+    exec 8>>/opt/ferryman.d/lock
+    flock 8
+    expect 1 provision
+    says "another provision.sh"
+    exec 8>&-
+}
+
+@test "wrong usage" {
+    for wrong in "" "--wheel" "--sideways" "--wheel $WHEEL --index ferryman==1" "--index ferryman" "--purge" "--uninstall --wheel $WHEEL" \
+        "--wheel $WHEEL --interpreter onnx" "--wheel $WHEEL --extra a,b" "--wheel $WHEEL --device a/b" "--wheel $WHEEL --broker http://x" \
+        "--wheel $WHEEL --set novalue" "--wheel $WHEEL --enroll --identity x"; do
+        # shellcheck disable=SC2086 # words
+        expect 2 "$PROVISION" $wrong
+        says "--help"
+    done
+    expect 0 "$PROVISION" --help
+    says "--wheel FILE"
+}

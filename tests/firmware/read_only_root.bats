@@ -1,0 +1,67 @@
+#!/usr/bin/env bats
+# read_only_root.sh over fstab files of its own.
+
+load helpers
+
+setup() {
+    needs_root
+    FSTAB=$BATS_TEST_TMPDIR/fstab
+    cat >"$FSTAB" <<'END'
+# a Raspberry Pi
+proc            /proc           proc    defaults          0       0
+PARTUUID=1-01  /boot/firmware  vfat    defaults          0       2
+PARTUUID=1-02  /               ext4    defaults,noatime  0       1
+END
+}
+
+change() { "$SCRIPTS/read_only_root.sh" --fstab "$FSTAB" "$@"; }
+
+# what FOLDER COLUMN: as findmnt, which mounts by it, reads the file.
+what() { findmnt --tab-file "$FSTAB" --noheadings --output "$2" "$1"; }
+
+@test "read-only, state on its own, twice the same, and undone" {
+    cp "$FSTAB" "$BATS_TEST_TMPDIR/before"
+    expect 0 change --state LABEL=ferryman
+    [[ "$(what / OPTIONS)" = ro,* ]]
+    [ "$(what /var/lib/ferryman SOURCE)" = LABEL=ferryman ]
+    [[ "$(what /var/lib/ferryman OPTIONS)" = *noexec* ]]
+    [ "$(what /tmp FSTYPE)" = tmpfs ]
+    [ "$(what /boot/firmware FSTYPE)" = vfat ]
+    expect 0 change --state LABEL=ferryman
+    says "nothing to do"
+    expect 0 change --state /dev/sda3
+    [ "$(what /var/lib/ferryman SOURCE)" = /dev/sda3 ]
+    expect 0 change --undo
+    tr -s ' ' <"$BATS_TEST_TMPDIR/before" | diff - <(tr -s ' ' <"$FSTAB")
+    expect 0 change --undo
+    says "nothing to do"
+}
+
+@test "a root that was ro or rw before is so again" {
+    for was in ro,noatime rw rw,errors=remount-ro defaults; do
+        echo "/dev/x / ext4 $was 0 1" >"$FSTAB"
+        expect 0 change --state UUID=1
+        [[ ",$(what / OPTIONS)," = *,ro,* ]]
+        [[ ",$(what / OPTIONS)," != *,rw,* ]]
+        expect 0 change --undo
+        [ "$(what / OPTIONS)" = "$was" ]
+    done
+}
+
+@test "a dry run changes nothing" {
+    before=$(tree "$FSTAB")
+    expect 0 change --state LABEL=ferryman --dry-run
+    says "would write"
+    [ "$(tree "$FSTAB")" = "$before" ]
+}
+
+@test "what is wrong is said" {
+    echo "/dev/x /home ext4 defaults" >"$FSTAB"
+    expect 1 change --state LABEL=ferryman
+    says "not exactly one line for /"
+    for wrong in "" "--state" "--state nonsense" "--undo --state LABEL=x" "--sideways" "--state LABEL=a;b"; do
+        # shellcheck disable=SC2086 # words
+        expect 2 change $wrong
+        says "--help"
+    done
+}
