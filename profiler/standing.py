@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from ferryman.runtime.contracts.measurement import Conditions
 
 _FIELDS = (
-<<<<<<< HEAD
-    *("device_model", "cpu_model", "soc", "cpu_count", "isa", "governor", "power_source", "kernel", "machine"),
-=======
     "device_model",
     "cpu_model",
     "soc",
@@ -19,7 +16,6 @@ _FIELDS = (
     "power_source",
     "kernel",
     "machine",
->>>>>>> main
     "emulated",
 )
 _VERSIONS = ("ferryman", "python", "numpy")

@@ -45,6 +45,7 @@ class Scene:
     hub: Link
     stack: ExitStack
     logs: list[Path] = field(default_factory=list)
+    running: list[subprocess.Popen[str]] = field(default_factory=list)
     broker: subprocess.Popen[str] | None = None
 
     @property
@@ -115,6 +116,8 @@ class Scene:
         """
         deadline = time.monotonic() + timeout_s
         while not holds():
+            failed = [process.args for process in self.running if process.poll()]
+            assert not failed, f"ended meanwhile: {failed}\n{self.last_words()}"
             assert time.monotonic() < deadline, f"not in {timeout_s:g} s: {what}\n{self.last_words()}"
             time.sleep(0.2)
 
@@ -135,6 +138,7 @@ class Scene:
             self.logs.append(log)
         with log.open("a") as file:
             process = start(file)
+        self.running.append(process)
         self.stack.callback(_end, process)
         return process
 
