@@ -28,7 +28,7 @@ from tests.support.pi_device import COMMAND, PYTHON, packed_device
 from tests.support.pi_scene import DEVICE, STATE, Scene, emulated_pi
 
 WHY_NOT = pi_device.why_not() or netns.why_not() or ("" if BINARY else "mosquitto is not installed")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
 CPUS = tuple(BOARD_OF)
 HWCAP = "import ctypes, platform; print(platform.machine(), hex(ctypes.CDLL(None).getauxval(16)))"
 PI_HWCAP = 0x8FB

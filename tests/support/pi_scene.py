@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -101,7 +102,7 @@ class Scene:
         """mosquitto, from what `ferryman ca broker` wrote."""
         assert BINARY is not None
         self.broker = self.service("broker", [BINARY, "-c", self.folder / "ca-broker/mosquitto.conf"], netns=self.hub)
-        self.until("the broker listens", lambda: "mosquitto version" in self.log("broker").read_text())
+        self.until("the broker listens", lambda: _answers(self.hub.address, 8883))
 
     def log(self, name: str) -> Path:
         return self.folder / f"{name}.log"
@@ -205,6 +206,14 @@ def _set_up_authority(scene: Scene) -> None:
     scene.ferryman("ca", "broker", scene.folder / "ca")
     for host in ("collector", "operator", "rollout"):
         scene.ferryman("ca", "client", scene.folder / "ca", host, "--role", host)
+
+
+def _answers(address: str, port: int) -> bool:
+    try:
+        socket.create_connection((address, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 def _end(process: subprocess.Popen[str]) -> None:
