@@ -142,7 +142,7 @@ def device_model(root: Path) -> str:
         SensorError: neither is there.
     """
     try:
-        return read_text(root / "proc/device-tree/model")
+        return _device_tree(root, "model")
     except SensorError as error:
         try:
             return read_text(root / "sys/class/dmi/id/product_name")
@@ -161,9 +161,20 @@ def soc(root: Path) -> str:
         return " ".join(dict.fromkeys([read_text(folder / "family"), read_text(folder / "soc_id")]))
     except SensorError as error:
         try:
-            return read_text(root / "proc/device-tree/compatible").split("\0")[-1]
+            return _device_tree(root, "compatible").split("\0")[-1]
         except SensorError as second:
             raise SensorError(f"{error}; {second}") from None
+
+
+def _device_tree(root: Path, name: str) -> str:
+    """A property of the device tree's root; where containers hide /proc/device-tree, what it is a link to."""
+    try:
+        return read_text(root / "proc/device-tree" / name)
+    except SensorError:
+        place = root / "sys/firmware/devicetree/base" / name
+        if not place.exists():
+            raise
+        return read_text(place)
 
 
 def power_source(root: Path) -> str:

@@ -99,7 +99,9 @@ def measure_energy(
     found: Energy | Unavailable
     failure = None
     try:
-        found = _windows(reader, partial(_elsewhere, burst=burst) if burst else partial(_active, run=run), idle_s, window_s)
+        found = _windows(
+            reader, partial(_elsewhere, burst=burst) if burst else partial(_active, run=run), idle_s, window_s
+        )
     except SensorError as error:
         found = Unavailable(reason=f"{reader.name}: {error}")
     finally:

@@ -25,7 +25,7 @@ from ferryman.runtime import kernels
 from ferryman.runtime.contracts.errors import FerrymanError
 from ferryman.runtime.contracts.facts import Core, DeviceFacts, Interpreter, Sensor
 from ferryman.runtime.contracts.record import Unavailable
-from ferryman.runtime.cpu import instruction_sets
+from ferryman.runtime.cpu import emulator, instruction_sets
 from ferryman.runtime.session import INTERPRETERS, installed
 
 T = TypeVar("T")
@@ -97,6 +97,7 @@ def facts_of(tree: Path, told: Told) -> DeviceFacts:
     return DeviceFacts(
         model=attempt(partial(conditions.device_model, tree)),
         soc=attempt(partial(conditions.soc, tree)),
+        emulated=emulator(tree / "proc/self"),
         cores=cores if isinstance(cores, Unavailable) else attempt(partial(cores_of, tree, cpuinfo)),
         isa=tuple(name for name in conditions.ISA_OF_INTEREST if name in found),
         memory_bytes=attempt(partial(conditions.meminfo_bytes, tree, "MemTotal")),

@@ -6,7 +6,18 @@ from collections.abc import Sequence
 
 from ferryman.runtime.contracts.measurement import Conditions
 
-_FIELDS = ("device_model", "cpu_model", "soc", "cpu_count", "isa", "governor", "power_source", "kernel", "machine", "emulated")
+_FIELDS = (
+    "device_model",
+    "cpu_model",
+    "soc",
+    "cpu_count",
+    "isa",
+    "governor",
+    "power_source",
+    "kernel",
+    "machine",
+    "emulated",
+)
 _VERSIONS = ("ferryman", "python", "numpy")
 
 

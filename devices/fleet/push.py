@@ -115,9 +115,7 @@ def push(
     )
 
 
-def _push_to_phone(
-    package: Path, device: AdbDevice, pick: str, progress: Progress, runner: Path | None
-) -> PushResult:
+def _push_to_phone(package: Path, device: AdbDevice, pick: str, progress: Progress, runner: Path | None) -> PushResult:
     from ferryman.devices.fleet.phone.push import push_to_phone
 
     with open_package(package) as opened:

@@ -44,8 +44,8 @@ _SIGNAL_BASE = 128
 """A shell's exit status of a program that a signal ended."""
 _INSTALL_ADB = "on Debian or Ubuntu: sudo apt-get install adb"
 _STATES = {
-    "unauthorized": "it does not trust this machine yet: unlock it, and allow USB debugging when it asks (where it does "
-    "not ask: revoke USB debugging authorizations in its developer options, and connect it again)",
+    "unauthorized": "it does not trust this machine yet: unlock it, and allow USB debugging when it asks (where it "
+    "does not: revoke USB debugging authorizations in its developer options, and connect it again)",
     "authorizing": "it is still asking whom to trust: unlock it, and allow USB debugging",
     "offline": "it does not answer: connect it again, or run `adb reconnect offline`",
     "no": "this user may not use it over USB: on Debian or Ubuntu sudo apt-get install "
@@ -71,8 +71,9 @@ class AdbTransport(Closing):
         """
         self._client = _server()
         self.serial = _find(self._client, serial, time.monotonic() + find_s)
-        with self._link_errors("features"):
-            features = self._client.device(self.serial).get_features().split(",")
+        with self._link_errors("features"), self._connection() as connection:
+            _send_command(connection, f"host-serial:{self.serial}:features")
+            features = connection.read_string_block().split(",")
         if "shell_v2" not in features:
             raise DeviceError(f"phone {self.serial} tells no exit status of commands: Android 7 or later is needed")
 
@@ -143,9 +144,16 @@ class AdbTransport(Closing):
 
     @contextmanager
     def _open(self, service: str) -> Iterator[socket.socket]:
-        with self._client.device(self.serial).open_transport() as connection:
+        with self._connection() as connection:
+            _send_command(connection, f"host:transport:{self.serial}")
             _send_command(connection, service)
             yield connection.conn
+
+    def _connection(self) -> AdbConnection:
+        """To adb's server; were it gone, adbutils would start another, which knows no phone that is over Wi-Fi."""
+        if not _listens(self._client.host, self._client.port):
+            raise EOFError("adb's server has ended")
+        return self._client.make_connection()
 
     @contextmanager
     def _link_errors(self, what: str) -> Iterator[None]:

@@ -34,8 +34,7 @@ def check_output(said: bytes | bytearray, what: str, most_bytes: int = OUTPUT_MA
     """
     if len(said) > most_bytes:
         raise DeviceError(
-            f"{what} said more than {most_bytes:,} bytes, which no ferryman does; "
-            "see `command` in the devices file"
+            f"{what} said more than {most_bytes:,} bytes, which no ferryman does; see `command` in the devices file"
         )
 
 

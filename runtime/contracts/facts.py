@@ -42,6 +42,8 @@ class DeviceFacts(Record, kw_only=True):
     """Of the kernel: `aarch64`."""
     userland_bits: int | Unavailable = Unavailable(reason="not told")
     """Of its programs: 32 or 64, whatever the kernel is."""
+    emulated: str = ""
+    """By which emulator it runs there; empty: by none that shows itself."""
     cores: tuple[Core, ...] | Unavailable
     isa: tuple[str, ...]
     """Instruction sets that kernels are chosen by, as the kernel names them."""

@@ -118,7 +118,7 @@ def main(verbose: int) -> None:
     \b
     A model's journey:
       convert   PyTorch model -> package, proven on every interpreter
-      push      package -> device, over SSH or adb; the old one serves until it is proven
+      push      package -> device, over SSH or adb, proven before it serves
       profile   latency, memory and energy on the device
       compare   packages -> which is slower, by how much, for sure
       collect   telemetry -> database;  report: database -> table and page
@@ -301,9 +301,7 @@ def inspect(package: Path, as_json: bool) -> None:
 @pick_option
 @runner_option
 @devices_option
-def push(
-    package: Path, device: tuple[str, ...], pick: str, runner: Path | None, devices_file: Path | None
-) -> None:
+def push(package: Path, device: tuple[str, ...], pick: str, runner: Path | None, devices_file: Path | None) -> None:
     """Upload PACKAGE to each DEVICE over SSH, or to a phone over adb, and install it there.
 
     The device writes its inactive slot, reads it back, runs the golden vectors, and only then switches; on any failure

@@ -41,7 +41,8 @@ def _lines(facts: DeviceFacts) -> Iterator[tuple[str, str]]:
     yield "model", told(facts.model)
     yield "chip", told(facts.soc)
     bits = "" if isinstance(facts.userland_bits, Unavailable) else f", {facts.userland_bits}-bit programs"
-    yield "machine", f"{facts.machine}{bits}"
+    emulated = f", emulated by {facts.emulated}" if facts.emulated else ""
+    yield "machine", f"{facts.machine}{bits}{emulated}"
     yield "cores", describe_cores(facts.cores)
     yield "instructions", " ".join(facts.isa) or "none of interest"
     yield "memory", f"{megabytes(facts.memory_bytes)}, {megabytes(facts.memory_available_bytes)} available"

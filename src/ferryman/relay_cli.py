@@ -35,7 +35,7 @@ def relay(phone: tuple[str, ...], devices_file: Path | None, sample: float) -> N
     for name in dict.fromkeys(phone):
         device = find(name, devices_file)
         if not isinstance(device, AdbDevice):
-            raise CallerError(f'{name} is no phone: the devices file gives it no `adb`; its own agent sends telemetry')
+            raise CallerError(f"{name} is no phone: the devices file gives it no `adb`; its own agent sends telemetry")
         targets.append(device)
     stop = stop_event()
     failed: list[FerrymanError] = []

@@ -77,6 +77,7 @@ state() {
     tree $PLACES | grep -v " d " | diff "$BATS_TEST_TMPDIR/before" -
 }
 
+# bats test_tags=long
 @test "dry: nothing is changed" {
     # shellcheck disable=SC2086 # words
     before=$(tree /opt /etc /usr/local)
@@ -86,6 +87,7 @@ state() {
     [ "$(tree /opt /etc /usr/local)" = "$before" ]
 }
 
+# bats test_tags=long
 @test "what an administrator wrote stays, what an option names changes" {
     mkdir -p /etc/ferryman
     printf '# mine\nFERRYMAN_BROKER=mqtt://old\nFERRYMAN_OPTIONS="--sample 60"\nFERRYMAN_DEVICE=attic\n' >/etc/ferryman/agent.env
@@ -103,6 +105,7 @@ FERRYMAN_MORE="two words"' ]
     [ "$(wc -l </var/lib/ferryman/.ssh/authorized_keys)" -eq 2 ]
 }
 
+# bats test_tags=long
 @test "enrolling: the agent waits for its identity" {
     expect 0 provision --enroll --device kitchen --authorize "$BATS_TEST_TMPDIR/key.pub"
     says "ferryman enroll kitchen"
@@ -113,6 +116,7 @@ FERRYMAN_MORE="two words"' ]
     case $(getent passwd ferryman) in */bin/sh) ;; *) false ;; esac
 }
 
+# bats test_tags=long
 @test "an upgrade switches at the end; one that fails changes nothing that runs" {
     expect 0 provision --device kitchen
     old=$(readlink /opt/ferryman)
@@ -140,6 +144,7 @@ FERRYMAN_MORE="two words"' ]
     says "nothing to do"
 }
 
+# bats test_tags=long
 @test "an installation by hand gives way, and only to one that runs" {
     mkdir -p /opt/ferryman/bin
     printf '#!/bin/sh\necho by hand\n' >/opt/ferryman/bin/ferryman
@@ -230,6 +235,7 @@ kill -9 0'
     diff "$BATS_TEST_TMPDIR/expected" "$BATS_TEST_TMPDIR/found"
 }
 
+# bats test_tags=long
 @test "avahi announces the device where it is installed" {
     mkdir -p /etc/avahi/services
     expect 0 provision --device kitchen
@@ -237,6 +243,7 @@ kill -9 0'
     rm -r /etc/avahi
 }
 
+# bats test_tags=long
 @test "what is wrong is said, with what to do, before anything is changed" {
     before=$(tree /opt /etc /usr/local)
     expect 1 provision --python no-such-python

@@ -192,3 +192,17 @@ def test_waiting_for_a_worker_that_takes_long_is_no_hang(tmp_path, monkeypatch):
         found += silent()
     assert found == []
     assert not [p for p in psutil.Process().children() if p.name() == "sleep"]
+
+
+def test_what_fails_beside_serving_is_begun_anew(monkeypatch, caplog):
+    monkeypatch.setattr(agent_module, "ANEW_S", 0.01)
+    runs, stop = [], threading.Event()
+
+    def run(_stop):
+        runs.append(1)
+        if len(runs) < 3:
+            raise OSError("no such sensor")
+
+    agent_module._begun_anew("samples", run, stop)
+    assert len(runs) == 3
+    assert caplog.text.count("samples failed; begun anew") == 2

@@ -131,6 +131,19 @@ def test_a_bare_device_is_asked_through_its_shell(sshd, tmp_path, command):
 
 
 @needs_sshd
+def test_the_shell_and_ferryman_tell_the_same(sshd, tmp_path):
+    add(sshd, "own", tmp_path)
+    add(sshd, "bare", tmp_path, command="/no/such/ferryman")
+    found = {
+        one["probe"]["device"]: one["probe"]["facts"]
+        for one in reports(ferryman("devices", "probe", "own", "bare", "--json"))
+    }
+    same = ("model", "soc", "machine", "userland_bits", "cores", "isa", "memory_bytes", "os", "kernel", "libc", "root")
+    assert {name: found["own"][name] for name in same} == {name: found["bare"][name] for name in same}
+    assert found["bare"]["root_writable"] == found["own"]["root_writable"]
+
+
+@needs_sshd
 def test_an_older_ferryman_is_told_from_none(sshd, tmp_path):
     old = tmp_path / "old-ferryman"
     old.write_text("#!/bin/sh\necho \"Error: No such command 'facts'.\" >&2\nexit 2\n")

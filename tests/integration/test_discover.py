@@ -87,6 +87,7 @@ def link():
         yield link
 
 
+@pytest.mark.slow
 def test_devices_are_found_and_nothing_is_written(link, tmp_path, monkeypatch):
     monkeypatch.setenv("FERRYMAN_DEVICES", str(tmp_path / "devices.toml"))
     with advertising(link, KITCHEN) as address:

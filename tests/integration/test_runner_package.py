@@ -53,7 +53,10 @@ def test_it_is_found_however_it_is_called(folder, tmp_path):
 
 
 def test_another_c_librarys_settings_are_left_behind(folder):
-    assert facts(folder / "ferryman_runner", env={"LD_PRELOAD": "/none.so", "LD_LIBRARY_PATH": str(ROOT)})["runner"]
+    if shutil.which("busybox") is None:
+        pytest.skip("busybox is not installed: a shell that such settings do not reach")
+    others = {"LD_PRELOAD": "/none.so", "LD_LIBRARY_PATH": str(ROOT)}
+    assert facts("/bin/busybox", "sh", folder / "ferryman_runner", env=others)["runner"]
 
 
 def test_a_folder_that_cannot_work_says_so(folder, tmp_path):
@@ -102,7 +105,7 @@ def test_it_needs_no_library_of_the_machine():
 def test_the_same_sources_give_the_same_bytes(tmp_path):
     archive = tmp_path / "again.tar.gz"
     done = subprocess.run([sys.executable, runner.BUILD, "x86_64", archive], capture_output=True, text=True, check=True)
-    assert "MB unpacked" in done.stdout or "unpacked" in done.stdout
+    assert "unpacked" in done.stdout
     assert archive.read_bytes() == runner.runner("x86_64").with_name("ferryman-runner.tar.gz").read_bytes()
     with tarfile.open(archive) as packed:
         assert {member.mtime for member in packed} == {315532800}

@@ -34,6 +34,8 @@ class FakePhone:
     """Listens on loopback; `command` may be replaced."""
 
     features = "shell_v2,cmd"
+    trusts = True
+    """Whether it lets anybody in without asking; else nobody."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -77,7 +79,9 @@ class FakePhone:
         with connection, contextlib.suppress(OSError, EOFError):
             while True:
                 name, first, second, data = _receive(connection)
-                if name == b"CNXN":
+                if name in {b"CNXN", b"AUTH"} and not self.trusts:
+                    _send(connection, b"AUTH", 1, 0, bytes(20))
+                elif name == b"CNXN":
                     banner = f"device::ro.product.name=fake;ro.product.model=Fake;features={self.features}".encode()
                     _send(connection, b"CNXN", _VERSION, _MAX_DATA, banner)
                 elif name == b"OPEN":

@@ -40,8 +40,7 @@ tar --zstd --ignore-zeros -xpf "$6" -C "$root" --exclude='./dev/*'
 mount -t proc proc "$root/proc"
 mount -t tmpfs -o mode=755 dev "$root/dev"
 for node in null zero full random urandom tty; do
-  : > "$root/dev/$node"
-  mount --bind "/dev/$node" "$root/dev/$node"
+  cp -a "/dev/$node" "$root/dev/$node"  # its own: of a bind mount, udev in there would change this machine's mode
 done
 mkdir "$root/dev/pts" "$root/dev/shm"
 mount -t devpts -o newinstance,ptmxmode=0666,mode=620 devpts "$root/dev/pts"

@@ -76,9 +76,10 @@ def _make(bare: Path, wheel: Path, scratch: Path, packed: Path) -> None:
     made = scratch / packed.name
     shutil.copyfile(bare, made)
     with made.open("ab") as file:
-        tar = subprocess.Popen(["tar", "-C", root, "-cf", "-", "--owner=0", "--group=0", "."], stdout=subprocess.PIPE)
-        subprocess.run(["zstd", "-3", "-q", "-c"], stdin=tar.stdout, stdout=file, check=True)
-        if tar.wait():
+        command = ["tar", "-C", root, "-cf", "-", "--owner=0", "--group=0", "."]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as tar:
+            subprocess.run(["zstd", "-3", "-q", "-c"], stdin=tar.stdout, stdout=file, check=True)
+        if tar.returncode:
             raise RuntimeError("tar failed")
     made.replace(packed)
 

@@ -71,7 +71,7 @@ def test_every_verb_is_there():
     assert {path[0] for path, _ in COMMANDS if path} == {
         "convert", "inspect", "push", "install", "rollback", "prepare", "agent", "run", "status", "profile", "collect",
         "report", "pareto", "repick", "compare", "keys", "publish", "withdraw", "repository", "serve", "update",
-        "rollout", "ship", "outbox", "ca", "enroll", "identity", "fleet", "confirm", "facts", "devices",
+        "rollout", "ship", "outbox", "ca", "enroll", "identity", "fleet", "confirm", "facts", "devices", "relay",
     }  # fmt: skip
 
 

@@ -87,7 +87,14 @@ def _is_64_bit(facts: DeviceFacts) -> bool:
 
 
 def system(facts: DeviceFacts) -> Iterator[Advice]:
-    """Python, the C library, ferryman itself."""
+    """An emulator, Python, the C library, ferryman itself."""
+    if facts.emulated:
+        yield Advice(
+            topic="system",
+            level="note",
+            says=f"its processor is emulated by {facts.emulated}: what it computes counts, its times do not",
+            because="the process that told shows that emulator",
+        )
     if (libc := _version(facts.libc)) and str(facts.libc).startswith("glibc") and libc < GLIBC_MIN_WHEEL:
         yield Advice(
             topic="system",

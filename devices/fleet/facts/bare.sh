@@ -1,8 +1,10 @@
+#!/bin/sh
 # What a device without ferryman tells: files and a few answers, between lines that begin with the mark in $1.
 # $2 is the root folder of the slot store. Nothing is written, nothing is installed.
 mark=$1 store=$2
 head_() { printf '\n%s %s\n' "$mark" "$1"; }
 for file in /proc/cpuinfo /proc/meminfo /proc/device-tree/model /proc/device-tree/compatible \
+  /sys/firmware/devicetree/base/model /sys/firmware/devicetree/base/compatible \
   /etc/os-release /usr/lib/os-release /sys/class/dmi/id/product_name /sys/devices/soc0/family /sys/devices/soc0/soc_id \
   /sys/devices/system/cpu/cpu[0-9]*/cpufreq/cpuinfo_max_freq \
   /sys/class/thermal/thermal_zone*/type /sys/class/thermal/thermal_zone*/temp \

@@ -43,10 +43,9 @@ def recall(device: Device) -> Known | None:
     """What is known of a device at this address and root; None: nothing, or nothing that can be read."""
     try:
         with _path(device).open("rb") as file:
-            known = decode(file.read(_MAX_BYTES), Known)
+            return decode(file.read(_MAX_BYTES), Known)
     except (OSError, ValueError):
         return None
-    return known if known.address == device.address else None
 
 
 def remember(device: Device, known: Known) -> None:

@@ -13,12 +13,13 @@ import shlex
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
 from ferryman.devices.fleet.phone.phone import Phone
-from ferryman.runtime.contracts.errors import BusyError, DeviceError, FerrymanError
+from ferryman.runtime.contracts.errors import BusyError, FerrymanError
 
 BEAT_S = 10.0
 STALE_S = 60.0
@@ -28,7 +29,7 @@ _POLL_S = 0.25
 _OWNER_WORDS = 5
 _LOST = 75
 """Exit status of a line that found the lock someone else's."""
-_NOW = 'B=$(cat /proc/sys/kernel/random/boot_id 2>/dev/null); read U _ </proc/uptime; U=${U%.*}'
+_NOW = "B=$(cat /proc/sys/kernel/random/boot_id 2>/dev/null); read U _ </proc/uptime; U=${U%.*}"
 _held: set[str] = set()
 """Tokens of this process."""
 
@@ -44,7 +45,7 @@ class Holder:
     boot: str
     uptime_s: float
 
-    def gone(self, here: str, start_of: Callable[[int], int | None], held: Set[str]) -> bool:
+    def gone(self, here: str, start_of: Callable[[int], int | None], held: AbstractSet[str]) -> bool:
         """Whether nobody is behind it any more.
 
         Args:
@@ -184,4 +185,3 @@ def _seconds(text: str) -> float:
     if not text.isdecimal():
         return 0.0
     return float(text[:12])
-

@@ -14,7 +14,7 @@ from ferryman.devices.fleet.phone.push import Ready, phone_ready
 from ferryman.devices.fleet.phone.runner import Phases, Profiled
 from ferryman.devices.fleet.phone.snapshot import Snapshot, take
 from ferryman.devices.fleet.phone.suits import usable_on
-from ferryman.profiler.gate import WAIT_MAX_S, wait_until_cool
+from ferryman.profiler.gate import wait_until_cool
 from ferryman.profiler.runner import check_spec, plan
 from ferryman.profiler.steady import (
     RUNS_MAX,

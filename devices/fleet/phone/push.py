@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from ferryman.devices.fleet.inventory import AdbDevice
 from ferryman.devices.fleet.phone.lock import locked
 from ferryman.devices.fleet.phone.phone import Connect, Phone, connect_phone
-from ferryman.devices.fleet.phone.proof import Work, phone_prover
+from ferryman.devices.fleet.phone.proof import PhoneSession, Work, phone_prover
 from ferryman.devices.fleet.phone.runner import (
     ABIS,
     Bundle,
@@ -37,9 +37,9 @@ from ferryman.runtime.contracts.manifest import Manifest
 from ferryman.runtime.contracts.record import encode
 from ferryman.runtime.contracts.slot import Slot, SlotState, parse_pick
 from ferryman.runtime.cpu import instruction_sets
-from ferryman.runtime.golden import check_golden
+from ferryman.runtime.golden import Prover, check_golden
 from ferryman.runtime.install import InstallResult
-from ferryman.runtime.package import MANIFEST, Package, open_package
+from ferryman.runtime.package import MANIFEST, Package
 from ferryman.runtime.picking import pick_variant
 from ferryman.runtime.slots import activated, inactive, rolled_back
 
@@ -73,7 +73,7 @@ def phone_ready(
     progress("connect", 0, 0)
     with contextlib.closing(connect(device)) as link:
         phone = Phone(device.name, link, device.root)
-        machine, abis = (phone.do("uname -m; getprop ro.product.cpu.abilist").split("\n") + ["", ""])[:2]
+        machine, abis = [*phone.do("uname -m; getprop ro.product.cpu.abilist").split("\n"), "", ""][:2]
         if machine not in ABIS or ABIS[machine] not in abis.split(","):
             known = ", ".join(f"{abi} ({name})" for name, abi in ABIS.items())
             raise DeviceError(f"{device.name} runs {abis or 'nothing'} on {machine}; there are runners for {known}")
@@ -222,7 +222,7 @@ class _Install:
         return int(said) * 10**9 if said.isdecimal() else 0
 
 
-def _prover(ready: Ready, slot: str):
+def _prover(ready: Ready, slot: str) -> Prover[PhoneSession]:
     return phone_prover(
         ready.runner, Work(ready.store), f"slots/{slot}", lambda variant: usable_on(ready.facts, ready.isa, variant)
     )

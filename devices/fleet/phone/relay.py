@@ -1,7 +1,7 @@
 """A phone's telemetry, sent from here in its name: the outbox, publisher and presence of an agent, without its slots.
 
-    HOME/NAME/outbox.sqlite     as in an agent's root; HOME: FERRYMAN_PHONES, else ~/.local/share/ferryman/phones
-    HOME/NAME/identity          where `mqtts` wants the phone's own certificate
+HOME/NAME/outbox.sqlite     as in an agent's root; HOME: FERRYMAN_PHONES, else ~/.local/share/ferryman/phones
+HOME/NAME/identity          where `mqtts` wants the phone's own certificate
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import msgspec
 from msgspec.structs import replace
 
 from ferryman.devices.agent.agent import SESSION_S
@@ -65,7 +66,7 @@ class About(Record):
     conditions: Conditions
     package_sha256: str | None = None
     package_name: str | None = None
-    interpreters: dict[str, str] = {}
+    interpreters: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 def relay_folder(name: str) -> Path:
@@ -116,7 +117,9 @@ class Relay(Closing):
             IdentityError: its certificate here is damaged.
         """
         if device.broker is None:
-            raise CallerError(f'{device.name} has no broker in the devices file; add broker = "mqtt://HOST" to its table')
+            raise CallerError(
+                f'{device.name} has no broker in the devices file; add broker = "mqtt://HOST" to its table'
+            )
         self.device, self.folder = device, relay_folder(device.name)
         self.there = True
         self._stack = contextlib.ExitStack()
@@ -202,19 +205,18 @@ def relay_measurements(device: AdbDevice, found: Sequence[Measurement], confirm_
         if not left:
             return f"the collector at broker {broker} has {len(found)} measurements as {device.name}'s"
         why = relay.link.problem or "no collector has confirmed them yet"
-    return f"{left} records of {device.name} wait in {relay.folder}: {why}; the next profile sends them, or `ferryman relay`"
+    return f"{left} records of {device.name} wait in {relay.folder} ({why}); `ferryman relay` sends them"
 
 
-def run_relay(
-    device: AdbDevice, sample_s: float, stop: threading.Event, *, connect: Connect = connect_phone
-) -> None:
+def run_relay(device: AdbDevice, sample_s: float, stop: threading.Event, *, connect: Connect = connect_phone) -> None:
     """Sample a phone until `stop` is set; while it is away its status says so.
 
     Raises:
         CallerError, DeviceError, IdentityError: see `Relay`; also where the phone cannot be reached at first.
         LinkError: as that.
     """
-    snapshot, about = _look(device, connect)
+    first, about = _look(device, connect)
+    snapshot: Snapshot | None = first
     with Relay(device, about) as relay:
         relay.start()
         tell = live(relay.link, device.name, sample_s)

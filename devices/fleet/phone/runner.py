@@ -198,7 +198,9 @@ def _bundle(path: Path, top: Path) -> Bundle:
             machines.add(_ELF.unpack(data[: _ELF.size])[1])
     known = {_MACHINES.get(machine, str(machine)) for machine in machines}
     if len(known) != 1 or not known <= ABIS.keys():
-        raise CallerError(f"{path} is for {', '.join(sorted(known)) or 'no machine'}; one of {', '.join(ABIS)} is needed")
+        raise CallerError(
+            f"{path} is for {', '.join(sorted(known)) or 'no machine'}; one of {', '.join(ABIS)} is needed"
+        )
     return Bundle(top, files, hashes, known.pop())
 
 
@@ -305,16 +307,18 @@ class Runner:
         name = f"{self._phone.name}: {PROGRAM} {words.partition(' ')[0]}"
         if done.exit_status < 0:
             last = done.stderr.decode(errors="replace").strip()[-300:]
-            raise RuntimeCrash(f"{name} {describe_end(done.exit_status)}" + (f"; its last words: {last}" if last else ""))
+            raise RuntimeCrash(
+                f"{name} {describe_end(done.exit_status)}" + (f"; its last words: {last}" if last else "")
+            )
         try:
             if done.exit_status == 0:
                 return decode(done.stdout, kind)
-            error = from_wire(decode(done.stdout, _Failed).error)
+            failed = from_wire(decode(done.stdout, _Failed).error)
         except ValueError as error:
             if done.exit_status:
                 raise self._phone.refusal(done) from None
             raise DeviceError(f"{name} did not answer as a runner of this version: {error}") from error
-        raise type(error)(f"{name}: {error}")
+        raise type(failed)(f"{name}: {failed}")
 
 
 class _Failed(Record):
@@ -327,7 +331,9 @@ def _entry(entry: str | None) -> str:
 
 def _with(command: str, artifact: str, entry: str | None, inputs: Sequence[tuple[str, Sequence[int]]]) -> str:
     given = "".join(
-        f' --input "$R"/{shlex.quote(path)}:{"x".join(map(str, shape))}' if shape else f' --input "$R"/{shlex.quote(path)}'
+        f' --input "$R"/{shlex.quote(path)}:{"x".join(map(str, shape))}'
+        if shape
+        else f' --input "$R"/{shlex.quote(path)}'
         for path, shape in inputs
     )
     return f'{command} "$R"/{shlex.quote(artifact)}{_entry(entry)}{given}'

@@ -1,9 +1,9 @@
 """The two slots of a phone, as `ferryman.runtime.slots` has them on other devices: same folders, same state.
 
-    ROOT/state.json         SlotState, replaced by one rename
-    ROOT/slots/a, slots/b   manifest.json and the payloads under their manifest paths
-    ROOT/incoming/TOKEN     what is on its way; of the holder of the lock, anything else there is dead
-    ROOT/runner/HASH        the native runner, a folder a version
+ROOT/state.json         SlotState, replaced by one rename
+ROOT/slots/a, slots/b   manifest.json and the payloads under their manifest paths
+ROOT/incoming/TOKEN     what is on its way; of the holder of the lock, anything else there is dead
+ROOT/runner/HASH        the native runner, a folder a version
 """
 
 from __future__ import annotations
@@ -81,14 +81,16 @@ class PhoneStore:
         made = " ".join(f'"$R"/{shlex.quote(f"{self.incoming}/{folder}")}' for folder in folders)
         self.lock.do(f"mkdir -p {made}")
         total, done = sum(files.values()), 0
+
+        def so_far(sent: int, _: int) -> None:
+            progress(done + sent, total)
+
         for path, size in files.items():
-            self.phone.put(
-                source / path, f"{self.incoming}/{into}/{path}", lambda sent, _, done=done: progress(done + sent, total)
-            )
+            self.phone.put(source / path, f"{self.incoming}/{into}/{path}", so_far)
             done += size
 
     def hashes(self, folder: str) -> dict[str, str]:
-        """SHA-256 of every plain file below a folder of the root, as the phone computes it; none where it is not there."""
+        """SHA-256 of every plain file below a folder of the root, computed on the phone; none where it is not there."""
         printed = self.phone.do(
             f'if cd "$R/{folder}" 2>/dev/null; then find . -type f -exec sha256sum {{}} +; fi', timeout_s=VERIFY_S
         )
@@ -120,9 +122,7 @@ class PhoneStore:
         expected = {payload.path: payload.sha256 for payload in manifest.payloads}
         wrong = {path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path)} - {MANIFEST}
         if wrong:
-            raise DeviceError(
-                f"{where}: {min(wrong)!r} is missing or not what was installed; push the package again"
-            )
+            raise DeviceError(f"{where}: {min(wrong)!r} is missing or not what was installed; push the package again")
         return manifest
 
     def intact(self, slot: Slot | None) -> bool:
@@ -144,7 +144,9 @@ class PhoneStore:
         said = self.phone.do(f'df -kP "$R" | tail -n 1; du -sk "$R/slots/{target}" 2>/dev/null; true')
         free = parse_free(said)
         if free is None:
-            raise DeviceError(f"{self.phone.name}: df does not tell the free space of {self.phone.root}: {said[:120]!r}")
+            raise DeviceError(
+                f"{self.phone.name}: df does not tell the free space of {self.phone.root}: {said[:120]!r}"
+            )
         if free < need_bytes:
             raise DeviceError(
                 f"{self.phone.name}: {self.phone.root} needs {need_bytes:,} bytes free, found {free:,}; make room on "

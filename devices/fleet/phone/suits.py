@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 
 from ferryman.devices.fleet.phone.runner import RunnerFacts
 from ferryman.runtime.contracts.errors import DeviceError
@@ -12,12 +13,12 @@ from ferryman.runtime.golden import at_least
 INTERPRETER = "executorch"
 
 
-def usable_on(facts: RunnerFacts, isa: Set[str], variant: Variant) -> dict[str, str]:
+def usable_on(facts: RunnerFacts, isa: AbstractSet[str], variant: Variant) -> dict[str, str]:
     """Interpreters of a phone on which a variant is proven: name -> version; there is one."""
     return {} if why_not(facts, isa, variant) else {INTERPRETER: facts.executorch}
 
 
-def why_not(facts: RunnerFacts, isa: Set[str], variant: Variant) -> str:
+def why_not(facts: RunnerFacts, isa: AbstractSet[str], variant: Variant) -> str:
     """What a phone lacks for a variant; empty when nothing.
 
     Args:
@@ -45,7 +46,7 @@ def _least(interpreters: Mapping[str, str]) -> str:
     return " or ".join(f"{name} >= {version}" for name, version in interpreters.items())
 
 
-def suiting(manifest: Manifest, facts: RunnerFacts, isa: Set[str]) -> Manifest:
+def suiting(manifest: Manifest, facts: RunnerFacts, isa: AbstractSet[str]) -> Manifest:
     """What of a package a phone can run.
 
     Raises:

@@ -56,11 +56,20 @@ def compile_all(build: Path, machine: str, *, cross: bool) -> None:
     """The CMake project's target `ferryman_runner` and what it links to."""
     # No name of this machine's folders in what is built.
     flags = f"-ffile-prefix-map={ROOT}=. -ffile-prefix-map={build}=build"
-    configure = ["cmake", "-S", ROOT, "-B", build, "-DFERRYMAN_RUNNER=ON", f"-DPython_EXECUTABLE={sys.executable}"]
+    configure: list[str | Path] = [
+        "cmake",
+        "-S",
+        ROOT,
+        "-B",
+        build,
+        "-DFERRYMAN_RUNNER=ON",
+        f"-DPython_EXECUTABLE={sys.executable}",
+    ]
     configure += [f"-DCMAKE_CXX_FLAGS={flags}"]
     if cross:
         configure.append(f"-DCMAKE_TOOLCHAIN_FILE={ROOT / 'runtime' / 'native' / f'{machine}.cmake'}")
-    for command in (configure, ["cmake", "--build", build, "--target", "ferryman_runner", "--parallel", "2"]):
+    make: list[str | Path] = ["cmake", "--build", build, "--target", "ferryman_runner", "--parallel", "2"]
+    for command in (configure, make):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             sys.exit(done.stdout + done.stderr)

@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ferryman.profiler.conditions import clocks_mhz, cpu_model, governor, power_source, read_conditions, soc, throttled
+from ferryman.profiler.conditions import (
+    clocks_mhz,
+    cpu_model,
+    device_model,
+    governor,
+    power_source,
+    read_conditions,
+    soc,
+    throttled,
+)
 from ferryman.profiler.energy import choose_source
 from ferryman.profiler.sysfs import SensorError
 from ferryman.runtime.contracts.measurement import Conditions, Reading
@@ -39,6 +48,12 @@ def test_a_raspberry_pi_5_is_described(tmp_path):
 def test_the_chip_is_what_the_device_tree_is_compatible_with_last(tmp_path):
     tree = {"proc/device-tree/compatible": "raspberrypi,5-model-b\0brcm,bcm2712\0"}
     assert soc(write_tree(tmp_path, tree)) == "brcm,bcm2712"
+
+
+def test_where_proc_hides_the_device_tree_it_is_read_in_sys(tmp_path):
+    base = "sys/firmware/devicetree/base"
+    root = write_tree(tmp_path, {f"{base}/model": "Board\0", f"{base}/compatible": "maker,board\0maker,chip\0"})
+    assert (device_model(root), soc(root)) == ("Board", "maker,chip")
 
 
 def test_the_soc_bus_comes_first(tmp_path):

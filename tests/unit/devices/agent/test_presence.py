@@ -5,6 +5,7 @@ import threading
 import msgspec
 import pytest
 
+from ferryman.describe import describe_status
 from ferryman.devices import topics
 from ferryman.devices.agent.outbox import Outbox
 from ferryman.devices.agent.presence import Presence
@@ -63,6 +64,13 @@ def test_a_status_tells_the_mode_and_a_will_cannot_know_it(presence):
     assert presence.status(None, None).mode == "full"
     assert will.mode == ""
     assert decode(presence.farewell().payload, Status) == msgspec.structs.replace(will, mode="offline")
+
+
+def test_a_status_tells_why_the_disk_takes_nothing(presence):
+    assert presence.status(None, None).storage == ""
+    presence.storage = "read-only"
+    assert presence.status(None, None).storage == "read-only"
+    assert "storage       read-only" in describe_status(presence.status(None, None))
 
 
 def test_what_a_link_says_when_it_is_paused_takes_the_place_of_its_will(tmp_path, presence):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 import time
@@ -246,6 +247,19 @@ def test_a_wish_that_is_taken_back_is_forgotten(device):
     device.want("add/2")
     device.step()
     assert device.active == "add-2"
+
+
+def test_a_wish_that_a_read_only_disk_keeps_is_forgotten_until_the_next_start(device, monkeypatch, caplog):
+    def refuse(_path, **_named):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    device.want("add/2")
+    monkeypatch.setattr(Path, "unlink", refuse)
+    device.updating.forget()
+    assert device.updating._changed.is_set()
+    assert "a restart will want it again" in caplog.text
+    monkeypatch.undo()
+    assert device.step() is None
 
 
 def test_a_wish_far_ahead_locks_nobody_out(device):

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ferryman.devices.fleet import inventory_edit
 from ferryman.devices.fleet.inventory import AdbDevice, MqttDevice, SshDevice, read_devices
 from ferryman.devices.fleet.inventory_edit import add_device, label_device, remove_device
 from ferryman.runtime.contracts.errors import CallerError, FerrymanError
@@ -249,3 +250,11 @@ def test_root_does_not_take_a_users_file(file):
     os.chown(file, 65534, 65534)
     add_device("pi", SSH, file)
     assert (file.stat().st_uid, file.stat().st_gid) == (65534, 65534)
+
+
+@pytest.mark.parametrize("wrong", ["", "[pi]\nhost = 'other'\nuser = 'u'\n", "[["])
+def test_a_text_that_would_say_something_else_is_never_written(file, monkeypatch, wrong):
+    monkeypatch.setattr(inventory_edit.tomlkit, "dumps", lambda _: wrong)
+    with pytest.raises(CallerError, match=r"cannot be changed here .*; edit it by hand"):
+        add_device("pi", SSH, file)
+    assert file.read_text() == FILE

@@ -99,6 +99,10 @@ def test_32_bit_programs_are_not_served_and_it_is_said_what_would_be(board, mach
     assert "32-bit" in first.says
 
 
+def test_an_emulated_processor_is_told(board):
+    assert any("emulated by qemu" in one.says for one in of(board("pi 4", emulated="qemu"), "system"))
+
+
 def test_another_machine_is_not_served(board):
     (first, *_) = advise(board("pi 3", machine="riscv64"))
     assert "riscv64" in first.says

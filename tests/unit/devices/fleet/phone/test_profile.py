@@ -45,7 +45,9 @@ def test_a_profile_is_a_measurement_as_any(scene):
     (found,) = profile(scene, QUICK, progress=said.append)
     assert decode(encode(found), Measurement) == found
     assert (found.variant, found.interpreter, found.interpreter_version) == ("fp32-executorch", "executorch", "1.5.1")
-    assert [list(start.samples) for start in found.starts] == [[1_000_002, 1_000_003, 1_000_004, 1_000_005, 1_000_006]] * 2
+    assert [list(start.samples) for start in found.starts] == [
+        [1_000_002, 1_000_003, 1_000_004, 1_000_005, 1_000_006]
+    ] * 2
     assert list(found.starts[0].warmup) == [3_000_000, 2_000_000, 1_500_000, 1_000_000, 1_000_001]
     assert (found.load_ns, found.first_run_ns, found.import_ns) == (500_000, 4_000_000, 0)
     assert found.process_ns > 0
@@ -99,7 +101,7 @@ def test_what_is_not_active_is_not_measured(scene):
     with pytest.raises(DeviceError, match="is not active on phone, none is; push it there first"):
         profile(scene, QUICK)
     scene.push(scene.first)
-    with pytest.raises(DeviceError, match="add-1 .* is; push it there first"):
+    with pytest.raises(DeviceError, match=r"add-1 .* is; push it there first"):
         profile(scene, QUICK, scene.second)
 
 
@@ -108,7 +110,7 @@ def test_names_that_are_not_there(scene):
     scene.push(scene.first)
     with pytest.raises(CallerError, match="no variant int8"):
         profile(scene, ProfileSpec(variants=("int8",)))
-    with pytest.raises(CallerError, match="no interpreter ai-edge-litert.*there are: executorch"):
+    with pytest.raises(CallerError, match=r"no interpreter ai-edge-litert.*there are: executorch"):
         profile(scene, ProfileSpec(interpreters=("ai-edge-litert",)))
 
 

@@ -8,7 +8,6 @@ import pytest
 
 from ferryman.devices.fleet.phone.push import rollback_phone
 from ferryman.runtime.contracts.errors import (
-    BusyError,
     CallerError,
     DeviceError,
     LinkError,
@@ -69,8 +68,8 @@ def test_another_pick_is_proven_anew(scene):
 def test_a_slot_that_was_damaged_is_pushed_over(scene):
     scene.push(scene.first)
     (scene.system.home / "slots/a/artifacts/model.pte").write_bytes(b"something else")
+    scene.push(scene.second)
     with pytest.raises(DeviceError, match="not what was installed"):
-        scene.push(scene.second)
         rollback_phone(scene.device, connect=lambda _: DirectLink(scene.system))
     assert scene.push(scene.first).install.changed
 
@@ -120,7 +119,7 @@ def test_what_the_phone_cannot_run_leaves_the_old_slot(scene, tmp_path, package,
 
 def test_a_full_phone_says_so(scene, tmp_path):
     scene.system.says("df", "echo Filesystem; echo /dev/fuse 100 90 8 99% /data")
-    with pytest.raises(DeviceError, match="needs .* bytes free, found 8,192; make room"):
+    with pytest.raises(DeviceError, match=r"needs .* bytes free, found 8,192; make room"):
         scene.push(scene.first)
 
 
