@@ -131,7 +131,7 @@ def test_packages_answer_as_here(scene: Scene, packages: dict[str, Path], tmp_pa
 
 
 def test_a_profile_says_that_it_is_emulated(serving: Scene, packages: dict[str, Path]) -> None:
-    asked = ["--starts", "1", "--runs", "5", "--warmup", "1", "--no-energy", "--variant", "int8-executorch"]
+    asked = ["--starts", "1", "--runs", "5", "--warmup", "1", "--no-energy", "--variant", "executorch-int8"]
     said = serving.ferryman("profile", packages["weights"], DEVICE, *asked, "--json")
     measurement = json.loads(next(line for line in said.splitlines() if line.startswith("{")))
     assert measurement["after"]["emulated"] == "qemu-aarch64-static"

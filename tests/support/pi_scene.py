@@ -172,6 +172,7 @@ def emulated_pi(folder: Path, cpu: str) -> Iterator[Scene]:
         scene.ferryman("keys", "init", realm / "keys", "--family", "folded", "--offline", realm / "offline")
         scene.ferryman("keys", "root", "-o", realm / "root.json")
         root.write(f"{STATE}/trust/root.json", (realm / "root.json").read_bytes())
+        root.run(["chown", "-R", f"{USER}:{USER}", f"{STATE}/trust"])
         serve = [*_COMMAND, "serve", realm / "repository", "--host", "0.0.0.0", "--port", "8080"]  # noqa: S104
         scene.service("serve", serve, netns=hub)
         yield scene
