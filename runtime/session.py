@@ -239,7 +239,7 @@ def _import_tflite(name: str) -> None:
     from ferryman.runtime.sessions import compiled, tflite
 
     tflite.load(name)
-    if name == compiled.INTERPRETER:
+    if name == compiled.INTERPRETER and compiled.runs_here():
         compiled.load()
 
 

@@ -13,6 +13,7 @@ import importlib
 import logging
 import math
 import os
+import platform
 import re
 import sys
 import threading
@@ -29,6 +30,7 @@ from ferryman.runtime.cache import Cache, CacheUse
 from ferryman.runtime.closing import Closing
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, RuntimeFault
 from ferryman.runtime.contracts.tensor import Array, Signature, TensorSpec
+from ferryman.runtime.cpu import CPUINFO, instruction_sets
 from ferryman.runtime.session import Session, exactly, fit
 from ferryman.runtime.sessions.probe import same_answers
 from ferryman.runtime.sessions.tflite import TfliteSession, choose_entry, natural
@@ -45,6 +47,28 @@ _NOWHERE = "/nonexistent"
 _quiet = threading.Lock()
 _log = logging.getLogger("ferryman.litert")
 _log.addHandler(logging.NullHandler())
+
+
+_ARM_NEEDS = frozenset(
+    ("fp", "asimd", "pmull", "sha2", "crc32", "atomics", "fphp", "asimdhp", "asimdrdm", "lrcpc", "asimddp")
+)
+"""What an Arm processor must have: libLiteRtWebGpuAccelerator.so of 2.3.0, which every environment loads, asks for
+these as it is loaded, and otherwise raises SIGILL. A Raspberry Pi 5 has them; a Pi 3 or 4 has not."""
+
+
+@functools.cache
+def runs_here(machine: str | None = None, cpuinfo: Path = CPUINFO) -> bool:
+    """Whether this processor survives it; the same package's Interpreter runs on any.
+
+    Args:
+        machine: as the kernel names it; None: this one.
+        cpuinfo: file like /proc/cpuinfo.
+    """
+    if (machine or platform.machine()) != "aarch64":
+        return True
+    if missing := _ARM_NEEDS - instruction_sets(cpuinfo.read_text()):
+        _log.info("%s keeps and shares no packed weights on this processor: no %s", INTERPRETER, " ".join(missing))
+    return not missing
 
 
 class CompiledSession(Closing):
@@ -115,6 +139,8 @@ def open_session(artifact: Path, *, threads: int, entry: str | None, cache: Cach
     Raises:
         CallerError: there is no such entry.
     """
+    if not runs_here():
+        return None
     weights = look_through(artifact, "tflite")
     if not weights.keepable or weights.dynamic:
         return None

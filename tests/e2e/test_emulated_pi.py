@@ -28,7 +28,7 @@ from tests.support.pi_device import COMMAND, PYTHON, packed_device
 from tests.support.pi_scene import DEVICE, STATE, Scene, emulated_pi
 
 WHY_NOT = pi_device.why_not() or netns.why_not() or ("" if BINARY else "mosquitto is not installed")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
 CPUS = tuple(BOARD_OF)
 HWCAP = "import ctypes, platform; print(platform.machine(), hex(ctypes.CDLL(None).getauxval(16)))"
 PI_HWCAP = 0x8FB
@@ -55,7 +55,7 @@ def enrolled(scene: Scene) -> Scene:
     """Over SSH, into the arm64 sshd; in the end the device connects to the broker as a proof."""
     said = scene.ferryman("enroll", DEVICE, "--ca", scene.folder / "ca", "--broker", scene.broker_of_devices)
     assert f"{DEVICE}: enrolled" in said
-    assert "it connects" in said or "lets" in said or "connected" in said, said
+    assert "the broker let it in" in said, said
     return scene
 
 
@@ -126,7 +126,7 @@ def test_packages_answer_as_here(scene: Scene, packages: dict[str, Path], tmp_pa
                 "" if least >= SQNR_CAP_DB else f", else {least:.0f} dB at least, off by {max(r[5] for r in rows):.1e}"
             )
             print(f"{cpu} {name}/{variant} {interpreter}: {exact}/{len(rows)} bit-exact{shown}", file=sys.stderr)
-    forms = {row[1].rpartition("-")[0] for row in table}
+    forms = {row[1].rpartition("-")[2] for row in table}
     assert {"fp32", "int8", "4bit", "binary"} <= forms, forms
 
 

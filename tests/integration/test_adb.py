@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -16,11 +17,14 @@ import pytest
 from click.testing import CliRunner
 
 from ferryman.cli import main
+from ferryman.devices.fleet.phone.profile import profile_on_phone
 from ferryman.devices.transport import adb as adb_module
 from ferryman.devices.transport.adb import AdbTransport
+from ferryman.runtime.contracts.energy import Energy
 from ferryman.runtime.contracts.errors import BusyError, CallerError, DeviceError, LinkError, RequestTimeout
-from ferryman.runtime.contracts.measurement import Measurement
+from ferryman.runtime.contracts.measurement import Measurement, ProfileSpec
 from ferryman.runtime.contracts.record import decode
+from ferryman.runtime.package import open_package
 from tests.support.adbd import ADB, AndroidPhone, adb_server, plug
 from tests.support.mosquitto import free_port
 from tests.support.packages import sha256_of
@@ -242,6 +246,49 @@ def test_a_host_that_is_killed_at_any_step(scene):
         assert scene.serving in (sha256_of(old), sha256_of(new)), kill_at
         scene.push(new)
         assert scene.serving == sha256_of(new), kill_at
+
+
+class Battery:
+    """Discharges at 0.8 A and 0.9 A in turn, at 3.8 V, as sysfs tells it."""
+
+    def __init__(self, system: AndroidSystem) -> None:
+        self._supply = "sys/class/power_supply/battery"
+        self._system = system
+        for name, text in (("status", "Discharging"), ("voltage_now", "3800000"), ("current_now", "-800000")):
+            system.write(f"{self._supply}/{name}", text + "\n")
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._turn)
+        self._thread.start()
+
+    def _turn(self) -> None:
+        for current_ua in itertools.cycle((-900_000, -800_000)):
+            if self._stop.wait(0.35):
+                return
+            self._system.write(f"{self._supply}/new", f"{current_ua}\n")
+            folder = self._system.root / self._supply
+            (folder / "new").replace(folder / "current_now")
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+@pytest.mark.slow
+def test_joules_from_the_phones_own_battery(scene):
+    scene.ferryman("push", scene.first, "phone")
+    # Its time since boot is this machine's, by which the stand-in tells when its runs were.
+    (scene.system.root / "proc/uptime").unlink()
+    (scene.system.root / "proc/uptime").symlink_to("/proc/uptime")
+    with contextlib.closing(Battery(scene.system)), open_package(scene.first) as opened:
+        spec = ProfileSpec(starts=1, warmup_runs=0, runs=5)
+        (found,) = profile_on_phone(opened, scene.device, spec, bundle_file=scene.bundle)
+    energy = found.energy
+    assert isinstance(energy, Energy), energy
+    assert energy.source.name == f"battery of {scene.phone.serial} (sysfs)"
+    assert 0.8 * 3.8 < energy.active.power_w < 0.9 * 3.8
+    assert energy.active.window_s >= 10
+    assert energy.active.runs == pytest.approx(1000 * energy.active.window_s, rel=0.02), "one run a millisecond"
+    assert energy.gross_j == pytest.approx(0.85 * 3.8 * 1e-3, rel=0.07)
 
 
 def test_no_adbutils_says_what_to_install(monkeypatch):

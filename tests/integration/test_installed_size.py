@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.arm_wheel import arm_wheel, why_not
-from tests.support.installed_size import BAR_MB, CHOICES, NEEDED, asked_on_the_device, install, table
+from tests.support.installed_size import ACCELERATOR, BAR_MB, CHOICES, NEEDED, asked_on_the_device, install, table
 from tests.support.interpreters import ROOT
 
 UNUSED = ("google", "tqdm", "flatbuffers", "backports.strenum", "typing_extensions")
@@ -63,7 +63,7 @@ print(Path(sys.modules["ai_edge_litert"].__file__).parent)
 """
 
 
-@pytest.mark.parametrize("without", ["", "libLiteRtWebGpuAccelerator.so"])
+@pytest.mark.parametrize("without", ["", Path(ACCELERATOR).name])
 def test_sessions_and_the_agent_need_no_more_of_ai_edge_litert(tmp_path, without):
     package = Path(importlib.util.find_spec("ai_edge_litert").origin).parent
     assert (package / without).exists()

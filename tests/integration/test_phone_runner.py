@@ -5,10 +5,7 @@ Times under qemu are none of a phone's.
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import subprocess
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +15,6 @@ from ferryman.devices.fleet.inventory import AdbDevice
 from ferryman.devices.fleet.phone.facts import phone_facts
 from ferryman.devices.fleet.phone.profile import profile_on_phone
 from ferryman.devices.fleet.phone.push import push_to_phone, rollback_phone
-from ferryman.runtime.contracts.energy import Energy
 from ferryman.runtime.contracts.errors import DeviceError
 from ferryman.runtime.contracts.manifest import GoldenVector, Lowering, Requirements, Variant
 from ferryman.runtime.contracts.measurement import Measurement, ProfileSpec
@@ -107,51 +103,6 @@ def test_the_runner_of_this_machine(tmp_path, monkeypatch):
         found = carry(scene.device, package, bundle_of("x86_64"), QUICK)
         assert found.starts[0].samples.count == 20
         assert scene.serving == sha256_of(package)
-
-
-class Battery:
-    """Discharges at 0.8 A and 0.9 A in turn, at 3.8 V, as sysfs tells it."""
-
-    def __init__(self, system: AndroidSystem) -> None:
-        self._supply = "sys/class/power_supply/battery"
-        self._system = system
-        for name, text in (("status", "Discharging"), ("voltage_now", "3800000"), ("current_now", "-800000")):
-            system.write(f"{self._supply}/{name}", text + "\n")
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._turn)
-        self._thread.start()
-
-    def _turn(self) -> None:
-        for current_ua in itertools.cycle((-900_000, -800_000)):
-            if self._stop.wait(0.35):
-                return
-            self._system.write(f"{self._supply}/new", f"{current_ua}\n")
-            folder = self._system.root / self._supply
-            (folder / "new").replace(folder / "current_now")
-
-    def close(self) -> None:
-        self._stop.set()
-        self._thread.join()
-
-
-@pytest.mark.skipif(bool(runners.why_not("x86_64")), reason=runners.why_not("x86_64"))
-def test_joules_from_the_phones_own_battery(tmp_path, monkeypatch):
-    with (
-        phone_scene(tmp_path, monkeypatch) as scene,
-        contextlib.closing(Battery(scene.system)),
-    ):
-        # Its time since boot is this machine's, by which the runner tells when its runs were.
-        (scene.system.root / "proc/uptime").unlink()
-        (scene.system.root / "proc/uptime").symlink_to("/proc/uptime")
-        spec = ProfileSpec(starts=1, warmup_runs=0, runs=5, energy=True)
-        found = carry(scene.device, linear_package(tmp_path / "linear.ferry"), bundle_of("x86_64"), spec)
-    energy = found.energy
-    assert isinstance(energy, Energy), energy
-    assert energy.source.name == f"battery of {scene.phone.serial} (sysfs)"
-    assert 0.8 * 3.8 < energy.active.power_w < 0.9 * 3.8
-    assert energy.active.window_s >= 10
-    assert energy.active.runs > 1000
-    assert abs(energy.active.energy_j / energy.active.runs - energy.gross_j) < 1e-12
 
 
 class ArmSystem(AndroidSystem):

@@ -174,6 +174,7 @@ def unpacked_root(arch: str, folder: Path, *, cpu: str = CPU, packed: Path | Non
             root.write("/etc/resolv.conf", Path("/etc/resolv.conf").read_bytes())
             root.write("/etc/hosts", "127.0.0.1 localhost\n")
             root.write("/etc/hostname", "pi\n" if arch == "arm64" else "debian\n")
+            (root.path / "run" / "sshd").mkdir(exist_ok=True)  # as systemd's tmpfiles would
             yield root
     finally:
         shutil.rmtree(inside)

@@ -31,11 +31,15 @@ BAR_MB = 120
 
 @dataclass(frozen=True)
 class Choice:
-    """One way to install: the wheel's extra, or with `only` the packages beside the wheel, and no others."""
+    """One way to install: the wheel's extra, or with `only` the packages beside the wheel, and no others.
+
+    `removed` are files that are deleted afterwards.
+    """
 
     name: str
     extra: str = ""
     only: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
     bytecode_counts: bool = True
     must_fit: bool = True
 
@@ -43,12 +47,17 @@ class Choice:
 # What sessions and the agent import with ai-edge-litert. It asks for protobuf, tqdm, flatbuffers, typing-extensions and
 # backports.strenum as well, which only its converter and its tools import (tests/integration/test_installed_size.py).
 NEEDED = ("ai-edge-litert==2.3.0", "ml-dtypes", "numpy", "click", "msgspec", "paho-mqtt", "psutil")
+# Nor do they need this, 17 MB: ferryman asks for the processor alone.
+ACCELERATOR = "ai_edge_litert/libLiteRtWebGpuAccelerator.so"
 CHOICES = (
     Choice("ExecuTorch alone"),
     Choice("with tflite-runtime", "[tflite]"),
     Choice("with ai-edge-litert, as pip does it", "[litert]", must_fit=False),
     Choice(
-        "with ai-edge-litert: --no-deps, only what is imported, and --no-compile", only=NEEDED, bytecode_counts=False
+        "with ai-edge-litert: what is imported alone, without bytecode",
+        only=NEEDED,
+        removed=(ACCELERATOR,),
+        bytecode_counts=False,
     ),
 )
 
@@ -98,6 +107,8 @@ def install(choice: Choice, wheel: Path, folder: Path) -> Installed:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"pip installs nothing {choice.name}: {done.stderr[-1500:]}")
+    for name in choice.removed:
+        (target / name).unlink()
     subprocess.run([sys.executable, "-m", "compileall", "-q", target], capture_output=True, check=False)
     metadata = [entry["metadata"] for entry in json.loads(report.read_text())["install"]]
     requirements = {canonicalize_name(m["name"]): m.get("requires_dist", []) for m in metadata}

@@ -75,12 +75,11 @@ def _make(bare: Path, wheel: Path, scratch: Path, packed: Path) -> None:
     script.chmod(0o755)
     made = scratch / packed.name
     shutil.copyfile(bare, made)
-    with made.open("ab") as file:
-        command = ["tar", "-C", root, "-cf", "-", "--owner=0", "--group=0", "."]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as tar:
-            subprocess.run(["zstd", "-3", "-q", "-c"], stdin=tar.stdout, stdout=file, check=True)
-        if tar.returncode:
-            raise RuntimeError("tar failed")
+    tar = ["tar", "-C", root, "-cf", "-", "--owner=0", "--group=0", "."]
+    with made.open("ab") as file, subprocess.Popen(tar, stdout=subprocess.PIPE) as packing:
+        subprocess.run(["zstd", "-3", "-q", "-c"], stdin=packing.stdout, stdout=file, check=True)
+    if packing.returncode:
+        raise RuntimeError(f"tar of {root} failed")
     made.replace(packed)
 
 

@@ -33,7 +33,9 @@ def write_packages(folder: Path) -> dict[str, Path]:
     network = nn.Sequential(
         nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10)
     )
-    binary = nn.Sequential(nn.Linear(64, 64), BinaryLinear(64, 64), nn.PReLU(), BinaryLinear(64, 64), nn.Linear(64, 10))
+    binary = nn.Sequential(
+        nn.Linear(64, 64), BinaryLinear(64, 64), nn.Hardtanh(), BinaryLinear(64, 64), nn.Linear(64, 10)
+    )
     blocks = nn.Sequential(nn.Sequential(*(Block(64) for _ in range(4))), nn.Linear(64, 10))
     folded = compress(blocks.eval(), "folded-2", example=(row,)).model
     made = {
@@ -41,10 +43,12 @@ def write_packages(folder: Path) -> dict[str, Path]:
         "binary": (binary, row, ("binary",)),
         "folded": (folded, row, ("fp32",)),
     }
-    return {
-        name: convert(model.eval(), (example,), form=forms, output=folder, name=name, interpreters=PLACES).path
-        for name, (model, example, forms) in made.items()
-    }
+    packages = {}
+    for name, (model, example, forms) in made.items():
+        seen = [(torch.randn_like(example),) for _ in range(16)]
+        places = {"output": folder, "name": name, "interpreters": PLACES}
+        packages[name] = convert(model.eval(), (example,), form=forms, calibration=seen, **places).path
+    return packages
 
 
 def answers(package: Path) -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -44,6 +45,7 @@ class Scene:
     hub: Link
     stack: ExitStack
     logs: list[Path] = field(default_factory=list)
+    running: list[subprocess.Popen[str]] = field(default_factory=list)
     broker: subprocess.Popen[str] | None = None
 
     @property
@@ -101,7 +103,7 @@ class Scene:
         """mosquitto, from what `ferryman ca broker` wrote."""
         assert BINARY is not None
         self.broker = self.service("broker", [BINARY, "-c", self.folder / "ca-broker/mosquitto.conf"], netns=self.hub)
-        self.until("the broker listens", lambda: "mosquitto version" in self.log("broker").read_text())
+        self.until("the broker listens", lambda: _answers(self.hub.address, 8883))
 
     def log(self, name: str) -> Path:
         return self.folder / f"{name}.log"
@@ -114,6 +116,8 @@ class Scene:
         """
         deadline = time.monotonic() + timeout_s
         while not holds():
+            failed = [process.args for process in self.running if process.poll()]
+            assert not failed, f"ended meanwhile: {failed}\n{self.last_words()}"
             assert time.monotonic() < deadline, f"not in {timeout_s:g} s: {what}\n{self.last_words()}"
             time.sleep(0.2)
 
@@ -134,6 +138,7 @@ class Scene:
             self.logs.append(log)
         with log.open("a") as file:
             process = start(file)
+        self.running.append(process)
         self.stack.callback(_end, process)
         return process
 
@@ -205,6 +210,14 @@ def _set_up_authority(scene: Scene) -> None:
     scene.ferryman("ca", "broker", scene.folder / "ca")
     for host in ("collector", "operator", "rollout"):
         scene.ferryman("ca", "client", scene.folder / "ca", host, "--role", host)
+
+
+def _answers(address: str, port: int) -> bool:
+    try:
+        socket.create_connection((address, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 def _end(process: subprocess.Popen[str]) -> None:

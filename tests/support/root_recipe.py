@@ -43,7 +43,6 @@ AFTER = (
     # Keys of hosts are made where one is used; nobody may take them for another's.
     'rm -f "$1"/etc/ssh/ssh_host_*',
     'rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/*.bin "$1"/var/log/* "$1"/etc/apt/apt.conf.d/99mmdebstrap',
-    'mkdir -p "$1"/run/sshd',
 )
 QEMU = {"arm64": "qemu-aarch64"}
 """What runs another machine's programs here, as update-binfmts names it."""

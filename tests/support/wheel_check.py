@@ -23,7 +23,7 @@ from tests.support.elf_check import library_problems
 ROOT = Path(__file__).resolve().parents[2]
 NATIVE = "ferryman/runtime/native/lib/"
 OURS = ("executorch", "kernels", "tflite", "weights")
-SUFFIXES = {".py", ".so", ".txt", ".html", ".typed", ".json"}
+SUFFIXES = {".html", ".json", ".py", ".sh", ".so", ".txt", ".typed"}
 FILE_MAX_BYTES = 100_000
 PLATFORM = re.compile(r"manylinux_(\d+)_(\d+)_aarch64")
 

@@ -14,6 +14,7 @@ from ferryman.devices.fleet.phone.runner import Profiled
 from ferryman.profiler.energy import measure_energy
 from ferryman.profiler.meter import open_meter
 from ferryman.profiler.samplers.android import open_phone
+from ferryman.profiler.steady import RUNS_MAX
 from ferryman.profiler.sysfs import SensorError
 from ferryman.runtime.contracts.energy import Energy
 from ferryman.runtime.contracts.errors import FerrymanError
@@ -49,6 +50,10 @@ def phone_energy(
         sent = Work(ready.store).send(inputs)
         options = f"--threads {spec.threads} --warmup-s 0 --seconds {seconds:.3f} --window"
         profiled = ready.runner.profile(artifact, variant.entry, sent, options, timeout_s=seconds + _START_S)
+        if len(profiled.samples_ns) >= RUNS_MAX:
+            raise SensorError(
+                f"the runner ends after {RUNS_MAX:,} runs, and the model is too fast for a window of them"
+            )
         return marks_of(profiled, clock_offset_ns(ready.phone))
 
     try:

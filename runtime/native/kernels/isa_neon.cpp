@@ -148,7 +148,8 @@ inline Quad spread(const int8_t* x) {
 }
 
 inline void interleave16(const int8_t* a, const int8_t* b, const int8_t* c, const int8_t* d, uint8_t* out) {
-  vst4q_s8(reinterpret_cast<int8_t*>(out), {{vld1q_s8(a), vld1q_s8(b), vld1q_s8(c), vld1q_s8(d)}});
+  const int8x16x4_t four = {{vld1q_s8(a), vld1q_s8(b), vld1q_s8(c), vld1q_s8(d)}};
+  vst4q_s8(reinterpret_cast<int8_t*>(out), four);  // a macro, for clang: no commas of braces
 }
 
 #ifdef __ARM_FEATURE_DOTPROD
