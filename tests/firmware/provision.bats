@@ -12,7 +12,7 @@ setup() {
     export BATS_TEST_TMPDIR
     PROVISION=$SCRIPTS/provision.sh
     WHEEL=$BATS_TEST_TMPDIR/ferryman-1-py3-none-any.whl
-    echo one >"$WHEEL"
+    make_wheel one
     ssh-keygen -q -t ed25519 -N '' -C pusher -f "$BATS_TEST_TMPDIR/key"
     printf -- '-----BEGIN PRIVATE KEY-----\nx\n-----BEGIN CERTIFICATE-----\ny\n' >"$BATS_TEST_TMPDIR/identity.pem"
     fake small-python <<'END'
@@ -39,6 +39,15 @@ teardown() {
     umount /opt/ferryman.d 2>/dev/null || :
     PATH=/usr/sbin:/usr/bin:/sbin:/bin
     "$PROVISION" --uninstall --purge
+}
+
+# make_wheel TEXT: what provision.sh reads of one, its extras, and TEXT, by which it differs from another.
+make_wheel() {
+    python3 -c 'import sys, zipfile
+with zipfile.ZipFile(sys.argv[1], "w") as wheel:
+    wheel.writestr("ferryman-1.dist-info/METADATA", "Name: ferryman\n" + "".join(
+        f"Provides-Extra: {name}\n" for name in ("litert", "tflite", "ota", "enroll", "drift")))
+    wheel.writestr("text", sys.argv[2])' "$WHEEL" "$1"
 }
 
 provision() { "$PROVISION" --python small-python --wheel "$WHEEL" "$@"; }
@@ -117,10 +126,51 @@ FERRYMAN_MORE="two words"' ]
 }
 
 # bats test_tags=long
+@test "an upgrade keeps extras and interpreter, and options given again replace them" {
+    expect 0 provision --enroll --extra ota --interpreter tflite
+    make_wheel two
+    expect 0 provision
+    expect 0 /opt/ferryman/bin/ferryman
+    says "[enroll,ota,tflite]"
+    kept=$(readlink /opt/ferryman).options
+    [ "$(stat -c '%U:%G %a' "$kept")" = "root:root 644" ]
+    expect 0 provision
+    says "nothing to do"
+    # What the agent waits for an identity with stays.
+    expect 0 provision --extra drift --interpreter none
+    expect 0 /opt/ferryman/bin/ferryman
+    says "[drift,enroll]"
+    # One that fails leaves them as they were.
+    echo else >"$BATS_TEST_TMPDIR/pip-says"
+    expect 1 provision --extra ota
+    rm "$BATS_TEST_TMPDIR/pip-says"
+    make_wheel three
+    expect 0 provision
+    expect 0 /opt/ferryman/bin/ferryman
+    says "[drift,enroll]"
+    expect 0 provision --extra none --interpreter litert
+    expect 0 /opt/ferryman/bin/ferryman
+    says "[enroll,litert]"
+}
+
+# bats test_tags=long
+@test "an extra that the wheel has not is no extra" {
+    before=$(tree /opt /etc)
+    expect 2 provision --extra nonsense
+    says "has no extra nonsense, but litert, tflite, ota, enroll, drift"
+    expect 2 "$PROVISION" --python small-python --index ferryman==1 --extra nonsense
+    says "has no extra nonsense"
+    echo torn >"$WHEEL"
+    expect 1 provision
+    says "copy it here again"
+    [ "$(tree /opt /etc)" = "$before" ]
+}
+
+# bats test_tags=long
 @test "an upgrade switches at the end; one that fails changes nothing that runs" {
     expect 0 provision --device kitchen
     old=$(readlink /opt/ferryman)
-    echo two >"$WHEEL"
+    make_wheel two
     for said in "OSError: [Errno 28] No space left on device" "NewConnectionError: Network is unreachable" "No matching distribution found" "is not a supported wheel" "else"; do
         echo "$said" >"$BATS_TEST_TMPDIR/pip-says"
         expect 1 provision
@@ -199,7 +249,7 @@ END
 @test "an upgrade that is killed leaves the old or the new one, both whole" {
     expect 0 provision
     for name in mv ln sync rm; do
-        date +%N >"$WHEEL"
+        make_wheel "$(date +%N)"
         fake "$name" <<<'#!/bin/sh
 kill -9 0'
         export -f provision
