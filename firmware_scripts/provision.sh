@@ -83,6 +83,7 @@ while [ $# -gt 0 ]; do
     --no-start) start='' ;;
     --uninstall) uninstall=1 ;;
     --purge) purge=1 ;;
+    *.whl) bad_usage "--wheel takes one wheel, and here are $wheel and $1: name the one, or remove the other" ;;
     *) common_option "$1" || bad_usage "no such option: $1" ;;
     esac
     shift

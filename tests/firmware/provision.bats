@@ -116,13 +116,29 @@ FERRYMAN_MORE="two words"' ]
 
 # bats test_tags=long
 @test "enrolling: the agent waits for its identity" {
-    expect 0 provision --enroll --device kitchen --authorize "$BATS_TEST_TMPDIR/key.pub"
-    says "ferryman enroll kitchen"
+    fake ip <<<'#!/bin/sh
+echo "1.0.0.0 via 192.168.1.1 dev eth0 src 192.168.1.20 uid 0"'
+    expect 0 provision --enroll --device kitchen --authorize "$BATS_TEST_TMPDIR/key.pub" --broker mqtts://hub.lan:8883
+    says "ferryman enroll kitchen --ca ca --broker mqtts://hub.lan:8883
+"
+    says 'ferryman devices add kitchen --host 192.168.1.20 --user ferryman --command /opt/ferryman/bin/ferryman \
+    --broker "mqtts://hub.lan:8884?ca=$PWD/operator.pem&cert=$PWD/operator.pem"
+ferryman devices trust kitchen'
     expect 0 /opt/ferryman/bin/ferryman
     says "[enroll,litert]"
     grep -q ConditionPathExists=/var/lib/ferryman/identity/identity.pem /etc/systemd/system/ferryman-agent.service.d/enroll.conf
     [ -L /etc/systemd/system/paths.target.wants/ferryman-enrolled.path ]
     case $(getent passwd ferryman) in */bin/sh) ;; *) false ;; esac
+}
+
+# bats test_tags=long
+@test "a device's name is one that the agent takes, the host name's too" {
+    fake uname <<<'#!/bin/sh
+echo pi+2.example.org'
+    expect 0 provision
+    grep -qx FERRYMAN_DEVICE=pi-2 /etc/ferryman/agent.env
+    expect 2 provision --device a.b
+    says "A-Z a-z 0-9 _ -"
 }
 
 # bats test_tags=long
@@ -288,7 +304,11 @@ kill -9 0'
 # bats test_tags=long
 @test "avahi announces the device where it is installed" {
     mkdir -p /etc/avahi/services
-    expect 0 provision --device kitchen
+    fake uname <<<'#!/bin/sh
+echo pi-2.lan'
+    expect 0 provision --device kitchen --broker mqtt://me:secret@hub.lan --authorize "$BATS_TEST_TMPDIR/key.pub"
+    says "devices add kitchen --host pi-2.local "
+    says "--broker mqtt://hub.lan"
     grep -q "<txt-record>device=kitchen</txt-record>" /etc/avahi/services/ferryman.service
     rm -r /etc/avahi
 }
@@ -360,6 +380,8 @@ echo "3.11.2 32 True"'
         expect 2 "$PROVISION" $wrong
         says "--help"
     done
+    expect 2 "$PROVISION" --wheel ferryman-1.whl ferryman-2.whl --device kitchen
+    says "one wheel, and here are ferryman-1.whl and ferryman-2.whl"
     expect 0 "$PROVISION" --help
     says "--wheel FILE"
 }
