@@ -285,7 +285,22 @@ kill -9 0'
     expect 0 all
     touch /var/lib/ferryman/outbox.sqlite
     echo PGPASSWORD=x >/etc/ferryman/collector.env
+    expect 0 sh "$SCRIPTS/firstboot/firstrun.sh"
+    touch /etc/ferryman/provisioned
+    expect 0 "$PROVISION" --uninstall --dry-run
+    says "would run: rm -r -- /opt/ferryman"
+    says_not "removed"
+    says_not "stays"
     expect 0 "$PROVISION" --uninstall
+    says "removed /opt/ferryman
+"
+    says "removed /etc/systemd/system/ferryman-agent.service
+"
+    says "removed /etc/systemd/system/ferryman-firstboot.service
+"
+    says "stays: /var/lib/ferryman, with state and identity, and its user ferryman; --uninstall --purge removes them"
+    says "stays: /etc/ferryman/collector.env"
+    [ ! -L /etc/systemd/system/multi-user.target.wants/ferryman-firstboot.service ]
     [ -e /var/lib/ferryman/outbox.sqlite ]
     [ -e /var/lib/ferryman/identity/identity.pem ]
     [ ! -e /var/lib/ferryman/.ssh ]
@@ -296,7 +311,10 @@ kill -9 0'
     done
     expect 0 "$PROVISION" --uninstall
     says "nothing to do"
+    says "stays: /var/lib/ferryman"
     expect 0 "$PROVISION" --uninstall --purge
+    says "removed /var/lib/ferryman
+removed the user ferryman"
     state >"$BATS_TEST_TMPDIR/found"
     diff "$BATS_TEST_TMPDIR/expected" "$BATS_TEST_TMPDIR/found"
 }
