@@ -6,7 +6,8 @@
 #
 # In FOLDER: firmware_scripts/; provision.options, an option of provision.sh a line; ferryman's wheel unless an option names
 # an index; and, where they are there, wheels/, authorized_keys, root.json, identity.pem.
-# Once it is done the unit is disabled and secrets are removed from the boot partition. What fails is tried again.
+# Once it is done the unit is disabled and secrets are removed from the boot partition. What fails is tried again, every
+# minute; what is written wrongly (exit code 2) is not, but at the next start.
 #   --dry-run, --help
 set -eu
 scripts=$(dirname "$(dirname "$(readlink -f "$0")")")
@@ -29,27 +30,45 @@ fi
 options=$folder/provision.options
 [ -f "$options" ] || die "no $options: write an option of provision.sh a line, such as --device kitchen"
 
+known=" $(sed -n 's/^#   \(--[a-z-]*\).*/\1/p' "$scripts/provision.sh" | paste -sd' ') "
+number=0
 set --
 # Read, not run: a line is an option and its value, whatever characters the value has. Windows ends lines with CR.
 while IFS= read -r line || [ -n "$line" ]; do
+    number=$((number + 1))
     line=$(printf %s "$line" | tr -d '\r' | sed 's/^[ \t]*//; s/[ \t]*$//')
+    case $line in --*)
+        case $known in *" ${line%% *} "*) ;; *) bad_usage "$options, line $number: provision.sh has no option ${line%% *}" ;; esac ;;
+    esac
     case $line in
     '' | '#'*) ;;
     --*' '*) set -- "$@" "${line%% *}" "$(printf %s "${line#* }" | sed 's/^[ \t]*//')" ;;
     --*) set -- "$@" "$line" ;;
-    *) die "$options: expected --option value, found: $line" ;;
+    *) bad_usage "$options, line $number: expected --option value, found: $line" ;;
     esac
 done <"$options"
-for wheel in "$folder"/ferryman-*.whl; do
-    if [ -f "$wheel" ]; then set -- "$@" --wheel "$wheel"; fi
+wheel=
+for found in "$folder"/ferryman-*.whl; do
+    [ -f "$found" ] || continue
+    [ -z "$wheel" ] || bad_usage "$wheel and $found: leave there the one for this device"
+    wheel=$found
 done
+if [ -n "$wheel" ]; then set -- "$@" --wheel "$wheel"; fi
+case " $* " in
+*" --wheel "* | *" --index "*) ;;
+*) bad_usage "no ferryman-*.whl in $folder: put the one for this device there, or a line --index ferryman==VERSION into $options" ;;
+esac
 if [ -d "$folder/wheels" ]; then set -- "$@" --wheels "$folder/wheels"; fi
 if [ -f "$folder/authorized_keys" ]; then set -- "$@" --authorize "$folder/authorized_keys"; fi
 if [ -f "$folder/root.json" ]; then set -- "$@" --trust "$folder/root.json"; fi
 if [ -f "$folder/identity.pem" ]; then set -- "$@" --identity "$folder/identity.pem"; fi
 if [ -n "$DRY_RUN" ]; then set -- "$@" --dry-run; fi
 
-/bin/sh "$scripts/provision.sh" "$@"
+/bin/sh "$scripts/provision.sh" "$@" || {
+    code=$?
+    [ "$code" -ne 2 ] || warn "mend in $options, or beside it, what the line above names; then start the device anew, or: systemctl start ferryman-firstboot"
+    exit "$code"
+}
 
 # The key is where it belongs; the broker's URL may hold a password. FAT on flash: what was removed may be read from the
 # card itself, so an identity that matters is better made on the device (--enroll).
@@ -57,4 +76,4 @@ remove "$folder/identity.pem" "$options"
 [ -n "$DRY_RUN" ] || sync
 if [ -e /etc/systemd/system/ferryman-firstboot.service ]; then run systemctl --root=/ disable -q ferryman-firstboot.service; fi
 [ -n "$DRY_RUN" ] || : >"$done_mark"
-say "provisioned from $folder"
+say "$([ -n "$DRY_RUN" ] && echo "would provision" || echo provisioned) from $folder"

@@ -11,7 +11,9 @@ setup() {
     mkdir -p "$BOOT" /etc/ferryman
     cp -r "$SCRIPTS" "$BOOT/firmware_scripts"
     export GIVEN=$BATS_TEST_TMPDIR/given
-    printf '#!/bin/sh\nprintf "%%s\\n" "$@" >"$GIVEN"\n[ ! -e "$GIVEN.fails" ]\n' >"$BOOT/firmware_scripts/provision.sh"
+    # The real one's help, for it says which options there are.
+    help=$(sed -n '2,${/^#/!q;p;}' "$SCRIPTS/provision.sh")
+    printf '#!/bin/sh\n%s\nprintf "%%s\\n" "$@" >"$GIVEN"\nexit "$(cat "$GIVEN.fails" 2>/dev/null || echo 0)"\n' "$help" >"$BOOT/firmware_scripts/provision.sh"
 }
 
 teardown() {
@@ -58,7 +60,8 @@ $BOOT/identity.pem" ]
 
 @test "what fails keeps its files, and is tried again" {
     echo "--device kitchen" >"$BOOT/provision.options"
-    touch "$BOOT/identity.pem" "$GIVEN.fails"
+    touch "$BOOT/ferryman-1-py3-none-any.whl" "$BOOT/identity.pem"
+    echo 1 >"$GIVEN.fails"
     expect 1 firstboot
     [ -e "$BOOT/identity.pem" ]
     rm "$GIVEN.fails"
@@ -66,11 +69,37 @@ $BOOT/identity.pem" ]
     [ ! -e "$BOOT/identity.pem" ]
 }
 
-@test "what is wrong is said" {
+@test "what is wrong is said, and not tried again every minute" {
     expect 1 firstboot
     says "write an option of provision.sh a line"
-    echo "device kitchen" >"$BOOT/provision.options"
-    expect 1 firstboot
-    says "expected --option value, found: device kitchen"
+    printf '# mine\ndevice kitchen\n' >"$BOOT/provision.options"
+    expect 2 firstboot
+    says "provision.options, line 2: expected --option value, found: device kitchen"
+    printf -- '--enroll\n\n--devise kitchen\r\n' >"$BOOT/provision.options"
+    expect 2 firstboot
+    says "provision.options, line 3: provision.sh has no option --devise"
+    printf -- '--device kitchen\n' >"$BOOT/provision.options"
+    expect 2 firstboot
+    says "no ferryman-*.whl in $BOOT: put"
+    says "or a line --index ferryman==VERSION into $BOOT/provision.options"
+    touch "$BOOT/ferryman-0.9-py3-none-any.whl" "$BOOT/ferryman-0.10-py3-none-any.whl"
+    expect 2 firstboot
+    says "ferryman-0.10-py3-none-any.whl and $BOOT/ferryman-0.9-py3-none-any.whl: leave there the one"
+    rm "$BOOT/ferryman-0.9-py3-none-any.whl"
+    [ ! -e "$GIVEN" ]
+    echo 2 >"$GIVEN.fails"
+    expect 2 firstboot
+    says "provision.options"
+    says "systemctl start ferryman-firstboot"
+    grep -qx RestartPreventExitStatus=2 "$SCRIPTS/firstboot/ferryman-firstboot.service"
     expect 2 firstboot here
+}
+
+@test "dry: it says so to the end" {
+    printf -- '--device kitchen\n--index ferryman==1\n' >"$BOOT/provision.options"
+    expect 0 firstboot --dry-run
+    says "would provision from $BOOT"
+    says_not "provisioned from"
+    [ -e "$BOOT/provision.options" ]
+    [ ! -e /etc/ferryman/provisioned ]
 }
