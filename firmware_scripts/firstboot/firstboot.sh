@@ -35,6 +35,8 @@ while IFS= read -r line || [ -n "$line" ]; do
     line=$(printf %s "$line" | tr -d '\r' | sed 's/^[ \t]*//; s/[ \t]*$//')
     case $line in
     '' | '#'*) ;;
+    --help* | --dry-run* | --uninstall* | --purge*) die "$options: $line provisions nothing: remove that line" ;;
+    --identity*) die "$options: put the identity beside it as identity.pem, which is removed afterwards, and remove the line: $line" ;;
     --*' '*) set -- "$@" "${line%% *}" "$(printf %s "${line#* }" | sed 's/^[ \t]*//')" ;;
     --*) set -- "$@" "$line" ;;
     *) die "$options: expected --option value, found: $line" ;;
@@ -50,6 +52,7 @@ if [ -f "$folder/identity.pem" ]; then set -- "$@" --identity "$folder/identity.
 if [ -n "$DRY_RUN" ]; then set -- "$@" --dry-run; fi
 
 /bin/sh "$scripts/provision.sh" "$@"
+[ -n "$DRY_RUN" ] || "$FERRYMAN" --version >/dev/null || die "$FERRYMAN does not run, so nothing was removed from $folder"
 
 # The key is where it belongs; the broker's URL may hold a password. FAT on flash: what was removed may be read from the
 # card itself, so an identity that matters is better made on the device (--enroll).
