@@ -37,14 +37,16 @@ set --
 while IFS= read -r line || [ -n "$line" ]; do
     number=$((number + 1))
     line=$(printf %s "$line" | tr -d '\r' | sed 's/^[ \t]*//; s/[ \t]*$//')
-    case $line in --*)
-        case $known in *" ${line%% *} "*) ;; *) bad_usage "$options, line $number: provision.sh has no option ${line%% *}" ;; esac ;;
+    case $line in
+    '' | '#'*) continue ;;
+    --help* | --dry-run* | --uninstall* | --purge*) bad_usage "$options, line $number: $line provisions nothing: remove that line" ;;
+    --identity*) bad_usage "$options, line $number: put the identity beside it as identity.pem, which is removed afterwards, and remove the line: $line" ;;
+    --*) case $known in *" ${line%% *} "*) ;; *) bad_usage "$options, line $number: provision.sh has no option ${line%% *}" ;; esac ;;
+    *) bad_usage "$options, line $number: expected --option value, found: $line" ;;
     esac
     case $line in
-    '' | '#'*) ;;
-    --*' '*) set -- "$@" "${line%% *}" "$(printf %s "${line#* }" | sed 's/^[ \t]*//')" ;;
-    --*) set -- "$@" "$line" ;;
-    *) bad_usage "$options, line $number: expected --option value, found: $line" ;;
+    *' '*) set -- "$@" "${line%% *}" "$(printf %s "${line#* }" | sed 's/^[ \t]*//')" ;;
+    *) set -- "$@" "$line" ;;
     esac
 done <"$options"
 wheel=
@@ -69,6 +71,7 @@ if [ -n "$DRY_RUN" ]; then set -- "$@" --dry-run; fi
     [ "$code" -ne 2 ] || warn "mend in $options, or beside it, what the line above names; then start the device anew, or: systemctl start ferryman-firstboot"
     exit "$code"
 }
+[ -n "$DRY_RUN" ] || "$FERRYMAN" --version >/dev/null || die "$FERRYMAN does not run, so nothing was removed from $folder"
 
 # The key is where it belongs; the broker's URL may hold a password. FAT on flash: what was removed may be read from the
 # card itself, so an identity that matters is better made on the device (--enroll).

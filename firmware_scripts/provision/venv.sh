@@ -98,7 +98,7 @@ _venv_name() {
 # Sets `venv`; it is complete when $venv.complete is there.
 build_venv() {
     venv=$VENVS/$(_venv_name)
-    if [ -e "$venv.complete" ] && "$venv/bin/ferryman" --version >/dev/null 2>&1; then
+    if [ -e "$venv.complete" ] && _runs 2>/dev/null; then
         _remember_options
         return 0
     fi
@@ -146,8 +146,10 @@ _install() {
         return 1
     fi
     rm -f "$_log"
-    "$venv/bin/ferryman" --version >/dev/null || { warn "the new ferryman does not run" && return 1; }
+    _runs || { warn "the new ferryman does not run" && return 1; }
 }
+
+_runs() { as_user ferryman "$venv/bin/ferryman" --version </dev/null >/dev/null; }
 
 # Lead $LINK to the new environment, atomically; `before` is where it led.
 switch_venv() {

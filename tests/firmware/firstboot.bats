@@ -14,11 +14,14 @@ setup() {
     # The real one's help, for it says which options there are.
     help=$(sed -n '2,${/^#/!q;p;}' "$SCRIPTS/provision.sh")
     printf '#!/bin/sh\n%s\nprintf "%%s\\n" "$@" >"$GIVEN"\nexit "$(cat "$GIVEN.fails" 2>/dev/null || echo 0)"\n' "$help" >"$BOOT/firmware_scripts/provision.sh"
+    mkdir -p /opt/ferryman/bin
+    printf '#!/bin/sh\n' >/opt/ferryman/bin/ferryman
+    chmod +x /opt/ferryman/bin/ferryman
 }
 
 teardown() {
     [ -n "${FERRYMAN_TEST_ROOT:-}" ] || return 0
-    rm -rf /boot/firmware /etc/ferryman
+    rm -rf /boot/firmware /etc/ferryman /opt/ferryman
     rm -f /etc/systemd/system/ferryman-firstboot.service /etc/systemd/system/multi-user.target.wants/ferryman-firstboot.service
 }
 
@@ -67,6 +70,29 @@ $BOOT/identity.pem" ]
     rm "$GIVEN.fails"
     expect 0 firstboot
     [ ! -e "$BOOT/identity.pem" ]
+}
+
+@test "what would not provision, or leave a key behind, is refused and keeps its files" {
+    touch "$BOOT/identity.pem" /boot/firmware/other.pem
+    for wrong in --help "--help me" --dry-run --uninstall --purge "--identity /boot/firmware/other.pem"; do
+        printf -- '--device kitchen\n  %s\r\n' "$wrong" >"$BOOT/provision.options"
+        expect 2 firstboot
+        says "${wrong%% *}"
+        [ ! -e "$GIVEN" ]
+        [ -e "$BOOT/identity.pem" ]
+        [ ! -e /etc/ferryman/provisioned ]
+    done
+}
+
+@test "what says that it is done, and does not run, keeps its files" {
+    echo "--device kitchen" >"$BOOT/provision.options"
+    touch "$BOOT/ferryman-1-py3-none-any.whl" "$BOOT/identity.pem"
+    rm -r /opt/ferryman
+    expect 1 firstboot
+    says "/opt/ferryman/bin/ferryman does not run"
+    [ -e "$BOOT/identity.pem" ]
+    [ -e "$BOOT/provision.options" ]
+    [ ! -e /etc/ferryman/provisioned ]
 }
 
 @test "what is wrong is said, and not tried again every minute" {

@@ -197,6 +197,21 @@ END
 }
 
 # bats test_tags=long
+@test "whatever the umask, ferryman can run it and nobody can write it" {
+    for mask in 000 077; do
+        umask "$mask"
+        expect 0 all
+        umask 022
+        expect 0 as_ferryman /opt/ferryman/bin/ferryman --version
+        [ -z "$(find /opt /etc/ferryman /etc/systemd /etc/udev /usr/local /var/lib/ferryman ! -type l -perm /022)" ]
+        [ "$mask" = 077 ] || "$PROVISION" --uninstall --purge
+    done
+    chmod 700 "$(readlink -f /opt/ferryman)"
+    expect 0 all
+    expect 0 as_ferryman /opt/ferryman/bin/ferryman --version
+}
+
+# bats test_tags=long
 @test "enrolling: the agent waits for its identity" {
     fake ip <<<'#!/bin/sh
 echo "1.0.0.0 via 192.168.1.1 dev eth0 src 192.168.1.20 uid 0"'
