@@ -4,10 +4,6 @@
 
 check_access() {
     [ -z "$identity" ] || [ -z "$enroll" ] || bad_usage "--identity brings an identity, --enroll waits for one: one of them"
-    # They are in the agent's own folder: whoever holds the agent must not have root write elsewhere.
-    for _folder in .ssh identity trust; do
-        [ ! -L "$HOME_OF/$_folder" ] || die "$HOME_OF/$_folder is a link, and nothing here makes one: see who did, and remove it"
-    done
     if [ -n "$identity" ]; then
         for _part in "PRIVATE KEY" "BEGIN CERTIFICATE"; do
             grep -qs -e "$_part" "$identity" || die "$identity: expected key, certificate and authority in one file, found no $_part"
@@ -33,14 +29,18 @@ write_access() {
     esac
     make_folder "$HOME_OF/.ssh" 700 ferryman
     _keys=$HOME_OF/.ssh/authorized_keys
-    _now=$(mktemp)
-    [ ! -e "$_keys" ] || cat "$_keys" >"$_now"
+    # shellcheck disable=SC2016 # of the shell that runs as ferryman
+    _now=$(as_user ferryman timeout 10 sh -c '[ ! -f "$1" ] || head -c 1000000 -- "$1"' sh "$_keys") || die "ferryman cannot read $_keys: see what it is, and remove it"
     # Commands and files, but no terminal and no forwarding. A key that is there keeps what stands before it.
-    _public_keys | while IFS=' ' read -r _kind _key _name; do
-        grep -qsF "$_key" "$_now" || printf 'restrict %s %s %s\n' "$_kind" "$_key" "$_name" >>"$_now"
-    done
-    write_file "$_keys" 600 ferryman <"$_now"
-    rm -f "$_now"
+    _now=$(
+        [ -z "$_now" ] || say "$_now"
+        _public_keys | while IFS=' ' read -r _kind _key _name; do
+            say "$_now" | tr ' ' '\n' | grep -qxF -e "$_key" || say "restrict $_kind $_key $_name"
+        done
+    )
+    write_file "$_keys" 600 ferryman <<END
+$_now
+END
 }
 
 say_what_next() {

@@ -42,7 +42,7 @@ one_at_a_time() {
     flock -n 9 || die "another provision.sh is at work here"
     # What one that was killed had begun to write.
     remove "$SETTINGS"/.ferryman.?????? "$UNITS"/.ferryman.?????? "$UNITS"/*/.ferryman.?????? "$SHARED"/.ferryman.?????? \
-        "${UDEV%/*}"/.ferryman.?????? "${AVAHI%/*}"/.ferryman.?????? "$HOME_OF"/*/.ferryman.?????? "$HOME_OF"/.ssh/.ferryman.??????
+        "${UDEV%/*}"/.ferryman.?????? "${AVAHI%/*}"/.ferryman.??????
 }
 
 # Groups by which devices are read, of those that this system has: i2c meters, the firmware's mailbox (/dev/vcio).
@@ -57,7 +57,9 @@ make_user() {
 }
 
 make_folders() {
-    make_folder "$HOME_OF" 750 ferryman
+    [ "$(owner_and_mode "$HOME_OF")" = "ferryman:ferryman 750" ] || run install -d -m 750 -o ferryman -g ferryman "$HOME_OF"
+    # shellcheck disable=SC2016 # of the shell that runs as ferryman
+    [ -n "$DRY_RUN" ] || as_user ferryman sh -c 'rm -rf -- "$1"/*/.ferryman.?????? "$1"/.ssh/.ferryman.??????' sh "$HOME_OF" || :
     make_folder "$SETTINGS" 755 root
     make_folder "$VENVS" 755 root
 }

@@ -10,6 +10,7 @@ load helpers
 setup() {
     [ "$BATS_TEST_DESCRIPTION" = "wrong usage" ] || needs_root_of_its_own
     export BATS_TEST_TMPDIR
+    chmod -R a+rwX "$BATS_RUN_TMPDIR" # some of it runs as ferryman
     PROVISION=$SCRIPTS/provision.sh
     WHEEL=$BATS_TEST_TMPDIR/ferryman-1-py3-none-any.whl
     echo one >"$WHEEL"
@@ -100,9 +101,90 @@ FERRYMAN_DEVICE=attic
 FERRYMAN_MORE="two words"' ]
     mkdir -p /var/lib/ferryman/.ssh
     echo 'from="10.0.0.1" ssh-ed25519 AAAA hers' >/var/lib/ferryman/.ssh/authorized_keys
+    expect 1 provision --authorize "$BATS_TEST_TMPDIR/key.pub"
+    says "chown -hR ferryman:ferryman /var/lib/ferryman/.ssh"
+    chown -hR ferryman:ferryman /var/lib/ferryman/.ssh
     expect 0 provision --authorize "$BATS_TEST_TMPDIR/key.pub"
     grep -qx 'from="10.0.0.1" ssh-ed25519 AAAA hers' /var/lib/ferryman/.ssh/authorized_keys
     [ "$(wc -l </var/lib/ferryman/.ssh/authorized_keys)" -eq 2 ]
+}
+
+as_ferryman() { setpriv --reuid ferryman --regid ferryman --clear-groups "$@"; }
+
+# A folder in which ferryman may not write, with a file that it may not read.
+roots_own() {
+    rm -rf /etc/roots-own
+    mkdir -m 755 /etc/roots-own
+    echo secret >/etc/roots-own/file
+    chmod 600 /etc/roots-own/file
+    tree /etc/roots-own >"$BATS_TEST_TMPDIR/roots-own"
+}
+
+still_roots_own() { tree /etc/roots-own | diff "$BATS_TEST_TMPDIR/roots-own" - && rm -r /etc/roots-own; }
+
+# bats test_tags=long
+@test "root writes nowhere else when ferryman swaps a folder of its own for a link" {
+    expect 0 provision
+    roots_own
+    for name in identity .ssh trust; do
+        rm -rf "/var/lib/ferryman/$name"
+        as_ferryman mkdir "/var/lib/ferryman/$name"
+        # Once what can be checked before was checked.
+        fake getent <<END
+#!/bin/sh
+rmdir /var/lib/ferryman/$name 2>/dev/null && ln -s /etc/roots-own /var/lib/ferryman/$name
+exec /usr/bin/getent "\$@"
+END
+        expect 1 all --trust "$WHEEL"
+        [ -L "/var/lib/ferryman/$name" ]
+        rm "$BATS_TEST_TMPDIR/bin/getent" "/var/lib/ferryman/$name"
+    done
+    still_roots_own
+}
+
+# bats test_tags=long
+@test "root writes nowhere else when ferryman swaps a file that is being written for a link" {
+    expect 0 provision
+    roots_own
+    fake mktemp <<'END'
+#!/bin/sh
+new=$(/usr/bin/mktemp "$@") || exit 1
+case $new in /var/lib/ferryman/*) ln -sf /etc/roots-own/file "$new" ;; esac
+echo "$new"
+END
+    expect 1 all
+    says "cannot write /var/lib/ferryman/identity/identity.pem"
+    expect 1 provision --authorize "$BATS_TEST_TMPDIR/key.pub"
+    expect 1 provision --trust "$WHEEL"
+    still_roots_own
+}
+
+# bats test_tags=long
+@test "root reads nothing for ferryman" {
+    expect 0 provision --authorize "$BATS_TEST_TMPDIR/key.pub"
+    roots_own
+    ln -sf /etc/roots-own/file /var/lib/ferryman/.ssh/authorized_keys
+    expect 1 provision --authorize "$BATS_TEST_TMPDIR/key.pub"
+    says "ferryman cannot read /var/lib/ferryman/.ssh/authorized_keys"
+    still_roots_own
+    rm /var/lib/ferryman/.ssh/authorized_keys
+    as_ferryman mkfifo /var/lib/ferryman/.ssh/authorized_keys
+    expect 0 timeout 20 "$PROVISION" --python small-python --wheel "$WHEEL" --authorize "$BATS_TEST_TMPDIR/key.pub"
+    grep -q '^restrict ssh-ed25519 .* pusher$' /var/lib/ferryman/.ssh/authorized_keys
+}
+
+# bats test_tags=long
+@test "leftovers of one that was killed are removed as ferryman" {
+    expect 0 provision
+    roots_own
+    touch /etc/roots-own/.ferryman.abcdef
+    as_ferryman mkdir /var/lib/ferryman/identity
+    as_ferryman touch /var/lib/ferryman/identity/.ferryman.abcdef
+    as_ferryman ln -s /etc/roots-own /var/lib/ferryman/elsewhere
+    expect 0 provision
+    [ ! -e /var/lib/ferryman/identity/.ferryman.abcdef ]
+    rm /etc/roots-own/.ferryman.abcdef
+    rm -r /etc/roots-own
 }
 
 # bats test_tags=long
