@@ -38,9 +38,10 @@ common_option() {
     esac
 }
 
-# need_value "$@": the option in $1 has a value in $2.
+# need_value "$@": the option in $1 has a value in $2, of one line, for into files of lines it goes.
 need_value() {
     if [ $# -lt 2 ] || [ -z "$2" ]; then bad_usage "$1 takes a value"; fi
+    case $2 in *[[:cntrl:]]*) bad_usage "$1 takes a value of one line" ;; esac
 }
 
 has() { command -v "$1" >/dev/null 2>&1; }

@@ -12,10 +12,13 @@ check_access() {
     [ -n "$authorize" ] || return 0
     [ -f "$authorize" ] || die "no file $authorize: copy your public key here (~/.ssh/id_ed25519.pub)"
     if grep -q "PRIVATE KEY" "$authorize"; then die "$authorize is a private key: give the public one, whose name ends in .pub"; fi
+    _others=$(grep -nvE "^[[:space:]]*(#|\$)|$A_KEY" "$authorize" | cut -d: -f1 | paste -sd, -)
+    [ -z "$_others" ] || die "$authorize, line $_others: expected ssh-ed25519 AAAA... name, and no options before it: those are for $HOME_OF/.ssh/authorized_keys itself"
     _public_keys | grep -q . || die "$authorize holds no public key: expected lines such as: ssh-ed25519 AAAA... name"
 }
 
-_public_keys() { grep -E '^(ssh|ecdsa|sk)-[A-Za-z0-9@.-]+ AAAA' "$authorize" || :; }
+A_KEY='^(ssh|ecdsa|sk)-[A-Za-z0-9@.-]+ AAAA'
+_public_keys() { tr -d '\r' <"$authorize" | grep -E "$A_KEY" | awk '!seen[$2]++' || :; }
 
 write_access() {
     if [ -n "$identity" ]; then

@@ -3,10 +3,6 @@
 # A part of provision.sh: user, folders, /etc/ferryman/agent.env, the root of updates.
 
 check_settings() {
-    case $device in *[!A-Za-z0-9_-]* | ?????????????????????????????????????????????????????????????????*)
-        bad_usage "--device $device: 1 to 64 of A-Z a-z 0-9 _ -" ;;
-    esac
-    case $broker in '' | mqtt://?* | mqtts://?*) ;; *) bad_usage "--broker: mqtt://HOST[:PORT] or mqtts://..." ;; esac
     [ -z "$device" ] || settings="FERRYMAN_DEVICE=$device
 $settings"
     [ -z "$broker" ] || settings="FERRYMAN_BROKER=$broker
@@ -17,6 +13,14 @@ $settings"
     printf '%s' "$settings" | while IFS= read -r _line; do
         case ${_line%%=*} in
         '' | [0-9]* | *[!A-Za-z0-9_]* | "$_line") bad_usage "--set $_line: NAME=VALUE" ;;
+        FERRYMAN_DEVICE)
+            case ${_line#*=} in '' | *[!A-Za-z0-9_-]* | ?????????????????????????????????????????????????????????????????*)
+                bad_usage "the device's name is 1 to 64 of A-Z a-z 0-9 _ -, not ${_line#*=}" ;;
+            esac
+            ;;
+        FERRYMAN_BROKER)
+            case ${_line#*=} in mqtt://?* | mqtts://?*) ;; *) bad_usage "the broker is mqtt://HOST[:PORT] or mqtts://..." ;; esac
+            ;;
         esac
     done
     [ -z "$trust" ] || [ -f "$trust" ] || die "no file $trust: make it with ferryman keys root, and copy it here"
@@ -72,26 +76,28 @@ write_settings() {
         settings="FERRYMAN_DEVICE=$(uname -n | sed 's/[.].*//; s/[^A-Za-z0-9_-]/-/g; s/^$/device/')
 $settings"
     fi
-    _now=$(mktemp)
-    if [ -e "$_file" ]; then
-        cat "$_file" >"$_now"
-    else
-        say "# Settings of the ferryman agent, read by its unit: docs/provisioning.md" >"$_now"
-    fi
-    printf '%s' "$settings" >"$_now.set"
-    while IFS= read -r _line; do
-        _name=${_line%%=*} _value=${_line#*=}
-        case $_value in *[!A-Za-z0-9_./:@%+,=?\&-]*) _line="$_name=\"$_value\"" ;; esac
-        # Through the environment: awk would take \ in a -v apart.
-        LINE=$_line awk -v name="$_name=" '
-            index($0, name) == 1 { if (!done) print ENVIRON["LINE"]; done = 1; next }
-            { print }
-            END { if (!done) print ENVIRON["LINE"] }' "$_now" >"$_now.next"
-        mv "$_now.next" "$_now"
-    done <"$_now.set"
-    # A broker's URL may hold a password.
-    write_file "$_file" 640 root:ferryman <"$_now"
-    rm -f "$_now" "$_now.set"
+    # In no file before agent.env itself: a broker's URL may hold a password.
+    _now=$(
+        {
+            if [ -e "$_file" ]; then cat "$_file"; else say "# Settings of the ferryman agent, read by its unit: docs/provisioning.md"; fi
+        } | SETTINGS=$settings awk '
+            function name(line) { return substr(line, 1, index(line, "=")) }
+            BEGIN {
+                count = split(ENVIRON["SETTINGS"], lines, "\n")
+                for (i = 1; i <= count; i++) {
+                    if (!(at = index(lines[i], "="))) continue
+                    value = substr(lines[i], at + 1)
+                    if (!(name(lines[i]) in set)) names[++named] = name(lines[i])
+                    set[name(lines[i])] = value ~ /[^A-Za-z0-9_.\/:@%+,=?&-]/ ? "\"" value "\"" : value
+                }
+            }
+            !(name($0) in set) { print; next }
+            !done[name($0)]++ { print name($0) set[name($0)] }
+            END { for (i = 1; i <= named; i++) if (!done[names[i]]) print names[i] set[names[i]] }'
+    )
+    write_file "$_file" 640 root:ferryman <<END
+$_now
+END
     if [ -n "$trust" ] && [ ! -e "$HOME_OF/trust/root.json" ]; then
         make_folder "$HOME_OF/trust" 755 ferryman
         write_file "$HOME_OF/trust/root.json" 644 ferryman <"$trust"

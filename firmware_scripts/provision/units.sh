@@ -49,7 +49,7 @@ _enable() {
 }
 
 _announce() {
-    _name=$(sed -n 's/^FERRYMAN_DEVICE=//p' "$SETTINGS/agent.env" 2>/dev/null | tr -d '"')
+    _name=$(sed -n '/^FERRYMAN_DEVICE=/{s///;s/&/\&amp;/g;s/</\&lt;/g;p;}' "$SETTINGS/agent.env" 2>/dev/null | tr -d '"')
     write_file "$AVAHI" 644 root <<END
 <?xml version="1.0" standalone="no"?>
 <!DOCTYPE service-group SYSTEM "avahi-service.dtd">

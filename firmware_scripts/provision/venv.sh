@@ -14,11 +14,15 @@ check_venv_options() {
     case $wheel,$index in
     ,) bad_usage "say what to install: --wheel FILE or --index ferryman==VERSION" ;;
     *,) [ -f "$wheel" ] || die "no file $wheel: build it with make wheel-aarch64 and copy it here" ;;
-    ,?*==?*) ;;
+    ,*[!A-Za-z0-9._+!=-]* | ,==* | ,*==) bad_usage "--index $index: name a version (ferryman==0.2.0)" ;;
+    ,*==*) ;;
     ,*) bad_usage "--index $index: name a version (ferryman==0.2.0), or a second run could not tell whether it is there" ;;
     *) bad_usage "--wheel or --index, not both" ;;
     esac
     [ -z "$wheels" ] || [ -d "$wheels" ] || die "no folder $wheels: make it with pip download on another machine"
+    [ -z "$wheels" ] || wheels=$(readlink -f -- "$wheels")
+    # Its folder, where pip is run: to pip a path may hold extras and markers.
+    [ -z "$wheel" ] || wheel=$(readlink -f -- "$wheel")
 }
 
 # What no option says is as in the environment that runs: `interpreter`, `extras`. Whoever waits for an identity makes it
@@ -105,7 +109,7 @@ build_venv() {
     _requirement=$(_with_interpreter)
     [ -z "$_requirement" ] || _requirement="[$_requirement]"
     case $index in
-    '') _requirement=$(readlink -f "$wheel")$_requirement ;;
+    '') _requirement=./${wheel##*/}$_requirement ;;
     *) _requirement="${index%%==*}$_requirement==${index#*==}" ;;
     esac
     if [ -n "$DRY_RUN" ]; then
@@ -131,7 +135,7 @@ build_venv() {
 _install() {
     if [ -n "$wheels" ]; then set -- "$@" --no-index --find-links "$wheels"; fi
     _log=$venv.log
-    if ! { "$python" -m venv "$venv" && "$venv/bin/pip" install --disable-pip-version-check --no-input --no-cache-dir "$@"; } >"$_log" 2>&1; then
+    if ! { "$python" -m venv "$venv" && (cd "${wheel%/*}/" && "$venv/bin/pip" install --disable-pip-version-check --no-input --no-cache-dir "$@"); } >"$_log" 2>&1; then
         tail -n 15 "$_log" >&2
         case $(cat "$_log") in
         *"No space left"*) warn "the disk is full: make room on that of /opt or of /tmp, and run this again" ;;

@@ -212,6 +212,39 @@ END
 }
 
 # bats test_tags=long
+@test "keys as Windows writes them, twice the same, one the beginning of another" {
+    printf '# keys\r\n\r\nssh-ed25519 AAAAC3abcd long\r\nssh-ed25519 AAAAC3 short\r\nssh-ed25519 AAAAC3abcd twice\r\n' >"$BATS_TEST_TMPDIR/keys"
+    for again in "wrote /var/lib/ferryman/.ssh/authorized_keys" "nothing to do"; do
+        expect 0 provision --authorize "$BATS_TEST_TMPDIR/keys"
+        says "$again"
+        [ "$(cat /var/lib/ferryman/.ssh/authorized_keys)" = 'restrict ssh-ed25519 AAAAC3abcd long
+restrict ssh-ed25519 AAAAC3 short' ]
+    done
+}
+
+# bats test_tags=long
+@test "a wheel is found whatever its folder is called" {
+    folder="$BATS_TEST_TMPDIR/a b'\$(touch pwned);[x]"
+    mkdir "$folder"
+    cp "$WHEEL" "$folder"
+    cd "$folder"
+    expect 0 "$PROVISION" --python small-python --wheel "$folder/${WHEEL##*/}"
+    expect 0 /opt/ferryman/bin/ferryman
+    [ "$output" = "./${WHEEL##*/}[litert]" ]
+    mv -- "${WHEEL##*/}" -x-any.whl
+    echo other >./-x-any.whl
+    expect 0 "$PROVISION" --python small-python --wheel -x-any.whl
+    expect 0 /opt/ferryman/bin/ferryman
+    [ "$output" = "./-x-any.whl[litert]" ]
+    cd "$BATS_TEST_TMPDIR"
+    echo another >>"$WHEEL"
+    expect 0 provision --wheels .
+    expect 0 /opt/ferryman/bin/ferryman
+    [ "$output" = "$BATS_TEST_TMPDIR" ]
+    [ -z "$(find / -xdev -name pwned)" ]
+}
+
+# bats test_tags=long
 @test "enrolling: the agent waits for its identity" {
     fake ip <<<'#!/bin/sh
 echo "1.0.0.0 via 192.168.1.1 dev eth0 src 192.168.1.20 uid 0"'
@@ -425,6 +458,9 @@ echo pi-2.lan'
     says "devices add kitchen --host pi-2.local "
     says "--broker mqtt://hub.lan"
     grep -q "<txt-record>device=kitchen</txt-record>" /etc/avahi/services/ferryman.service
+    sed -i 's/^FERRYMAN_DEVICE=.*/FERRYMAN_DEVICE="a<b\&c"/' /etc/ferryman/agent.env
+    expect 0 provision
+    grep -q "<txt-record>device=a&lt;b&amp;c</txt-record>" /etc/avahi/services/ferryman.service
     rm -r /etc/avahi
 }
 
@@ -447,6 +483,9 @@ echo "3.11.2 32 True"'
     says "not for this device"
     expect 1 provision --authorize "$BATS_TEST_TMPDIR/key"
     says "private key"
+    sed 's/^/command="x" /' "$BATS_TEST_TMPDIR/key.pub" >"$BATS_TEST_TMPDIR/restricted.pub"
+    expect 1 provision --authorize "$BATS_TEST_TMPDIR/restricted.pub"
+    says "line 1"
     expect 1 provision --identity "$BATS_TEST_TMPDIR/key.pub"
     says "expected key, certificate and authority"
     expect 1 provision --wheels /no/such
@@ -497,6 +536,18 @@ echo "3.11.2 32 True"'
     done
     expect 2 "$PROVISION" --wheel ferryman-1.whl ferryman-2.whl --device kitchen
     says "one wheel, and here are ferryman-1.whl and ferryman-2.whl"
+    for wrong in FERRYMAN_DEVICE= "FERRYMAN_DEVICE=a<b>" FERRYMAN_BROKER=http://x; do
+        expect 2 "$PROVISION" --wheel "$WHEEL" --set "$wrong"
+        says "--help"
+    done
+    for option in --set --broker --device --index; do
+        expect 2 "$PROVISION" --wheel "$WHEEL" "$option" $'mqtt://h\nFERRYMAN_OPTIONS=--evil'
+        says "$option takes a value of one line"
+    done
+    for wrong in 'ferryman==*' 'ferryman==1 ; x' 'ferry man==1' 'ferryman==' '[x]==1'; do
+        expect 2 "$PROVISION" --index "$wrong"
+        says "name a version"
+    done
     expect 0 "$PROVISION" --help
     says "--wheel FILE"
 }
