@@ -58,7 +58,7 @@ ends=$(($(date +%s) + ALL_S))
 redact() {
     file=$1 bytes_max=$2
     shift 2
-    LC_ALL=C awk -v known="$known" -v bytes_max="$bytes_max" "$@" -f "$here/redact.awk" >>"$work/$name/$file" ||
+    LC_ALL=C awk -v known="$known" -v bytes_max="$bytes_max" "$@" -f "$here/settings.awk" -f "$here/redact.awk" >>"$work/$name/$file" ||
         say "[left out: it could not be searched for secrets]" >"$work/$name/$file"
 }
 
@@ -89,9 +89,9 @@ part() {
     } | head -c $((2 * bytes_max)) | redact "$file" "$bytes_max"
 }
 
-# settings FILE ENV PATHS...: files that may hold secrets, into FILE of the bundle; ENV is 1 where they are of KEY=VALUE.
+# settings FILE KIND PATHS...: files that may hold secrets, into FILE of the bundle; KIND env or unit as settings.awk has.
 settings() {
-    file=$1 env=$2
+    file=$1 kind=$2
     shift 2
     for path; do
         if [ ! -f "$path" ] || [ ! -r "$path" ]; then continue; fi
@@ -99,36 +99,41 @@ settings() {
             say "would collect: $file: $path, without secrets"
             continue
         fi
-        { say "# $path" && cat "$path" && say; } | head -c $((512 * KIB)) |
-            redact "$file" $((256 * KIB)) -v env="$env" -v learn="$known.new"
+        say "# $path" >>"$work/$name/$file"
+        { cat "$path" && say; } | head -c $((512 * KIB)) |
+            redact "$file" $((256 * KIB)) -v kind="$kind" -v learn="$known.new"
         if [ -e "$known.new" ]; then sort -u "$known.new" "$known" -o "$known"; fi
     done
 }
 
 all_settings() {
-    settings settings.txt 1 "$ETC"/ferryman/*.env
-    settings settings.txt 0 "$ETC"/mosquitto/mosquitto.conf "$ETC"/mosquitto/conf.d/*.conf "$ETC"/mosquitto/ferryman/mosquitto.conf
-    settings settings.txt 0 "$ETC"/systemd/system/ferryman-*.service "$ETC"/systemd/system/ferryman-*.service.d/*.conf
+    settings settings.txt env "$ETC"/ferryman/*.env
+    settings settings.txt '' "$ETC"/mosquitto/mosquitto.conf "$ETC"/mosquitto/conf.d/*.conf "$ETC"/mosquitto/ferryman/mosquitto.conf
+    settings settings.txt unit "$ETC"/systemd/system/ferryman-*.service "$ETC"/systemd/system/ferryman-*.service.d/*.conf
 }
 
 # What is secret in them is learned first, and then looked for in everything; those of networks are not collected at all.
 if [ -z "$DRY_RUN" ]; then
-    settings settings.txt 0 "$ETC"/wpa_supplicant/*.conf "$ETC"/NetworkManager/system-connections/* "$ETC"/netplan/*.yaml
+    settings settings.txt '' "$ETC"/wpa_supplicant/*.conf "$ETC"/NetworkManager/system-connections/* "$ETC"/netplan/*.yaml
     all_settings
     rm -f "$work/$name/settings.txt"
 fi
 all_settings
 
-owner=$(stat -c %U "$ROOT" 2>/dev/null) || owner=
-as=
-if [ -n "$owner" ] && [ "$(id -u)" -eq 0 ] && [ "$owner" != root ]; then as="runuser -u $owner --"; fi
+# as_owner_of FOLDER: the words that have a command run as its owner, who may have put links to others' files there.
+as_owner_of() {
+    owner=$(stat -c %U "$1" 2>/dev/null) || return 0
+    if [ "$(id -u)" -eq 0 ] && [ "$owner" != root ]; then say "runuser -u $owner --"; fi
+}
+as=$(as_owner_of "$ROOT")
+as_log=$(as_owner_of /var/log/mosquitto)
 
-# ferryman_part FILE WORDS...: as the owner of the root folder.
-ferryman_part() {
-    file=$1
-    shift
+# root_part FILE KIB_MAX COMMAND...: on the root folder, as its owner.
+root_part() {
+    file=$1 kib_max=$2
+    shift 2
     # shellcheck disable=SC2086 # $as is words
-    part "$file" 512 $as "$FERRYMAN" "$@"
+    part "$file" "$kib_max" $as "$@"
 }
 
 part about.txt 16 date -u
@@ -139,26 +144,27 @@ part system.txt 64 uptime
 part system.txt 64 cat /proc/cmdline
 part system.txt 64 sh -c 'tr -d "\000" </proc/device-tree/model'
 part system.txt 256 cat /proc/cpuinfo
-ferryman_part versions.txt --version
+root_part versions.txt 512 "$FERRYMAN" --version
 part versions.txt 256 "${FERRYMAN%/*}/python" -m pip list --disable-pip-version-check
 part versions.txt 16 python3 --version
 part versions.txt 16 sh -c 'PATH=/usr/sbin:/usr/bin:/bin; mosquitto -h | head -n 1'
 part versions.txt 64 dpkg-query -W 'mosquitto*' 'libmosquitto*' 'systemd*' 'python3*' 'openssh-*' 'raspi*' 'linux-image*'
-ferryman_part facts.txt facts --json
-ferryman_part outbox.txt outbox show --root "$ROOT"
-ferryman_part identity.txt identity show --root "$ROOT"
-part slots.txt 64 cat "$ROOT/state.json"
-part slots.txt 64 cat "$ROOT/update/desired.json"
-part slots.txt 64 cat "$ROOT/update/reported.json"
-part slots.txt 512 ls -lR "$ROOT"
-part slots.txt 16 du -sh "$ROOT"
-part ssh.txt 16 grep -c . "$ROOT/.ssh/authorized_keys"
+root_part facts.txt 512 "$FERRYMAN" facts --json
+root_part outbox.txt 512 "$FERRYMAN" outbox show --root "$ROOT"
+root_part identity.txt 512 "$FERRYMAN" identity show --root "$ROOT"
+root_part slots.txt 64 cat "$ROOT/state.json"
+root_part slots.txt 64 cat "$ROOT/update/desired.json"
+root_part slots.txt 64 cat "$ROOT/update/reported.json"
+root_part slots.txt 512 ls -lRb "$ROOT"
+root_part slots.txt 16 du -sh "$ROOT"
+root_part ssh.txt 16 grep -c . "$ROOT/.ssh/authorized_keys"
 part units.txt 256 systemctl status --no-pager --lines=0 'ferryman-*' mosquitto ssh
 part units.txt 256 systemctl show ferryman-agent -p ActiveState,SubState,Result,NRestarts,ExecMainStatus,MemoryCurrent,User
 part units.txt 256 systemctl --no-pager --failed
 part journal-ferryman.txt 4096 journalctl --no-pager --output=short-iso-precise --lines=10000 -u 'ferryman-*'
 part journal-mosquitto.txt 2048 journalctl --no-pager --output=short-iso-precise --lines=3000 -u mosquitto
-part journal-mosquitto.txt 1024 tail -n 3000 /var/log/mosquitto/mosquitto.log
+# shellcheck disable=SC2086 # $as_log is words
+part journal-mosquitto.txt 1024 $as_log tail -n 3000 /var/log/mosquitto/mosquitto.log
 part kernel.txt 1024 sh -c 'dmesg | tail -n 2000'
 part disk.txt 64 df -h
 part disk.txt 64 df -i

@@ -41,6 +41,19 @@ need_root
 [ -f "$fstab" ] || die "no $fstab here: the root is mounted by something else, and made read-only there"
 awk '$1 !~ /^#/ && $2 == "/" { found++ } END { exit found != 1 }' "$fstab" ||
     die "$fstab has not exactly one line for /: add it (findmnt / tells how it is mounted)"
+awk -v begin="$BEGIN" -v end="$END" '
+    index($0, begin) == 1 { wrong += inside || seen++; inside = 1 }
+    $0 == end { wrong += !inside; inside = 0 }
+    END { exit wrong || inside }' "$fstab" ||
+    die "$fstab: our lines are not between one \"$BEGIN\" and one \"$END\"; mend or remove those lines by hand, for what follows them could be lost"
+theirs=$(awk -v begin="$BEGIN" -v end="$END" '
+    index($0, begin) == 1 { inside = 1 }
+    $0 == end { inside = 0 }
+    !inside && $1 !~ /^#/ { sub("/+$", "", $2); if ($2 == "/var/lib/ferryman") print $1 }' "$fstab")
+case $undo,$theirs in
+1,* | , | ,"$state") ;;
+*) die "$fstab mounts $theirs on /var/lib/ferryman already: remove that line, or say --state $theirs" ;;
+esac
 if [ -z "$undo" ] && [ -d /run/systemd/system ] && has blkid; then
     blkid "$state" >/dev/null 2>&1 || findfs "$state" >/dev/null 2>&1 ||
         die "no file system $state here: make it first, or the device would wait for it at its next start"
@@ -60,9 +73,13 @@ index($0, begin) == 1 { was = substr($0, length(begin) + 2); inside = 1; next }
 $0 == end { inside = 0; next }
 inside { next }
 { lines[++count] = $0 }
+function ours(line,   f) {
+    split(line, f)
+    if (!(f[2] in mounted)) print line
+}
 END {
     for (i = 1; i <= count; i++) {
-        fields = split(lines[i], f, /[ \t]+/)
+        fields = split(lines[i], f) # as mount does: blanks before the first do not count
         if (f[1] !~ /^#/ && f[2] == "/") {
             mode = match("," f[4] ",", /,r[ow],/) ? substr("," f[4] ",", RSTART + 1, 2) : "-"
             if (was == "") was = mode
@@ -71,13 +88,17 @@ END {
             lines[i] = f[1] " " f[2] " " f[3] " " f[4] (fields > 4 ? " " f[5] : "") (fields > 5 ? " " f[6] : "")
         }
         print lines[i]
+        if (f[1] !~ /^#/ && fields > 1) {
+            sub("/+$", "", f[2])
+            mounted[f[2]]
+        }
     }
     if (undo) exit
     print begin " " was
-    print state " /var/lib/ferryman ext4 defaults,noatime,nodev,nosuid,noexec 0 2"
-    print "tmpfs /tmp tmpfs nodev,nosuid,mode=1777 0 0"
-    print "tmpfs /var/tmp tmpfs nodev,nosuid,mode=1777 0 0"
-    print "tmpfs /var/log tmpfs nodev,nosuid,noexec,mode=755 0 0"
+    ours(state " /var/lib/ferryman ext4 defaults,noatime,nodev,nosuid,noexec 0 2")
+    ours("tmpfs /tmp tmpfs nodev,nosuid,mode=1777 0 0")
+    ours("tmpfs /var/tmp tmpfs nodev,nosuid,mode=1777 0 0")
+    ours("tmpfs /var/log tmpfs nodev,nosuid,noexec,mode=755 0 0")
     print end
 }' "$fstab" >"$now"
 if [ -n "$undo" ] && ! grep -qF "$BEGIN" "$fstab"; then

@@ -3,7 +3,6 @@
 #
 #   known   values, a line each, that are taken out wherever they stand
 #   learn   where to add the values that were taken out here, for `known` later
-#   env     1: the text is of KEY=VALUE lines, of which only those that begin with FERRYMAN_ keep their value
 #   bytes_max  so much is printed, then that it was cut
 BEGIN {
     SECRET = "(passw(or)?d|passphrase|passcode|pwd|secret|token|psk|api[_-]?key|private[_-]?key|privkey|access[_-]?key|" \
@@ -18,10 +17,7 @@ BEGIN {
 {
     line = $0
     sub(/\r$/, "", line)
-    if (env && line ~ /^[ \t]*(export[ \t]+)?[A-Za-z_][A-Za-z0-9_]*=/ && line !~ /^[ \t]*(export[ \t]+)?FERRYMAN_/) {
-        learned(substr(line, index(line, "=") + 1))
-        line = substr(line, 1, index(line, "=")) GONE
-    }
+    gsub(/[\001-\010\013-\037\177]|\302[\200-\237]/, "?", line)  # what a terminal would obey
     if (inside) {
         if (line ~ /-----END [A-Za-z0-9 ]*-----/) {
             inside = 0
@@ -79,10 +75,10 @@ function exactly(text,    i, at, done) {
     return text
 }
 
-# scheme://user:password@host, to the last @ of the word: a password may have one of its own.
+# scheme://user:password@host, to the last @ of the word: a password may have one of its own, and quotes.
 function urls(text,    done, word) {
     done = ""
-    while (match(text, /[A-Za-z][A-Za-z0-9+.-]*:\/\/[^ \t"'<>]*@/)) {
+    while (match(text, /[A-Za-z][A-Za-z0-9+.-]*:\/\/[^ \t]*@/)) {
         word = substr(text, RSTART, RLENGTH)
         done = done substr(text, 1, RSTART - 1) substr(word, 1, index(word, "://") + 2) GONE "@"
         text = substr(text, RSTART + RLENGTH)

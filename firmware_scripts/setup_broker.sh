@@ -35,6 +35,11 @@ UP_S=15
 # ports CONF: where it listens, a line each.
 ports() { sed -n 's/^listener \([0-9]*\).*/\1/p' "$1"; }
 
+is_port() {
+    case $1 in '' | 0* | *[!0-9]* | ??????*) return 1 ;; esac
+    [ "$1" -le 65535 ]
+}
+
 fingerprint() { openssl x509 -noout -fingerprint -sha256 2>/dev/null; }
 
 # answers CONF PORT: something accepts there; with TLS, by the certificate that CONF names.
@@ -93,7 +98,7 @@ write_local() {
         for leaf in $DEVICE_WRITES; do say "pattern write ferryman/v1/%u/$leaf"; done
         for leaf in $DEVICE_READS; do say "pattern read ferryman/v1/%u/$leaf"; done
         for host in $hosts; do
-            grep -q "^$host:" "$1" || die "$1 has no $host: mosquitto_passwd $1 $host"
+            cut -d: -f1 "$1" | grep -qxF -- "$host" || die "$1 has no $host: mosquitto_passwd $1 $host"
             printf '\nuser %s\ntopic readwrite ferryman/#\n' "$host"
         done
     } >"$work/new/acl"
@@ -178,10 +183,7 @@ install_new() {
     point_to "$slot"
     write_file "$DROP_IN" 644 root <"$work/drop-in"
     systemctl --quiet enable mosquitto 2>/dev/null || warn "systemctl cannot enable mosquitto; see that it starts at boot"
-    if ! systemd_runs; then
-        say "systemd does not run here: mosquitto takes the new configuration at its next start"
-        return 0
-    fi
+    if ! systemd_runs; then return 0; fi
     if restart && all_answer "$LINK/mosquitto.conf"; then return 0; fi
     warn "mosquitto does not answer; going back"
     journalctl --no-pager --lines=20 -u mosquitto >&2 || :
@@ -212,7 +214,10 @@ while [ $# -gt 0 ]; do
         need_value "$@"
         case $1 in
         --local) passwords=$2 ;;
-        --host) hosts="$hosts $2" ;;
+        --host)
+            case $2 in *[!A-Za-z0-9_-]*) bad_usage "--host $2: a name of A-Z a-z 0-9 _ -" ;; esac
+            hosts="$hosts $2"
+            ;;
         --port) port=$2 ;;
         esac
         shift
@@ -230,7 +235,7 @@ case ${folder:+f}${passwords:+p}${removing:+r} in
 f | p | r) ;;
 *) bad_usage "name one of FOLDER, --local PASSWORDS and --uninstall" ;;
 esac
-case $port in *[!0-9]*) bad_usage "--port takes a number" ;; esac
+[ -z "$port" ] || is_port "$port" || bad_usage "--port $port: a number from 1 to 65535"
 [ -n "$passwords" ] || [ -z "$hosts$port" ] || bad_usage "--host and --port are for --local"
 port=${port:-1883}
 need_root
@@ -261,6 +266,9 @@ trap '[ -z "$tried" ] || kill "$tried" 2>/dev/null || :; rm -rf "$work"' EXIT
 trap 'exit 1' INT TERM HUP
 mkdir "$work/new"
 if [ -n "$folder" ]; then take_folder "$folder"; else write_local "$passwords"; fi
+listens=$(ports "$work/new/mosquitto.conf")
+[ -n "$listens" ] || die "the new configuration listens nowhere: mosquitto.conf has no line \`listener PORT\`"
+for port in $listens; do is_port "$port" || die "the new configuration listens on $port, which is no port: 1 to 65535"; done
 drop_in >"$work/drop-in"
 chgrp -R mosquitto "$work" # it becomes the user of that name before it reads them
 chmod 750 "$work" "$work/new"
@@ -275,9 +283,11 @@ try_new
 say "tried: mosquitto serves with the new configuration"
 if [ -n "$DRY_RUN" ]; then
     say "would write: $LINK, $DROP_IN"
-    say "would run: systemctl daemon-reload, enable and restart mosquitto, connect to ports $(ports "$work/new/mosquitto.conf" | paste -sd" ")"
+    say "would run: systemctl daemon-reload, enable and restart mosquitto, connect to ports $(say "$listens" | paste -sd" ")"
     exit 0
 fi
 install_new
-say "mosquitto serves ferryman; ports: $(ports "$LINK/mosquitto.conf" | paste -sd" ")"
+serves="mosquitto serves"
+systemd_runs || serves="systemd does not run here: at its next start mosquitto will serve"
+say "$serves ferryman; ports: $(say "$listens" | paste -sd" ")"
 [ -z "$passwords" ] || warn "nothing is encrypted: only for a network that nobody else can listen on"

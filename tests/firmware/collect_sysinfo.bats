@@ -79,7 +79,7 @@ bundle_has_not() {
         "$FERRYMAN_ETC/mosquitto/mosquitto.conf" "$FERRYMAN_ETC/mosquitto/ferryman/mosquitto.conf" "$FERRYMAN_ETC/resolv.conf"; do
         cat "$PLANTED" >>"$place"
     done
-    cat "$PLANTED" >>"$FERRYMAN_ETC/ferryman/agent.env"
+    grep -v "kept\|someone" "$PLANTED" >>"$FERRYMAN_ETC/ferryman/agent.env"
 
     collect
 
@@ -99,6 +99,39 @@ bundle_has_not() {
     for name in journalctl dmesg systemctl ferryman vcgencmd; do
         bundle_has "this is $name"
     done
+}
+
+@test "of settings only what is known to be harmless is told, and the rest goes from journals too" {
+    cat >"$FERRYMAN_ETC/ferryman/agent.env" <<'END'
+FERRYMAN_DEVICE=kept-device
+FERRYMAN_BROKER=mqtt://user:it'sS3cretPw@kept-hub
+FERRYMAN_MQTT_PW=tinypw99
+FERRYMAN_PIN=424242
+FERRYMAN_URL2=mqtt://u:p<a>ss9@hub
+PLAIN="multi \
+secretline2"
+END
+    mkdir -p "$FERRYMAN_ETC/systemd/system/ferryman-agent.service.d"
+    printf '[Service]\nEnvironment="MQTT_PW=dropinpw1" X=xvalue1\n' >"$FERRYMAN_ETC/systemd/system/ferryman-agent.service.d/x.conf"
+    printf '%s\n' "it'sS3cretPw" tinypw99 424242 'p<a>ss9' secretline2 dropinpw1 xvalue1 >"$PLANTED"
+    collect
+    while read -r secret; do bundle_has_not "$secret"; done <"$PLANTED"
+    for kept in FERRYMAN_DEVICE=kept-device @kept-hub FERRYMAN_PIN= MQTT_PW= "this is journalctl"; do bundle_has "$kept"; done
+}
+
+@test "what its owner put in the root folder is read as its owner, and shows no escapes" {
+    needs_root
+    chmod 755 "$BATS_TEST_TMPDIR" "$(dirname "$BATS_TEST_TMPDIR")" "$BATS_RUN_TMPDIR"
+    echo planted-of-root >"$BATS_TEST_TMPDIR/secret"
+    chmod 600 "$BATS_TEST_TMPDIR/secret"
+    for name in state.json update/desired.json update/reported.json .ssh/authorized_keys; do ln -s "$BATS_TEST_TMPDIR/secret" "$ROOT/$name"; done
+    touch "$ROOT/$(printf '\033[31mred\nfake line')"
+    chown -R daemon "$ROOT"
+    collect
+    bundle_has_not planted-of-root
+    bundle_has_not $'\e'
+    bundle_has 'red\nfake\ line'
+    grep -q 'Permission denied' "$BATS_TEST_TMPDIR/out/slots.txt" "$BATS_TEST_TMPDIR/out/ssh.txt"
 }
 
 # bats test_tags=long
@@ -161,10 +194,14 @@ head -c 3000000 /dev/urandom | od -An -tx1'
 # bats test_tags=long
 @test "without the program that takes secrets out nothing is told" {
     echo "planted-anything" >"$PLANTED"
-    rm "$SCRIPTS/redact.awk"
-    collect
-    bundle_has_not planted
-    bundle_has "could not be searched for secrets"
+    for program in redact settings; do
+        mv "$SCRIPTS/$program.awk" "$BATS_TEST_TMPDIR"
+        collect
+        bundle_has_not planted
+        bundle_has "could not be searched for secrets"
+        mv "$BATS_TEST_TMPDIR/$program.awk" "$SCRIPTS"
+        rm -r "$BUNDLE" "$BATS_TEST_TMPDIR/out"
+    done
 }
 
 @test "a dry run writes nothing" {

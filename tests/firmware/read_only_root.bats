@@ -48,6 +48,51 @@ what() { findmnt --tab-file "$FSTAB" --noheadings --output "$2" "$1"; }
     done
 }
 
+@test "a line that is indented, or has tabs, is changed as any other" {
+    printf '  UUID=abcd\t/ ext4\tdefaults,noatime 0 1\n\tLABEL=data /data ext4 defaults 0 2\n' >"$FSTAB"
+    expect 0 change --state LABEL=ferryman
+    [ "$(what / OPTIONS)" = ro,defaults,noatime ]
+    [ "$(what / SOURCE)" = UUID=abcd ]
+    expect 0 change --undo
+    [ "$(what / OPTIONS)" = defaults,noatime ]
+    [ "$(what /data SOURCE)" = LABEL=data ]
+}
+
+@test "where a mark is lost nothing is changed, and it says what to do" {
+    expect 0 change --state LABEL=ferryman
+    echo 'LABEL=data /data ext4 defaults 0 2' >>"$FSTAB"
+    cp "$FSTAB" "$BATS_TEST_TMPDIR/whole"
+    for lost in '/root end/d' '/root begin/d' 's/.*root end/&\n&/' '/root begin/{p;p}'; do
+        sed "$lost" "$BATS_TEST_TMPDIR/whole" >"$FSTAB"
+        before=$(tree "$FSTAB")
+        for words in --undo "--state LABEL=ferryman"; do
+            # shellcheck disable=SC2086 # words
+            expect 1 change $words
+            says "read-only root end"
+        done
+        [ "$(tree "$FSTAB")" = "$before" ]
+    done
+    cp "$BATS_TEST_TMPDIR/whole" "$FSTAB"
+    expect 0 change --undo
+    [ "$(what /data SOURCE)" = LABEL=data ]
+}
+
+@test "mounts that are there already stay, and get no second line" {
+    printf 'tmpfs /tmp/ tmpfs size=64m 0 0\nLABEL=ferryman /var/lib/ferryman ext4 nosuid 0 2\n' >>"$FSTAB"
+    cp "$FSTAB" "$BATS_TEST_TMPDIR/before"
+    expect 0 change --state LABEL=ferryman
+    [ "$(grep -c ' /tmp' "$FSTAB") $(grep -c ' /var/lib/ferryman ' "$FSTAB") $(grep -c ' /var/tmp ' "$FSTAB")" = "1 1 1" ]
+    [ "$(what /tmp OPTIONS)" = size=64m ]
+    expect 0 change --state LABEL=ferryman
+    says "nothing to do"
+    before=$(tree "$FSTAB")
+    expect 1 change --state LABEL=other
+    says "LABEL=ferryman"
+    [ "$(tree "$FSTAB")" = "$before" ]
+    expect 0 change --undo
+    tr -s ' ' <"$BATS_TEST_TMPDIR/before" | diff - <(tr -s ' ' <"$FSTAB")
+}
+
 @test "a dry run changes nothing" {
     before=$(tree "$FSTAB")
     expect 0 change --state LABEL=ferryman --dry-run

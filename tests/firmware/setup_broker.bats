@@ -76,6 +76,12 @@ END
         expect 2 "$SETUP" $wrong
         says "--help"
     done
+    echo 'hub:$7$x' >"$BATS_TEST_TMPDIR/names"
+    for wrong in "--port 0" "--port 99999" "--port 65536" "--port 01883" "--port 18446744073709553499" "--port -1" "--host h.b" "--host a/b" "--host ."; do
+        # shellcheck disable=SC2086 # words
+        expect 2 "$SETUP" --local "$BATS_TEST_TMPDIR/names" $wrong --dry-run
+        says "${wrong% *}"
+    done
     expect 1 "$SETUP" /no/such/folder --dry-run
     says "ferryman ca broker"
     expect 1 "$SETUP" --local /no/such/file --dry-run
@@ -127,7 +133,7 @@ END
     needs_root_of_its_own
     expect 0 "$SETUP" "$FERRYMAN_TEST_BROKER"
     before=$(tree /etc/mosquitto /etc/systemd)
-    for bad in "rm acl" "echo nonsense >>mosquitto.conf" "echo nonsense >>acl" "echo >server.pem" "cp client.pem devices.crl" "sed -i /PRIVATE/,/PRIVATE/d server.pem"; do
+    for bad in "rm acl" "sed -i s/^listener.[0-9]*/listener\ 99999/ mosquitto.conf" "sed -i s/^listener.*// mosquitto.conf" "echo nonsense >>mosquitto.conf" "echo nonsense >>acl" "echo >server.pem" "cp client.pem devices.crl" "sed -i /PRIVATE/,/PRIVATE/d server.pem"; do
         rm -rf "$BATS_TEST_TMPDIR/bad"
         cp -r "$FERRYMAN_TEST_BROKER" "$BATS_TEST_TMPDIR/bad"
         (cd "$BATS_TEST_TMPDIR/bad" && eval "$bad")
@@ -189,8 +195,10 @@ END
     grep -A 1 '^user collector' $LINK/acl | grep 'topic readwrite ferryman/#'
     expect 0 "$SETUP" --local "$names" --host collector --port 21885
     says "it serves already"
-    expect 1 "$SETUP" --local "$names" --host attic
-    says "has no attic"
+    for other in attic kitche collecto; do
+        expect 1 "$SETUP" --local "$names" --host "$other"
+        says "has no $other"
+    done
     echo "plain:password" >>"$names"
     expect 1 "$SETUP" --local "$names"
     says "line 3: expected what mosquitto_passwd writes"
@@ -215,7 +223,8 @@ END
     needs_root_of_its_own
     rm -rf /run/systemd/system
     expect 0 "$SETUP" "$FERRYMAN_TEST_BROKER"
-    says "at its next start"
+    says "at its next start mosquitto will serve ferryman; ports: "
+    says_not "mosquitto serves ferryman"
     [ "$(restarts)" = 0 ]
     grep "ExecStart=/usr/sbin/mosquitto -c $LINK/mosquitto.conf" $DROP_IN
 }

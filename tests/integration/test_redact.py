@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 
 from tests.support.interpreters import ROOT
 
-REDACT = ROOT / "firmware_scripts" / "redact.awk"
+SCRIPTS = ROOT / "firmware_scripts"
+PROGRAMS = ("-f", SCRIPTS / "settings.awk", "-f", SCRIPTS / "redact.awk")
 WORDS = st.text("abcdefghijklmnopqrstuvwxyz0123456789!#$%&()*+-.:/?@^_~", min_size=6, max_size=24)
 PROSE = st.text("abc XYZ=[]{}:,.;/\\\"'-_", max_size=30)
 
 
 def redact(text: str | bytes, *options: str) -> str:
     data = text if isinstance(text, bytes) else text.encode()
-    command = ["awk", *(word for option in options for word in ("-v", option)), "-f", REDACT]
+    command = ["awk", *(word for option in options for word in ("-v", option)), *PROGRAMS]
     done = subprocess.run(
         command, input=data, capture_output=True, check=True, env={"LC_ALL": "C", "PATH": "/usr/bin:/bin"}
     )
@@ -83,12 +84,118 @@ def test_what_is_removed_is_learned(tmp_path):
     assert learned.read_text().splitlines() == ["first-pw", "second pw", "third-pw"]
 
 
-def test_of_an_environment_only_our_own_names_keep_their_values():
-    text = "FERRYMAN_DEVICE=kitchen\nexport OTHER=x1\nFERRYMAN_CA_PASSPHRASE=x2\n# a comment\n"
-    assert (
-        redact(text, "env=1")
-        == "FERRYMAN_DEVICE=kitchen\nexport OTHER=[removed]\nFERRYMAN_CA_PASSPHRASE=[removed]\n# a comment\n"
-    )
+ANY = st.text(st.characters(min_codepoint=32, max_codepoint=382, exclude_categories=["Cc"]), max_size=20)
+FORMS = {
+    "env": (
+        "{name}={value}",
+        "export {name}='{value}'",
+        ' {name}="{value}" ',
+        '{name}="first\\\n{value}"',
+        "{name}=first\\\n{value}",
+        '{name}="first\n{value}\nlast"',
+        "#{name}={value}",
+        "{value}",
+        "FERRYMAN_BROKER=mqtt://{value}@hub.lan",
+        "FERRYMAN_BROKER=mqtt://u:{value}@hub.lan:1883/",
+        "FERRYMAN_REPOSITORY_URL=http://hub.lan/{value}",
+        "FERRYMAN_DATABASE=postgresql://u@hub.lan/db?x={value}",
+        'FERRYMAN_OPTIONS="--sample 60 {value}"',
+        "FERRYMAN_OPTIONS=--mqtt={value}",
+        "FERRYMAN_DEVICE=/{value}",
+    ),
+    "unit": (
+        "Environment={name}={value}",
+        'Environment="A=1" "{name}={value}" B=2',
+        "Environment=A=1 \\\n  '{name}={value}'",
+        'Environment={name}="{value}"',
+        "ExecStart=/usr/bin/env {name}={value} ferryman",
+        "Environment=FERRYMAN_BROKER=mqtt://u:{value}@hub.lan",
+    ),
+}
+NAMES = st.sampled_from(["FERRYMAN_PIN", "FERRYMAN_KEY", "MQTT_PW", "PLAIN", "FERRYMAN_DEVICE_", "X"])
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    form=st.sampled_from([(kind, form) for kind in FORMS for form in FORMS[kind]]), name=NAMES, ends=st.tuples(ANY, ANY)
+)
+def test_of_settings_a_value_comes_out_only_where_its_name_is_known_and_it_is_harmless(form, name, ends):
+    kind, line = form
+    value = f"{ends[0]}Zq7xPw{ends[1]}"
+    text = f"# ours\n{line.format(name=name, value=value)}\n"
+    assert "Zq7xPw" not in redact(text, f"kind={kind}")
+
+
+VALUES = ("K3YK3YK3Y", "p<a>ss9", "a%40b%3ac9", "PIN424242")
+
+
+@pytest.mark.parametrize(
+    ("kind", "line", "more"),
+    [
+        ("env", "MQTT_PW={}", ["it'sS3cretPw", 'a"b"c#d', "two words", "424242"]),
+        ("env", "export FERRYMAN_PIN='{}'", ['a"b"c#d', "two words"]),
+        ("env", 'X="first\\\n{}"', ["two words", "it'sS3cretPw"]),
+        ("env", 'X="first\n{}\nlast"', ["two words", "it'sS3cretPw"]),
+        ("env", "X=first\\\n{}", ["two words", "it'sS3cretPw"]),
+        ("env", "#X={}", ["two words", "it'sS3cretPw"]),
+        ("env", "{}", ["two words", "it'sS3cretPw"]),
+        ("env", "FERRYMAN_BROKER=mqtt://me:{}@hub.lan", ["it'sS3cretPw", 'a"b@c#d', "a/b?c=d"]),
+        ("env", "FERRYMAN_DATABASE=postgresql://me@hub.lan/db?sslmode=no&x={}", ["it'sS3cretPw"]),
+        ("env", "FERRYMAN_REPOSITORY_URL=http://hub.lan/{}", ["it'sS3cretPw"]),
+        ("env", 'FERRYMAN_OPTIONS="--sample 60 --mqtt {}"', []),
+        ("unit", 'Environment="X=1" "MQTT_PW={}" Y=2', ["two words", "it'sS3cretPw"]),
+        ("unit", "Environment=A=1 \\\n  MQTT_PW={}", []),
+        ("unit", "Environment=MQTT_PW='{}'", ["two words"]),
+        ("unit", "ExecStart=/usr/bin/env MQTT_PW={} ferryman", []),
+        ("unit", "Environment=FERRYMAN_BROKER=mqtt://u:{}@hub.lan", []),
+    ],
+)
+def test_what_is_removed_of_settings_goes_from_journals_too(tmp_path, kind, line, more):
+    learned = tmp_path / "learned"
+    values = [*VALUES, *more]
+    redact("\n".join(line.format(value) for value in values) + "\n", f"kind={kind}", f"learn={learned}")
+    if "//me:" in line:
+        values.append("a@b:c9")  # as a client may tell of a%40b%3ac9
+    out = redact("".join(f"it said {value}, and\n" for value in values), f"known={learned}")
+    assert out == "it said [removed], and\n" * len(values)
+
+
+KEPT = """\
+FERRYMAN_DEVICE=kitchen
+FERRYMAN_BROKER=mqtts://hub.lan:8883
+FERRYMAN_REPOSITORY_URL=http://192.168.1.2:8080
+FERRYMAN_OUTBOX=/run/ferryman
+FERRYMAN_OPTIONS=--sample 60 --mode metered --telemetry-day-max=5MiB --outbox /run/x --confirm broker
+FERRYMAN_DATABASE=/var/lib/ferryman-collector/ferryman.sqlite
+"""
+
+
+def test_of_settings_what_helps_stays():
+    assert redact(KEPT, "kind=env") == KEPT
+    unit = "".join(f'Environment="{line}"\n' for line in KEPT.splitlines())
+    unit += "[Service]\nWatchdogSec=30\nExecStart=/opt/ferryman/bin/ferryman agent --device ${FERRYMAN_DEVICE}\n"
+    assert redact(unit, "kind=unit") == unit
+    assert redact("Environment=FERRYMAN_DEVICE=%H A=\n", "kind=unit") == 'Environment="FERRYMAN_DEVICE=%H" "A="\n'
+
+
+def test_of_settings_that_are_not_harmless_what_is_left():
+    text = """\
+# old: PW=x1
+export OTHER=x1
+FERRYMAN_BROKER="mqtt://user:x@y/1@hub.lan:1883?ca=x"
+FERRYMAN_OPTIONS='--sample 60 --proxy http://u:p@proxy:3128 --label "room=two words"'
+FERRYMAN_BROKER=mqtt://user:x1
+nonsense
+FERRYMAN_DEVICE=never ended \\"""
+    expected = """\
+OTHER=[removed]
+FERRYMAN_BROKER=mqtt://[removed]@hub.lan:1883[removed]
+FERRYMAN_OPTIONS=--sample 60 --proxy http://[removed]@proxy:3128 --label [removed]
+FERRYMAN_BROKER=mqtt://user[removed]
+[removed]
+[removed]
+"""
+    assert redact(text, "kind=env") == expected
 
 
 @pytest.mark.parametrize(
@@ -107,6 +214,10 @@ def test_what_helps_stays(line):
 
 def test_bytes_that_are_no_text_do_no_harm():
     assert "password=[removed]" in redact(bytes(range(1, 256)) + b"\npassword=\xff\xfe\x00secret\n")
+
+
+def test_what_a_terminal_would_obey_is_no_more_than_shown():
+    assert redact(b"a\x1b[31mred\x07\x7f\tb\xc2\x9b2J \xc3\xa4\n".decode()) == "a?[31mred??\tb?2J ä\n"
 
 
 def test_it_is_cut_where_it_was_told():
