@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ferryman.describe import printable
 from ferryman.runtime.contracts.facts import Core, DeviceFacts, Sensor
 from ferryman.runtime.contracts.record import Unavailable
+from ferryman.runtime.say import printable
 
 _MEGABYTE = 10**6
 _KEY_CHARS = 13

@@ -10,6 +10,7 @@ import click
 
 from ferryman.options import PATH, Seconds, devices_option, matching
 from ferryman.runtime.contracts.errors import CallerError, DeviceError
+from ferryman.runtime.say import echo, in_place
 
 if TYPE_CHECKING:
     from ferryman.devices.fleet.facts.probe import Probe
@@ -74,13 +75,11 @@ def add(
     if labels:
         settings["labels"] = parse_labels(labels)
     made = add_device(name, settings, devices_file, replace=replace)
-    click.echo(f"{name}: {made.address}, written to {_file(devices_file)}")
+    echo(f"{name}: {made.address}, written to {_file(devices_file)}")
     if fingerprint is not None:
         _trust(made, fingerprint)
     elif isinstance(made, SshDevice) and not ask:
-        click.echo(
-            f"its host key must be known: `ferryman devices trust {name}` shows it, and how to compare it", err=True
-        )
+        echo(f"its host key must be known: `ferryman devices trust {name}` shows it, and how to compare it", err=True)
     if ask:
         _probe_and_show([made], timeout, package=None, as_json=False)
 
@@ -113,7 +112,7 @@ def remove(name: tuple[str, ...], devices_file: Path | None) -> None:
 
     for one in name:
         remove_device(one, devices_file)
-        click.echo(f"{one}: taken out of {_file(devices_file)}")
+        echo(f"{one}: taken out of {_file(devices_file)}")
 
 
 @devices.command()
@@ -135,7 +134,7 @@ def label(who: tuple[str, ...], devices_file: Path | None) -> None:
     set_ = parse_labels(one for one in change if "=" in one or not one.endswith("-"))
     names = [one.name for one in matching(who[:split], devices_file)]
     for made in label_devices(names, set_, away, devices_file):
-        click.echo(f"{made.name}: {', '.join(f'{k}={v}' for k, v in sorted(made.labels.items())) or 'no labels'}")
+        echo(f"{made.name}: {', '.join(f'{k}={v}' for k, v in sorted(made.labels.items())) or 'no labels'}")
 
 
 @devices.command("list")
@@ -198,8 +197,8 @@ def trust(name: str, fingerprint: str | None, devices_file: Path | None) -> None
     if not isinstance(device, SshDevice):
         raise CallerError(f"{name} is not reached over SSH")
     for one, line in offered(device).items():
-        click.echo(f"{one}  {line.split()[1]}")
-    click.echo(
+        echo(f"{one}  {line.split()[1]}")
+    echo(
         f"compare with what the device prints itself:\n  {ON_DEVICE}\nand where one is the same:\n"
         f"  ferryman devices trust {name} SHA256:...",
         err=True,
@@ -241,9 +240,7 @@ def discover(
             raise CallerError(f"--add {host}: no such host answered; there are: {', '.join(hosts) or 'none'}")
         name = name or hosts[host].suggested
         made = add_device(name, settings_of(hosts[host], user=user, broker=broker), devices_file)
-        click.echo(
-            f"{name}: {made.address}, written to {_file(devices_file)}; see `ferryman devices trust {name}`", err=True
-        )
+        echo(f"{name}: {made.address}, written to {_file(devices_file)}; see `ferryman devices trust {name}`", err=True)
 
 
 def _file(devices_file: Path | None) -> Path:
@@ -259,7 +256,7 @@ def _trust(device: Device, fingerprint: str) -> None:
     if not isinstance(device, SshDevice):
         raise CallerError(f"{device.name} is not reached over SSH, so it has no host key to trust")
     new = run(device, fingerprint)
-    click.echo(f"{device.name}: the host key {fingerprint} {'is trusted now' if new else 'was trusted already'}")
+    echo(f"{device.name}: the host key {fingerprint} {'is trusted now' if new else 'was trusted already'}")
 
 
 def _probe(found: list[Device], timeout_s: float) -> list[Probe]:
@@ -269,7 +266,7 @@ def _probe(found: list[Device], timeout_s: float) -> list[Probe]:
     for one in run(found, timeout_s=timeout_s):
         came.append(one)
         if sys.stderr.isatty():
-            click.echo(f"\r{len(came)} of {len(found)} devices asked", err=True, nl=len(came) == len(found))
+            in_place(f"{len(came)} of {len(found)} devices asked", done=len(came) == len(found))
     order = {device.name: number for number, device in enumerate(found)}
     return sorted(came, key=lambda one: order[one.device])
 

@@ -10,6 +10,7 @@ import click
 
 from ferryman.options import devices_option, find, stop_event
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, FerrymanError
+from ferryman.runtime.say import echo
 
 if TYPE_CHECKING:
     from ferryman.devices.fleet.inventory import AdbDevice
@@ -40,16 +41,16 @@ def relay(phone: tuple[str, ...], devices_file: Path | None, sample: float) -> N
 
     def run(device: AdbDevice) -> None:
         try:
-            run_relay(device, sample, stop, say=lambda news: click.echo(f"{device.name}: {news}", err=True))
+            run_relay(device, sample, stop, say=lambda news: echo(f"{device.name}: {news}", err=True))
         except FerrymanError as error:
             failed[device.name] = error
             if len(targets) > 1:
-                click.echo(f"{device.name}: {error.party}: {error}", err=True)
+                echo(f"{device.name}: {error.party}: {error}", err=True)
 
     threads = [threading.Thread(target=run, args=(device,), name=f"relay {device.name}") for device in targets]
     for thread in threads:
         thread.start()
-    click.echo(f"relaying {', '.join(device.name for device in targets)}", err=True)
+    echo(f"relaying {', '.join(device.name for device in targets)}", err=True)
     for thread in threads:
         while thread.is_alive():
             thread.join(0.5)
