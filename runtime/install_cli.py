@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 import click
 
-from ferryman.runtime.contracts.errors import CallerError, FerrymanError, to_wire
+from ferryman.runtime.contracts.errors import CallerError, DeviceError, FerrymanError, to_wire
 from ferryman.runtime.contracts.record import Record, encode
 from ferryman.runtime.contracts.slot import DEFAULT_ROOT, SlotState, parse_pick
 from ferryman.runtime.say import echo, failure
@@ -105,7 +107,9 @@ def rollback_command(root: Path, as_json: bool) -> None:
 
     def work() -> SlotState:
         store = SlotStore(root)
-        with disk_errors(store):
+        if not root.is_dir():
+            raise DeviceError(f"there is no slot store in {root} on this machine; name a DEVICE, or another --root")
+        with _as_owner(root), disk_errors(store):
             return store.rollback()
 
     state = answer(work, as_json)
@@ -130,12 +134,32 @@ def confirm_command(root: Path, as_json: bool) -> None:
         if before.trial is None or before.active is None:
             return before
         told = f"{before.active.package_name} in slot {before.active.name} serves for good"
-        return confirm(store, before.active.package_sha256)
+        with _as_owner(root):
+            return confirm(store, before.active.package_sha256)
 
     state = answer(work, as_json)
     if state.trial is not None:
         raise failure("device: another package came on trial in between; look at it, then confirm again")
     echo(told)
+
+
+@contextlib.contextmanager
+def _as_owner(root: Path) -> Iterator[None]:
+    """Where root asks, work with the rights of the folder's owner: what root writes, the agent could not replace."""
+    owner = root.stat() if os.geteuid() == 0 and root.is_dir() else None
+    if owner is None or owner.st_uid == 0:
+        yield
+        return
+    group, groups = os.getegid(), os.getgroups()
+    os.setgroups([])
+    os.setegid(owner.st_gid)
+    os.seteuid(owner.st_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(group)
+        os.setgroups(groups)
 
 
 def answer(work: Callable[[], R], as_json: bool) -> R:

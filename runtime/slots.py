@@ -262,6 +262,7 @@ class SlotStore:
             DeviceError: there is none, it holds another package, its files are damaged, or an install is at work;
                 nothing was changed.
         """
+        rolled_back(self.read_state())  # or nothing is made here, not even the lock
         with self.lock():
             state = rolled_back(self.read_state(), reason, time.time_ns())
             active = state.active

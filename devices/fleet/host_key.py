@@ -22,7 +22,10 @@ def offered(device: SshDevice, *, timeout_s: float = 10.0) -> dict[str, str]:
     """
     import asyncssh
 
+    from ferryman.devices.transport.ssh import advice
+
     found: dict[str, str] = {}
+    do = "check `host` and `port` in the devices file"
     why = f"none of {', '.join(ALGORITHMS)}"
     for algorithm in ALGORITHMS:
         ask = asyncssh.get_server_host_key(device.host, device.port, server_host_key_algs=[algorithm], config=None)
@@ -32,16 +35,14 @@ def offered(device: SshDevice, *, timeout_s: float = 10.0) -> dict[str, str]:
             why = str(error)
             continue
         except (OSError, TimeoutError) as error:
-            why = str(error) or "no answer in time"
+            why, do = str(error) or "no answer in time", advice(error, device.host)
             break
         if key is not None:
             place = device.host if device.port == 22 else f"[{device.host}]:{device.port}"  # noqa: PLR2004  # SSH's
             words = key.export_public_key("openssh").decode().split()[:2]
             found[key.get_fingerprint()] = f"{place} {' '.join(words)}"
     if not found:
-        raise LinkError(
-            f"{device.name}: {device.address} shows no host key: {why}; check power, network, `host` and `port`"
-        )
+        raise LinkError(f"{device.name}: {device.address} shows no host key: {why}; {do}")
     return found
 
 

@@ -19,6 +19,7 @@ from typing import Annotated
 
 import msgspec
 
+from ferryman.devices.broker import parse_broker
 from ferryman.devices.labels import check_labels
 from ferryman.devices.transport.base import Transport
 from ferryman.devices.transport.local import LocalTransport
@@ -180,6 +181,8 @@ def _checked(device: Device) -> Device:
     shlex.split(device.command)
     try:
         check_labels(device.labels)
+        if device.broker is not None:
+            parse_broker(device.broker)
     except CallerError as error:
         raise ValueError(str(error)) from error
     if isinstance(device, LocalDevice):

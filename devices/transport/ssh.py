@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shlex
+import socket
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -179,9 +180,18 @@ class SshTransport(Closing):
             if isinstance(error, OSError) and error.filename:
                 raise CallerError(f"{error.filename}: {error.strerror}; correct it in the devices file") from error
             raise LinkError(
-                f"{what}: the link to {there} failed: {str(error) or 'no answer in time'}; check power and network, "
-                "and `host` and `port` in the devices file"
+                f"{what}: the link to {there} failed: {str(error) or 'no answer in time'}; {advice(error, there.host)}"
             ) from error
+
+
+def advice(error: BaseException, host: str) -> str:
+    """What to look at where a host cannot be reached."""
+    if isinstance(error, socket.gaierror) and host.lower().rstrip(".").endswith(".local"):
+        return (
+            "this machine looks up no .local names without a resolver for mDNS: sudo apt-get install libnss-mdns, or "
+            "put its address into the devices file as `host`"
+        )
+    return "check power and network, and `host` and `port` in the devices file"
 
 
 def _read_known_hosts(path: Path) -> asyncssh.SSHKnownHosts:

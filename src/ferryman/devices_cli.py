@@ -146,13 +146,14 @@ def label(who: tuple[str, ...], devices_file: Path | None) -> None:
 def list_(query: str, ask: bool, as_json: bool, timeout: float, devices_file: Path | None) -> None:
     """Show devices, how they are reached, and what was last found out about them."""
     from ferryman.devices.fleet.facts.listing import rows
-    from ferryman.devices_show import show_json, show_table
+    from ferryman.devices_show import show_failures, show_json, show_table
 
     found = matching((query,), devices_file, unlisted=True)
     failed: list[Probe] = []
     if ask:
         failed = [one for one in _probe(found, timeout) if one.failed]
     (show_json if as_json else show_table)(rows(found))
+    show_failures(failed)
     _fail(failed, len(found))
 
 

@@ -65,6 +65,15 @@ def show_json(rows: Sequence[Row]) -> None:
         echo(encode(row))
 
 
+def show_failures(probes: Sequence[Probe]) -> None:
+    """Why a way did not answer, one line each, beside the output."""
+    for probe in probes:
+        for one in probe.ways:
+            if one.error:
+                text = f"{probe.device}: {one.way}: {one.error.party}: {one.error.message}"
+                click.echo(printable(" ".join(text.split())), err=True)
+
+
 def show_report(found: Probe, *, package: Path | None, as_json: bool) -> None:
     """What came of a device: its ways, its facts, and what follows from them."""
     advice: tuple[Advice, ...] = ()

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ferryman.options import devices_option, find, stop_event
+from ferryman.runtime.contracts.errors import CallerError, DeviceError, FerrymanError
 from ferryman.runtime.say import echo
+
+if TYPE_CHECKING:
+    from ferryman.devices.fleet.inventory import AdbDevice
 
 
 @click.command()
@@ -28,25 +33,19 @@ def relay(phone: tuple[str, ...], devices_file: Path | None, sample: float) -> N
     Battery, temperature, thermal status, clocks and memory, and whatever an earlier `ferryman profile` could not send.
     Records wait on this machine's disk until the collector has them. While a phone is away, its status says so.
     """
-    from ferryman.devices.fleet.inventory import AdbDevice
     from ferryman.devices.fleet.phone.relay import run_relay
-    from ferryman.runtime.contracts.errors import CallerError, FerrymanError
 
-    targets: list[AdbDevice] = []
-    for name in dict.fromkeys(phone):
-        device = find(name, devices_file)
-        if not isinstance(device, AdbDevice):
-            raise CallerError(f"{name} is no phone: the devices file gives it no `adb`; its own agent sends telemetry")
-        targets.append(device)
+    targets = _phones(phone, devices_file)
     stop = stop_event()
-    failed: list[FerrymanError] = []
+    failed: dict[str, FerrymanError] = {}
 
     def run(device: AdbDevice) -> None:
         try:
-            run_relay(device, sample, stop)
+            run_relay(device, sample, stop, say=lambda news: echo(f"{device.name}: {news}", err=True))
         except FerrymanError as error:
-            failed.append(error)
-            echo(f"{device.name}: {error.party}: {error}", err=True)
+            failed[device.name] = error
+            if len(targets) > 1:
+                echo(f"{device.name}: {error.party}: {error}", err=True)
 
     threads = [threading.Thread(target=run, args=(device,), name=f"relay {device.name}") for device in targets]
     for thread in threads:
@@ -55,5 +54,21 @@ def relay(phone: tuple[str, ...], devices_file: Path | None, sample: float) -> N
     for thread in threads:
         while thread.is_alive():
             thread.join(0.5)
+    if failed and len(targets) == 1:
+        raise failed[targets[0].name]
     if failed:
-        raise failed[0]
+        raise DeviceError(f"{len(failed)} of {len(targets)} phones are not relayed: {', '.join(failed)}")
+
+
+def _phones(names: tuple[str, ...], devices_file: Path | None) -> list[AdbDevice]:
+    from ferryman.devices.fleet.inventory import AdbDevice
+    from ferryman.devices.fleet.profile import broker_of
+
+    found = []
+    for name in dict.fromkeys(names):
+        device = find(name, devices_file)
+        if not isinstance(device, AdbDevice):
+            raise CallerError(f"{name} is no phone: the devices file gives it no `adb`; its own agent sends telemetry")
+        broker_of(device)  # what is wrong with one is told before any is relayed
+        found.append(device)
+    return found

@@ -164,6 +164,8 @@ def test_one_devices_failure_is_a_row_and_the_exit_code(sshd, tmp_path):
     assert "host key" in by_name["stranger"]["ways"][0]["error"]["message"]
     assert by_name["down"]["ways"][0]["error"]["party"] == "link"
     assert "2 of 3 devices did not answer on every way: stranger, down" in done.stderr
+    done = ferryman("devices", "list", "down", "--probe", "--timeout", 5, exit_code=1)
+    assert "down: ssh: link: " in done.stderr
 
 
 @needs_sshd

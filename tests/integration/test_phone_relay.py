@@ -6,8 +6,10 @@ import threading
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from sqlalchemy import select
 
+from ferryman.cli import main
 from ferryman.devices.fleet.phone.relay import relay_folder, run_relay
 from ferryman.devices.fleet.store.store import open_store
 from ferryman.devices.fleet.store.tables import records
@@ -85,7 +87,10 @@ class Relaying:
 
     def __init__(self, scene) -> None:
         self.stop = threading.Event()
-        self.thread = threading.Thread(target=run_relay, args=(scene.device, 0.3, self.stop))
+        self.said: list[str] = []
+        self.thread = threading.Thread(
+            target=run_relay, args=(scene.device, 0.3, self.stop), kwargs={"say": self.said.append}
+        )
         self.thread.start()
 
     def end(self) -> None:
@@ -101,6 +106,8 @@ def test_a_relay_tells_how_the_phone_does_and_when_it_is_away(scene, store, tmp_
         watch.wait_for(lambda status: status.online and status.package_name == "add-1", 30)
         assert watch.seen[-1].labels == {"site": "lab"}
         until(lambda: store.totals().records >= 2, 30)
+        until(lambda: relaying.said, 30)
+        assert relaying.said == [f"the collector at {broker.config.address} has all records"]
         with pytest.raises(DeviceError, match="another relay of phone is at work"):
             run_relay(scene.device, 1, threading.Event())
         scene.phone.cut = lambda _what, _done: True
@@ -119,3 +126,20 @@ def test_a_relay_tells_how_the_phone_does_and_when_it_is_away(scene, store, tmp_
     assert sample.values["clock_mhz"] == 1804.8
     assert sample.unavailable["cpu_percent"] == "not taken on a phone"
     assert sample.package_sha256 == sha256_of(scene.first)
+
+
+def test_records_that_nobody_takes_are_told_of(scene, monkeypatch):
+    monkeypatch.setattr("ferryman.devices.fleet.phone.relay._PATIENCE_S", 0.5)
+    at_broker(scene, free_port())
+    relaying = Relaying(scene)
+    until(lambda: relaying.said, 30)
+    relaying.end()
+    assert relaying.said[0].startswith("records wait on this machine: ")
+    assert "refused" in relaying.said[0]
+
+
+def test_a_phone_without_a_broker_is_told_once_and_nothing_is_relayed(scene):
+    done = CliRunner().invoke(main, scene.words("relay", "phone"))
+    assert done.exit_code == 1
+    assert "relaying" not in done.output
+    assert done.output.count("has no broker") == 1

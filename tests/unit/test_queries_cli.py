@@ -79,6 +79,16 @@ def test_push_begins_nowhere_if_a_word_means_nobody(file, pushed, tmp_path, word
     assert pushed == []
 
 
+@pytest.mark.parametrize("option", ["--mqtt", "--broker"])
+@pytest.mark.parametrize("url", ["foo", "http://hub.lan", "mqtt://"])
+def test_a_broker_that_is_none_is_not_written(file, option, url):
+    before = file.read_bytes()
+    way = [] if option == "--mqtt" else ["--adb", "R58N"]
+    done = ferryman("devices", "add", "new", *way, option, url, exit_code=1)
+    assert "broker: expected mqtt://" in done.stderr
+    assert file.read_bytes() == before
+
+
 def labels(file):
     return {name: table.get("labels", {}) for name, table in tomllib.loads(file.read_text()).items()}
 

@@ -42,6 +42,8 @@ from ferryman.runtime.contracts.tensor import Array
 from ferryman.runtime.package import Package, read_golden
 from ferryman.runtime.session import fit
 
+NOT_TAKEN = "not taken on a phone: one process loads and runs, and the runner times ExecuTorch's own call"
+"""Of whatever that holds for: in a report, what has the same reason is one line."""
 _CAN = "a phone measures cold start, latency, memory, energy and conditions"
 
 
@@ -163,7 +165,7 @@ class _Case:
             settled=settled,
             samples=Samples.of(samples_ns, kept_max),
             gate=gate,
-            busy=Unavailable(reason="not taken on a phone"),
+            busy=Unavailable(reason=NOT_TAKEN),
         )
         self.begun.append(_Begun(start, profiled.memory.phases, profiled.packed_once))
         if first:
@@ -208,7 +210,7 @@ class _Case:
             started_at_ns=self.started_at_ns,
             starts=tuple(one.start for one in self.begun),
             memory=memory_phases(self.begun[0].phases, arena),
-            pipeline=Unavailable(reason="the runner times ExecuTorch's own call, without the copies around it"),
+            pipeline=Unavailable(reason=NOT_TAKEN),
             energy=self.energy,
             before=self.before.conditions(versions),
             after=self.after.conditions(versions | (kernels if self.variant.requires.operators else {})),
@@ -228,12 +230,12 @@ def memory_phases(phases: Phases, arena: int | Unavailable) -> MemoryPhases:
     )
     peaks = [one.peak_rss_bytes for one in (start, loaded, first_run, steady) if not isinstance(one, Unavailable)]
     return MemoryPhases(
-        process=Unavailable(reason="the interpreter is linked into the runner: see `start`"),
+        process=Unavailable(reason=NOT_TAKEN),
         start=start,
         loaded=loaded,
         first_run=first_run,
         steady=steady,
-        closed=Unavailable(reason="the runner ends with its session"),
+        closed=Unavailable(reason=NOT_TAKEN),
         peak_rss_bytes=max(peaks) if peaks else Unavailable(reason="no phase could be read"),
         arena_bytes=arena,
     )

@@ -13,7 +13,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -52,6 +52,9 @@ _HOME = "~/.local/share/ferryman/phones"
 CONFIRM_S = 20.0
 """How long whoever profiles waits for the collector's receipt; what it has not confirmed waits on this disk."""
 _POLL_S = 0.1
+_LOOK_S = 0.5
+_PATIENCE_S = 5.0
+"""Records that have waited for so long are told of."""
 _NOT_TAKEN = {
     "inferences": "a phone serves nothing by itself",
     "latency_ms": "a phone serves nothing by itself; `ferryman profile` measures it",
@@ -208,8 +211,22 @@ def relay_measurements(device: AdbDevice, found: Sequence[Measurement], confirm_
     return f"{left} records of {device.name} wait in {relay.folder} ({why}); `ferryman relay` sends them"
 
 
-def run_relay(device: AdbDevice, sample_s: float, stop: threading.Event, *, connect: Connect = connect_phone) -> None:
+def run_relay(
+    device: AdbDevice,
+    sample_s: float,
+    stop: threading.Event,
+    *,
+    connect: Connect = connect_phone,
+    say: Callable[[str], None] = lambda _: None,
+) -> None:
     """Sample a phone until `stop` is set; while it is away its status says so.
+
+    Args:
+        device: the phone.
+        sample_s: how often.
+        stop: ends it.
+        connect: opens the way to it.
+        say: told when records begin to arrive, or to wait.
 
     Raises:
         CallerError, DeviceError, IdentityError: see `Relay`; also where the phone cannot be reached at first.
@@ -221,6 +238,7 @@ def run_relay(device: AdbDevice, sample_s: float, stop: threading.Event, *, conn
         relay.start()
         tell = live(relay.link, device.name, sample_s)
         begun, said = time.monotonic(), ""
+        news = _News(relay, say)
         while True:
             period_s, begun = time.monotonic() - begun, time.monotonic()
             if snapshot is not None:
@@ -229,7 +247,7 @@ def run_relay(device: AdbDevice, sample_s: float, stop: threading.Event, *, conn
                     relay.recorder.put([("sample", sample)])
                 relay.publisher.wake()
                 tell(sample)
-            if stop.wait(sample_s):
+            if news.wait(stop, sample_s):
                 return
             try:
                 snapshot, about = _look(device, connect)
@@ -240,6 +258,35 @@ def run_relay(device: AdbDevice, sample_s: float, stop: threading.Event, *, conn
                 if str(error) != said:
                     log.warning("%s", error)
                 said = str(error)
+
+
+class _News:
+    """Tells where records are, once each time that changes."""
+
+    def __init__(self, relay: Relay, say: Callable[[str], None]) -> None:
+        self._relay, self._say = relay, say
+        self._told, self._arrived = "", time.monotonic()
+
+    def wait(self, stop: threading.Event, seconds: float) -> bool:
+        """Wait, and tell; whether to stop."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if stop.wait(min(left, _LOOK_S)):
+                return True
+            with contextlib.suppress(DeviceError):
+                self._look()
+        return stop.is_set()
+
+    def _look(self) -> None:
+        link, now, news = self._relay.link, time.monotonic(), self._told
+        if waiting := self._relay.outbox.counts().records:
+            if now - self._arrived > _PATIENCE_S:
+                news = f"records wait on this machine: {link.problem or 'no collector has confirmed them yet'}"
+        else:
+            self._arrived, news = now, f"the collector at {link.broker.address} has all records"
+        if news != self._told:
+            self._say(f"{news} ({waiting})" if waiting else news)
+            self._told = news
 
 
 def _look(device: AdbDevice, connect: Connect) -> tuple[Snapshot, About]:

@@ -6,12 +6,15 @@ import re
 import resource
 import signal
 import subprocess
+import tempfile
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import msgspec
 import pytest
 from click.testing import CliRunner
+from msgspec.structs import replace
 
 from ferryman.runtime.contracts.errors import (
     CallerError,
@@ -22,10 +25,10 @@ from ferryman.runtime.contracts.errors import (
     WireError,
 )
 from ferryman.runtime.contracts.record import decode
-from ferryman.runtime.contracts.slot import Slot, SlotState
+from ferryman.runtime.contracts.slot import HealthRules, Slot, SlotState, Trial
 from ferryman.runtime.golden import GoldenResult
 from ferryman.runtime.install import InstallResult, Prepared, install, prepare, repick
-from ferryman.runtime.install_cli import install_command, prepare_command, rollback_command
+from ferryman.runtime.install_cli import confirm_command, install_command, prepare_command, rollback_command
 from ferryman.runtime.picking import pick_variant
 from ferryman.runtime.slots import SlotStore
 from tests.support.disk import disk_free, small_disk
@@ -282,6 +285,34 @@ def test_prepare_says_where_to_upload_and_whether_to(store, tmp_path):
 def test_prepare_takes_a_hash_and_nothing_else(store, name):
     with pytest.raises(CallerError, match="SHA-256"):
         prepare(store.root, name, 1000)
+
+
+def test_a_rollback_to_nothing_makes_nothing(tmp_path):
+    done = CliRunner().invoke(rollback_command, ["--root", str(tmp_path / "root")])
+    assert "name a DEVICE" in done.output
+    assert not (tmp_path / "root").exists()
+    (tmp_path / "empty").mkdir()
+    assert CliRunner().invoke(rollback_command, ["--root", str(tmp_path / "empty")]).exit_code == 1
+    assert not list((tmp_path / "empty").iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can work in the name of others")
+def test_what_root_rolls_back_or_confirms_stays_the_owners(tmp_path):
+    with tempfile.TemporaryDirectory() as folder:  # one that others may enter
+        Path(folder).chmod(0o755)
+        store = SlotStore(Path(folder) / "root")
+        for added in (1.0, 2.0):
+            install(write_tiny_package(tmp_path / f"{added:g}.ferry", added=added), store.root, golden=accept)
+        trial = Trial(desired_version=1, rollout="r", rules=HealthRules(), began_at_ns=1)
+        store.write_state(replace(store.read_state(), trial=trial))
+        for path in (store.root, *store.root.rglob("*")):
+            os.chown(path, 65534, 65534)
+        for command in (confirm_command, rollback_command):
+            before = store.read_state()
+            assert CliRunner().invoke(command, ["--root", str(store.root)]).exit_code == 0
+            assert store.read_state() != before
+            assert {path.stat().st_uid for path in (store.root, *store.root.rglob("*"))} == {65534}
+            assert os.geteuid() == 0
 
 
 def test_commands_answer_in_json(tmp_path):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ferryman.devices.fleet.phone.profile import check_phone_spec, options_of, profile_on_phone, settle
 from ferryman.devices.fleet.phone.runner import Held, Phase, Phases, Profiled
+from ferryman.profiler.report_tables import missing_notes
 from ferryman.runtime.contracts.errors import CallerError, DeviceError
 from ferryman.runtime.contracts.measurement import Measurement, ProfileSpec
 from ferryman.runtime.contracts.record import Unavailable, decode, encode
@@ -68,6 +69,13 @@ def test_a_profile_is_a_measurement_as_any(scene):
     assert (before.throttled, before.power_source, before.load_1m) == ((), "battery", 1.25)
     assert before.versions == {"ferryman": "0.2.0", "executorch": "1.5.1", "android": "Android 14 (API 34)"}
     assert said[-1] == "round 2/2: fp32-executorch on executorch"
+
+
+@needs_phone
+def test_what_no_phone_has_is_one_line_of_a_report(scene):
+    scene.push(scene.first)
+    (line,) = (note for note in missing_notes(profile(scene, QUICK)) if "not taken on a phone" in note)
+    assert {"memory process", "memory closed", "pipeline"} <= set(line.partition(":")[0].split("; "))
 
 
 @needs_phone
