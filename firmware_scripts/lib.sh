@@ -3,6 +3,7 @@
 #     . "$(dirname "$(readlink -f "$0")")/lib.sh"
 # and has its --help as the comment under its first line.
 
+umask 022 # what users and services read must not depend on who calls
 DRY_RUN=${DRY_RUN:-}
 CHANGED= # 1 once something was changed, or would have been: what says whether a service must start anew
 ME=$(basename "$0")
@@ -66,10 +67,29 @@ systemd_runs() { [ -d /run/systemd/system ]; }
 # owner_and_mode PATH: as in "root:root 644".
 owner_and_mode() { stat -c '%U:%G %a' "$1" 2>/dev/null; }
 
-# write_file PATH MODE OWNER[:GROUP] <content: whole or not at all, on disk at return, and only where it differs.
+# as_user USER COMMAND...: with no more rights than USER has, and no terminal into which USER's other processes could
+# have it type. What a user may rename and link, root never reaches by its path. A dry run only looks, as who runs it.
+as_user() {
+    _user=$1
+    shift
+    if [ -n "$DRY_RUN" ] || [ "$_user" = "$(id -un)" ]; then
+        "$@"
+    else
+        (cd / && exec setsid --wait runuser -u "$_user" -- "$@") 9>&-
+    fi
+}
+
+# write_file PATH MODE OWNER[:GROUP] <content: whole or not at all, on disk at return, and only where it differs; by its
+# owner, who reads no file of this script's: `here` is lib.sh's folder.
 # Take the content from a here-document or <file: behind a pipe CHANGED would be lost.
 write_file() {
-    _write_file "$@" || _written $? "$1"
+    case $3 in
+    root | root:*) _write_file "$@" ;;
+    *)
+        # shellcheck disable=SC2154 # `here` is the script's
+        as_user "${3%:*}" env DRY_RUN="$DRY_RUN" timeout 60 sh -c "$(cat "$here/lib.sh")
+_write_file \"\$@\"" "$ME" "$@" ;;
+    esac || _written $? "$1"
 }
 
 # remove PATH...: files and folders with all in them, where they are there.
@@ -79,11 +99,10 @@ remove() {
     done
 }
 
-# make_folder PATH MODE OWNER[:GROUP]: only where it is not so already.
+# make_folder PATH MODE USER: by USER, and only where it is not so already.
 make_folder() {
-    _owner=$(_with_group "$3")
-    if [ ! -d "$1" ] || [ "$(owner_and_mode "$1")" != "$_owner ${2#0}" ]; then
-        run install -d -m "$2" -o "${_owner%:*}" -g "${_owner#*:}" -- "$1"
+    if [ ! -d "$1" ] || [ "$(owner_and_mode "$1")" != "$3:$3 ${2#0}" ]; then
+        run as_user "$3" install -d -m "$2" -- "$1" || die "$3 cannot make $1: if it is there, and should be, chown -hR $3:$3 $1"
     fi
 }
 
@@ -92,9 +111,9 @@ _with_group() { case $1 in *:*) say "$1" ;; *) say "$1:$1" ;; esac }
 # Exit code 10: it was, or would be, changed.
 _write_file() (
     path=$1 owner=$(_with_group "$3") mode=${2#0}
-    is_so() { [ ! -L "$path" ] && [ "$(owner_and_mode "$path")" = "$owner $mode" ]; }
+    is_so() { [ ! -L "$path" ] && [ -f "$path" ] && [ "$(owner_and_mode "$path")" = "$owner $mode" ] && cmp -s "$1" "$path"; }
     if [ -n "$DRY_RUN" ]; then
-        if cmp -s - "$path" && is_so; then exit 0; fi
+        if is_so -; then exit 0; fi
         say "would write: $path ($owner, $mode)"
         exit 10
     fi
@@ -104,7 +123,7 @@ _write_file() (
     trap 'rm -f "$new"' EXIT
     trap 'exit 1' INT TERM HUP
     { cat >"$new" && chown "$owner" "$new" && chmod "$mode" "$new"; } || exit 1
-    if cmp -s "$new" "$path" && is_so; then exit 0; fi
+    if is_so "$new"; then exit 0; fi
     { sync "$new" && mv -fT "$new" "$path" && sync "$folder"; } || exit 1
     say "wrote $path"
     exit 10
@@ -137,13 +156,8 @@ ferryman_option() {
 # as_owner COMMAND...: runs it as the user who owns the root folder.
 as_owner() {
     _owner=$(stat -c %U "$ROOT" 2>/dev/null) || die "there is no $ROOT; name the root folder with --root"
-    if [ "$_owner" = "$(id -un)" ]; then
-        "$@"
-    elif [ "$(id -u)" -eq 0 ]; then
-        (cd / && runuser -u "$_owner" -- "$@")
-    else
-        die "$ROOT is $_owner's; run this as root or as $_owner"
-    fi
+    [ "$_owner" = "$(id -un)" ] || [ "$(id -u)" -eq 0 ] || die "$ROOT is $_owner's; run this as root or as $_owner"
+    as_user "$_owner" "$@"
 }
 
 # ferryman WORDS...: on the root folder. Where ferryman itself does not run, it says so and ends.

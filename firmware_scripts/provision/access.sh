@@ -4,10 +4,6 @@
 
 check_access() {
     [ -z "$identity" ] || [ -z "$enroll" ] || bad_usage "--identity brings an identity, --enroll waits for one: one of them"
-    # They are in the agent's own folder: whoever holds the agent must not have root write elsewhere.
-    for _folder in .ssh identity trust; do
-        [ ! -L "$HOME_OF/$_folder" ] || die "$HOME_OF/$_folder is a link, and nothing here makes one: see who did, and remove it"
-    done
     if [ -n "$identity" ]; then
         for _part in "PRIVATE KEY" "BEGIN CERTIFICATE"; do
             grep -qs -e "$_part" "$identity" || die "$identity: expected key, certificate and authority in one file, found no $_part"
@@ -33,29 +29,60 @@ write_access() {
     esac
     make_folder "$HOME_OF/.ssh" 700 ferryman
     _keys=$HOME_OF/.ssh/authorized_keys
-    _now=$(mktemp)
-    [ ! -e "$_keys" ] || cat "$_keys" >"$_now"
+    # shellcheck disable=SC2016 # of the shell that runs as ferryman
+    _now=$(as_user ferryman timeout 10 sh -c '[ ! -f "$1" ] || head -c 1000000 -- "$1"' sh "$_keys") || die "ferryman cannot read $_keys: see what it is, and remove it"
     # Commands and files, but no terminal and no forwarding. A key that is there keeps what stands before it.
-    _public_keys | while IFS=' ' read -r _kind _key _name; do
-        grep -qsF "$_key" "$_now" || printf 'restrict %s %s %s\n' "$_kind" "$_key" "$_name" >>"$_now"
-    done
-    write_file "$_keys" 600 ferryman <"$_now"
-    rm -f "$_now"
+    _now=$(
+        [ -z "$_now" ] || say "$_now"
+        _public_keys | while IFS=' ' read -r _kind _key _name; do
+            say "$_now" | tr ' ' '\n' | grep -qxF -e "$_key" || say "restrict $_kind $_key $_name"
+        done
+    )
+    write_file "$_keys" 600 ferryman <<END
+$_now
+END
+}
+
+# _setting NAME: as the agent has it.
+_setting() { sed -n "s/^$1=//p" "$SETTINGS/agent.env" | tr -d '"'; }
+
+# What a host in this network reaches this device by: its name where it is announced, or its address.
+_address() {
+    if [ -d "${AVAHI%/*}" ]; then
+        say "$(uname -n | sed 's/[.].*//').local"
+        return 0
+    fi
+    _found=$(ip -4 route get 1.0.0.0 2>/dev/null | sed -n 's/.* src \([^ ]*\).*/\1/p')
+    say "${_found:-$(uname -n)}"
+}
+
+# Where a host reaches the broker of this device's agent: devices and hosts have a listener each where it is closed. Who
+# logs in there is the device, so its password is nothing for the host.
+_broker_of_hosts() {
+    case $1 in
+    mqtts://*)
+        _host=${1#mqtts://} _host=${_host%%[/?]*} _host=${_host##*@}
+        say "\"mqtts://$(say "$_host" | sed 's/:[0-9]*$//'):8884?ca=\$PWD/operator.pem&cert=\$PWD/operator.pem\""
+        ;;
+    *) say "$1" | sed 's#//.*@#//#' ;;
+    esac
 }
 
 say_what_next() {
     [ -n "$CHANGED" ] && [ -z "$DRY_RUN" ] || return 0
-    _name=$(sed -n 's/^FERRYMAN_DEVICE=//p' "$SETTINGS/agent.env" | tr -d '"')
+    _name=$(_setting FERRYMAN_DEVICE)
+    _broker=$(_setting FERRYMAN_BROKER)
     if [ -n "$authorize" ]; then
-        say "On the host, in ~/.config/ferryman/devices.toml:
-[$_name]
-host = \"$(uname -n)\"
-user = \"ferryman\"
-command = \"$LINK/bin/ferryman\"
-root = \"$HOME_OF\""
+        _broker_option='' _note=''
+        [ -z "$_broker" ] || _broker_option=" \\
+    --broker $(_broker_of_hosts "$_broker")"
+        case $_broker in mqtts://*) _note=" (operator.pem: ferryman ca client ca operator --role operator)" ;; esac
+        say "On the host, if it does not know this device yet$_note:
+ferryman devices add $_name --host $(_address) --user ferryman --command $LINK/bin/ferryman$_broker_option
+ferryman devices trust $_name"
     fi
     if [ -n "$enroll" ] && [ ! -e "$HOME_OF/identity/identity.pem" ]; then
-        say "The agent starts once this device has its identity. On the host: ferryman enroll $_name --ca ca
+        say "The agent starts once this device has its identity. On the host: ferryman enroll $_name --ca ca${_broker:+ --broker $(say "$_broker" | sed 's#//.*@#//#')}
 Without SSH, here: runuser -u ferryman -- $LINK/bin/ferryman identity request $_name -o /tmp/$_name.csr"
     fi
 }

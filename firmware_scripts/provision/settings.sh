@@ -3,8 +3,8 @@
 # A part of provision.sh: user, folders, /etc/ferryman/agent.env, the root of updates.
 
 check_settings() {
-    case $device in *[!A-Za-z0-9_.-]* | ?????????????????????????????????????????????????????????????????*)
-        bad_usage "--device $device: 1 to 64 of A-Z a-z 0-9 _ - ." ;;
+    case $device in *[!A-Za-z0-9_-]* | ?????????????????????????????????????????????????????????????????*)
+        bad_usage "--device $device: 1 to 64 of A-Z a-z 0-9 _ -" ;;
     esac
     case $broker in '' | mqtt://?* | mqtts://?*) ;; *) bad_usage "--broker: mqtt://HOST[:PORT] or mqtts://..." ;; esac
     [ -z "$device" ] || settings="FERRYMAN_DEVICE=$device
@@ -41,8 +41,8 @@ one_at_a_time() {
     exec 9>>"$VENVS/lock"
     flock -n 9 || die "another provision.sh is at work here"
     # What one that was killed had begun to write.
-    remove "$SETTINGS"/.ferryman.?????? "$UNITS"/.ferryman.?????? "$UNITS"/*/.ferryman.?????? "$SHARED"/.ferryman.?????? \
-        "${UDEV%/*}"/.ferryman.?????? "${AVAHI%/*}"/.ferryman.?????? "$HOME_OF"/*/.ferryman.?????? "$HOME_OF"/.ssh/.ferryman.??????
+    remove "$VENVS"/.ferryman.?????? "$SETTINGS"/.ferryman.?????? "$UNITS"/.ferryman.?????? "$UNITS"/*/.ferryman.?????? "$SHARED"/.ferryman.?????? \
+        "${UDEV%/*}"/.ferryman.?????? "${AVAHI%/*}"/.ferryman.??????
 }
 
 # Groups by which devices are read, of those that this system has: i2c meters, the firmware's mailbox (/dev/vcio).
@@ -57,7 +57,9 @@ make_user() {
 }
 
 make_folders() {
-    make_folder "$HOME_OF" 750 ferryman
+    [ "$(owner_and_mode "$HOME_OF")" = "ferryman:ferryman 750" ] || run install -d -m 750 -o ferryman -g ferryman "$HOME_OF"
+    # shellcheck disable=SC2016 # of the shell that runs as ferryman
+    [ -n "$DRY_RUN" ] || as_user ferryman sh -c 'rm -rf -- "$1"/*/.ferryman.?????? "$1"/.ssh/.ferryman.??????' sh "$HOME_OF" || :
     make_folder "$SETTINGS" 755 root
     make_folder "$VENVS" 755 root
 }
@@ -66,7 +68,8 @@ make_folders() {
 write_settings() {
     _file=$SETTINGS/agent.env
     if [ -z "$device" ] && ! grep -qs '^FERRYMAN_DEVICE=' "$_file"; then
-        settings="FERRYMAN_DEVICE=$(uname -n)
+        # The host name without its domain, in characters that the agent takes.
+        settings="FERRYMAN_DEVICE=$(uname -n | sed 's/[.].*//; s/[^A-Za-z0-9_-]/-/g; s/^$/device/')
 $settings"
     fi
     _now=$(mktemp)

@@ -29,6 +29,7 @@ from ferryman.options import (
     find,
     instrument_options,
     instruments_config,
+    matching,
     runner_option,
     stop_event,
     telemetry_config,
@@ -56,6 +57,7 @@ from ferryman.ship_cli import ship
 from ferryman.update_cli import update
 
 if TYPE_CHECKING:
+    from ferryman.devices.fleet.inventory import Device
     from ferryman.runtime.contracts.tensor import Array
 
 _INSTALL = {
@@ -72,6 +74,7 @@ _INSTALL = {
     "enroll": "'ferryman[enroll,push]'",
     "push": "'ferryman[push]'",
     "rollback": "'ferryman[push]'",
+    "confirm": "'ferryman[push]'",
     "devices": "'ferryman[push,inventory,discover]'",
     "profile": "'ferryman[collector]'",
     "compare": "'ferryman[push,collector]'",
@@ -300,12 +303,14 @@ def inspect(package: Path, as_json: bool) -> None:
 
 @main.command()
 @click.argument("package", type=PATH)
-@click.argument("device", nargs=-1, required=True)
+@click.argument("device", nargs=-1, required=True, metavar="DEVICE|QUERY...")
 @pick_option
 @runner_option
 @devices_option
 def push(package: Path, device: tuple[str, ...], pick: str, runner: Path | None, devices_file: Path | None) -> None:
     """Upload PACKAGE to each DEVICE over SSH, or to a phone over adb, and install it there.
+
+    A query (site=lab, 'shelf-*', all; see `ferryman devices --help`) means devices of the devices file.
 
     The device writes its inactive slot, reads it back, runs the golden vectors, and only then switches; on any failure
     the old slot keeps serving. One device's failure does not keep the others from theirs.
@@ -314,7 +319,9 @@ def push(package: Path, device: tuple[str, ...], pick: str, runner: Path | None,
     from ferryman.runtime.package import open_package
     from ferryman.runtime.picking import describe_golden
 
-    targets = [find(name, devices_file) for name in device]
+    targets = matching(device, devices_file)
+    if [target.name for target in targets] != list(dict.fromkeys(device)):
+        echo(f"to {len(targets)} devices: {', '.join(target.name for target in targets)}", err=True)
     if len(targets) > 1:
         open_package(package).close()  # what is wrong with it is wrong for all of them
     failed = []
@@ -369,7 +376,6 @@ class _Steps:
 main.add_command(install_command)
 main.add_command(prepare_command)
 main.add_command(repick_command)
-main.add_command(confirm_command)
 
 
 @main.command()
@@ -385,13 +391,37 @@ def rollback(
     if device is None:
         ctx.invoke(rollback_command, root=root or DEFAULT_ROOT, as_json=as_json)
         return
-    if root is not None:
-        raise click.UsageError("the devices file names DEVICE's root; leave --root out")
     from ferryman.devices.fleet.push import rollback as run
     from ferryman.runtime.contracts.record import encode
 
-    active = run(find(device, devices_file))
+    active = run(_pushed_to(device, root, devices_file))
     echo(encode(active) if as_json else f"{device}: {active.package_name} is active again in slot {active.name}")
+
+
+@main.command()
+@click.argument("device", required=False)
+@devices_option
+@click.option("--root", type=PATH, help=f"Without DEVICE: directory of the slot store [default: {DEFAULT_ROOT}].")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; without DEVICE, of errors too.")
+@click.pass_context
+def confirm(
+    ctx: click.Context, device: str | None, devices_file: Path | None, root: Path | None, as_json: bool
+) -> None:
+    """Let the package that serves on trial serve for good: on DEVICE, or on this one; without one, nothing."""
+    if device is None:
+        ctx.invoke(confirm_command, root=root or DEFAULT_ROOT, as_json=as_json)
+        return
+    from ferryman.devices.fleet.push import confirm as run
+    from ferryman.runtime.contracts.record import encode
+
+    active = run(_pushed_to(device, root, devices_file))
+    echo(encode(active) if as_json else f"{device}: {active.package_name} in slot {active.name} serves for good")
+
+
+def _pushed_to(device: str, root: Path | None, devices_file: Path | None) -> Device:
+    if root is not None:
+        raise click.UsageError("the devices file names DEVICE's root; leave --root out")
+    return find(device, devices_file)
 
 
 @main.command()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ferryman.options import PATH, Seconds, devices_option
+from ferryman.options import PATH, Seconds, devices_option, matching
 from ferryman.runtime.contracts.errors import CallerError, DeviceError
 from ferryman.runtime.say import echo, in_place
 
@@ -117,18 +116,25 @@ def remove(name: tuple[str, ...], devices_file: Path | None) -> None:
 
 
 @devices.command()
-@click.argument("name")
-@click.argument("change", nargs=-1, required=True, metavar="NAME=VALUE|NAME-...")
+@click.argument("who", nargs=-1, required=True, metavar="NAME|QUERY... NAME=VALUE|NAME-...")
 @devices_option
-def label(name: str, change: tuple[str, ...], devices_file: Path | None) -> None:
-    """Set labels of a device in the devices file (site=lab), and take some away (site-)."""
-    from ferryman.devices.fleet.inventory_edit import label_device
+def label(who: tuple[str, ...], devices_file: Path | None) -> None:
+    """Set labels of devices in the devices file (site=lab), and take some away (site-): of all of them, or of none.
+
+    The first word says which devices, and so does every word up to the first change.
+    """
+    from ferryman.devices.fleet.inventory_edit import label_devices
     from ferryman.devices.labels import parse_labels
 
+    split = next((at for at, word in enumerate(who) if at and ("=" in word or word.endswith("-"))), None)
+    if split is None:
+        raise click.UsageError(f"what is to change about {' '.join(who)}? NAME=VALUE sets a label, NAME- takes it away")
+    change = who[split:]
     away = tuple(one[:-1] for one in change if "=" not in one and one.endswith("-"))
     set_ = parse_labels(one for one in change if "=" in one or not one.endswith("-"))
-    made = label_device(name, set_, away, devices_file)
-    echo(f"{name}: {', '.join(f'{k}={v}' for k, v in sorted(made.labels.items())) or 'no labels'}")
+    names = [one.name for one in matching(who[:split], devices_file)]
+    for made in label_devices(names, set_, away, devices_file):
+        echo(f"{made.name}: {', '.join(f'{k}={v}' for k, v in sorted(made.labels.items())) or 'no labels'}")
 
 
 @devices.command("list")
@@ -142,7 +148,7 @@ def list_(query: str, ask: bool, as_json: bool, timeout: float, devices_file: Pa
     from ferryman.devices.fleet.facts.listing import rows
     from ferryman.devices_show import show_json, show_table
 
-    found = _matching((query,), devices_file)
+    found = matching((query,), devices_file, unlisted=True)
     failed: list[Probe] = []
     if ask:
         failed = [one for one in _probe(found, timeout) if one.failed]
@@ -167,7 +173,7 @@ def probe(
         from ferryman.runtime.package import open_package
 
         open_package(package).close()  # what is wrong with it is wrong for all of them
-    _probe_and_show(_matching(query, devices_file), timeout, package=package, as_json=as_json)
+    _probe_and_show(matching(query, devices_file, unlisted=True), timeout, package=package, as_json=as_json)
 
 
 @devices.command()
@@ -234,25 +240,6 @@ def discover(
         name = name or hosts[host].suggested
         made = add_device(name, settings_of(hosts[host], user=user, broker=broker), devices_file)
         echo(f"{name}: {made.address}, written to {_file(devices_file)}; see `ferryman devices trust {name}`", err=True)
-
-
-def _matching(queries: Iterable[str], devices_file: Path | None) -> list[Device]:
-    """Devices that any of the queries means; each query must mean one."""
-    from ferryman.devices.fleet.facts.listing import target_of
-    from ferryman.devices.fleet.inventory import read_devices
-    from ferryman.devices.fleet.rollout.query import parse_query
-
-    there = read_devices(devices_file)
-    found: dict[str, Device] = {}
-    for text in queries:
-        query = parse_query(text)
-        meant = {name: one for name, one in there.items() if query.matches(target_of(one))}
-        if not meant:
-            raise CallerError(
-                f"no device matches {text!r}; there are: {', '.join(sorted(there))} (see {_file(devices_file)})"
-            )
-        found |= meant
-    return list(found.values())
 
 
 def _file(devices_file: Path | None) -> Path:

@@ -10,9 +10,10 @@ load helpers
 setup() {
     [ "$BATS_TEST_DESCRIPTION" = "wrong usage" ] || needs_root_of_its_own
     export BATS_TEST_TMPDIR
+    chmod -R a+rwX "$BATS_RUN_TMPDIR" # some of it runs as ferryman
     PROVISION=$SCRIPTS/provision.sh
     WHEEL=$BATS_TEST_TMPDIR/ferryman-1-py3-none-any.whl
-    echo one >"$WHEEL"
+    make_wheel one
     ssh-keygen -q -t ed25519 -N '' -C pusher -f "$BATS_TEST_TMPDIR/key"
     printf -- '-----BEGIN PRIVATE KEY-----\nx\n-----BEGIN CERTIFICATE-----\ny\n' >"$BATS_TEST_TMPDIR/identity.pem"
     fake small-python <<'END'
@@ -39,6 +40,15 @@ teardown() {
     umount /opt/ferryman.d 2>/dev/null || :
     PATH=/usr/sbin:/usr/bin:/sbin:/bin
     "$PROVISION" --uninstall --purge
+}
+
+# make_wheel TEXT: what provision.sh reads of one, its extras, and TEXT, by which it differs from another.
+make_wheel() {
+    python3 -c 'import sys, zipfile
+with zipfile.ZipFile(sys.argv[1], "w") as wheel:
+    wheel.writestr("ferryman-1.dist-info/METADATA", "Name: ferryman\n" + "".join(
+        f"Provides-Extra: {name}\n" for name in ("litert", "tflite", "ota", "enroll", "drift")))
+    wheel.writestr("text", sys.argv[2])' "$WHEEL" "$1"
 }
 
 provision() { "$PROVISION" --python small-python --wheel "$WHEEL" "$@"; }
@@ -100,15 +110,102 @@ FERRYMAN_DEVICE=attic
 FERRYMAN_MORE="two words"' ]
     mkdir -p /var/lib/ferryman/.ssh
     echo 'from="10.0.0.1" ssh-ed25519 AAAA hers' >/var/lib/ferryman/.ssh/authorized_keys
+    expect 1 provision --authorize "$BATS_TEST_TMPDIR/key.pub"
+    says "chown -hR ferryman:ferryman /var/lib/ferryman/.ssh"
+    chown -hR ferryman:ferryman /var/lib/ferryman/.ssh
     expect 0 provision --authorize "$BATS_TEST_TMPDIR/key.pub"
     grep -qx 'from="10.0.0.1" ssh-ed25519 AAAA hers' /var/lib/ferryman/.ssh/authorized_keys
     [ "$(wc -l </var/lib/ferryman/.ssh/authorized_keys)" -eq 2 ]
 }
 
+as_ferryman() { setpriv --reuid ferryman --regid ferryman --clear-groups "$@"; }
+
+# A folder in which ferryman may not write, with a file that it may not read.
+roots_own() {
+    rm -rf /etc/roots-own
+    mkdir -m 755 /etc/roots-own
+    echo secret >/etc/roots-own/file
+    chmod 600 /etc/roots-own/file
+    tree /etc/roots-own >"$BATS_TEST_TMPDIR/roots-own"
+}
+
+still_roots_own() { tree /etc/roots-own | diff "$BATS_TEST_TMPDIR/roots-own" - && rm -r /etc/roots-own; }
+
+# bats test_tags=long
+@test "root writes nowhere else when ferryman swaps a folder of its own for a link" {
+    expect 0 provision
+    roots_own
+    for name in identity .ssh trust; do
+        rm -rf "/var/lib/ferryman/$name"
+        as_ferryman mkdir "/var/lib/ferryman/$name"
+        # Once what can be checked before was checked.
+        fake getent <<END
+#!/bin/sh
+rmdir /var/lib/ferryman/$name 2>/dev/null && ln -s /etc/roots-own /var/lib/ferryman/$name
+exec /usr/bin/getent "\$@"
+END
+        expect 1 all --trust "$WHEEL"
+        [ -L "/var/lib/ferryman/$name" ]
+        rm "$BATS_TEST_TMPDIR/bin/getent" "/var/lib/ferryman/$name"
+    done
+    still_roots_own
+}
+
+# bats test_tags=long
+@test "root writes nowhere else when ferryman swaps a file that is being written for a link" {
+    expect 0 provision
+    roots_own
+    fake mktemp <<'END'
+#!/bin/sh
+new=$(/usr/bin/mktemp "$@") || exit 1
+case $new in /var/lib/ferryman/*) ln -sf /etc/roots-own/file "$new" ;; esac
+echo "$new"
+END
+    expect 1 all
+    says "cannot write /var/lib/ferryman/identity/identity.pem"
+    expect 1 provision --authorize "$BATS_TEST_TMPDIR/key.pub"
+    expect 1 provision --trust "$WHEEL"
+    still_roots_own
+}
+
+# bats test_tags=long
+@test "root reads nothing for ferryman" {
+    expect 0 provision --authorize "$BATS_TEST_TMPDIR/key.pub"
+    roots_own
+    ln -sf /etc/roots-own/file /var/lib/ferryman/.ssh/authorized_keys
+    expect 1 provision --authorize "$BATS_TEST_TMPDIR/key.pub"
+    says "ferryman cannot read /var/lib/ferryman/.ssh/authorized_keys"
+    still_roots_own
+    rm /var/lib/ferryman/.ssh/authorized_keys
+    as_ferryman mkfifo /var/lib/ferryman/.ssh/authorized_keys
+    expect 0 timeout 20 "$PROVISION" --python small-python --wheel "$WHEEL" --authorize "$BATS_TEST_TMPDIR/key.pub"
+    grep -q '^restrict ssh-ed25519 .* pusher$' /var/lib/ferryman/.ssh/authorized_keys
+}
+
+# bats test_tags=long
+@test "leftovers of one that was killed are removed as ferryman" {
+    expect 0 provision
+    roots_own
+    touch /etc/roots-own/.ferryman.abcdef
+    as_ferryman mkdir /var/lib/ferryman/identity
+    as_ferryman touch /var/lib/ferryman/identity/.ferryman.abcdef
+    as_ferryman ln -s /etc/roots-own /var/lib/ferryman/elsewhere
+    expect 0 provision
+    [ ! -e /var/lib/ferryman/identity/.ferryman.abcdef ]
+    rm /etc/roots-own/.ferryman.abcdef
+    rm -r /etc/roots-own
+}
+
 # bats test_tags=long
 @test "enrolling: the agent waits for its identity" {
-    expect 0 provision --enroll --device kitchen --authorize "$BATS_TEST_TMPDIR/key.pub"
-    says "ferryman enroll kitchen"
+    fake ip <<<'#!/bin/sh
+echo "1.0.0.0 via 192.168.1.1 dev eth0 src 192.168.1.20 uid 0"'
+    expect 0 provision --enroll --device kitchen --authorize "$BATS_TEST_TMPDIR/key.pub" --broker mqtts://hub.lan:8883
+    says "ferryman enroll kitchen --ca ca --broker mqtts://hub.lan:8883
+"
+    says 'ferryman devices add kitchen --host 192.168.1.20 --user ferryman --command /opt/ferryman/bin/ferryman \
+    --broker "mqtts://hub.lan:8884?ca=$PWD/operator.pem&cert=$PWD/operator.pem"
+ferryman devices trust kitchen'
     expect 0 /opt/ferryman/bin/ferryman
     says "[enroll,litert]"
     grep -q ConditionPathExists=/var/lib/ferryman/identity/identity.pem /etc/systemd/system/ferryman-agent.service.d/enroll.conf
@@ -117,10 +214,61 @@ FERRYMAN_MORE="two words"' ]
 }
 
 # bats test_tags=long
+@test "a device's name is one that the agent takes, the host name's too" {
+    fake uname <<<'#!/bin/sh
+echo pi+2.example.org'
+    expect 0 provision
+    grep -qx FERRYMAN_DEVICE=pi-2 /etc/ferryman/agent.env
+    expect 2 provision --device a.b
+    says "A-Z a-z 0-9 _ -"
+}
+
+# bats test_tags=long
+@test "an upgrade keeps extras and interpreter, and options given again replace them" {
+    expect 0 provision --enroll --extra ota --interpreter tflite
+    make_wheel two
+    expect 0 provision
+    expect 0 /opt/ferryman/bin/ferryman
+    says "[enroll,ota,tflite]"
+    kept=$(readlink /opt/ferryman).options
+    [ "$(stat -c '%U:%G %a' "$kept")" = "root:root 644" ]
+    expect 0 provision
+    says "nothing to do"
+    # What the agent waits for an identity with stays.
+    expect 0 provision --extra drift --interpreter none
+    expect 0 /opt/ferryman/bin/ferryman
+    says "[drift,enroll]"
+    # One that fails leaves them as they were.
+    echo else >"$BATS_TEST_TMPDIR/pip-says"
+    expect 1 provision --extra ota
+    rm "$BATS_TEST_TMPDIR/pip-says"
+    make_wheel three
+    expect 0 provision
+    expect 0 /opt/ferryman/bin/ferryman
+    says "[drift,enroll]"
+    expect 0 provision --extra none --interpreter litert
+    expect 0 /opt/ferryman/bin/ferryman
+    says "[enroll,litert]"
+}
+
+# bats test_tags=long
+@test "an extra that the wheel has not is no extra" {
+    before=$(tree /opt /etc)
+    expect 2 provision --extra nonsense
+    says "has no extra nonsense, but litert, tflite, ota, enroll, drift"
+    expect 2 "$PROVISION" --python small-python --index ferryman==1 --extra nonsense
+    says "has no extra nonsense"
+    echo torn >"$WHEEL"
+    expect 1 provision
+    says "copy it here again"
+    [ "$(tree /opt /etc)" = "$before" ]
+}
+
+# bats test_tags=long
 @test "an upgrade switches at the end; one that fails changes nothing that runs" {
     expect 0 provision --device kitchen
     old=$(readlink /opt/ferryman)
-    echo two >"$WHEEL"
+    make_wheel two
     for said in "OSError: [Errno 28] No space left on device" "NewConnectionError: Network is unreachable" "No matching distribution found" "is not a supported wheel" "else"; do
         echo "$said" >"$BATS_TEST_TMPDIR/pip-says"
         expect 1 provision
@@ -199,7 +347,7 @@ END
 @test "an upgrade that is killed leaves the old or the new one, both whole" {
     expect 0 provision
     for name in mv ln sync rm; do
-        date +%N >"$WHEEL"
+        make_wheel "$(date +%N)"
         fake "$name" <<<'#!/bin/sh
 kill -9 0'
         export -f provision
@@ -219,7 +367,22 @@ kill -9 0'
     expect 0 all
     touch /var/lib/ferryman/outbox.sqlite
     echo PGPASSWORD=x >/etc/ferryman/collector.env
+    expect 0 sh "$SCRIPTS/firstboot/firstrun.sh"
+    touch /etc/ferryman/provisioned
+    expect 0 "$PROVISION" --uninstall --dry-run
+    says "would run: rm -r -- /opt/ferryman"
+    says_not "removed"
+    says_not "stays"
     expect 0 "$PROVISION" --uninstall
+    says "removed /opt/ferryman
+"
+    says "removed /etc/systemd/system/ferryman-agent.service
+"
+    says "removed /etc/systemd/system/ferryman-firstboot.service
+"
+    says "stays: /var/lib/ferryman, with state and identity, and its user ferryman; --uninstall --purge removes them"
+    says "stays: /etc/ferryman/collector.env"
+    [ ! -L /etc/systemd/system/multi-user.target.wants/ferryman-firstboot.service ]
     [ -e /var/lib/ferryman/outbox.sqlite ]
     [ -e /var/lib/ferryman/identity/identity.pem ]
     [ ! -e /var/lib/ferryman/.ssh ]
@@ -230,7 +393,10 @@ kill -9 0'
     done
     expect 0 "$PROVISION" --uninstall
     says "nothing to do"
+    says "stays: /var/lib/ferryman"
     expect 0 "$PROVISION" --uninstall --purge
+    says "removed /var/lib/ferryman
+removed the user ferryman"
     state >"$BATS_TEST_TMPDIR/found"
     diff "$BATS_TEST_TMPDIR/expected" "$BATS_TEST_TMPDIR/found"
 }
@@ -238,7 +404,11 @@ kill -9 0'
 # bats test_tags=long
 @test "avahi announces the device where it is installed" {
     mkdir -p /etc/avahi/services
-    expect 0 provision --device kitchen
+    fake uname <<<'#!/bin/sh
+echo pi-2.lan'
+    expect 0 provision --device kitchen --broker mqtt://me:secret@hub.lan --authorize "$BATS_TEST_TMPDIR/key.pub"
+    says "devices add kitchen --host pi-2.local "
+    says "--broker mqtt://hub.lan"
     grep -q "<txt-record>device=kitchen</txt-record>" /etc/avahi/services/ferryman.service
     rm -r /etc/avahi
 }
@@ -310,6 +480,8 @@ echo "3.11.2 32 True"'
         expect 2 "$PROVISION" $wrong
         says "--help"
     done
+    expect 2 "$PROVISION" --wheel ferryman-1.whl ferryman-2.whl --device kitchen
+    says "one wheel, and here are ferryman-1.whl and ferryman-2.whl"
     expect 0 "$PROVISION" --help
     says "--wheel FILE"
 }
