@@ -18,6 +18,7 @@ import numpy as np
 
 from ferryman.profiler.sysfs import SensorError, paths, read_int, read_text
 from ferryman.runtime.contracts.measurement import Conditions, Reading
+from ferryman.runtime.contracts.numbers import whole
 from ferryman.runtime.contracts.record import Unavailable
 from ferryman.runtime.cpu import emulator, instruction_sets
 
@@ -67,6 +68,7 @@ _THROTTLE_BITS = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: 
 """Of `get_throttled` (Raspberry Pi documentation, vcgencmd); 16 bits further up: since boot."""
 PLAUSIBLE_C = (-60.0, 200.0)
 """Drivers report sentinels such as -274 degrees for a sensor that is asleep."""
+_MEMORY_MAX_KIB = 1 << 40
 
 
 class State(NamedTuple):
@@ -344,13 +346,16 @@ def meminfo_bytes(root: Path, key: str) -> int:
     """One line of /proc/meminfo.
 
     Raises:
-        SensorError: it is not there.
+        SensorError: it is not there, or no device has so much.
     """
     path = root / "proc/meminfo"
     for line in read_text(path).splitlines():
         words = line.split()
-        if len(words) == 3 and words[0] == f"{key}:" and words[1].isascii() and words[1].isdigit() and words[2] == "kB":  # noqa: PLR2004
-            return int(words[1]) * 1024
+        if len(words) == 3 and words[0] == f"{key}:" and words[2] == "kB":  # noqa: PLR2004
+            kib = whole(words[1])
+            if kib is None or kib > _MEMORY_MAX_KIB:
+                raise SensorError(f"{path}: {key} of {words[1][:40]} kB is not plausible")
+            return kib * 1024
     raise SensorError(f"{path}: no {key}")
 
 

@@ -34,6 +34,7 @@ ANSWER_S = 3.0
 """A sensor that takes longer to be opened is not waited for."""
 _OS_RELEASE = ("etc/os-release", "usr/lib/os-release")
 _KHZ = 1000.0
+_CLOCK_MAX_KHZ = 10**9
 
 
 class Told(NamedTuple):
@@ -138,7 +139,7 @@ def cores_of(tree: Path, cpuinfo: str) -> tuple[Core, ...]:
 
 def _max_mhz(tree: Path, number: int) -> float:
     khz = read_int(tree / f"sys/devices/system/cpu/cpu{number}/cpufreq/cpuinfo_max_freq")
-    if khz <= 0:
+    if not 0 < khz <= _CLOCK_MAX_KHZ:
         raise SensorError(f"cpu{number}: a highest clock of {khz} kHz")
     return khz / _KHZ
 

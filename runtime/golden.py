@@ -225,7 +225,7 @@ def at_least(version: str, least: str) -> bool:
 
 def _numbers(version: str) -> tuple[int, ...]:
     """`2.14.0rc1+cpu` -> (2, 14): zeros at the end say nothing, and what follows the digits of a part neither."""
-    parts = [re.match(r"[0-9]*", part)[0] for part in version.partition("+")[0].split(".")]  # type: ignore[index]  # matches always
+    parts = [re.match(r"[0-9]{0,15}", part)[0] for part in version.partition("+")[0].split(".")]  # type: ignore[index]  # matches always
     numbers = [int(part or 0) for part in parts]
     while numbers and not numbers[-1]:
         numbers.pop()

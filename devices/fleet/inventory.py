@@ -9,8 +9,10 @@ labels = {site = "lab", stage = "canary"}
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
+import stat
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -126,16 +128,35 @@ def read_devices(path: Path | str | None = None) -> dict[str, Device]:
     """
     source = Path(path) if path else devices_file()
     try:
-        tables = tomllib.loads(source.read_text())
+        tables = tomllib.loads(read_file(source))
     except FileNotFoundError:
         if path is not None:
             raise CallerError(f"no devices file {path}") from None
         tables = {}
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise CallerError(f"devices file {source}: {error.strerror}") from error
+    except ValueError as error:
         raise CallerError(f"devices file {source}: {error}") from error
     except RecursionError as error:
         raise CallerError(f"devices file {source}: arrays nested deeper than anything a setting takes") from error
     return parse_devices(tables, source)
+
+
+def read_file(source: Path) -> str:
+    """The text of a devices file, with its line ends as they are.
+
+    Raises:
+        OSError: it cannot be read, or is a FIFO or a device, which may never answer.
+        ValueError: it is no text.
+    """
+    with open(source, encoding="utf-8", newline="", opener=_unwaiting) as file:  # Path.open takes no opener
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "no regular file", str(source))
+        return file.read()
+
+
+def _unwaiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
 
 
 def parse_devices(tables: Mapping[str, object], source: Path) -> dict[str, Device]:
@@ -176,8 +197,11 @@ def _checked(device: Device) -> Device:
         ValueError: a setting that nothing could be done with; the message names it.
     """
     for field in device.__struct_fields__:
-        if "\0" in str(getattr(device, field)):
+        value = getattr(device, field)
+        if "\0" in str(value):
             raise ValueError(f"{field} has a NUL in it")
+        if isinstance(value, str | Path) and not str(value).isprintable():
+            raise ValueError(f"{field} {str(value)!r} has a character in it that cannot be printed")
     shlex.split(device.command)
     try:
         check_labels(device.labels)

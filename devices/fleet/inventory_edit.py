@@ -17,7 +17,7 @@ from tomlkit.exceptions import TOMLKitError
 from tomlkit.items import Table
 
 from ferryman.devices import topics
-from ferryman.devices.fleet.inventory import Device, devices_file, parse_devices
+from ferryman.devices.fleet.inventory import Device, devices_file, parse_devices, read_file
 from ferryman.runtime.contracts.errors import CallerError, DeviceError
 from ferryman.runtime.durable import write_durable
 
@@ -179,11 +179,12 @@ def _not_writable(source: Path, why: str) -> CallerError:
 
 def _read(source: Path) -> str:
     try:
-        with source.open(newline="") as file:  # line ends as they are
-            return file.read()
+        return read_file(source)
     except FileNotFoundError:
         return ""
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise CallerError(f"devices file {source}: {error.strerror}") from error
+    except ValueError as error:
         raise CallerError(f"devices file {source}: {error}") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ferryman.runtime.contracts.numbers import Bytes, Megahertz, Small
 from ferryman.runtime.contracts.record import Record, Unavailable
 
 
@@ -10,8 +11,8 @@ class Core(Record):
 
     kind: str
     """`Cortex-A72`, or what the kernel calls it."""
-    count: int
-    max_mhz: float | Unavailable
+    count: Small
+    max_mhz: Megahertz | Unavailable
 
 
 class Sensor(Record):
@@ -40,15 +41,15 @@ class DeviceFacts(Record, kw_only=True):
     soc: str | Unavailable
     machine: str
     """Of the kernel: `aarch64`."""
-    userland_bits: int | Unavailable = Unavailable(reason="not told")
+    userland_bits: Small | Unavailable = Unavailable(reason="not told")
     """Of its programs: 32 or 64, whatever the kernel is."""
     emulated: str = ""
     """By which emulator it runs there; empty: by none that shows itself."""
     cores: tuple[Core, ...] | Unavailable
     isa: tuple[str, ...]
     """Instruction sets that kernels are chosen by, as the kernel names them."""
-    memory_bytes: int | Unavailable
-    memory_available_bytes: int | Unavailable
+    memory_bytes: Bytes | Unavailable
+    memory_available_bytes: Bytes | Unavailable
     os: str | Unavailable
     """`Debian GNU/Linux 12 (bookworm)`, `Android 14 (API 34)`."""
     kernel: str
@@ -58,13 +59,13 @@ class DeviceFacts(Record, kw_only=True):
     ferryman: str | Unavailable
     kernels: str | Unavailable
     """Instruction set that ferryman's own operators chose there."""
-    operators: int | Unavailable = Unavailable(reason="not told")
+    operators: Small | Unavailable = Unavailable(reason="not told")
     """Version of ferryman's own operators, as packages require it."""
     interpreters: tuple[Interpreter, ...]
     sensors: tuple[Sensor, ...]
     root: str
     """Of the slot store."""
-    free_bytes: int | Unavailable
+    free_bytes: Bytes | Unavailable
     """Where `root` is."""
     root_writable: bool | Unavailable
     clock_synchronized: bool | Unavailable

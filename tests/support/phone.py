@@ -192,7 +192,7 @@ class DirectLink:
     def close(self) -> None: ...
 
 
-_STAND_IN = '''\
+STAND_IN = '''\
 #!/usr/bin/python3 -IS
 """Obeys the runner's contract for artifacts of 4 numbers: adds what their first four bytes say."""
 import array, json, os, signal, struct, sys
@@ -252,7 +252,7 @@ else:
 '''
 
 
-def stand_in_bundle(path: Path, version: str = "1", script: str = _STAND_IN) -> Path:
+def stand_in_bundle(path: Path, version: str = "1", script: str = STAND_IN) -> Path:
     """A runner that is none, for this machine."""
     elf = struct.pack("<4s14xH", b"\x7fELF", {"x86_64": 62, "aarch64": 183}[os.uname().machine]) + version.encode()
     with tarfile.open(path, "w:gz") as archive:

@@ -29,7 +29,9 @@ def wheel_problems(wheel: Path) -> list[str]:
     """What is wrong with a wheel, one sentence each."""
     files, unsafe = read_wheel(wheel)
     libraries = {name: data for name, data in files.items() if name.endswith(".so")}
-    found = [*unsafe, *file_problems(wheel, files), *_tag(wheel, files), *_metadata(files), *_contents(files)]
+    if found := [*unsafe, *file_problems(wheel, files)]:
+        return found
+    found = [*_tag(wheel, files), *_metadata(files), *_contents(files)]
     found += [f"{name} {problem}" for name in libraries for problem in library_problems(name, libraries)]
     return found
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from ferryman.profiler.facts import Told, facts_of
 from ferryman.runtime.contracts.errors import DeviceError
 from ferryman.runtime.contracts.facts import DeviceFacts, Sensor
+from ferryman.runtime.contracts.numbers import whole
 from ferryman.runtime.contracts.record import Unavailable
 
 FILES_MAX = 4096
@@ -23,6 +24,7 @@ _TEXT_MAX_CHARS = 200
 _PATH = re.compile(r"(?:/[A-Za-z0-9_.:,@+-]{1,120}){1,12}", re.ASCII)
 _ROOTS = ("proc", "sys", "etc", "usr")
 _KIB = 1024
+_STORAGE_MAX_KIB = 1 << 50
 _DF_COLUMNS = 6
 _SAID_CHARS = 200
 
@@ -124,8 +126,8 @@ def _libc(parts: dict[str, bytes]) -> str | Unavailable:
 def _free_bytes(parts: dict[str, bytes]) -> int | Unavailable:
     lines = parts.get("disk", b"").decode(errors="replace").strip().splitlines()
     words = lines[-1].split() if len(lines) > 1 else []
-    if len(words) >= _DF_COLUMNS and words[3].isascii() and words[3].isdigit():
-        return int(words[3]) * _KIB
+    if len(words) >= _DF_COLUMNS and (free := whole(words[3])) is not None and free <= _STORAGE_MAX_KIB:
+        return free * _KIB
     return Unavailable(reason="df does not tell")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 
@@ -24,6 +25,7 @@ from ferryman.runtime.contracts.record import Unavailable
 from ferryman.runtime.contracts.tensor import Array
 
 _PINGS = 7
+_UPTIME = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")
 _MARKS = 200
 _START_S = 60.0
 """For the runner to open the artifact."""
@@ -73,10 +75,9 @@ def clock_offset_ns(phone: Phone) -> int:
         asked_ns = time.perf_counter_ns()
         said = phone.do("read U _ </proc/uptime; echo $U").strip()
         took_ns = time.perf_counter_ns() - asked_ns
-        try:
-            uptime_ns = round(float(said[:20]) * 1e9)
-        except ValueError:
-            raise SensorError(f"{phone.name}: /proc/uptime says {said[:40]!r}") from None
+        if not _UPTIME.fullmatch(said):
+            raise SensorError(f"{phone.name}: /proc/uptime says {said[:40]!r}")
+        uptime_ns = round(float(said) * 1e9)
         if best is None or took_ns < best[0]:
             best = took_ns, asked_ns + took_ns // 2 - uptime_ns
     assert best is not None  # noqa: S101  # there are pings

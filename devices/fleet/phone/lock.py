@@ -20,6 +20,7 @@ from pathlib import Path
 
 from ferryman.devices.fleet.phone.phone import Phone
 from ferryman.runtime.contracts.errors import BusyError, FerrymanError
+from ferryman.runtime.contracts.numbers import whole
 
 BEAT_S = 10.0
 STALE_S = 60.0
@@ -29,7 +30,11 @@ _POLL_S = 0.25
 _OWNER_WORDS = 5
 _LOST = 75
 """Exit status of a line that found the lock someone else's."""
-_NOW = "B=$(cat /proc/sys/kernel/random/boot_id 2>/dev/null); read U _ </proc/uptime; U=${U%.*}"
+_NOW = (
+    "B=$(cat /proc/sys/kernel/random/boot_id 2>/dev/null); U=$(cat /proc/uptime 2>/dev/null); U=${U%%.*}; "
+    '[ -n "$U" ] || U=$(date +%s 2>/dev/null)'
+)
+"""Where the time since boot may not be read, the wall clock tells as well how long ago the last beat was."""
 _held: set[str] = set()
 """Tokens of this process."""
 
@@ -41,9 +46,10 @@ class Holder:
     owner: str
     """`TOKEN HOST PID START`, and the phone's boot; empty where nobody has written it yet."""
     beat_s: float
-    """Since the phone's boot."""
+    """By the clock of `uptime_s`."""
     boot: str
     uptime_s: float
+    """Since the phone's boot, or of its wall clock where that cannot be read; 0 where neither can."""
 
     def gone(self, here: str, start_of: Callable[[int], int | None], held: AbstractSet[str]) -> bool:
         """Whether nobody is behind it any more.
@@ -54,14 +60,17 @@ class Holder:
             held: tokens of this very process.
         """
         words = self.owner.split(" ")
-        if len(words) != _OWNER_WORDS or not (words[2].isdecimal() and words[3].isdecimal()):
+        if len(words) != _OWNER_WORDS:
             return True
-        token, where, pid, start, boot = words
+        token, where, _, _, boot = words
+        pid, start = whole(words[2]), whole(words[3])
+        if pid is None or start is None:
+            return True
         if boot != self.boot or self.beat_s > self.uptime_s or self.uptime_s - self.beat_s > STALE_S:
             return True
         if where != here:
             return False
-        return start_of(int(pid)) != int(start) or (int(pid) == os.getpid() and token not in held)
+        return start_of(pid) != start or (pid == os.getpid() and token not in held)
 
     def __str__(self) -> str:
         _, where, pid, *_ = self.owner.split(" ")
@@ -108,9 +117,17 @@ class Lock:
             elif not holder.owner or holder.gone(_here(), _start_of, _held):
                 self._evict(holder.owner)
             else:
-                raise BusyError(f"{self._phone.name}: {holder} is at work on the phone; wait until it is done")
+                raise BusyError(f"{self._phone.name}: {holder} is at work on the phone; {self._advice(holder)}")
         _held.add(self.token)
         self._beats.start()
+
+    def _advice(self, holder: Holder) -> str:
+        if holder.uptime_s:
+            return "wait until it is done"
+        return (
+            "no clock of it can be read, so nothing tells here whether it still is; where it is not, remove "
+            f"{self._phone.root}/lock from the phone"
+        )
 
     def _try(self) -> Holder | None:
         """Take it; or who has it."""
@@ -182,6 +199,4 @@ def _start_of(pid: int) -> int | None:
 
 
 def _seconds(text: str) -> float:
-    if not text.isdecimal():
-        return 0.0
-    return float(text[:12])
+    return float(whole(text) or 0)

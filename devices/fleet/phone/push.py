@@ -34,6 +34,7 @@ from ferryman.profiler.runner import extracted
 from ferryman.runtime.checks import on_disk_bytes
 from ferryman.runtime.contracts.errors import DeviceError, FerrymanError
 from ferryman.runtime.contracts.manifest import Manifest
+from ferryman.runtime.contracts.numbers import epoch_ns
 from ferryman.runtime.contracts.record import encode
 from ferryman.runtime.contracts.slot import Slot, SlotState, parse_pick
 from ferryman.runtime.cpu import instruction_sets
@@ -218,8 +219,7 @@ class _Install:
 
     def _now_ns(self) -> int:
         """The phone's wall clock."""
-        said = self.ready.phone.do("date +%s").strip()
-        return int(said) * 10**9 if said.isdecimal() else 0
+        return epoch_ns(self.ready.phone.do("date +%s"))
 
 
 def _prover(ready: Ready, slot: str) -> Prover[PhoneSession]:

@@ -20,7 +20,8 @@ from ferryman.devices.fleet.phone.phone import COMMAND_S, Phone
 from ferryman.devices.fleet.phone.store import PhoneStore
 from ferryman.devices.transport.base import CompletedCommand, Progress
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, RuntimeCrash, WireError, from_wire
-from ferryman.runtime.contracts.measurement import Count, Memory
+from ferryman.runtime.contracts.measurement import Count, Int64, Memory
+from ferryman.runtime.contracts.numbers import Bytes, Size, Small, Took, Version
 from ferryman.runtime.contracts.record import Record, Unavailable, decode
 from ferryman.runtime.isolated import describe_end
 
@@ -44,40 +45,40 @@ R = TypeVar("R", bound=Record)
 class RunnerFacts(Record):
     """What the runner says of itself and the phone."""
 
-    runner: str
-    """Version of ferryman it was built from."""
-    executorch: str
-    kernels_version: int
+    runner: Version
+    """Of ferryman it was built from."""
+    executorch: Version
+    kernels_version: Small
     """Of ferryman's own operators."""
-    kernels_isa: str
-    machine: str
-    cores: int
+    kernels_isa: Version
+    machine: Version
+    cores: Small
 
 
 class Output(Record):
     """One of a run."""
 
     dtype: str
-    shape: tuple[int, ...]
+    shape: tuple[Size, ...]
 
 
 class Ran(Record):
     """Answer to `run`."""
 
-    open_ns: int
-    run_ns: int
+    open_ns: Took
+    run_ns: Took
     outputs: tuple[Output, ...]
 
 
 class Phase(Record):
     """Memory of the runner's process at the end of a phase; or why there is none."""
 
-    rss_bytes: int = 0
-    pss_bytes: int = 0
-    uss_bytes: int = 0
-    peak_rss_bytes: int = 0
-    anonymous_bytes: int = 0
-    file_bytes: int = 0
+    rss_bytes: Bytes = 0
+    pss_bytes: Bytes = 0
+    uss_bytes: Bytes = 0
+    peak_rss_bytes: Bytes = 0
+    anonymous_bytes: Bytes = 0
+    file_bytes: Bytes = 0
     unavailable: str = ""
 
     def memory(self) -> Memory | Unavailable:
@@ -112,10 +113,10 @@ class Held(Record):
 class Profiled(Record):
     """Answer to `profile`."""
 
-    open_ns: Count
-    first_run_ns: Count
-    warmup_ns: tuple[Count, ...]
-    samples_ns: tuple[Count, ...]
+    open_ns: Took
+    first_run_ns: Took
+    warmup_ns: tuple[Took, ...]
+    samples_ns: tuple[Took, ...]
     started_boottime_ns: Count
     ended_boottime_ns: Count
     memory: Held
@@ -126,7 +127,7 @@ class Described(Record):
     """Answer to `describe`; of more, what is used here."""
 
     entries: tuple[str, ...]
-    planned_bytes: int
+    planned_bytes: Int64
     """For activations; negative where ExecuTorch does not tell."""
 
 

@@ -18,6 +18,7 @@ from ferryman.devices.fleet.phone.phone import Phone
 from ferryman.profiler import conditions as readers
 from ferryman.profiler.sysfs import SensorError
 from ferryman.runtime.contracts.measurement import Conditions, Reading
+from ferryman.runtime.contracts.numbers import epoch_ns, whole
 from ferryman.runtime.contracts.record import Unavailable
 from ferryman.runtime.cpu import instruction_sets
 
@@ -136,18 +137,20 @@ class Snapshot:
     @property
     def battery_percent(self) -> float | Unavailable:
         """Charge over the full one."""
-        try:
-            return 100.0 * int(self.battery["level"]) / int(self.battery["scale"])
-        except (KeyError, ValueError, ZeroDivisionError):
+        level, scale = (whole(self.battery.get(name, "")) for name in ("level", "scale"))
+        if level is None or not scale or level > scale:
             return Unavailable(reason="dumpsys battery tells no level")
+        return 100.0 * level / scale
 
     @property
     def battery_c(self) -> float | Unavailable:
         """Temperature of the battery; Android counts tenths."""
-        try:
-            return int(self.battery["temperature"]) / 10
-        except (KeyError, ValueError):
+        said = self.battery.get("temperature", "")
+        tenths = whole(said.removeprefix("-"))
+        celsius = None if tenths is None else (-tenths if said.startswith("-") else tenths) / 10
+        if celsius is None or not readers.PLAUSIBLE_C[0] <= celsius <= readers.PLAUSIBLE_C[1]:
             return Unavailable(reason="dumpsys battery tells no temperature")
+        return celsius
 
     @contextmanager
     def laid_out(self) -> Iterator[Path]:
@@ -232,7 +235,7 @@ def parse(said: str) -> Snapshot:
         kernel=kernel.strip(),
         machine=machine.strip(),
         cores=cores.partition(":")[2].strip(),
-        time_ns=int(now) * 10**9 if re.fullmatch(r"\d{1,10}\s*", now, re.ASCII) else 0,
+        time_ns=epoch_ns(now),
     )
 
 

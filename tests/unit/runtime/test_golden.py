@@ -22,6 +22,8 @@ from tests.support.packages import write_tiny_package
     [
         ("2.14.0", "2.14", True),
         ("2.14", "2.14.0", True),
+        ("9" * 100_000, "2.14", True),
+        ("1." + "0" * 100_000 + "9", "1.1", False),
         ("2.14", "2.14.1", False),
         ("2.9.0", "2.14", False),
         ("2.14.0rc1", "2.14", True),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,9 @@ def test_this_machine_needs_no_entry_and_may_have_one(tmp_path):
         ('[pi]\nhost = ""\nuser = "u"', r">= 1 - at `\$\.host`"),
         ('[pi]\nhost = "a\\u0000b"\nuser = "u"', "device 'pi': host has a NUL"),
         ('[pi]\nhost = "h"\nuser = "a\\u0000b"', "device 'pi': user has a NUL"),
+        ('[pi]\nhost = "a\\nb"\nuser = "u"', r"device 'pi': host 'a\\nb' has a character"),
+        ('[pi]\nadb = "a\\u001b[2J"', r"device 'pi': adb 'a\\x1b\[2J' has a character"),
+        ('[pi]\nbroker = "mqtt://h\\r"', "device 'pi': broker .* has a character"),
         ('[pi]\nhost = "h"\nuser = "u"\nroot = "/a\\u0000b"', "device 'pi': root has a NUL"),
         ('[local]\nroot = "/a\\u0000b"', "device 'local': root has a NUL"),
         ('[pi]\nhost = "h"\nuser = "u"\nkey = "~nosuchuser/id"', "device 'pi': key ~nosuchuser/id: .*home"),
@@ -120,3 +124,14 @@ def test_an_unknown_device_names_the_file_that_was_read(tmp_path):
     path.write_text("")
     with pytest.raises(CallerError, match=r"no device 'pie'; there are: local \(see .*d2\.toml\)"):
         find_device(read_devices(path), "pie", path)
+
+
+def test_a_fifo_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "devices.toml")
+    with pytest.raises(CallerError, match=r"devices\.toml: no regular file"):
+        read_devices(tmp_path / "devices.toml")
+
+
+def test_a_folder_is_refused(tmp_path):
+    with pytest.raises(CallerError, match="Is a directory"):
+        read_devices(tmp_path)

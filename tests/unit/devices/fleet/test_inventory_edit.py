@@ -258,3 +258,9 @@ def test_a_text_that_would_say_something_else_is_never_written(file, monkeypatch
     with pytest.raises(CallerError, match=r"cannot be changed here .*; edit it by hand"):
         add_device("pi", SSH, file)
     assert file.read_text() == FILE
+
+
+def test_a_fifo_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "devices.toml")
+    with pytest.raises(CallerError, match=r"devices\.toml: no regular file"):
+        add_device("pi", {"host": "h", "user": "u"}, tmp_path / "devices.toml")

@@ -46,6 +46,9 @@ def gone(found, here="host", running=((7, 70),), held=frozenset()):
         (holder(owner="t host 8 80 B"), True),
         (holder(owner="t host 7 71 B"), True),
         (holder(owner="nonsense"), True),
+        (holder(owner=f"t host {'9' * 5000} 70 B"), True),
+        (holder(owner=f"t host 7 {'9' * 5000} B"), True),
+        (holder(owner="t host ² 70 B"), True),
         (holder(owner=""), True),
     ],
 )
@@ -122,3 +125,31 @@ def test_beats_go_on(system, monkeypatch):
 def test_a_root_that_is_no_folder_of_its_own(system, root):
     with pytest.raises(CallerError, match="must be an absolute path of a folder of ferryman's own"):
         Phone("phone", DirectLink(system), system.home.__class__(root))
+
+
+def unclocked(system, *, date):
+    (system.root / "proc/uptime").unlink()
+    (system.root / "proc/sys/kernel/random/boot_id").unlink()
+    system.says("date", date)
+
+
+@needs_phone
+def test_without_an_uptime_the_wall_clock_tells_that_no_beat_came(system, monkeypatch):
+    unclocked(system, date="echo 1700000000")
+    Lock(phone_of(system)).take()
+    monkeypatch.setattr(lock_module, "_here", lambda: "elsewhere")
+    with pytest.raises(BusyError, match="wait until it is done"):
+        Lock(phone_of(system)).take()
+    system.says("date", "echo 1700000061")
+    with locked(phone_of(system)):
+        pass
+
+
+@needs_phone
+@pytest.mark.parametrize("date", ["exit 1", f"echo {'9' * 5000}", "echo nonsense"])
+def test_without_any_clock_the_folder_to_remove_is_named(system, monkeypatch, date):
+    unclocked(system, date=date)
+    Lock(phone_of(system)).take()
+    monkeypatch.setattr(lock_module, "_here", lambda: "elsewhere")
+    with pytest.raises(BusyError, match=f"no clock of it can be read.* remove {system.home}/lock"):
+        Lock(phone_of(system)).take()

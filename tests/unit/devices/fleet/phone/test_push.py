@@ -17,7 +17,7 @@ from ferryman.runtime.contracts.errors import (
 )
 from ferryman.runtime.slots import SlotStore
 from tests.support.packages import sha256_of
-from tests.support.phone import WHY_NOT, DirectLink, stand_in_bundle, write_phone_package
+from tests.support.phone import STAND_IN, WHY_NOT, DirectLink, stand_in_bundle, write_phone_package
 from tests.unit.devices.fleet.phone.scene import Scene
 
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
@@ -189,3 +189,35 @@ def test_a_link_that_is_cut_at_some_steps(scene, done_first):
 def test_a_link_that_is_cut_at_every_step(scene, done_first):
     scene.push(scene.first)
     cut_everywhere(scene, range(1, count_steps(scene) + 1), done_first=done_first)
+
+
+@pytest.mark.parametrize("said", ["9" * 5000, "-5", "²", "99999999999999"])
+def test_a_date_of_nonsense_is_none(scene, said):
+    scene.system.says("date", f"echo {said}")
+    scene.push(scene.first)
+    assert SlotStore(scene.system.home).active().slot.installed_at_ns == 0
+
+
+LIES = {
+    "a version without end": ('"executorch": "1.5.1"', '"executorch": "9" * 100_000'),
+    "cores without end": ('"cores": 4', '"cores": 10 ** 4000'),
+    "memory below nothing": ('"rss_bytes": 9_000_000', '"rss_bytes": -9'),
+    "memory that nothing has": ('"uss_bytes": 7_000_000', '"uss_bytes": 2**62'),
+    "runs in no time": ("1_000_000 + index % 7", "0"),
+    "a first run in no time": ('"first_run_ns": 4_000_000', '"first_run_ns": 0'),
+    "runs of centuries": ("1_000_000 + index % 7", "2**63 - 1"),
+    "a run in no time": ('"run_ns": 2000', '"run_ns": 0'),
+    "a shape that is to be guessed": ('"shape": [1, 4]', '"shape": [-1, 4]'),
+    "a shape without end": ('"shape": [1, 4]', '"shape": [10**30, 4]'),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_runner_that_tells_what_cannot_be_is_not_believed(scene, tmp_path, lie):
+    scene.push(scene.first)
+    honest, lying = LIES[lie]
+    assert honest in STAND_IN
+    bundle = stand_in_bundle(tmp_path / "lying.tar.gz", "2", STAND_IN.replace(honest, lying))
+    with pytest.raises(DeviceError, match="did not answer as a runner of this version"):
+        scene.push(scene.second, bundle_file=bundle)
+    assert scene.serving == sha256_of(scene.first)

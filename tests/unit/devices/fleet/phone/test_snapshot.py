@@ -11,7 +11,7 @@ from ferryman.devices.fleet.phone.snapshot import parse, parse_cores, parse_temp
 from ferryman.devices.fleet.phone.store import parse_free
 from ferryman.runtime.contracts.measurement import Conditions
 from ferryman.runtime.contracts.record import Unavailable
-from tests.support.phone import WHY_NOT, AndroidSystem, DirectLink
+from tests.support.phone import BATTERY, WHY_NOT, AndroidSystem, DirectLink
 
 needs_phone = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 
@@ -86,3 +86,17 @@ def test_garbage_is_conditions_all_the_same(text):
 @given(st.text() | st.lists(st.sampled_from(["1", "9%", "/data", "\n"])).map(" ".join))
 def test_garbage_of_df_is_a_number_or_nothing(text):
     assert parse_free(text) is None or parse_free(text) >= 0
+
+
+@pytest.mark.parametrize("said", ["9" * 5000, "9" * 26, "-1"])
+def test_memory_that_no_device_has_is_none(said):
+    memory = parse(f"/proc/meminfo:MemTotal: {said} kB\n").conditions({}).memory_total_bytes
+    assert isinstance(memory, Unavailable)
+
+
+def test_a_battery_that_cannot_be_is_none():
+    text = BATTERY.format(ac="true", status=2).replace("level: 83", "level: 99999").replace("315", "-99999")
+    snapshot = parse("--ferryman--\n" * 9 + text)
+    assert snapshot.power_source == "mains"
+    assert isinstance(snapshot.battery_percent, Unavailable)
+    assert isinstance(snapshot.battery_c, Unavailable)
