@@ -44,6 +44,17 @@ for by in chronyc timedatectl adjtimex kernel; do
     case $answer in yes | no) break ;; esac
 done
 
+# What to do about it, by what is installed here.
+advice() {
+    if has chronyc; then
+        say "chronyc sources says whether it reaches a server of the time"
+    elif [ -e "${FERRYMAN_TIMESYNCD:-/usr/lib/systemd/systemd-timesyncd}" ]; then
+        say "timedatectl set-ntp true, and see timedatectl timesync-status"
+    else
+        say "apt-get install systemd-timesyncd"
+    fi
+}
+
 now_s=$(date +%s)
 if [ "$now_s" -lt "$NEVER_SET_S" ]; then
     warn "the clock says $(date -u '+%Y-%m-%d %H:%M') UTC: it was never set. Connect the device, or: date -u -s 'YYYY-MM-DD HH:MM'"
@@ -51,8 +62,8 @@ elif [ "$answer" = yes ]; then
     say "the clock is synchronized ($by)"
     exit 0
 elif [ "$answer" = no ]; then
-    warn "the clock is not synchronized ($by): apt-get install systemd-timesyncd, and see timedatectl timesync-status"
+    warn "the clock is not synchronized ($by): $(advice)"
 else
-    warn "nothing here tells whether the clock is synchronized: apt-get install systemd-timesyncd"
+    warn "nothing here tells whether the clock is synchronized: $(advice)"
 fi
 [ -z "$strict" ] || exit 1

@@ -15,13 +15,15 @@
 #   --help, -h      this text
 #
 # Exit codes: 0 done; 1 not, or not all of it; 2 wrong usage; of `run`: COMMAND's, 128 + N where signal N ended it.
-# What was found before is in /run/ferryman/performance, which a restart of the device clears as it does the governors.
+# What was found before is in /run/ferryman-performance, which a restart of the device clears as it does the governors.
 set -eu
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 . "$(dirname "$(readlink -f "$0")")/lib.sh"
 
+callers_umask=$(umask)
+umask 022 # what is written down is root's to change and anybody's to read
 CPU=${FERRYMAN_SYS:-/sys}/devices/system/cpu # tests bring their own
-STATE=${FERRYMAN_RUN:-/run/ferryman}/performance
+STATE=${FERRYMAN_RUN:-/run}/ferryman-performance # not in /run/ferryman, which may be the agent's user's
 FOUND=$STATE/found # lines: governor FILE VALUE, or unit NAME -
 BY_HAND=$STATE/on    # there where it was `on`, and not a `run`
 TIMERS='apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer logrotate.timer
@@ -90,10 +92,32 @@ turn_on() {
     done
 }
 
+# is_ours KIND NAME VALUE: a line that `note` may have written.
+is_ours() {
+    case $1 in
+    governor)
+        policy=${2#"$CPU/cpufreq/policy"}
+        [ "$policy" != "$2" ] || return 1
+        case ${policy%/scaling_governor} in '' | "$policy" | *[!0-9]*) return 1 ;; esac
+        case $3 in '' | *[!a-z_]*) return 1 ;; esac
+        ;;
+    unit)
+        case $2 in -* | *[!A-Za-z0-9@:_.\\-]*) return 1 ;; esac
+        [ "$3" = - ]
+        ;;
+    *) return 1 ;;
+    esac
+}
+
 turn_off() {
     [ -s "$FOUND" ] || return 0
     kept=
     while read -r kind name value; do
+        if ! is_ours "$kind" "$name" "$value"; then
+            warn "$FOUND: not a line of this script's, nothing is done: $kind $name $value"
+            failed=1
+            continue
+        fi
         case $kind in
         governor) [ ! -e "$name" ] || set_governor "$name" "$value" ;;
         unit) run systemctl start "$name" </dev/null ;;
@@ -132,7 +156,7 @@ status() {
 run_command() {
     exec 3<&0
     # shellcheck disable=SC2086 # $pin is words
-    env --default-signal=INT,QUIT $pin "$@" <&3 3<&- 9>&- &
+    (umask "$callers_umask" && exec env --default-signal=INT,QUIT $pin "$@" <&3 3<&- 9>&-) &
     child=$!
     trap 'kill -TERM "$child" 2>/dev/null || :' TERM
     trap 'kill -INT "$child" 2>/dev/null || :' INT

@@ -8,8 +8,9 @@
 #   --wheel FILE          ferryman's wheel for this device
 #   --index NAME==VERSION instead: from a package index, as pip is configured here
 #   --wheels FOLDER       everything from this folder (pip download on another machine), nothing from an index
-#   --interpreter WHICH   litert (default), tflite or none, beside ExecuTorch, which is in the wheel
-#   --extra NAME          one more extra: ota, enroll, drift, i2c, sparkplug; may be given several times
+#   --interpreter WHICH   litert (at first), tflite or none, beside ExecuTorch, which is in the wheel; an upgrade keeps it
+#   --extra NAME          ota, enroll, drift, i2c or sparkplug; may be given several times. An upgrade keeps them; given
+#                         again, these take the place of those before: none takes them all away
 #   --python PROGRAM      Python 3.11 or later (default: python3)
 #   --device NAME         the device's name (first time: this machine's host name)
 #   --broker URL          where its telemetry goes
@@ -45,7 +46,7 @@ UNITS=/etc/systemd/system
 # shellcheck source-path=SCRIPTDIR source=provision/remove.sh
 . "$here/provision/remove.sh"
 
-wheel='' index='' wheels='' interpreter=litert extras='' python=python3 device='' broker='' settings=''
+wheel='' index='' wheels='' interpreter='' extras='' python=python3 device='' broker='' settings=''
 trust='' identity='' enroll='' authorize='' start=1 uninstall='' purge=''
 
 while [ $# -gt 0 ]; do
@@ -78,10 +79,11 @@ while [ $# -gt 0 ]; do
 "
         shift
         ;;
-    --enroll) enroll=1 extras="$extras enroll" ;;
+    --enroll) enroll=1 ;;
     --no-start) start='' ;;
     --uninstall) uninstall=1 ;;
     --purge) purge=1 ;;
+    *.whl) bad_usage "--wheel takes one wheel, and here are $wheel and $1: name the one, or remove the other" ;;
     *) common_option "$1" || bad_usage "no such option: $1" ;;
     esac
     shift
@@ -100,6 +102,7 @@ check_settings
 check_access
 need_root
 check_python
+check_extras
 check_system
 one_at_a_time
 

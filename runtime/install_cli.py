@@ -13,6 +13,7 @@ import click
 from ferryman.runtime.contracts.errors import CallerError, FerrymanError, to_wire
 from ferryman.runtime.contracts.record import Record, encode
 from ferryman.runtime.contracts.slot import DEFAULT_ROOT, SlotState, parse_pick
+from ferryman.runtime.say import echo, failure
 
 # What needs numpy is imported by the command that uses it: `ferryman --help` and each other command start without it.
 
@@ -60,15 +61,15 @@ def install_command(package: Path, root: Path, pick: str, as_json: bool) -> None
 
     def show(step: str, done: int, total: int) -> None:
         if not as_json:
-            click.echo(f"{step} {done}/{total} bytes" if total else step, err=True)
+            echo(f"{step} {done}/{total} bytes" if total else step, err=True)
 
     result = answer(lambda: install(package, root, pick=pick, progress=show), as_json)
     what = "is now active" if result.changed else "was active already"
-    click.echo(f"{result.active.package_name} {what} in slot {result.active.name}")
+    echo(f"{result.active.package_name} {what} in slot {result.active.name}")
     for golden in result.golden:
-        click.echo(f"  {describe_golden(golden)}")
+        echo(f"  {describe_golden(golden)}")
     if result.active.answers:
-        click.echo(f"  {result.active.answers}, answers")
+        echo(f"  {result.active.answers}, answers")
 
 
 @click.command("prepare", hidden=True, context_settings=_SETTINGS)
@@ -81,7 +82,7 @@ def prepare_command(sha256: str, size_bytes: int, root: Path, as_json: bool) -> 
     from ferryman.runtime.install import prepare
 
     prepared = answer(lambda: prepare(root, sha256, size_bytes), as_json)
-    click.echo(f"upload to {prepared.upload_to}" if prepared.active is None else "active already")
+    echo(f"upload to {prepared.upload_to}" if prepared.active is None else "active already")
 
 
 @click.command("repick", hidden=True, context_settings=_SETTINGS)
@@ -92,7 +93,7 @@ def repick_command(root: Path, pick: str, as_json: bool) -> None:
     """Pick anew among the active package's variants (what `ferryman push` calls where it is active already)."""
     from ferryman.runtime.install import repick
 
-    click.echo(answer(lambda: repick(root, pick), as_json).active.answers or "the package's first")
+    echo(answer(lambda: repick(root, pick), as_json).active.answers or "the package's first")
 
 
 @click.command("rollback", context_settings=_SETTINGS)
@@ -109,7 +110,7 @@ def rollback_command(root: Path, as_json: bool) -> None:
 
     state = answer(work, as_json)
     if state.active:
-        click.echo(f"{state.active.package_name} is active again in slot {state.active.name}")
+        echo(f"{state.active.package_name} is active again in slot {state.active.name}")
 
 
 @click.command("confirm", context_settings=_SETTINGS)
@@ -133,8 +134,8 @@ def confirm_command(root: Path, as_json: bool) -> None:
 
     state = answer(work, as_json)
     if state.trial is not None:
-        raise click.ClickException("device: another package came on trial in between; look at it, then confirm again")
-    click.echo(told)
+        raise failure("device: another package came on trial in between; look at it, then confirm again")
+    echo(told)
 
 
 def answer(work: Callable[[], R], as_json: bool) -> R:
@@ -145,13 +146,13 @@ def answer(work: Callable[[], R], as_json: bool) -> R:
         if as_json:
             if not isinstance(error, FerrymanError):
                 traceback.print_exc()  # a bug: the other side gets one line of it, the rest is for the log
-            click.echo(encode(to_wire(error)))
+            echo(encode(to_wire(error)))
             sys.exit(1)
         if isinstance(error, FerrymanError):
-            raise click.ClickException(f"{error.party}: {error}") from error
+            raise failure(f"{error.party}: {error}") from error
         raise
     if as_json:
-        click.echo(encode(result))
+        echo(encode(result))
         sys.exit(0)
     return result
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ferryman.describe import printable
 from ferryman.devices import topics
 from ferryman.runtime.contracts.errors import CallerError, LinkError
 from ferryman.runtime.contracts.record import Record
+from ferryman.runtime.say import printable
 
 if TYPE_CHECKING:
     from zeroconf import Zeroconf

@@ -253,7 +253,12 @@ def connect(device: Device, *, timeout_s: float = CONNECT_TIMEOUT_S) -> Transpor
     try:
         return SshTransport(
             SshAddress(
-                host=device.host, user=device.user, port=device.port, key=device.key, known_hosts=device.known_hosts
+                host=device.host,
+                user=device.user,
+                port=device.port,
+                key=device.key,
+                known_hosts=device.known_hosts,
+                name=device.name,
             ),
             connect_timeout_s=timeout_s,
         )

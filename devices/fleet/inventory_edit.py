@@ -6,7 +6,7 @@ import fcntl
 import os
 import stat
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -75,8 +75,10 @@ def remove_device(name: str, path: Path | None = None) -> None:
     _edit(change, path)
 
 
-def label_device(name: str, set_: Mapping[str, str], away: tuple[str, ...] = (), path: Path | None = None) -> Device:
-    """Set labels of a device, and take some away; returns the device.
+def label_devices(
+    names: Sequence[str], set_: Mapping[str, str], away: tuple[str, ...] = (), path: Path | None = None
+) -> list[Device]:
+    """Set labels of devices, and take some away, of all of them or of none; returns the devices.
 
     Raises:
         CallerError: there is no such device or no such label to take away, a label is none, or the file cannot be read
@@ -84,26 +86,31 @@ def label_device(name: str, set_: Mapping[str, str], away: tuple[str, ...] = (),
     """
 
     def change(tables: Tables) -> None:
-        _expect(tables, name)
-        table = tables[name]
-        if isinstance(table.get("labels"), OutOfOrderTableProxy):  # dotted keys; tomlkit cannot take the last one out
-            written = dict(table["labels"])
-            del table["labels"]
-            _append(table, "labels", written)
-        if set_ and "labels" not in table:
-            _append(table, "labels", {})
-        labels = table.get("labels", {})
-        for label in away:
-            if label not in labels:
-                there = ", ".join(labels) or "none"
-                raise CallerError(f"device {name!r} has no label {label!r} in the devices file; there are: {there}")
-            del labels[label]
-        for label, value in set_.items():
-            labels[label] = value
-        if not labels and "labels" in table:
-            del table["labels"]
+        for name in names:
+            _expect(tables, name)
+            _label(name, tables[name], set_, away)
 
-    return _edit(change, path)[name]
+    made = _edit(change, path)
+    return [made[name] for name in names]
+
+
+def _label(name: str, table: Tables, set_: Mapping[str, str], away: tuple[str, ...]) -> None:
+    if isinstance(table.get("labels"), OutOfOrderTableProxy):  # dotted keys; tomlkit cannot take the last one out
+        written = dict(table["labels"])
+        del table["labels"]
+        _append(table, "labels", written)
+    if set_ and "labels" not in table:
+        _append(table, "labels", {})
+    labels = table.get("labels", {})
+    for label in away:
+        if label not in labels:
+            there = ", ".join(labels) or "none"
+            raise CallerError(f"device {name!r} has no label {label!r} in the devices file; there are: {there}")
+        del labels[label]
+    for label, value in set_.items():
+        labels[label] = value
+    if not labels and "labels" in table:
+        del table["labels"]
 
 
 def _append(tables: Tables, key: str, value: Any) -> None:  # noqa: ANN401  # whatever a setting is

@@ -1,4 +1,4 @@
-"""Carry a package to a device and have it installed there, or have the one before serve again."""
+"""Carry a package to a device and have it installed there, have it serve for good, or the one before again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from ferryman.devices.fleet.inventory import AdbDevice, Device, connect
 from ferryman.devices.transport.base import CompletedCommand, Transport
-from ferryman.runtime.contracts.errors import DeviceError, WireError, from_wire
+from ferryman.runtime.contracts.errors import CallerError, DeviceError, WireError, from_wire
 from ferryman.runtime.contracts.record import Record, decode
 from ferryman.runtime.contracts.slot import Slot, SlotState, parse_pick
 from ferryman.runtime.install import InstallResult, Prepared
@@ -147,6 +147,25 @@ def rollback(device: Device) -> Slot:
         state = ask(transport, device, ("rollback",), SlotState, timeout_s=_ROLLBACK_TIMEOUT_S)
     if state.active is None:
         raise DeviceError(f"{device.name} rolled back to nothing; see that ferryman there is of this version")
+    return state.active
+
+
+def confirm(device: Device) -> Slot:
+    """Let the package that serves on trial serve for good; returns its slot. Nothing changes where none is on trial.
+
+    Raises:
+        CallerError: it is a phone, or a key or known-hosts file cannot be used.
+        LinkError: the device cannot be reached, or the link broke.
+        DeviceError: the device lacks ferryman or a package, an install is at work, or another package came on trial.
+    """
+    if isinstance(device, AdbDevice):
+        raise CallerError(f"{device.name} is a phone: what is pushed there serves for good at once")
+    with connect(device) as transport:
+        state = ask(transport, device, ("confirm",), SlotState, timeout_s=_ROLLBACK_TIMEOUT_S)
+    if state.active is None:
+        raise DeviceError(f"no package is active on {device.name}; push one")
+    if state.trial is not None:
+        raise DeviceError(f"{device.name}: another package came on trial in between; look at it, then confirm again")
     return state.active
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import io
 
-from ferryman.describe import printable
 from ferryman.devices.fleet.metrics import Value
 from ferryman.runtime.contracts.errors import CallerError, WireError
 from ferryman.runtime.contracts.measurement import Measurement
 from ferryman.runtime.contracts.record import Record, Unavailable, decode, encode
+from ferryman.runtime.say import printable
 
 _ERROR_CHARS = 100
 

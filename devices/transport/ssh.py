@@ -45,6 +45,8 @@ class SshAddress:
     key: Path | None = None
     """Private key file; None: the SSH agent's keys and the user's default ones."""
     known_hosts: Path = Path("~/.ssh/known_hosts")
+    name: str = ""
+    """In the devices file."""
 
     def __str__(self) -> str:
         return f"{self.user}@{self.host}:{self.port}"
@@ -161,8 +163,8 @@ class SshTransport(Closing):
         except asyncssh.HostKeyNotVerifiable as error:
             raise LinkError(
                 f"the host key of {there} is not the one in {self._known_hosts}, or there is none ({error}); if this "
-                f"is its first time: ssh-keyscan -p {there.port} {there.host} >> {self._known_hosts}, and compare the "
-                "fingerprint with the device's own; if the key changed, find out why"
+                f"is its first time: `ferryman devices trust {there.name or 'DEVICE'}` shows it, and how to compare "
+                "it; if the key changed, find out why"
             ) from error
         except asyncssh.PermissionDenied as error:
             key = f"the key {there.key}" if there.key else "none of the SSH agent's or your default keys"

@@ -46,19 +46,46 @@ $_now
 END
 }
 
+# _setting NAME: as the agent has it.
+_setting() { sed -n "s/^$1=//p" "$SETTINGS/agent.env" | tr -d '"'; }
+
+# What a host in this network reaches this device by: its name where it is announced, or its address.
+_address() {
+    if [ -d "${AVAHI%/*}" ]; then
+        say "$(uname -n | sed 's/[.].*//').local"
+        return 0
+    fi
+    _found=$(ip -4 route get 1.0.0.0 2>/dev/null | sed -n 's/.* src \([^ ]*\).*/\1/p')
+    say "${_found:-$(uname -n)}"
+}
+
+# Where a host reaches the broker of this device's agent: devices and hosts have a listener each where it is closed. Who
+# logs in there is the device, so its password is nothing for the host.
+_broker_of_hosts() {
+    case $1 in
+    mqtts://*)
+        _host=${1#mqtts://} _host=${_host%%[/?]*} _host=${_host##*@}
+        say "\"mqtts://$(say "$_host" | sed 's/:[0-9]*$//'):8884?ca=\$PWD/operator.pem&cert=\$PWD/operator.pem\""
+        ;;
+    *) say "$1" | sed 's#//.*@#//#' ;;
+    esac
+}
+
 say_what_next() {
     [ -n "$CHANGED" ] && [ -z "$DRY_RUN" ] || return 0
-    _name=$(sed -n 's/^FERRYMAN_DEVICE=//p' "$SETTINGS/agent.env" | tr -d '"')
+    _name=$(_setting FERRYMAN_DEVICE)
+    _broker=$(_setting FERRYMAN_BROKER)
     if [ -n "$authorize" ]; then
-        say "On the host, in ~/.config/ferryman/devices.toml:
-[$_name]
-host = \"$(uname -n)\"
-user = \"ferryman\"
-command = \"$LINK/bin/ferryman\"
-root = \"$HOME_OF\""
+        _broker_option='' _note=''
+        [ -z "$_broker" ] || _broker_option=" \\
+    --broker $(_broker_of_hosts "$_broker")"
+        case $_broker in mqtts://*) _note=" (operator.pem: ferryman ca client ca operator --role operator)" ;; esac
+        say "On the host, if it does not know this device yet$_note:
+ferryman devices add $_name --host $(_address) --user ferryman --command $LINK/bin/ferryman$_broker_option
+ferryman devices trust $_name"
     fi
     if [ -n "$enroll" ] && [ ! -e "$HOME_OF/identity/identity.pem" ]; then
-        say "The agent starts once this device has its identity. On the host: ferryman enroll $_name --ca ca
+        say "The agent starts once this device has its identity. On the host: ferryman enroll $_name --ca ca${_broker:+ --broker $(say "$_broker" | sed 's#//.*@#//#')}
 Without SSH, here: runuser -u ferryman -- $LINK/bin/ferryman identity request $_name -o /tmp/$_name.csr"
     fi
 }

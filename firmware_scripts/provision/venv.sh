@@ -6,6 +6,7 @@
 NEED_FREE_KB=300000 # ai-edge-litert and numpy take 146 MB, and pip unpacks beside what it downloads
 
 check_venv_options() {
+    _keep_options
     case $interpreter in litert | tflite | none) ;; *) bad_usage "--interpreter $interpreter: litert, tflite or none" ;; esac
     for _extra in $extras; do
         case $_extra in *[!A-Za-z0-9_-]*) bad_usage "--extra $_extra: a name, and once for each" ;; esac
@@ -22,6 +23,44 @@ check_venv_options() {
     [ -z "$wheels" ] || wheels=$(readlink -f -- "$wheels")
     # Its folder, where pip is run: to pip a path may hold extras and markers.
     [ -z "$wheel" ] || wheel=$(readlink -f -- "$wheel")
+}
+
+# What no option says is as in the environment that runs: `interpreter`, `extras`. Whoever waits for an identity makes it
+# with the extra `enroll`.
+_keep_options() {
+    _kept=$(readlink "$LINK" || :).options
+    [ -n "$interpreter" ] || interpreter=$(sed -n 's/^interpreter=//p' "$_kept" 2>/dev/null || :)
+    [ -n "$interpreter" ] || interpreter=litert
+    [ -n "$extras" ] || extras=$(sed -n 's/^extras=//p' "$_kept" 2>/dev/null | tr , ' ' || :)
+    if [ "$extras" = " none" ]; then extras=; fi
+    if [ -n "$enroll" ] || [ -e "$WAITS" ]; then extras="$extras enroll"; fi
+}
+
+_remember_options() {
+    write_file "$venv.options" 644 root <<END
+interpreter=$interpreter
+extras=$(_extras)
+END
+}
+
+# The extras that there are: the wheel's own, or of an index, those in --help.
+_known_extras() {
+    [ -n "$wheel" ] || { echo ota enroll drift i2c sparkplug && return; }
+    "$python" -c 'import sys, zipfile
+with zipfile.ZipFile(sys.argv[1]) as wheel:
+    name = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    head = wheel.read(name).decode().split("\n\n")[0].splitlines()
+print(*(line.split()[1] for line in head if line.startswith("Provides-Extra:")))' "$wheel" 2>/dev/null
+}
+
+check_extras() {
+    _known=$(_known_extras) || die "$wheel is not whole: copy it here again"
+    for _extra in $extras; do
+        case " $_known " in
+        *" $_extra "*) ;;
+        *) bad_usage "${wheel:-$index} has no extra $_extra, but $(echo "$_known" | sed 's/ /, /g'): --extra says anew which" ;;
+        esac
+    done
 }
 
 check_python() {
@@ -43,16 +82,19 @@ except ImportError: print("no venv")') || die "$python does not run; try another
     esac
 }
 
+# _extras WORD...: those asked for, and these, as pip takes them.
 _extras() {
     # shellcheck disable=SC2086 # words
-    printf '%s\n' $extras "$([ "$interpreter" = none ] || echo "$interpreter")" | sed '/^$/d' | sort -u | paste -sd, -
+    printf '%s\n' $extras "$@" | sed '/^$/d' | sort -u | paste -sd, -
 }
+
+_with_interpreter() { if [ "$interpreter" = none ]; then _extras; else _extras "$interpreter"; fi; }
 
 # What the environment is named by: same name, same content.
 _venv_name() {
     {
         if [ -n "$wheel" ]; then sha256sum <"$wheel"; else echo "$index"; fi
-        _extras
+        _with_interpreter
         "$python" -c 'import sys; print(sys.version, sys.executable)'
     } | sha256sum | cut -c1-16
 }
@@ -60,8 +102,11 @@ _venv_name() {
 # Sets `venv`; it is complete when $venv.complete is there.
 build_venv() {
     venv=$VENVS/$(_venv_name)
-    if [ -e "$venv.complete" ] && _runs 2>/dev/null; then return 0; fi
-    _requirement=$(_extras)
+    if [ -e "$venv.complete" ] && _runs 2>/dev/null; then
+        _remember_options
+        return 0
+    fi
+    _requirement=$(_with_interpreter)
     [ -z "$_requirement" ] || _requirement="[$_requirement]"
     case $index in
     '') _requirement=./${wheel##*/}$_requirement ;;
@@ -82,6 +127,7 @@ build_venv() {
         rm -rf "$venv"
         die "nothing was changed of what runs"
     fi
+    _remember_options
     sync -f "$venv"
     : >"$venv.complete"
 }
@@ -132,7 +178,7 @@ _lead_to() {
 # The others are of use until the agent runs from the new one.
 remove_old_venvs() {
     for _old in "$VENVS"/*; do
-        case $_old in "$venv" | "$venv.complete" | "$VENVS/lock") continue ;; esac
+        case $_old in "$venv" | "$venv.complete" | "$venv.options" | "$VENVS/lock") continue ;; esac
         remove "$_old"
     done
 }

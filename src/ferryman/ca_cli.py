@@ -12,6 +12,7 @@ import click
 from ferryman.options import BROKER_VARIABLE, PATH, stop_event
 from ferryman.publisher import utc_now
 from ferryman.runtime.contracts.errors import CallerError, DeviceError
+from ferryman.runtime.say import echo, printable
 
 if TYPE_CHECKING:
     from ferryman.devices.fleet.authority.authority import Authority
@@ -51,9 +52,9 @@ def init_command(directory: Path) -> None:
     from ferryman.devices.fleet.authority.authority import init, passphrase
 
     init(directory, utc_now())
-    click.echo(f"{directory}: an authority for devices and one for hosts; next: ferryman ca server {directory} HOST")
+    echo(f"{directory}: an authority for devices and one for hosts; next: ferryman ca server {directory} HOST")
     if passphrase() is None:
-        click.echo("the keys are not encrypted; set $FERRYMAN_CA_PASSPHRASE before `init` to have them so", err=True)
+        echo("the keys are not encrypted; set $FERRYMAN_CA_PASSPHRASE before `init` to have them so", err=True)
 
 
 @ca.command("server")
@@ -68,7 +69,7 @@ def server_command(directory: Path, host: tuple[str, ...], folder: Path | None) 
     folder = folder or default_folder(directory)
     with _open(directory) as authority:
         write_server(authority, folder, host, utc_now())
-    click.echo(f"{folder}/server.pem, for {', '.join(host)}; next: ferryman ca broker {directory}{where}")
+    echo(f"{folder}/server.pem, for {', '.join(host)}; next: ferryman ca broker {directory}{where}")
 
 
 @ca.command("broker")
@@ -110,13 +111,13 @@ def broker_command(
     )
     with _open(directory) as authority:
         write_broker(authority, folder, options, utc_now())
-    click.echo(f"devices: mqtts://HOST:{port}; hosts: mqtts://HOST:{hosts_port} (ferryman ca client)")
+    echo(f"devices: mqtts://HOST:{port}; hosts: mqtts://HOST:{hosts_port} (ferryman ca client)")
     closed = not_entered(folder) if path is None else None
     if closed is None:
-        click.echo(f"start it with: mosquitto -c {options.path}/mosquitto.conf")
+        echo(f"start it with: mosquitto -c {options.path}/mosquitto.conf")
         return
     there = "/etc/mosquitto/ferryman"
-    click.echo(
+    echo(
         f"mosquitto cannot run from {folder}: started by root it becomes the user mosquitto, who may not enter "
         f"{closed}; write it where that user may:\n  ferryman ca server {directory} HOST -o {there}\n"
         f"  ferryman ca broker {directory} -o {there}     with the same options",
@@ -150,10 +151,10 @@ def client_command(directory: Path, name: str, roles: tuple[str, ...], days: int
             write_secret(output, pem)
         except DeviceError as error:
             raise CallerError(f"{error}; or name another file with -o") from error
-        click.echo(f"{output}: {name}, {', '.join(roles)}, for {days} days")
+        echo(f"{output}: {name}, {', '.join(roles)}, for {days} days")
         written = refresh_or_say(authority).written
     port = next((options.hosts_port for options in written.values()), 8884)
-    click.echo(f"use it as: --broker 'mqtts://HOST:{port}?ca={output}&cert={output}'")
+    echo(f"use it as: --broker 'mqtts://HOST:{port}?ca={output}&cert={output}'")
 
 
 @ca.command("operator")
@@ -170,10 +171,8 @@ def operator_command(name: str, folder: Path) -> None:
     if (folder / f"{name}.pem").exists():
         raise CallerError(f"{folder / name}.pem is there already; another key takes another name, or folder (-o)")
     public = write_operator_key(folder, name)
-    click.echo(
-        f"{public.with_suffix('.key')} signs: export FERRYMAN_OPERATOR_KEY={public.with_suffix('.key').absolute()}"
-    )
-    click.echo(f"{public} goes to devices: ferryman enroll DEVICE... --operator {public}")
+    echo(f"{public.with_suffix('.key')} signs: export FERRYMAN_OPERATOR_KEY={public.with_suffix('.key').absolute()}")
+    echo(f"{public} goes to devices: ferryman enroll DEVICE... --operator {public}")
 
 
 @ca.command("sign")
@@ -189,7 +188,7 @@ def sign_command(directory: Path, request: Any, output: Path | None) -> None:  #
     csr = request.read(PEM_MAX_BYTES + 1)
     with _open(directory) as authority:
         if output is None or str(output) == "-":
-            click.echo(authority.sign_device(csr, utc_now()), nl=False)
+            echo(authority.sign_device(csr, utc_now()), nl=False)
         else:
             name, _ = read_request(csr)
             check_output(authority, output, lambda entry: entry.name == name, f"certificate of {name}")
@@ -214,10 +213,9 @@ def list_command(directory: Path, as_json: bool) -> None:
             left = (one.expires_s - now.timestamp()) / 86400
             if as_json:
                 fields = {k: v for k, v in one._asdict().items() if k != "pem"}
-                click.echo(json.dumps({**fields, "state": one.state(now)}, sort_keys=True))
+                echo(json.dumps({**fields, "state": one.state(now)}, sort_keys=True))
             else:
-                name = "".join(c if c.isprintable() else "?" for c in one.name)  # earlier versions took any broker's
-                click.echo(f"{name:<24} {one.roles:<18} {one.state(now):<8} {left:6.0f} days  {one.serial}")
+                echo(f"{printable(one.name):<24} {one.roles:<18} {one.state(now):<8} {left:6.0f} days  {one.serial}")
 
 
 @ca.command("revoke")
@@ -238,7 +236,7 @@ def revoke_command(directory: Path, name: tuple[str, ...], folder: Path | None) 
             except CallerError as error:
                 unknown = error  # the others are to be revoked all the same
                 continue
-            click.echo(f"{one}: {', '.join(entry.serial for entry in gone) or 'nothing that counted'} revoked")
+            echo(f"{one}: {', '.join(entry.serial for entry in gone) or 'nothing that counted'} revoked")
         problems = refresh_or_say(authority).problems
     if unknown is not None:
         raise unknown
@@ -252,7 +250,7 @@ def revoke_command(directory: Path, name: tuple[str, ...], folder: Path | None) 
 def crl_command(directory: Path, hosts: bool) -> None:
     """Print the list of the revoked (PEM), for brokers other than `ferryman ca broker` writes."""
     with _open(directory) as authority:
-        click.echo(authority.crl("hosts" if hosts else "devices", utc_now()), nl=False)
+        echo(authority.crl("hosts" if hosts else "devices", utc_now()), nl=False)
 
 
 @ca.command("acl")
@@ -263,7 +261,7 @@ def acl_command(directory: Path) -> None:
 
     with _open(directory) as authority:
         written = refresh_or_say(authority, quietly=True).written
-        click.echo(rules_of(authority, next(iter(written), default_folder(directory)), utc_now()), nl=False)
+        echo(rules_of(authority, next(iter(written), default_folder(directory)), utc_now()), nl=False)
 
 
 @ca.command("serve")
@@ -283,8 +281,8 @@ def serve_command(directory: Path, broker: str) -> None:
     parsed = parse_broker(broker)
     with _open(directory) as authority:
         service = RenewalService(authority, parsed)
-        service.run(stop_event(), lambda: click.echo(f"renewing at {parsed.address}; interrupt to stop", err=True))
-    click.echo(f"{service.signed} certificates renewed, {service.refused} requests refused", err=True)
+        service.run(stop_event(), lambda: echo(f"renewing at {parsed.address}; interrupt to stop", err=True))
+    echo(f"{service.signed} certificates renewed, {service.refused} requests refused", err=True)
 
 
 def _open(directory: Path) -> Authority:
@@ -308,11 +306,11 @@ def refresh_or_say(authority: Authority, *, quietly: bool = False) -> Refreshed:
         done = Refreshed({}, [str(error)])
     for folder, options in done.written.items() if not quietly else ():
         put = "" if Path(options.path) == folder else f"put it at {options.path} on the broker and "
-        click.echo(f"{folder}: the broker's rules are written; {put}restart it to have it read them", err=True)
+        echo(f"{folder}: the broker's rules are written; {put}restart it to have it read them", err=True)
     for problem in done.problems:
-        click.echo(problem, err=True)
+        echo(problem, err=True)
     if not (quietly or done.written or done.problems):
-        click.echo(
+        echo(
             f"no broker's folder was written here yet, and no broker knows of this: ferryman ca broker "
             f"{authority.folder}",
             err=True,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from ferryman.runtime.say import echo
+
 _POSITIVE = click.FloatRange(min=0, min_open=True)
 
 
@@ -23,7 +25,7 @@ def capacity(devices: int, period: float, batch: int, metrics: int, days: float,
     fleet = Fleet(devices, period_s=period, batch=batch, metrics=metrics, raw_days=days)
     found, limits = needs(fleet), first_limit(fleet)
     if as_json:
-        click.echo(msgspec.json.encode({"fleet": fleet._asdict(), "needs": found._asdict(), "carries": limits}))
+        echo(msgspec.json.encode({"fleet": fleet._asdict(), "needs": found._asdict(), "carries": limits}))
         return
     rows = [
         ("records", f"{found.records_s:,.1f} /s"),
@@ -36,7 +38,7 @@ def capacity(devices: int, period: float, batch: int, metrics: int, days: float,
         ("kept", f"{found.raw_gb:,.0f} GB of samples, {found.rollup_gb:,.0f} GB of rollups"),
     ]
     for name, text in rows:
-        click.echo(f"{name:14}{text}")
-    click.echo("one of each carries:")
+        echo(f"{name:14}{text}")
+    echo("one of each carries:")
     for name, count in sorted(limits.items(), key=lambda one: one[1]):
-        click.echo(f"  {name:20}{count:,.0f} devices")
+        echo(f"  {name:20}{count:,.0f} devices")

@@ -29,6 +29,7 @@ from ferryman.options import (
     find,
     instrument_options,
     instruments_config,
+    matching,
     runner_option,
     stop_event,
     telemetry_config,
@@ -51,10 +52,12 @@ from ferryman.runtime.install_cli import (
     repick_command,
     rollback_command,
 )
+from ferryman.runtime.say import PrintableFormatter, echo, failure, in_place, printable
 from ferryman.ship_cli import ship
 from ferryman.update_cli import update
 
 if TYPE_CHECKING:
+    from ferryman.devices.fleet.inventory import Device
     from ferryman.runtime.contracts.tensor import Array
 
 _INSTALL = {
@@ -71,6 +74,7 @@ _INSTALL = {
     "enroll": "'ferryman[enroll,push]'",
     "push": "'ferryman[push]'",
     "rollback": "'ferryman[push]'",
+    "confirm": "'ferryman[push]'",
     "devices": "'ferryman[push,inventory,discover]'",
     "profile": "'ferryman[collector]'",
     "compare": "'ferryman[push,collector]'",
@@ -96,17 +100,17 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except FerrymanError as error:
             logging.getLogger("ferryman").debug("traceback", exc_info=error)
-            raise click.ClickException(f"{error.party}: {error}") from error
+            raise failure(f"{error.party}: {error}") from error
         except ModuleNotFoundError as error:
             what = _INSTALL.get(ctx.invoked_subcommand or "")
             if what is None:
                 raise
-            raise click.ClickException(f"caller: {error.name} is not installed here; pip install {what}") from error
+            raise failure(f"caller: {error.name} is not installed here; pip install {what}") from error
         except BrokenPipeError:
             sys.stderr.close()  # whoever read our output has gone
             raise SystemExit(1) from None
         except OSError as error:
-            raise click.ClickException(str(error)) from error
+            raise failure(str(error)) from error
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -143,7 +147,9 @@ def main(verbose: int) -> None:
       enroll    a device's own key and certificate, over SSH
     """  # noqa: D301  # click wants the very character, where it shall not wrap
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
-    logging.basicConfig(level=logging.WARNING, format=_LOG_FORMAT)
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter(_LOG_FORMAT))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("ferryman").setLevel(level)
 
 
@@ -230,8 +236,8 @@ def convert(
         raise CallerError(f"--min-sqnr is {SQNR_LEAST_DB:g} to {SQNR_CAP_DB:g} dB, found {min_sqnr:g}")
     _make_folder(output)
     if calibrate is None and any(is_quantized(one) and "dynamic" not in one for one in form):
-        click.echo("note: without --calibrate the example alone says how far activations range", err=True)
-    click.echo("loading the toolchains", err=True)
+        echo("note: without --calibrate the example alone says how far activations range", err=True)
+    echo("loading the toolchains", err=True)
     from ferryman.converter.api import convert as run
     from ferryman.describe import describe_manifest
 
@@ -245,29 +251,29 @@ def convert(
         name=name,
         sqnr_min_db=min_sqnr,
         interpreters=interpreter,
-        progress=lambda stage: click.echo(f"  {stage}", err=True),
+        progress=lambda stage: echo(f"  {stage}", err=True),
     )
-    click.echo(describe_manifest(made.manifest, made.sha256))
+    echo(describe_manifest(made.manifest, made.sha256))
     if made.compared:
         from ferryman.converter.honest import table
 
-        click.echo("\nbeside fp32, on this machine, one thread, in turn (medians; quartiles of the ratio):")
-        click.echo(table(made.compared))
+        echo("\nbeside fp32, on this machine, one thread, in turn (medians; quartiles of the ratio):")
+        echo(table(made.compared))
         for complaint in (complaint for one in made.compared for complaint in one.complaints):
-            click.echo(f"note: {complaint}", err=True)
+            echo(f"note: {complaint}", err=True)
     if made.layer_times:
         from ferryman.converter.sparse.measure import layer_table
 
-        click.echo("\nlayers with zeros, each alone, on this machine, one thread, in turn (fastest rounds):")
-        click.echo(layer_table(made.layer_times))
+        echo("\nlayers with zeros, each alone, on this machine, one thread, in turn (fastest rounds):")
+        echo(layer_table(made.layer_times))
     if made.shared:
         from ferryman.converter.shared import shared_table
 
-        click.echo("\nshared weights, held once:")
-        click.echo(shared_table(made.shared))
-    click.echo(f"\n{made.path}  {made.path.stat().st_size:,} bytes")
+        echo("\nshared weights, held once:")
+        echo(shared_table(made.shared))
+    echo(f"\n{made.path}  {made.path.stat().st_size:,} bytes")
     slowest = sorted(made.seconds.items(), key=lambda item: -item[1])
-    click.echo("time: " + ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in slowest if seconds > 0.05))  # noqa: PLR2004
+    echo("time: " + ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in slowest if seconds > 0.05))  # noqa: PLR2004
 
 
 def _make_folder(path: Path) -> None:
@@ -290,19 +296,21 @@ def inspect(package: Path, as_json: bool) -> None:
 
     with open_package(package) as opened:
         if as_json:
-            click.echo(encode(opened.manifest))
+            echo(encode(opened.manifest))
         else:
-            click.echo(describe_manifest(opened.manifest, opened.sha256))
+            echo(describe_manifest(opened.manifest, opened.sha256))
 
 
 @main.command()
 @click.argument("package", type=PATH)
-@click.argument("device", nargs=-1, required=True)
+@click.argument("device", nargs=-1, required=True, metavar="DEVICE|QUERY...")
 @pick_option
 @runner_option
 @devices_option
 def push(package: Path, device: tuple[str, ...], pick: str, runner: Path | None, devices_file: Path | None) -> None:
     """Upload PACKAGE to each DEVICE over SSH, or to a phone over adb, and install it there.
+
+    A query (site=lab, 'shelf-*', all; see `ferryman devices --help`) means devices of the devices file.
 
     The device writes its inactive slot, reads it back, runs the golden vectors, and only then switches; on any failure
     the old slot keeps serving. One device's failure does not keep the others from theirs.
@@ -311,7 +319,9 @@ def push(package: Path, device: tuple[str, ...], pick: str, runner: Path | None,
     from ferryman.runtime.package import open_package
     from ferryman.runtime.picking import describe_golden
 
-    targets = [find(name, devices_file) for name in device]
+    targets = matching(device, devices_file)
+    if [target.name for target in targets] != list(dict.fromkeys(device)):
+        echo(f"to {len(targets)} devices: {', '.join(target.name for target in targets)}", err=True)
     if len(targets) > 1:
         open_package(package).close()  # what is wrong with it is wrong for all of them
     failed = []
@@ -321,19 +331,19 @@ def push(package: Path, device: tuple[str, ...], pick: str, runner: Path | None,
         except FerrymanError as error:
             if len(targets) == 1:
                 raise
-            click.echo(f"{target.name}: {error.party}: {error}", err=True)
+            echo(f"{target.name}: {error.party}: {error}", err=True)
             failed.append(target.name)
             continue
         if result.install is None:
-            click.echo(f"{target.name}: {result.active.package_name} was active already")
+            echo(f"{target.name}: {result.active.package_name} was active already")
             continue
         rate = result.upload_bytes_per_s
         sent = "nothing to send" if rate is None else f"{result.package_bytes:,} bytes at {rate / 1e6:.1f} MB/s"
-        click.echo(f"{target.name}: {result.active.package_name} is active in slot {result.active.name} ({sent})")
+        echo(f"{target.name}: {result.active.package_name} is active in slot {result.active.name} ({sent})")
         for golden in result.install.golden:
-            click.echo(f"  {describe_golden(golden)}")
+            echo(f"  {describe_golden(golden)}")
         if result.active.answers:
-            click.echo(f"  {result.active.answers}, answers")
+            echo(f"  {result.active.answers}, answers")
     if failed:
         raise DeviceError(f"{len(failed)} of {len(targets)} devices keep what they had: {', '.join(failed)}")
 
@@ -356,17 +366,16 @@ class _Steps:
         self._last = ""
 
     def __call__(self, step: str, done: int, total: int) -> None:
-        live = total and sys.stderr.isatty()
-        if step != self._last or live:
-            percent = f" {100 * done // total:3d} %" if live else ""
-            click.echo(f"\r{self._prefix}: {step}{percent}", err=True, nl=not live or done >= total)
+        if total and sys.stderr.isatty():
+            in_place(f"{self._prefix}: {step} {100 * done // total:3d} %", done=done >= total)
+        elif step != self._last:
+            echo(f"{self._prefix}: {step}", err=True)
         self._last = step
 
 
 main.add_command(install_command)
 main.add_command(prepare_command)
 main.add_command(repick_command)
-main.add_command(confirm_command)
 
 
 @main.command()
@@ -382,13 +391,37 @@ def rollback(
     if device is None:
         ctx.invoke(rollback_command, root=root or DEFAULT_ROOT, as_json=as_json)
         return
-    if root is not None:
-        raise click.UsageError("the devices file names DEVICE's root; leave --root out")
     from ferryman.devices.fleet.push import rollback as run
     from ferryman.runtime.contracts.record import encode
 
-    active = run(find(device, devices_file))
-    click.echo(encode(active) if as_json else f"{device}: {active.package_name} is active again in slot {active.name}")
+    active = run(_pushed_to(device, root, devices_file))
+    echo(encode(active) if as_json else f"{device}: {active.package_name} is active again in slot {active.name}")
+
+
+@main.command()
+@click.argument("device", required=False)
+@devices_option
+@click.option("--root", type=PATH, help=f"Without DEVICE: directory of the slot store [default: {DEFAULT_ROOT}].")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; without DEVICE, of errors too.")
+@click.pass_context
+def confirm(
+    ctx: click.Context, device: str | None, devices_file: Path | None, root: Path | None, as_json: bool
+) -> None:
+    """Let the package that serves on trial serve for good: on DEVICE, or on this one; without one, nothing."""
+    if device is None:
+        ctx.invoke(confirm_command, root=root or DEFAULT_ROOT, as_json=as_json)
+        return
+    from ferryman.devices.fleet.push import confirm as run
+    from ferryman.runtime.contracts.record import encode
+
+    active = run(_pushed_to(device, root, devices_file))
+    echo(encode(active) if as_json else f"{device}: {active.package_name} in slot {active.name} serves for good")
+
+
+def _pushed_to(device: str, root: Path | None, devices_file: Path | None) -> Device:
+    if root is not None:
+        raise click.UsageError("the devices file names DEVICE's root; leave --root out")
+    return find(device, devices_file)
 
 
 @main.command()
@@ -484,7 +517,7 @@ def agent(
     )
     with Service() as service:
         made, stop = Agent(config), stop_event()
-        click.echo(f"serving as {device}, broker {config.broker.address}; outbox: {made.waiting:,} waiting", err=True)
+        echo(f"serving as {device}, broker {config.broker.address}; outbox: {made.waiting:,} waiting", err=True)
         made.run(stop, service)
 
 
@@ -506,7 +539,6 @@ def run(
     timeout: float,
 ) -> None:
     """Ask DEVICE's agent for one inference on INPUTS (.npy files in the model's order)."""
-    from ferryman.describe import printable
     from ferryman.devices.fleet.client import AgentClient
     from ferryman.devices.fleet.profile import broker_of
 
@@ -518,14 +550,14 @@ def run(
     named = len(set(reply.names)) == len(arrays)
     outputs = dict(zip(reply.names if named else (f"output_{n}" for n in range(len(arrays))), arrays, strict=True))
     told = {name: printable(f"{name} {array.dtype}{list(array.shape)}") for name, array in outputs.items()}
-    click.echo(f"{reply.variant} on {reply.interpreter}: {reply.duration_ns / 1e6:.3f} ms", err=True)
+    echo(f"{reply.variant} on {reply.interpreter}: {reply.duration_ns / 1e6:.3f} ms", err=True)
     if output:
         path = output if output.suffix == ".npz" else output.with_name(f"{output.name}.npz")
         _write_npz(path, outputs)
-        click.echo(f"wrote {path}: {', '.join(told.values())}")
+        echo(f"wrote {path}: {', '.join(told.values())}")
         return
     for name, array in outputs.items():
-        click.echo(f"{told[name]}\n{array}")
+        echo(f"{told[name]}\n{array}")
 
 
 def _write_npz(path: Path, arrays: dict[str, Array]) -> None:
@@ -556,7 +588,7 @@ def status(device: str, devices_file: Path | None, as_json: bool, timeout: float
     target = find(device, devices_file)
     with AgentClient(broker_of(target), target.name) as client:
         answer = client.status(timeout_s=timeout)
-    click.echo(encode(answer) if as_json else describe_status(answer))
+    echo(encode(answer) if as_json else describe_status(answer))
 
 
 main.add_command(outbox)
@@ -584,7 +616,6 @@ def report(
     database: str, device: str | None, package: str | None, html: Path, csv: Path | None, trace: Path | None
 ) -> None:
     """Print a table of the stored measurements and write a self-contained page with plots."""
-    from ferryman.describe import printable
     from ferryman.devices.fleet.store.store import open_store
     from ferryman.show import check_targets, show
 
@@ -600,7 +631,7 @@ def report(
         newest = f"all but the newest {REPORT_MAX:,} of {total:,} measurements"
         left_out.append(f"{newest}; narrow them down with --device or --package")
     for one in left_out:
-        click.echo(printable(f"left out: {one}"), err=True)
+        echo(f"left out: {one}", err=True)
     if not found:
         raise CallerError(f"{store.name} holds no measurements that match; run `ferryman profile PACKAGE DEVICE` first")
     show([(one.device, one.measurement) for one in found], csv=csv, html=html, trace=trace, left_out=left_out)
@@ -627,10 +658,10 @@ def pareto(package: tuple[Path, ...], data: str, output: Path, as_json: bool) ->
     from ferryman.profiler.pareto import check_plot, draw, measure, table, to_json
 
     check_plot(output)
-    points = measure(package, read_labelled(data), progress=lambda what: click.echo(f"  {what}", err=True))
-    click.echo(to_json(points) if as_json else table(points))
+    points = measure(package, read_labelled(data), progress=lambda what: echo(f"  {what}", err=True))
+    echo(to_json(points) if as_json else table(points))
     draw(points, output)
-    click.echo(f"plot: {output}", err=True)
+    echo(f"plot: {output}", err=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from ferryman.options import BROKER_VARIABLE, PATH, database_option, stop_event
+from ferryman.runtime.say import echo, in_place
 
 _SHOW_EVERY_S = 0.2
 _DAYS_MAX = 36_500
@@ -84,10 +85,10 @@ def collect(
             return
         shown = now
         counts = ", ".join(f"{name} {count:,}" for name, count in progress._asdict().items())
-        click.echo(f"\r{counts} in {now - began:,.0f} s\033[K", err=True, nl=False)
+        in_place(f"{counts} in {now - began:,.0f} s")
 
     def tell(store: str) -> None:
-        click.echo(f"collecting from {parsed.address} into {store}; interrupt to stop", err=True)
+        echo(f"collecting from {parsed.address} into {store}; interrupt to stop", err=True)
 
     run_collector(
         parsed,
@@ -100,4 +101,4 @@ def collect(
         on_progress=show,
     )
     if tty:
-        click.echo(err=True)
+        echo(err=True)

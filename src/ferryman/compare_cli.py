@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ferryman.options import PATH, devices_option, find
+from ferryman.runtime.say import echo
 
 
 class Share(click.ParamType[float]):
@@ -111,13 +112,13 @@ def compare(
             spec,
             rounds=rounds,
             margin=margin,
-            progress=lambda step: click.echo(f"  {step}", err=True),
+            progress=lambda step: echo(f"  {step}", err=True),
             left_out=left_out.append,
         )
     for one in found:
-        click.echo(encode(one) if as_json else f"{describe(one)}\n")
+        echo(encode(one) if as_json else f"{describe(one)}\n")
     for words in left_out:
-        click.echo(f"left out: {words}", err=as_json)
+        echo(f"left out: {words}", err=as_json)
     ctx.exit(exit_code(found))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from ferryman.runtime.contracts.manifest import Manifest, Variant
 from ferryman.runtime.contracts.messages import Status
 from ferryman.runtime.contracts.tensor import Signature
+from ferryman.runtime.say import printable
 from ferryman.runtime.session import INTERPRETERS
 
 _LAYERS_SHOWN = 4
@@ -37,11 +38,6 @@ def describe_status(status: Status) -> str:
         *([f"  storage       {status.storage}: no telemetry reaches the disk"] if status.storage else []),
     )
     return "\n".join(map(printable, lines))
-
-
-def printable(line: str) -> str:
-    """One line, without what could steer a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in line)
 
 
 def _lines(manifest: Manifest, sha256: str) -> Iterator[str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ferryman.describe import printable
-from ferryman.runtime.contracts.facts import Core, DeviceFacts
+from ferryman.runtime.contracts.facts import Core, DeviceFacts, Sensor
 from ferryman.runtime.contracts.record import Unavailable
+from ferryman.runtime.say import printable
 
 _MEGABYTE = 10**6
 _KEY_CHARS = 13
@@ -50,12 +50,29 @@ def _lines(facts: DeviceFacts) -> Iterator[tuple[str, str]]:
     yield "ferryman", told(facts.ferryman)
     yield "kernels", f"{told(facts.kernels)}, operators of version {told(facts.operators)}"
     yield "interpreters", ", ".join(f"{one.name} {one.version}" for one in facts.interpreters) or "none"
-    for number, sensor in enumerate(facts.sensors):
-        state = "yes" if sensor.available else "no"
-        yield "sensors" if number == 0 else "", f"{sensor.measures} {sensor.name}: {state}, {sensor.detail}"
+    for number, text in enumerate(_sensors(facts.sensors)):
+        yield "sensors" if number == 0 else "", text
     writable = {True: "writable", False: "not writable"}.get(facts.root_writable is True, "")
     if isinstance(facts.root_writable, Unavailable):
         writable = told(facts.root_writable)
     yield "root", f"{facts.root}: {megabytes(facts.free_bytes)} free, {writable}"
     clock = facts.clock_synchronized
     yield "clock", told(clock) if isinstance(clock, Unavailable) else "synchronized" if clock else "not synchronized"
+
+
+def _sensors(sensors: tuple[Sensor, ...]) -> Iterator[str]:
+    """A line for each that is there; of what none measures, one line that says where it was looked for."""
+    missing: dict[str, list[str]] = {}
+    for sensor in sensors:
+        if sensor.available:
+            yield f"{sensor.measures} {sensor.name}: {sensor.detail}"
+        else:
+            missing.setdefault(sensor.measures, []).append(sensor.name)
+    there = {sensor.measures for sensor in sensors if sensor.available}
+    none = [
+        f"no {measures}" + ("" if names == [measures] else f" ({', '.join(names)})")
+        for measures, names in missing.items()
+        if measures not in there
+    ]
+    if none:
+        yield ", ".join(none)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ferryman.options import PATH, Seconds, devices_option
+from ferryman.options import PATH, Seconds, devices_option, matching
 from ferryman.runtime.contracts.errors import CallerError, DeviceError
+from ferryman.runtime.say import echo, in_place
 
 if TYPE_CHECKING:
     from ferryman.devices.fleet.facts.probe import Probe
@@ -75,13 +75,11 @@ def add(
     if labels:
         settings["labels"] = parse_labels(labels)
     made = add_device(name, settings, devices_file, replace=replace)
-    click.echo(f"{name}: {made.address}, written to {_file(devices_file)}")
+    echo(f"{name}: {made.address}, written to {_file(devices_file)}")
     if fingerprint is not None:
         _trust(made, fingerprint)
     elif isinstance(made, SshDevice) and not ask:
-        click.echo(
-            f"its host key must be known: `ferryman devices trust {name}` shows it, and how to compare it", err=True
-        )
+        echo(f"its host key must be known: `ferryman devices trust {name}` shows it, and how to compare it", err=True)
     if ask:
         _probe_and_show([made], timeout, package=None, as_json=False)
 
@@ -114,22 +112,29 @@ def remove(name: tuple[str, ...], devices_file: Path | None) -> None:
 
     for one in name:
         remove_device(one, devices_file)
-        click.echo(f"{one}: taken out of {_file(devices_file)}")
+        echo(f"{one}: taken out of {_file(devices_file)}")
 
 
 @devices.command()
-@click.argument("name")
-@click.argument("change", nargs=-1, required=True, metavar="NAME=VALUE|NAME-...")
+@click.argument("who", nargs=-1, required=True, metavar="NAME|QUERY... NAME=VALUE|NAME-...")
 @devices_option
-def label(name: str, change: tuple[str, ...], devices_file: Path | None) -> None:
-    """Set labels of a device in the devices file (site=lab), and take some away (site-)."""
-    from ferryman.devices.fleet.inventory_edit import label_device
+def label(who: tuple[str, ...], devices_file: Path | None) -> None:
+    """Set labels of devices in the devices file (site=lab), and take some away (site-): of all of them, or of none.
+
+    The first word says which devices, and so does every word up to the first change.
+    """
+    from ferryman.devices.fleet.inventory_edit import label_devices
     from ferryman.devices.labels import parse_labels
 
+    split = next((at for at, word in enumerate(who) if at and ("=" in word or word.endswith("-"))), None)
+    if split is None:
+        raise click.UsageError(f"what is to change about {' '.join(who)}? NAME=VALUE sets a label, NAME- takes it away")
+    change = who[split:]
     away = tuple(one[:-1] for one in change if "=" not in one and one.endswith("-"))
     set_ = parse_labels(one for one in change if "=" in one or not one.endswith("-"))
-    made = label_device(name, set_, away, devices_file)
-    click.echo(f"{name}: {', '.join(f'{k}={v}' for k, v in sorted(made.labels.items())) or 'no labels'}")
+    names = [one.name for one in matching(who[:split], devices_file)]
+    for made in label_devices(names, set_, away, devices_file):
+        echo(f"{made.name}: {', '.join(f'{k}={v}' for k, v in sorted(made.labels.items())) or 'no labels'}")
 
 
 @devices.command("list")
@@ -143,7 +148,7 @@ def list_(query: str, ask: bool, as_json: bool, timeout: float, devices_file: Pa
     from ferryman.devices.fleet.facts.listing import rows
     from ferryman.devices_show import show_json, show_table
 
-    found = _matching((query,), devices_file)
+    found = matching((query,), devices_file, unlisted=True)
     failed: list[Probe] = []
     if ask:
         failed = [one for one in _probe(found, timeout) if one.failed]
@@ -168,7 +173,7 @@ def probe(
         from ferryman.runtime.package import open_package
 
         open_package(package).close()  # what is wrong with it is wrong for all of them
-    _probe_and_show(_matching(query, devices_file), timeout, package=package, as_json=as_json)
+    _probe_and_show(matching(query, devices_file, unlisted=True), timeout, package=package, as_json=as_json)
 
 
 @devices.command()
@@ -191,8 +196,8 @@ def trust(name: str, fingerprint: str | None, devices_file: Path | None) -> None
     if not isinstance(device, SshDevice):
         raise CallerError(f"{name} is not reached over SSH")
     for one, line in offered(device).items():
-        click.echo(f"{one}  {line.split()[1]}")
-    click.echo(
+        echo(f"{one}  {line.split()[1]}")
+    echo(
         f"compare with what the device prints itself:\n  {ON_DEVICE}\nand where one is the same:\n"
         f"  ferryman devices trust {name} SHA256:...",
         err=True,
@@ -234,28 +239,7 @@ def discover(
             raise CallerError(f"--add {host}: no such host answered; there are: {', '.join(hosts) or 'none'}")
         name = name or hosts[host].suggested
         made = add_device(name, settings_of(hosts[host], user=user, broker=broker), devices_file)
-        click.echo(
-            f"{name}: {made.address}, written to {_file(devices_file)}; see `ferryman devices trust {name}`", err=True
-        )
-
-
-def _matching(queries: Iterable[str], devices_file: Path | None) -> list[Device]:
-    """Devices that any of the queries means; each query must mean one."""
-    from ferryman.devices.fleet.facts.listing import target_of
-    from ferryman.devices.fleet.inventory import read_devices
-    from ferryman.devices.fleet.rollout.query import parse_query
-
-    there = read_devices(devices_file)
-    found: dict[str, Device] = {}
-    for text in queries:
-        query = parse_query(text)
-        meant = {name: one for name, one in there.items() if query.matches(target_of(one))}
-        if not meant:
-            raise CallerError(
-                f"no device matches {text!r}; there are: {', '.join(sorted(there))} (see {_file(devices_file)})"
-            )
-        found |= meant
-    return list(found.values())
+        echo(f"{name}: {made.address}, written to {_file(devices_file)}; see `ferryman devices trust {name}`", err=True)
 
 
 def _file(devices_file: Path | None) -> Path:
@@ -271,7 +255,7 @@ def _trust(device: Device, fingerprint: str) -> None:
     if not isinstance(device, SshDevice):
         raise CallerError(f"{device.name} is not reached over SSH, so it has no host key to trust")
     new = run(device, fingerprint)
-    click.echo(f"{device.name}: the host key {fingerprint} {'is trusted now' if new else 'was trusted already'}")
+    echo(f"{device.name}: the host key {fingerprint} {'is trusted now' if new else 'was trusted already'}")
 
 
 def _probe(found: list[Device], timeout_s: float) -> list[Probe]:
@@ -281,7 +265,7 @@ def _probe(found: list[Device], timeout_s: float) -> list[Probe]:
     for one in run(found, timeout_s=timeout_s):
         came.append(one)
         if sys.stderr.isatty():
-            click.echo(f"\r{len(came)} of {len(found)} devices asked", err=True, nl=len(came) == len(found))
+            in_place(f"{len(came)} of {len(found)} devices asked", done=len(came) == len(found))
     order = {device.name: number for number, device in enumerate(found)}
     return sorted(came, key=lambda one: order[one.device])
 

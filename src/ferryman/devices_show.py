@@ -10,7 +10,6 @@ from pathlib import Path
 import click
 import msgspec
 
-from ferryman.describe import printable
 from ferryman.describe_facts import describe_cores, describe_facts, megabytes
 from ferryman.devices.fleet.discover import Discovery
 from ferryman.devices.fleet.facts.advice import Advice, advise
@@ -20,6 +19,7 @@ from ferryman.devices.fleet.facts.probe import Probe
 from ferryman.profiler.report_tables import Grid, Group
 from ferryman.profiler.report_text import show_grid
 from ferryman.runtime.contracts.record import encode
+from ferryman.runtime.say import echo, printable
 
 _MISSING = "-"
 _WIDTH_MIN = 80
@@ -56,13 +56,13 @@ def _grid(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
         Group((f"{head}\n",), tuple((row[at],) for row in rows), text=True) for at, head in enumerate(heads) if at
     )
     width = max(shutil.get_terminal_size((120, 24)).columns, _WIDTH_MIN)
-    click.echo(show_grid(Grid("", keys, groups), width, colour=sys.stdout.isatty()))
+    echo(show_grid(Grid("", keys, groups), width, colour=sys.stdout.isatty()), coloured=True)
 
 
 def show_json(rows: Sequence[Row]) -> None:
     """One object a line."""
     for row in rows:
-        click.echo(encode(row))
+        echo(encode(row))
 
 
 def show_report(found: Probe, *, package: Path | None, as_json: bool) -> None:
@@ -73,25 +73,25 @@ def show_report(found: Probe, *, package: Path | None, as_json: bool) -> None:
         if package is not None:
             advice += advise_package(package, found.facts)
     if as_json:
-        click.echo(msgspec.json.encode({"probe": found, "advice": advice}, order="sorted"))
+        echo(msgspec.json.encode({"probe": found, "advice": advice}, order="sorted"))
         return
-    click.echo(click.style(printable(found.device), bold=True))
+    echo(click.style(printable(found.device), bold=True), coloured=True)
     for one in found.ways:
         came = f"{one.error.party}: {one.error.message}" if one.error else f"answers in {one.took_s:.2f} s"
         _lines(f"  {one.way:6} ", came)
         if one.note:
             _lines(" " * 9, one.note)
     if not found.ways:
-        click.echo("  the devices file names no way to reach it")
+        echo("  the devices file names no way to reach it")
     if found.facts is not None:
         for text in describe_facts(found.facts).splitlines():
-            click.echo(f"  {text}")
+            echo(f"  {text}")
     _show_advice(advice)
 
 
 def _show_advice(advice: Sequence[Advice]) -> None:
     for line in advice:
-        click.echo(f"  {_MARKS[line.level]} {printable(line.topic)}: {printable(line.says)}")
+        echo(f"  {_MARKS[line.level]} {printable(line.topic)}: {printable(line.says)}")
         _lines("      because ", line.because)
         if line.do:
             _lines("      do      ", line.do)
@@ -100,7 +100,7 @@ def _show_advice(advice: Sequence[Advice]) -> None:
 def _lines(lead: str, text: str) -> None:
     """Every line of a text, each harmless."""
     for line in text.splitlines():
-        click.echo(f"{lead}{printable(line)}")
+        echo(f"{lead}{printable(line)}")
         lead = " " * len(lead)
 
 
@@ -108,7 +108,7 @@ def show_discovery(found: Discovery, *, as_json: bool) -> None:
     """A table of hosts, or one object a line."""
     if as_json:
         for one in found.hosts:
-            click.echo(encode(one))
+            echo(encode(one))
     elif found.hosts:
         rows = [
             (
@@ -122,6 +122,6 @@ def show_discovery(found: Discovery, *, as_json: bool) -> None:
         ]
         _grid(("host", "addresses", "offers", "says it is", "ferryman"), rows)
     else:
-        click.echo("nobody answered; is multicast let through between here and the devices?", err=True)
+        echo("nobody answered; is multicast let through between here and the devices?", err=True)
     if found.left_out:
-        click.echo(f"{found.left_out:,} answers were left out: unresolved, of no use, or too many", err=True)
+        echo(f"{found.left_out:,} answers were left out: unresolved, of no use, or too many", err=True)

@@ -10,6 +10,7 @@ import click
 from ferryman.options import PATH, devices_option, find
 from ferryman.runtime.contracts.errors import CallerError, DeviceError, LinkError
 from ferryman.runtime.install_cli import answer, json_option, root_option
+from ferryman.runtime.say import echo
 
 ca_option = click.option(
     "--ca",
@@ -64,12 +65,12 @@ def enroll(
                     authority,
                     broker=broker,
                     operators=operators,
-                    progress=lambda step, name=target.name: click.echo(f"{name}: {step}", err=True),  # type: ignore[misc]
+                    progress=lambda step, name=target.name: echo(f"{name}: {step}", err=True),  # type: ignore[misc]
                 )
             except FerrymanError as error:
                 if len(targets) == 1:
                     raise
-                click.echo(f"{target.name}: {error.party}: {error}", err=True)
+                echo(f"{target.name}: {error.party}: {error}", err=True)
                 failed.append(target.name)
                 continue
             proof = ", and the broker let it in" if done.connected else ""
@@ -77,7 +78,7 @@ def enroll(
                 unproved.append(target.name)
                 proof = f"; it could not show that to the broker: {done.problem}"
             until = f"{done.certified.not_after:%Y-%m-%d}"
-            click.echo(f"{target.name}: {done.what}, serial {done.certified.serial}, until {until}{proof}")
+            echo(f"{target.name}: {done.what}, serial {done.certified.serial}, until {until}{proof}")
         refresh_or_say(authority, quietly=True)  # a name that was revoked before is no longer denied
     if failed:
         raise DeviceError(
@@ -120,7 +121,7 @@ def request_command(name: str, root: Path, output: Any, as_json: bool) -> None: 
 def accept_command(file: Path, root: Path, as_json: bool) -> None:
     """Take the certificate in FILE, which answers this device's request; the old identity is replaced in one step."""
     found = answer(lambda: _enrolment().accept(root, _read(file)), as_json)
-    click.echo(f"this is {found.name}, serial {found.serial}, until {found.not_after:%Y-%m-%d}; start its agent anew")
+    echo(f"this is {found.name}, serial {found.serial}, until {found.not_after:%Y-%m-%d}; start its agent anew")
 
 
 @identity.command("trust")
@@ -137,7 +138,7 @@ def trust_command(file: Path, name: str | None, root: Path, as_json: bool) -> No
         return _enrolment().show(root)
 
     answer(work, as_json)
-    click.echo(f"commands signed by {operator} are obeyed from the agent's next start on, and no unsigned ones")
+    echo(f"commands signed by {operator} are obeyed from the agent's next start on, and no unsigned ones")
 
 
 @identity.command("show")
@@ -147,10 +148,10 @@ def show_command(root: Path, as_json: bool) -> None:
     """Show the certificate's name, serial and end, and whose commands are obeyed."""
     shown = answer(lambda: _enrolment().show(root), as_json)
     if (found := shown.certified) is None:
-        click.echo("no certificate" + ("; a request waits for its answer" if shown.pending else ""))
+        echo("no certificate" + ("; a request waits for its answer" if shown.pending else ""))
     else:
-        click.echo(f"{found.name}, serial {found.serial}, until {found.not_after:%Y-%m-%d %H:%M} UTC")
-    click.echo(f"commands: {'signed by ' + ', '.join(shown.operators) if shown.operators else 'signed or not'}")
+        echo(f"{found.name}, serial {found.serial}, until {found.not_after:%Y-%m-%d %H:%M} UTC")
+    echo(f"commands: {'signed by ' + ', '.join(shown.operators) if shown.operators else 'signed or not'}")
 
 
 @identity.command("check")
@@ -160,7 +161,7 @@ def show_command(root: Path, as_json: bool) -> None:
 def check_command(broker: str, root: Path, as_json: bool) -> None:
     """Connect to BROKER with this device's certificate; a running agent is thrown out for a moment, and comes back."""
     found = answer(lambda: _enrolment().check(root, broker), as_json)
-    click.echo(f"the broker lets {found.name} in")
+    echo(f"the broker lets {found.name} in")
 
 
 def _enrolment() -> Any:  # noqa: ANN401  # a module

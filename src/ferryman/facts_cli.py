@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ferryman.runtime.install_cli import answer, root_option
+from ferryman.runtime.say import echo
 
 
 @click.command()
@@ -19,4 +20,4 @@ def facts(root: Path, as_json: bool) -> None:
     found = answer(lambda: own_facts(root), as_json)
     from ferryman.describe_facts import describe_facts
 
-    click.echo(describe_facts(found))
+    echo(describe_facts(found))

@@ -14,6 +14,7 @@ import click
 from ferryman.capacity_cli import capacity
 from ferryman.compare_cli import Share
 from ferryman.options import DATABASE, DATABASE_VARIABLE, PATH, Seconds
+from ferryman.runtime.say import echo, in_place, json_text
 
 if TYPE_CHECKING:
     from ferryman.devices.fleet.store.store import Store
@@ -228,7 +229,7 @@ def logs(
         while follow:
             time.sleep(_FOLLOW_S)
             for row in following():
-                say(encode(row).decode() if as_json else log_line(row))
+                say(json_text(encode(row)) if as_json else log_line(row))
             sys.stdout.flush()
 
 
@@ -270,12 +271,12 @@ def export(what: str, query: str | None, database: str, path: Path, *, as_json: 
     live = sys.stderr.isatty()
 
     def told(rows: int) -> None:
-        click.echo(f"\r{rows:,} {what}", err=True, nl=False)
+        in_place(f"{rows:,} {what}")
 
     with _opened(database) as store:
         found = run(store, what, path, now_ns=now_ns, query=query, progress=told if live else lambda _: None, **asked)
     if live:
-        click.echo("\r", err=True, nl=False)
+        in_place("")
     then = "" if found.last_ns is None else f"; next: --since {min(found.last_ns + 1, now_ns)}"
     _answer(found, lambda: f"{path}: {found.rows:,} {what}, {found.bytes:,} bytes{then}", as_json=as_json)
 
@@ -289,7 +290,7 @@ def _opened(database: str) -> Iterator[Store]:
     try:
         yield store
     except KeyboardInterrupt:
-        click.echo(err=True)
+        echo(err=True)
         raise SystemExit(130) from None
     finally:
         store.close()
@@ -297,14 +298,13 @@ def _opened(database: str) -> Iterator[Store]:
 
 def _answer(found: Record, text: Callable[[], str], *, as_json: bool) -> None:
     """One JSON document; or text, and what is not in it on the other channel."""
-    from ferryman.profiler.report_words import printable
     from ferryman.runtime.contracts.record import encode
     from ferryman.show import say
 
     if as_json:
-        say(encode(found).decode())
+        say(json_text(encode(found)))
         return
     if made := text():
         say(made)
     for words in getattr(found, "left_out", ()):
-        click.echo(f"left out: {printable(words)}", err=True)
+        echo(f"left out: {words}", err=True)

@@ -11,6 +11,7 @@ import click
 
 from ferryman.options import PATH
 from ferryman.publisher import DUE, keyring_of, keys_option, repository_option, utc_now
+from ferryman.runtime.say import echo
 
 if TYPE_CHECKING:
     from ferryman.devices.fleet.repository.manage import Dealt
@@ -77,9 +78,9 @@ def init_command(
         threshold=threshold,
         offline=offline,
     )
-    click.echo(f"{repository}: {', '.join(roles.names)}")
-    click.echo(f"keys of root: {', '.join(map(str, offline or [directory]))}; of the others: {directory}")
-    click.echo("give devices the root: ferryman keys root; sign again in time: ferryman keys refresh, once a day")
+    echo(f"{repository}: {', '.join(roles.names)}")
+    echo(f"keys of root: {', '.join(map(str, offline or [directory]))}; of the others: {directory}")
+    echo("give devices the root: ferryman keys root; sign again in time: ferryman keys refresh, once a day")
     _warn_of_alone(Dealt.of(root_keys, threshold, offline or [directory]))
 
 
@@ -92,7 +93,7 @@ def add_family_command(family: str, repository: Path, key_folders: tuple[Path, .
     from ferryman.devices.fleet.repository.manage import add_family
 
     add_family(repository, family, keyring_of(key_folders), utc_now())
-    click.echo(f"family {family} has a key in {key_folders[0]}")
+    echo(f"family {family} has a key in {key_folders[0]}")
 
 
 @keys.command("rotate")
@@ -127,9 +128,9 @@ def rotate_command(
     )
     for name, one in done.items():
         for key_id, folder in one.made:
-            click.echo(f"{name}: new key {key_id[:16]} in {folder}")
+            echo(f"{name}: new key {key_id[:16]} in {folder}")
         verb = "counts; delete its file" if len(one.gone) == 1 else "count; delete their files"
-        click.echo(f"{name}: {', '.join(key_id[:16] for key_id in one.gone)} no longer {verb}")
+        echo(f"{name}: {', '.join(key_id[:16] for key_id in one.gone)} no longer {verb}")
         _warn_of_alone(one.dealt)
 
 
@@ -144,9 +145,9 @@ def refresh_command(repository: Path, key_folders: tuple[Path, ...]) -> None:
     from ferryman.devices.fleet.repository.manage import refresh
 
     done = refresh(repository, keyring_of(key_folders), utc_now())
-    click.echo(f"signed: {', '.join(done.signed)}")
+    echo(f"signed: {', '.join(done.signed)}")
     if done.due:
-        click.echo(f"due, and their keys are not here: {', '.join(done.due)}", err=True)
+        echo(f"due, and their keys are not here: {', '.join(done.due)}", err=True)
         raise SystemExit(DUE)
 
 
@@ -160,12 +161,10 @@ def show_command(repository: Path) -> None:
     for status in show(repository, now):
         left = (status.expires - now) / timedelta(days=1)
         when = f"{status.expires:%Y-%m-%d}, " + (f"in {left:.0f} days" if left > 0 else "EXPIRED")
-        click.echo(
-            f"{status.role:<12} version {status.version}, expires {when}{'  <- sign again' if status.soon else ''}"
-        )
-        click.echo(f"{'':<12} {status.threshold} of {len(status.key_ids)} keys sign:")
+        echo(f"{status.role:<12} version {status.version}, expires {when}{'  <- sign again' if status.soon else ''}")
+        echo(f"{'':<12} {status.threshold} of {len(status.key_ids)} keys sign:")
         for key_id in status.key_ids:
-            click.echo(f"{'':<14} {key_id[:16]}")
+            echo(f"{'':<14} {key_id[:16]}")
 
 
 @keys.command("root")
@@ -181,7 +180,7 @@ def root_command(repository: Path, output: Any) -> None:  # noqa: ANN401  # a cl
 def _warn_of_alone(dealt: Dealt) -> None:
     """Say which folder has enough of root's keys by itself."""
     for folder, count in dealt.alone.items():
-        click.echo(
+        echo(
             f"warning: {folder} holds {count} of root's {len(dealt.folders)} keys, and {dealt.threshold} sign: whoever "
             f"has that folder alone owns the fleet. To need several, deal them to {dealt.folders_needed} folders or "
             "more (one --offline each; now: ferryman keys rotate root)",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +65,39 @@ def find(name: str, devices_file: Path | None) -> Device:
     from ferryman.devices.fleet.inventory import find_device, read_devices
 
     return find_device(read_devices(devices_file), name, devices_file)
+
+
+def matching(words: Iterable[str], devices_file: Path | None, *, unlisted: bool = False) -> list[Device]:
+    """Devices that any of the words means, each a name or a query; each must mean one.
+
+    Args:
+        words: as given.
+        devices_file: None: the usual one.
+        unlisted: whether a query may mean this machine though the devices file does not name it.
+    """
+    from ferryman.devices.fleet.facts.listing import target_of
+    from ferryman.devices.fleet.inventory import LocalDevice, read_devices
+    from ferryman.devices.fleet.inventory import devices_file as usual
+    from ferryman.devices.fleet.rollout.query import parse_query
+
+    there = read_devices(devices_file)
+    found: dict[str, Device] = {}
+    for word in words:
+        if word in there:
+            found[word] = there[word]
+            continue
+        query = parse_query(word)
+        meant = {
+            name: one
+            for name, one in there.items()
+            if query.matches(target_of(one)) and (unlisted or one != LocalDevice())
+        }
+        if not meant:
+            raise CallerError(
+                f"no device matches {word!r}; there are: {', '.join(sorted(there))} (see {devices_file or usual()})"
+            )
+        found |= meant
+    return list(found.values())
 
 
 class Size(click.ParamType[int]):

@@ -14,6 +14,7 @@ from ferryman.options import outbox_option
 from ferryman.runtime.contracts.errors import CallerError, FerrymanError, to_wire
 from ferryman.runtime.contracts.record import Record, encode
 from ferryman.runtime.install_cli import root_option
+from ferryman.runtime.say import echo
 
 if TYPE_CHECKING:
     from ferryman.devices.agent.outbox import Outbox
@@ -87,7 +88,7 @@ def mode(mode: Any, root: Path, outbox: Path | None, as_json: bool) -> None:  # 
         mode = _answer(lambda: _look(root, outbox), as_json).mode
     else:
         _answer(lambda: switch(root, mode), as_json)
-    click.echo(encode(Switch(mode=mode)) if as_json else f"{root}: mode {mode}")
+    echo(encode(Switch(mode=mode)) if as_json else f"{root}: mode {mode}")
 
 
 @outbox.command()
@@ -98,21 +99,21 @@ def show(root: Path, outbox: Path | None, as_json: bool) -> None:
     """Show what waits by kind, what was dropped, what was spent today, the mode, and the last receipt."""
     shown = _answer(lambda: _look(root, outbox), as_json)
     if as_json:
-        click.echo(encode(shown))
+        echo(encode(shown))
         return
     now_ns = time.time_ns()
     limit = f" of {shown.day_max_bytes:,}" if shown.day_max_bytes is not None else ""
-    click.echo(f"mode {shown.mode}; {shown.day_spent_bytes:,}{limit} bytes spent today")
-    click.echo(f"last receipt {_ago(shown.receipt_ns, now_ns)}")
-    click.echo(f"{shown.records:,} records wait, {shown.bytes:,} bytes; {shown.dropped:,} were ever dropped")
+    echo(f"mode {shown.mode}; {shown.day_spent_bytes:,}{limit} bytes spent today")
+    echo(f"last receipt {_ago(shown.receipt_ns, now_ns)}")
+    echo(f"{shown.records:,} records wait, {shown.bytes:,} bytes; {shown.dropped:,} were ever dropped")
     for one in shown.waiting:
-        click.echo(
+        echo(
             f"  {one.kind} ({one.priority}): {one.records:,} records, {one.bytes:,} bytes, "
             f"the oldest {_ago(one.oldest_ns, now_ns)}"
         )
     for drop in shown.drops:
         why = "too old" if drop.aged else "for want of room"
-        click.echo(f"  dropped {drop.kind} ({drop.priority}): {drop.records:,} records, {why}")
+        echo(f"  dropped {drop.kind} ({drop.priority}): {drop.records:,} records, {why}")
 
 
 def _look(root: Path, folder: Path | None) -> OutboxShown:
@@ -176,5 +177,5 @@ def _answer(work: Callable[[], Any], as_json: bool) -> Any:  # noqa: ANN401  # w
     except FerrymanError as error:
         if not as_json:
             raise
-        click.echo(encode(to_wire(error)))
+        echo(encode(to_wire(error)))
         sys.exit(1)

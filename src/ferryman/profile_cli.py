@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ferryman.options import PATH, devices_option, find, runner_option
+from ferryman.runtime.say import echo
 
 
 @click.command()
@@ -126,6 +127,6 @@ def profile(
         spec,
         inputs=inputs,
         runner=runner,
-        progress=lambda step: click.echo(f"  {step}", err=True),
+        progress=lambda step: echo(f"  {step}", err=True),
     )
     show([(device, one) for one in found], as_json=as_json, csv=csv, html=html, trace=trace)

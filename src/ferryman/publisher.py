@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ferryman.options import PATH
+from ferryman.runtime.say import in_place
 
 if TYPE_CHECKING:
     from ferryman.devices.fleet.repository.keys import Keyring
@@ -68,6 +69,6 @@ def told_steps() -> Iterator[Callable[[str], None]]:
         return
     width = shutil.get_terminal_size().columns - 1
     try:
-        yield lambda step: click.echo(f"\r\x1b[K{step[:width]}", nl=False, err=True)
+        yield lambda step: in_place(step[:width])
     finally:
-        click.echo("\r\x1b[K", nl=False, err=True)
+        in_place("")

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from ferryman.options import devices_option, find, stop_event
+from ferryman.runtime.say import echo
 
 
 @click.command()
@@ -45,12 +46,12 @@ def relay(phone: tuple[str, ...], devices_file: Path | None, sample: float) -> N
             run_relay(device, sample, stop)
         except FerrymanError as error:
             failed.append(error)
-            click.echo(f"{device.name}: {error.party}: {error}", err=True)
+            echo(f"{device.name}: {error.party}: {error}", err=True)
 
     threads = [threading.Thread(target=run, args=(device,), name=f"relay {device.name}") for device in targets]
     for thread in threads:
         thread.start()
-    click.echo(f"relaying {', '.join(device.name for device in targets)}", err=True)
+    echo(f"relaying {', '.join(device.name for device in targets)}", err=True)
     for thread in threads:
         while thread.is_alive():
             thread.join(0.5)

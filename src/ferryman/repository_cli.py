@@ -11,6 +11,7 @@ import click
 
 from ferryman.options import PATH
 from ferryman.publisher import DUE, keyring_of, keys_option, repository_option, told_steps, utc_now
+from ferryman.runtime.say import echo
 
 if TYPE_CHECKING:
     from ferryman.devices.fleet.repository.publish import Published
@@ -94,7 +95,7 @@ def publish(
         merged = adapter_package(package, adapter, output)
         options |= {"hinting": merged.hinting, "base": package}
         package = merged.package
-        click.echo(f"{package}: factors of {merged.factor_bytes:,} bytes; keep it for the next update", err=True)
+        echo(f"{package}: factors of {merged.factor_bytes:,} bytes; keep it for the next update", err=True)
     if lossy is not None and base is not None:
         from ferryman.devices.fleet.repository.lossy import lossy_package
 
@@ -102,7 +103,7 @@ def publish(
         made = lossy_package(base, package, lossy, output, sqnr_min_db=min_sqnr)
         options |= {"lossy": made.lossy, "hinting": made.hinting}
         package = made.package
-        click.echo(
+        echo(
             f"{package}: {made.lossy.sqnr_min_db:.1f} dB on the golden vectors, {made.lossy.relative_error:.3f} of the "
             f"update lost, weights in 1/{made.lossy.ratio:.0f} of their bytes; keep it for the next update",
             err=True,
@@ -110,13 +111,13 @@ def publish(
     with told_steps() as progress:
         done = run(package, repository, keyring, utc_now(), progress=progress, **options)
     if not done.is_new:
-        click.echo(f"{done.release.name} is this package already; nothing was changed")
+        echo(f"{done.release.name} is this package already; nothing was changed")
         return
     for line in _ways(done):
-        click.echo(line)
-    click.echo(f"published {done.release.name}: {done.new_bytes:,} bytes for {done.release.package_bytes:,}")
+        echo(line)
+    echo(f"published {done.release.name}: {done.new_bytes:,} bytes for {done.release.package_bytes:,}")
     if options["base"] and not done.base:
-        click.echo(
+        echo(
             f"{options['base']} is no release of this repository: only devices that have it from a push take the delta "
             "from it; others fetch pieces",
             err=True,
@@ -132,7 +133,7 @@ def withdraw(release: str, repository: Path, key_folders: tuple[Path, ...]) -> N
     from ferryman.devices.fleet.repository.publish import withdraw as run
 
     run(release, repository, keyring_of(key_folders), utc_now())
-    click.echo(f"withdrew {release}; its bytes go by ferryman repository prune")
+    echo(f"withdrew {release}; its bytes go by ferryman repository prune")
 
 
 @click.group()
@@ -152,14 +153,14 @@ def list_command(repository: Path) -> None:
     for family in roles.families:
         its = family_releases(releases, family)
         if not its:
-            click.echo(f"{family}: no releases")
+            echo(f"{family}: no releases")
         for one in its:
             at = datetime.fromtimestamp(one.published_at_ns / 1e9, UTC)
             stored = sum(payload.recipes[0].stored_bytes for payload in one.payloads)
             deltas = len({recipe.base for payload in one.payloads for recipe in payload.recipes if recipe.base})
-            click.echo(f"{one.name}  {at:%Y-%m-%d %H:%M} UTC{f'  lossy: {one.lossy.codec}' if one.lossy else ''}")
-            click.echo(f"  {one.package_name}  {one.package_sha256[:12]}")
-            click.echo(f"  {one.package_bytes:,} bytes, {stored:,} on the wire, deltas from {deltas} files")
+            echo(f"{one.name}  {at:%Y-%m-%d %H:%M} UTC{f'  lossy: {one.lossy.codec}' if one.lossy else ''}")
+            echo(f"  {one.package_name}  {one.package_sha256[:12]}")
+            echo(f"  {one.package_bytes:,} bytes, {stored:,} on the wire, deltas from {deltas} files")
 
 
 @repository.command("check")
@@ -174,10 +175,10 @@ def check_command(repository: Path) -> None:
     with told_steps() as progress:
         wrong = check(repository, progress)
     for one in wrong:
-        click.echo(one)
+        echo(one)
     if wrong:
         raise SystemExit(DUE)
-    click.echo(f"{repository} is whole")
+    echo(f"{repository} is whole")
 
 
 @repository.command("prune")
@@ -195,7 +196,7 @@ def prune_command(repository: Path, grace: float) -> None:
     from ferryman.devices.fleet.repository.upkeep import prune
 
     done = prune(repository, utc_now(), timedelta(days=grace))
-    click.echo(f"deleted {done.files} files, {done.bytes} bytes")
+    echo(f"deleted {done.files} files, {done.bytes} bytes")
 
 
 @click.command()
@@ -211,11 +212,11 @@ def serve(repository: Path, host: str, port: int) -> None:
     from ferryman.devices.fleet.repository.serve import RepositoryServer
 
     with RepositoryServer(repository, host, port) as server:
-        click.echo(f"serving {repository} at {server.url}", err=True)
+        echo(f"serving {repository} at {server.url}", err=True)
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            click.echo("stopped", err=True)
+            echo("stopped", err=True)
 
 
 def _ways(done: Published) -> Iterator[str]:

@@ -26,6 +26,7 @@ from ferryman.rollout_options import (
     plan_options,
 )
 from ferryman.runtime.contracts.errors import CallerError, LinkError, StoreError
+from ferryman.runtime.say import echo
 
 if TYPE_CHECKING:
     from ferryman.devices.fleet.rollout.overview import Overview
@@ -150,9 +151,9 @@ def list_command(database: Path) -> None:
         damaged: StoreError | None = None
         for rollout_id in store.ids():
             try:
-                click.echo(headline(_view(store, rollout_id)))
+                echo(headline(_view(store, rollout_id)))
             except StoreError as error:
-                click.echo(f"{rollout_id}  is damaged")
+                echo(f"{rollout_id}  is damaged")
                 damaged = error
         if damaged is not None:
             raise damaged
@@ -163,7 +164,6 @@ def list_command(database: Path) -> None:
 @database_option
 def log(rollout_id: str | None, database: Path) -> None:
     """Show who did what and when, and what the rollout did by itself and why."""
-    from ferryman.describe import printable
     from ferryman.devices.fleet.rollout.store import RolloutStore
 
     with closing(RolloutStore(database, create=False)) as store:
@@ -172,7 +172,7 @@ def log(rollout_id: str | None, database: Path) -> None:
             at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.at_ns / 1e9))
             device = f" {entry.device}:" if entry.device else ""
             why = f" ({entry.why})" if entry.why else ""
-            click.echo(printable(f"{at}  {entry.who}:{device} {entry.what}{why}"))
+            echo(f"{at}  {entry.who}:{device} {entry.what}{why}")
 
 
 def _verb(verb: Verb, help_text: str) -> Callable[..., None]:
@@ -297,7 +297,7 @@ def _go_on(
     if refused:
         raise CallerError(refused[-1].why)
     if view.exit_code == LEFT:
-        click.echo(f"left; go on with: {_command('resume', plan.id, store.path)}", err=True)
+        echo(f"left; go on with: {_command('resume', plan.id, store.path)}", err=True)
     sys.exit(view.exit_code)
 
 
@@ -313,8 +313,8 @@ def _detach(database: Path, rollout_id: str, url: str) -> None:
             start_new_session=True,
             env={**os.environ, BROKER_VARIABLE: url},  # not among the words, which all may read
         )
-    click.echo(f"rollout {rollout_id} is driven by process {process.pid}; its log: {log_file}")
-    click.echo(f"see: {_command('status', rollout_id, database)}", err=True)
+    echo(f"rollout {rollout_id} is driven by process {process.pid}; its log: {log_file}")
+    echo(f"see: {_command('status', rollout_id, database)}", err=True)
 
 
 def _command(verb: str, rollout_id: str, database: Path) -> str:
@@ -344,7 +344,7 @@ def _tell(view: Overview, *, as_json: bool) -> None:
     from ferryman.devices.fleet.rollout.overview import table
     from ferryman.runtime.contracts.record import encode
 
-    click.echo(encode(view) if as_json else table(view))
+    echo(encode(view) if as_json else table(view))
 
 
 def _tell_plan(plan: Plan, rows: list[Row], known: dict[str, Known], costs: Any, *, as_json: bool) -> None:  # noqa: ANN401  # see run
@@ -352,4 +352,4 @@ def _tell_plan(plan: Plan, rows: list[Row], known: dict[str, Known], costs: Any,
     from ferryman.runtime.contracts.record import encode
 
     found = preview(plan, rows, known, costs)
-    click.echo(encode(found) if as_json else describe(found))
+    echo(encode(found) if as_json else describe(found))

@@ -7,10 +7,9 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Self
 
-import click
-
 from ferryman.devices.fleet.rollout.overview import Overview, device_line, headline, overview, ring_lines, table
 from ferryman.devices.fleet.rollout.records import ENDED
+from ferryman.runtime.say import echo, lines
 
 if TYPE_CHECKING:
     from ferryman.devices.fleet.rollout.engine import Engine
@@ -59,7 +58,7 @@ class Show:
         if self._live is not None:
             from rich.text import Text
 
-            self._live.update(Text(table(view, _LIVE_DEVICES)))
+            self._live.update(Text(lines(table(view, _LIVE_DEVICES))))
             return
         if view.progress.phase not in ENDED:  # then the whole table follows
             self._say("", headline(view))
@@ -76,4 +75,4 @@ class Show:
     def _say(self, what: str, line: str) -> None:
         if self._said.get(what) != line:
             self._said[what] = line
-            click.echo(line, err=True)
+            echo(line, err=True)

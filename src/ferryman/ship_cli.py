@@ -18,6 +18,7 @@ from ferryman.publisher import keys_option, repository_option, told_steps, utc_n
 from ferryman.rollout_cli import need_broker, run
 from ferryman.rollout_options import broker_option, database_option, plan_of, plan_options
 from ferryman.runtime.contracts.errors import CallerError, FerrymanError
+from ferryman.runtime.say import echo
 
 if TYPE_CHECKING:
     from ferryman.devices.fleet.repository.keys import Keyring
@@ -125,7 +126,7 @@ def _published(
     release = done.release
     verb = "would be published" if dry_run else "published"
     what = f"{verb} as {release.name}, {done.new_bytes:,} new bytes" if done.is_new else f"is {release.name} already"
-    click.echo(f"{release.package_name} {release.package_sha256[:12]} {what}", err=True)
+    echo(f"{release.package_name} {release.package_sha256[:12]} {what}", err=True)
     return release
 
 
@@ -163,9 +164,9 @@ def _keep(package: Path, folder: Path) -> None:
         try:
             package = Path(shutil.copyfile(package, kept))
         except OSError as error:
-            click.echo(f"the package cannot be kept in the working directory: {error}", err=True)
+            echo(f"the package cannot be kept in the working directory: {error}", err=True)
             return
-    click.echo(
+    echo(
         f"the package is kept: {package.resolve()}; ship it with `ferryman ship {shlex.quote(str(package))} ...`",
         err=True,
     )
@@ -177,7 +178,7 @@ def _converted(
     from ferryman.converter.source_text import parse_source
 
     parse_source(source)
-    click.echo("loading the toolchains", err=True)
+    echo("loading the toolchains", err=True)
     from ferryman.converter.api import convert
 
     made = convert(
@@ -187,7 +188,7 @@ def _converted(
         calibration=calibrate,
         output=folder,
         name=name,
-        progress=lambda stage: click.echo(f"  {stage}", err=True),
+        progress=lambda stage: echo(f"  {stage}", err=True),
     )
-    click.echo(f"{made.manifest.name}: {made.path.stat().st_size:,} bytes", err=True)
+    echo(f"{made.manifest.name}: {made.path.stat().st_size:,} bytes", err=True)
     return made.path

@@ -8,11 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import click
-
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.measurement import Measurement
 from ferryman.runtime.contracts.record import encode
+from ferryman.runtime.say import echo
 
 _DETAILED_MAX = 8
 """Of more measurements a terminal gets no operators, layers and sustained runs; files get all of them."""
@@ -54,23 +53,23 @@ def show(
     """
     if as_json:
         for _, measurement in found:
-            click.echo(encode(measurement))
+            echo(encode(measurement))
     else:
         _print_tables(found)
     if csv:
         from ferryman.profiler.export import write_csv
 
-        click.echo(f"table: {csv}, raw samples: {write_csv(found, csv)[1]}", err=True)
+        echo(f"table: {csv}, raw samples: {write_csv(found, csv)[1]}", err=True)
     if trace:
         from ferryman.profiler.trace import write_trace
 
         write_trace(found, trace)
-        click.echo(f"trace: {trace} (open it in ui.perfetto.dev)", err=True)
+        echo(f"trace: {trace} (open it in ui.perfetto.dev)", err=True)
     if html:
         from ferryman.profiler.report import write_html
 
         write_html(found, html, left_out=left_out)
-        click.echo(f"page: {html}", err=as_json)
+        echo(f"page: {html}", err=as_json)
 
 
 def _print_tables(found: Sequence[tuple[str, Measurement]]) -> None:
@@ -79,7 +78,7 @@ def _print_tables(found: Sequence[tuple[str, Measurement]]) -> None:
     width, colour = layout()
     say(table(found, width=width, colour=colour, details=len(found) <= _DETAILED_MAX))
     if len(found) > _DETAILED_MAX and any(m.sustained or m.operators or m.layers for _, m in found):
-        click.echo(f"operators, layers and sustained runs of {len(found)} measurements are in the page", err=True)
+        echo(f"operators, layers and sustained runs of {len(found)} measurements are in the page", err=True)
 
 
 def layout() -> tuple[int, bool]:
@@ -94,7 +93,7 @@ def layout() -> tuple[int, bool]:
 def say(text: str) -> None:
     """Print what a terminal of another encoding can show of it."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    click.echo(text.encode(encoding, "replace").decode(encoding))
+    echo(text.encode(encoding, "replace").decode(encoding), coloured=True)
 
 
 def _columns() -> str:

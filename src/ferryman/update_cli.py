@@ -12,6 +12,7 @@ from ferryman.options import update_config, update_options
 from ferryman.runtime.contracts.errors import FerrymanError, to_wire
 from ferryman.runtime.contracts.record import Record, encode
 from ferryman.runtime.install_cli import pick_option, root_option
+from ferryman.runtime.say import echo
 
 if TYPE_CHECKING:
     from ferryman.devices.agent.update.client import UpdateClient
@@ -94,16 +95,16 @@ def update(
     except FerrymanError as error:
         if not as_json:
             raise
-        click.echo(encode(to_wire(error)))
+        echo(encode(to_wire(error)))
         sys.exit(1)
     if as_json:
-        click.echo(encode(shown))
+        echo(encode(shown))
     elif shown.serves_already:
-        click.echo(f"{shown.release} serves already; {shown.wire_bytes} bytes to find out")
+        echo(f"{shown.release} serves already; {shown.wire_bytes} bytes to find out")
     elif shown.install is not None:
-        click.echo(f"{shown.release} is now active in slot {shown.install.active.name}, {shown.wire_bytes} bytes")
+        echo(f"{shown.release} is now active in slot {shown.install.active.name}, {shown.wire_bytes} bytes")
         for golden in shown.install.golden:
-            click.echo(f"  {describe_golden(golden)}")
+            echo(f"  {describe_golden(golden)}")
 
 
 def _work(
@@ -143,7 +144,7 @@ def _work(
         staged = client.fetch(release, variants, progress=progress)
         notes = staged.notes
         for note in () if quiet else notes:
-            click.echo(f"note: {note}", err=True)
+            echo(f"note: {note}", err=True)
         result = install_staged(
             store,
             staged.directory,
@@ -181,9 +182,9 @@ def _shown(way: Way) -> WayShown:
 
 
 def _tell(plan: Plan) -> None:
-    click.echo(f"{plan.release.name} takes {plan.wire_bytes} bytes on the wire, of {plan.full_bytes} for all of it")
+    echo(f"{plan.release.name} takes {plan.wire_bytes} bytes on the wire, of {plan.full_bytes} for all of it")
     for way in plan.ways:
-        click.echo(f"  {way.said}")
+        echo(f"  {way.said}")
 
 
 class _Progress:
@@ -196,5 +197,5 @@ class _Progress:
     def __call__(self, step: str, done: int, total: int) -> None:
         now = step, 10 * done // total if total else 0
         if now != self._last and not self._quiet:
-            click.echo(f"{step} {done}/{total} bytes" if total else step, err=True)
+            echo(f"{step} {done}/{total} bytes" if total else step, err=True)
         self._last = now

@@ -52,7 +52,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 @pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 def test_every_command_of_the_page(tmp_path: Path, wheels: Path) -> None:
     steps = read_page(PAGE)
@@ -63,6 +63,8 @@ def test_every_command_of_the_page(tmp_path: Path, wheels: Path) -> None:
         finally:
             for typed, took_s in follower.took_s:
                 print(f"{took_s:6.1f} s  {typed}", file=sys.stderr)
+            for what in follower.again:
+                print(f"asked again: {what}", file=sys.stderr)
             for what, instead in follower.replaced.items():
                 print(f"instead of {what}: {instead}", file=sys.stderr)
         assert set(follower.replaced) == REPLACED

@@ -35,6 +35,25 @@ echo "Leap status     : Not synchronised"'
     says "not synchronized (chronyc)"
 }
 
+@test "what is installed is to be mended, not installed" {
+    nobody=$BATS_TEST_TMPDIR/no-such
+    export FERRYMAN_TIMESYNCD=$nobody
+    rm "$BATS_TEST_TMPDIR/bin/chronyc"
+    fake timedatectl <<<'#!/bin/sh
+echo no'
+    expect 1 "$CHECK" --strict
+    says "apt-get install systemd-timesyncd"
+    touch "$nobody"
+    expect 1 "$CHECK" --strict
+    says_not "apt-get"
+    says "timedatectl set-ntp true"
+    fake chronyc <<<'#!/bin/sh
+echo "Leap status     : Not synchronised"'
+    expect 1 "$CHECK" --strict
+    says_not "apt-get"
+    says "chronyc sources"
+}
+
 @test "a clock that was never set" {
     fake date <<<'#!/bin/sh
 case $1 in +%s) echo 86400 ;; *) echo 1970-01-02 ;; esac'

@@ -193,6 +193,44 @@ exec env --default-signal=INT '$PERFORMANCE_SH' \"\$@\""
     [ "$(governors)" = "ondemand schedutil" ]
 }
 
+@test "what is written down is nobody's to change, and the command has the umask of who called" {
+    umask 000
+    expect 0 "$PERFORMANCE" run -- sh -c "umask >$BATS_TEST_TMPDIR/mask; find $FERRYMAN_RUN ! -type l -printf '%m %P\\n'"
+    says "found"
+    says_not "66"
+    says_not "77"
+    [ "$(cat "$BATS_TEST_TMPDIR/mask")" = 0000 ]
+    umask 077
+    expect 0 "$PERFORMANCE" on
+    # any user may ask for the status
+    expect 0 find "$FERRYMAN_RUN"/* ! -perm -444
+    [ -z "$output" ]
+}
+
+@test "off writes governors of its own and nothing else" {
+    expect 0 "$PERFORMANCE" on
+    found=$(find "$FERRYMAN_RUN" -name found)
+    echo untouched >"$BATS_TEST_TMPDIR/file"
+    mkdir "$CPU/cpufreq/policyx"
+    ln -s "$BATS_TEST_TMPDIR/file" "$CPU/cpufreq/policyx/scaling_governor"
+    systemctl_of_two
+    {
+        echo "governor $BATS_TEST_TMPDIR/file evil"
+        echo "governor $CPU/cpufreq/policy0/../../../../../../file evil"
+        echo "governor $CPU/cpufreq/policyx/scaling_governor evil"
+        echo "governor $CPU/cpufreq/policy0/scaling_governor two words"
+        echo "unit --now -"
+        echo "unit a.service b.service"
+        echo "unit ../x -"
+    } >>"$found"
+    expect 1 "$PERFORMANCE" off
+    says "not a line of this script"
+    [ "$(cat "$BATS_TEST_TMPDIR/file")" = untouched ]
+    [ "$(cat "$CPU/cpufreq/policy0/scaling_governor" "$CPU/cpufreq/policy4/scaling_governor" | paste -sd' ')" = "ondemand schedutil" ]
+    [ ! -e "$BATS_TEST_TMPDIR/told" ]
+    expect 0 "$PERFORMANCE" off
+}
+
 @test "a core that has gone is no trouble" {
     expect 0 "$PERFORMANCE" on
     rm -r "$CPU/cpufreq/policy4"

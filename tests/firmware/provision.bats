@@ -13,7 +13,7 @@ setup() {
     chmod -R a+rwX "$BATS_RUN_TMPDIR" # some of it runs as ferryman
     PROVISION=$SCRIPTS/provision.sh
     WHEEL=$BATS_TEST_TMPDIR/ferryman-1-py3-none-any.whl
-    echo one >"$WHEEL"
+    make_wheel one
     ssh-keygen -q -t ed25519 -N '' -C pusher -f "$BATS_TEST_TMPDIR/key"
     printf -- '-----BEGIN PRIVATE KEY-----\nx\n-----BEGIN CERTIFICATE-----\ny\n' >"$BATS_TEST_TMPDIR/identity.pem"
     fake small-python <<'END'
@@ -40,6 +40,15 @@ teardown() {
     umount /opt/ferryman.d 2>/dev/null || :
     PATH=/usr/sbin:/usr/bin:/sbin:/bin
     "$PROVISION" --uninstall --purge
+}
+
+# make_wheel TEXT: what provision.sh reads of one, its extras, and TEXT, by which it differs from another.
+make_wheel() {
+    python3 -c 'import sys, zipfile
+with zipfile.ZipFile(sys.argv[1], "w") as wheel:
+    wheel.writestr("ferryman-1.dist-info/METADATA", "Name: ferryman\n" + "".join(
+        f"Provides-Extra: {name}\n" for name in ("litert", "tflite", "ota", "enroll", "drift")))
+    wheel.writestr("text", sys.argv[2])' "$WHEEL" "$1"
 }
 
 provision() { "$PROVISION" --python small-python --wheel "$WHEEL" "$@"; }
@@ -222,13 +231,13 @@ restrict ssh-ed25519 AAAAC3 short' ]
     expect 0 "$PROVISION" --python small-python --wheel "$folder/${WHEEL##*/}"
     expect 0 /opt/ferryman/bin/ferryman
     [ "$output" = "./${WHEEL##*/}[litert]" ]
-    mv -- "${WHEEL##*/}" -x-any.whl
-    echo other >./-x-any.whl
+    make_wheel other
+    mv -- "$WHEEL" -x-any.whl
     expect 0 "$PROVISION" --python small-python --wheel -x-any.whl
     expect 0 /opt/ferryman/bin/ferryman
     [ "$output" = "./-x-any.whl[litert]" ]
     cd "$BATS_TEST_TMPDIR"
-    echo another >>"$WHEEL"
+    make_wheel another
     expect 0 provision --wheels .
     expect 0 /opt/ferryman/bin/ferryman
     [ "$output" = "$BATS_TEST_TMPDIR" ]
@@ -237,8 +246,14 @@ restrict ssh-ed25519 AAAAC3 short' ]
 
 # bats test_tags=long
 @test "enrolling: the agent waits for its identity" {
-    expect 0 provision --enroll --device kitchen --authorize "$BATS_TEST_TMPDIR/key.pub"
-    says "ferryman enroll kitchen"
+    fake ip <<<'#!/bin/sh
+echo "1.0.0.0 via 192.168.1.1 dev eth0 src 192.168.1.20 uid 0"'
+    expect 0 provision --enroll --device kitchen --authorize "$BATS_TEST_TMPDIR/key.pub" --broker mqtts://hub.lan:8883
+    says "ferryman enroll kitchen --ca ca --broker mqtts://hub.lan:8883
+"
+    says 'ferryman devices add kitchen --host 192.168.1.20 --user ferryman --command /opt/ferryman/bin/ferryman \
+    --broker "mqtts://hub.lan:8884?ca=$PWD/operator.pem&cert=$PWD/operator.pem"
+ferryman devices trust kitchen'
     expect 0 /opt/ferryman/bin/ferryman
     says "[enroll,litert]"
     grep -q ConditionPathExists=/var/lib/ferryman/identity/identity.pem /etc/systemd/system/ferryman-agent.service.d/enroll.conf
@@ -247,10 +262,61 @@ restrict ssh-ed25519 AAAAC3 short' ]
 }
 
 # bats test_tags=long
+@test "a device's name is one that the agent takes, the host name's too" {
+    fake uname <<<'#!/bin/sh
+echo pi+2.example.org'
+    expect 0 provision
+    grep -qx FERRYMAN_DEVICE=pi-2 /etc/ferryman/agent.env
+    expect 2 provision --device a.b
+    says "A-Z a-z 0-9 _ -"
+}
+
+# bats test_tags=long
+@test "an upgrade keeps extras and interpreter, and options given again replace them" {
+    expect 0 provision --enroll --extra ota --interpreter tflite
+    make_wheel two
+    expect 0 provision
+    expect 0 /opt/ferryman/bin/ferryman
+    says "[enroll,ota,tflite]"
+    kept=$(readlink /opt/ferryman).options
+    [ "$(stat -c '%U:%G %a' "$kept")" = "root:root 644" ]
+    expect 0 provision
+    says "nothing to do"
+    # What the agent waits for an identity with stays.
+    expect 0 provision --extra drift --interpreter none
+    expect 0 /opt/ferryman/bin/ferryman
+    says "[drift,enroll]"
+    # One that fails leaves them as they were.
+    echo else >"$BATS_TEST_TMPDIR/pip-says"
+    expect 1 provision --extra ota
+    rm "$BATS_TEST_TMPDIR/pip-says"
+    make_wheel three
+    expect 0 provision
+    expect 0 /opt/ferryman/bin/ferryman
+    says "[drift,enroll]"
+    expect 0 provision --extra none --interpreter litert
+    expect 0 /opt/ferryman/bin/ferryman
+    says "[enroll,litert]"
+}
+
+# bats test_tags=long
+@test "an extra that the wheel has not is no extra" {
+    before=$(tree /opt /etc)
+    expect 2 provision --extra nonsense
+    says "has no extra nonsense, but litert, tflite, ota, enroll, drift"
+    expect 2 "$PROVISION" --python small-python --index ferryman==1 --extra nonsense
+    says "has no extra nonsense"
+    echo torn >"$WHEEL"
+    expect 1 provision
+    says "copy it here again"
+    [ "$(tree /opt /etc)" = "$before" ]
+}
+
+# bats test_tags=long
 @test "an upgrade switches at the end; one that fails changes nothing that runs" {
     expect 0 provision --device kitchen
     old=$(readlink /opt/ferryman)
-    echo two >"$WHEEL"
+    make_wheel two
     for said in "OSError: [Errno 28] No space left on device" "NewConnectionError: Network is unreachable" "No matching distribution found" "is not a supported wheel" "else"; do
         echo "$said" >"$BATS_TEST_TMPDIR/pip-says"
         expect 1 provision
@@ -329,7 +395,7 @@ END
 @test "an upgrade that is killed leaves the old or the new one, both whole" {
     expect 0 provision
     for name in mv ln sync rm; do
-        date +%N >"$WHEEL"
+        make_wheel "$(date +%N)"
         fake "$name" <<<'#!/bin/sh
 kill -9 0'
         export -f provision
@@ -349,7 +415,22 @@ kill -9 0'
     expect 0 all
     touch /var/lib/ferryman/outbox.sqlite
     echo PGPASSWORD=x >/etc/ferryman/collector.env
+    expect 0 sh "$SCRIPTS/firstboot/firstrun.sh"
+    touch /etc/ferryman/provisioned
+    expect 0 "$PROVISION" --uninstall --dry-run
+    says "would run: rm -r -- /opt/ferryman"
+    says_not "removed"
+    says_not "stays"
     expect 0 "$PROVISION" --uninstall
+    says "removed /opt/ferryman
+"
+    says "removed /etc/systemd/system/ferryman-agent.service
+"
+    says "removed /etc/systemd/system/ferryman-firstboot.service
+"
+    says "stays: /var/lib/ferryman, with state and identity, and its user ferryman; --uninstall --purge removes them"
+    says "stays: /etc/ferryman/collector.env"
+    [ ! -L /etc/systemd/system/multi-user.target.wants/ferryman-firstboot.service ]
     [ -e /var/lib/ferryman/outbox.sqlite ]
     [ -e /var/lib/ferryman/identity/identity.pem ]
     [ ! -e /var/lib/ferryman/.ssh ]
@@ -360,7 +441,10 @@ kill -9 0'
     done
     expect 0 "$PROVISION" --uninstall
     says "nothing to do"
+    says "stays: /var/lib/ferryman"
     expect 0 "$PROVISION" --uninstall --purge
+    says "removed /var/lib/ferryman
+removed the user ferryman"
     state >"$BATS_TEST_TMPDIR/found"
     diff "$BATS_TEST_TMPDIR/expected" "$BATS_TEST_TMPDIR/found"
 }
@@ -368,7 +452,11 @@ kill -9 0'
 # bats test_tags=long
 @test "avahi announces the device where it is installed" {
     mkdir -p /etc/avahi/services
-    expect 0 provision --device kitchen
+    fake uname <<<'#!/bin/sh
+echo pi-2.lan'
+    expect 0 provision --device kitchen --broker mqtt://me:secret@hub.lan --authorize "$BATS_TEST_TMPDIR/key.pub"
+    says "devices add kitchen --host pi-2.local "
+    says "--broker mqtt://hub.lan"
     grep -q "<txt-record>device=kitchen</txt-record>" /etc/avahi/services/ferryman.service
     sed -i 's/^FERRYMAN_DEVICE=.*/FERRYMAN_DEVICE="a<b\&c"/' /etc/ferryman/agent.env
     expect 0 provision
@@ -458,6 +546,8 @@ echo "3.11.2 32 True"'
         expect 2 "$PROVISION" --index "$wrong"
         says "name a version"
     done
+    expect 2 "$PROVISION" --wheel ferryman-1.whl ferryman-2.whl --device kitchen
+    says "one wheel, and here are ferryman-1.whl and ferryman-2.whl"
     expect 0 "$PROVISION" --help
     says "--wheel FILE"
 }

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
+import stat
 import struct
 import subprocess
+import warnings
 import zipfile
+from importlib.metadata import version
 
 import pytest
 from elftools.elf.elffile import ELFFile
 
 from tests.support.arm_wheel import BUILD, COMPILER, FOLDERS, ROOT, SOURCES, arm_wheel, build, why_not
 from tests.support.elf_check import library_problems
-from tests.support.wheel_check import NATIVE, wheel_problems
+from tests.support.wheel_check import wheel_problems
+from tests.support.wheel_files import NATIVE, entry
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(why_not()), reason=why_not())]
 
@@ -109,16 +114,36 @@ def test_symbols_for_a_debugger_are_found(libraries, tmp_path):
     assert "is not stripped: .debug_info" in found
 
 
-def doctored(wheel, folder, *, name=None, change=None, without="", beside=None):
-    """A copy of the wheel: under another name, with files changed by `change`, without one, with others."""
+def doctored(
+    wheel, folder, *, name=None, change=None, without="", beside=None, record=lambda rows: rows, twice="", link=""
+):
+    """A copy of the wheel: under another name, with files changed by `change`, without one, with others.
+
+    RECORD tells the truth of them, but for what `record` does to its rows; one may be there twice, one as a link.
+    """
+    version = "-".join((name or wheel.name).split("-")[:2])
+    with zipfile.ZipFile(wheel) as old:
+        files = {member: old.read(member) for member in old.namelist()}
+    files = {
+        placed(n, version): change(n, d) if change else d
+        for n, d in files.items()
+        if not (without and n.endswith(without))
+    }
+    files |= beside or {}
+    if (own := f"{version}.dist-info/RECORD") in files:
+        rows = [[n, "", ""] if n == own else entry(n, d) for n, d in files.items()]
+        files[own] = "".join(",".join(row) + "\n" for row in record(rows)).encode()
     copy = folder / (name or wheel.name)
-    with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(copy, "w") as new:
-        for member in old.namelist():
-            if not (without and member.endswith(without)):
-                new.writestr(member, change(member, old.read(member)) if change else old.read(member))
-        for member, data in (beside or {}).items():
-            new.writestr(member, data)
+    with zipfile.ZipFile(copy, "w") as new, warnings.catch_warnings(action="ignore"):  # of names that are there twice
+        for member, data in [*files.items(), *((n, d) for n, d in files.items() if n == twice)]:
+            info = zipfile.ZipInfo(member)
+            info.external_attr = (stat.S_IFLNK | 0o777 if member == link else stat.S_IFREG | 0o644) << 16
+            new.writestr(info, data)
     return copy
+
+
+def placed(name, version):
+    return re.sub(r"^ferryman-[^/]*\.dist-info/", f"{version}.dist-info/", name)
 
 
 def on(end, change):
@@ -126,6 +151,7 @@ def on(end, change):
 
 
 OLDER = "manylinux_2_17"
+CLI = "ferryman/cli.py"
 
 
 @pytest.mark.parametrize(
@@ -149,7 +175,8 @@ OLDER = "manylinux_2_17"
             "would install torch",
         ),
         ({"without": "licenses/cpuinfo.txt"}, "licenses/cpuinfo.txt is missing"),
-        ({"without": "dist-info/licenses/LICENSE"}, "own licence is missing"),
+        ({"without": "dist-info/licenses/LICENSE"}, "dist-info/licenses/LICENSE is missing"),
+        ({"without": "dist-info/RECORD"}, "dist-info/RECORD is missing"),
         ({"without": "libferryman_weights.so"}, "libferryman_weights.so is missing"),
         ({"beside": {"ferryman/runtime/native/kernels/tree.cpp": b""}}, "tree.cpp (0 bytes) has no place"),
         ({"beside": {"ferryman/data.py": b"#" * 200_000}}, "data.py (200000 bytes) has no place"),
@@ -160,6 +187,79 @@ OLDER = "manylinux_2_17"
 def test_a_doctored_wheel_is_found(wheel, tmp_path, changes, sentence):
     found = wheel_problems(doctored(wheel, tmp_path, **changes))
     assert [problem for problem in found if sentence in problem], found
+
+
+def test_a_copy_that_nobody_doctored_is_not(wheel, tmp_path):
+    assert wheel_problems(doctored(wheel, tmp_path)) == []
+
+
+INFO = f"ferryman-{version('ferryman')}.dist-info"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pip/__init__.py",
+        "evil.pth",
+        f"ferryman-{version('ferryman')}.data/scripts/sudo.py",
+        f"ferryman-{version('ferryman')}.data/purelib/ferryman/cli.py",
+        "ferryman-9.dist-info/METADATA",
+        f"{INFO}/secret.pem",
+        f"{INFO}/../pip/__init__.py",
+        "ferryman/../../../../../etc/evil.py",
+        "ferryman/./cli.py",
+        "ferryman//cli.py",
+        "ferryman\\..\\evil.py",
+        "ferryman/a\n.py",
+        "/etc/evil.py",
+        "ferryman/devices/evil.sh",
+        "ferryman/runtime/evil.so",
+        "ferryman/evil.txt",
+        "ferryman/evil.html",
+        "ferryman/evil.pyc",
+        "ferryman/evil",
+    ],
+)
+def test_a_file_out_of_place_is_found_however_truthful_record_is(wheel, tmp_path, name):
+    found = wheel_problems(doctored(wheel, tmp_path, beside={name: b""}))
+    assert f"{name} (0 bytes) has no place in a device's wheel" in found
+
+
+def test_another_program_is_found(wheel, tmp_path):
+    change = on("entry_points.txt", lambda data: data + b"sudo=ferryman.cli:main\n")
+    (found,) = wheel_problems(doctored(wheel, tmp_path, change=change))
+    assert "sudo=ferryman.cli:main" in found
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"record": lambda rows: [r for r in rows if r[0] != CLI]}, f"RECORD does not list {CLI}"),
+        (
+            {"record": lambda rows: [*rows, entry("ferryman/gone.py", b"")]},
+            "RECORD lists ferryman/gone.py, which is not there",
+        ),
+        ({"record": lambda rows: [*rows, entry("../../evil", b"")]}, "RECORD lists ../../evil, which is not there"),
+        ({"record": lambda rows: [*rows, rows[0]]}, "RECORD lists ferryman/__init__.py 2 times"),
+        (
+            {"record": lambda rows: [entry(CLI, b"") if r[0] == CLI else r for r in rows]},
+            f"RECORD has another hash or size of {CLI}",
+        ),
+        (
+            {"record": lambda rows: [[CLI, "", ""] if r[0] == CLI else r for r in rows]},
+            f"RECORD has another hash or size of {CLI}",
+        ),
+        (
+            {"record": lambda rows: [[*r[:2], "1"] if r[0] == CLI else r for r in rows]},
+            f"RECORD has another hash or size of {CLI}",
+        ),
+        ({"twice": CLI}, f"{CLI} is in it 2 times"),
+        ({"link": CLI}, f"{CLI} is no plain file but lrwxrwxrwx"),
+    ],
+)
+def test_a_record_that_lies_is_found(wheel, tmp_path, changes, sentence):
+    (found,) = wheel_problems(doctored(wheel, tmp_path, **changes))
+    assert found.startswith(sentence)
 
 
 def test_the_same_sources_give_the_same_bytes_and_a_broken_compiler_leaves_nothing_behind(wheel, tmp_path):

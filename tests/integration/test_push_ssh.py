@@ -102,7 +102,7 @@ def test_unknown_host_key_is_refused_with_the_command_that_helps(scene):
     new = write_tiny_package(scene.tmp / "new.ferry", added=2.0)
     unknown = scene.sshd.empty_known_hosts
     for known_hosts in (unknown, scene.tmp / "no such file"):
-        with pytest.raises(LinkError, match=f"ssh-keyscan -p {scene.sshd.port} 127.0.0.1 >> {known_hosts}"):
+        with pytest.raises(LinkError, match=f"{known_hosts}, .*`ferryman devices trust {scene.device.name}`"):
             push(new, scene.with_(known_hosts=known_hosts))
     scene.assert_old_serves()
 
@@ -342,3 +342,9 @@ def test_rollback_of_a_device_from_the_command_line(scene, fleet):
     done = fleet("rollback", "bench")
     assert (done.returncode, done.stdout) == (0, "bench: add-1 is active again in slot a\n")
     scene.assert_old_serves()
+
+
+def test_confirm_of_a_device_from_the_command_line(scene, fleet):
+    assert fleet("push", write_tiny_package(scene.tmp / "new.ferry", added=2.0), "bench").returncode == 0
+    done = fleet("confirm", "bench")
+    assert (done.returncode, done.stdout) == (0, "bench: add-2 in slot b serves for good\n"), done.stderr

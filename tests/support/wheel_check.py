@@ -1,7 +1,7 @@
 """Whether an aarch64 wheel is what its name says: `python -m tests.support.wheel_check WHEEL...` lists what is wrong.
 
 Which glibc and C++ library it needs, and whether each library that it asks for is in it or on every Linux, is
-auditwheel's verdict; the rest is looked up here.
+auditwheel's verdict; the rest is looked up here. What an installer would do with its files is in `wheel_files`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import json
 import re
 import subprocess
 import sys
-import zipfile
 from collections.abc import Iterator
 from email.parser import BytesParser
 from pathlib import Path
@@ -19,21 +18,18 @@ from packaging.requirements import Requirement
 from packaging.utils import parse_wheel_filename
 
 from tests.support.elf_check import library_problems
+from tests.support.wheel_files import NATIVE, file_problems, read_wheel
 
 ROOT = Path(__file__).resolve().parents[2]
-NATIVE = "ferryman/runtime/native/lib/"
 OURS = ("executorch", "kernels", "tflite", "weights")
-SUFFIXES = {".html", ".json", ".py", ".sh", ".so", ".txt", ".typed"}
-FILE_MAX_BYTES = 100_000
 PLATFORM = re.compile(r"manylinux_(\d+)_(\d+)_aarch64")
 
 
 def wheel_problems(wheel: Path) -> list[str]:
     """What is wrong with a wheel, one sentence each."""
-    with zipfile.ZipFile(wheel) as archive:
-        files = {name: archive.read(name) for name in archive.namelist()}
+    files, unsafe = read_wheel(wheel)
     libraries = {name: data for name, data in files.items() if name.endswith(".so")}
-    found = [*_tag(wheel, files), *_metadata(files), *_contents(files)]
+    found = [*unsafe, *file_problems(wheel, files), *_tag(wheel, files), *_metadata(files), *_contents(files)]
     found += [f"{name} {problem}" for name in libraries for problem in library_problems(name, libraries)]
     return found
 
@@ -74,13 +70,8 @@ def _contents(files: dict[str, bytes]) -> Iterator[str]:
     }
     wanted = licences | {f"{NATIVE}libferryman_{n}.so" for n in OURS} | {f"{NATIVE}libexecutorch.so"}
     yield from (f"{name} is missing" for name in sorted(wanted - files.keys()))
-    if not any(name.endswith(".dist-info/licenses/LICENSE") for name in files):
-        yield "the package's own licence is missing"
     here = (str(ROOT).encode(), str(Path.home()).encode() + b"/")
     for name, data in files.items():
-        kind = Path(name).suffix
-        if ".dist-info/" not in name and (kind not in SUFFIXES or (kind != ".so" and len(data) > FILE_MAX_BYTES)):
-            yield f"{name} ({len(data)} bytes) has no place in a device's wheel"
         if "tests" in Path(name).parts or "torch" in Path(name).name.replace("executorch", ""):
             yield f"{name} has no place in a device's wheel"
         yield from (f"{name} names {path.decode()}, where it was built" for path in here if path in data)

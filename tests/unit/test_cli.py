@@ -397,8 +397,9 @@ def test_outputs_that_cannot_be_written_say_what_to_do(answered):
     assert "caller: cannot write no/such/folder.npz: No such file or directory; name another with -o" in result.output
 
 
-def test_rollback_takes_a_device_or_a_root(run):
-    result = run("rollback", "local", "--root", "root")
+@pytest.mark.parametrize("command", ["rollback", "confirm"])
+def test_rollback_and_confirm_take_a_device_or_a_root(run, command):
+    result = run(command, "local", "--root", "root")
     assert result.exit_code == 2
     assert "the devices file names DEVICE's root" in result.output
 

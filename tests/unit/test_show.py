@@ -41,7 +41,7 @@ def terminal(monkeypatch):
     def made(*arguments, columns: str | None = "80", **options) -> Terminal:
         out = Terminal(*arguments, **options)
         monkeypatch.setattr("sys.stdout", out)
-        monkeypatch.setattr(module.click, "echo", lambda text, **_: out.write(text + "\n"))
+        monkeypatch.setattr(module, "echo", lambda text, **_: out.write(text + "\n"))
         monkeypatch.setenv("COLUMNS", columns) if columns else monkeypatch.delenv("COLUMNS", raising=False)
         monkeypatch.setenv("TERM", "xterm")
         monkeypatch.delenv("NO_COLOR", raising=False)

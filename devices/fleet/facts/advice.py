@@ -27,6 +27,7 @@ MEMORY_SMALL_BYTES = 768 << 20
 MACHINES = ("aarch64", "x86_64")
 _ONLY_32_BIT = {"ARM1176", "Cortex-A7", "Cortex-A8", "Cortex-A9", "Cortex-A15"}
 _MEGABYTE = 10**6
+_CLOSED = re.compile("closed to|ermission denied")
 _VERSION = re.compile(r"(\d+)\.(\d+)")
 _ENERGY_HINTS: tuple[tuple[str, str], ...] = (
     (
@@ -111,7 +112,7 @@ def system(facts: DeviceFacts) -> Iterator[Advice]:
             because="ferryman's wheel and both TFLite interpreters are built for glibc",
             do="install a system with glibc, such as Debian",
         )
-    if facts.libc == "bionic":
+    if _is_phone(facts):
         yield Advice(
             topic="system",
             level="note",
@@ -153,8 +154,12 @@ def runtimes(facts: DeviceFacts) -> Iterator[Advice]:
         for name in names:
             if name in have:
                 yield Advice(topic=name, level="ok", says=f"{name} {have[name]} runs there", because="it is installed")
-            elif not have.keys() & set(names):  # one of a runtime is enough
+            elif not have.keys() & set(names) and not _is_phone(facts):  # one of a runtime is enough
                 yield _missing_interpreter(name, facts, alone=not have)
+
+
+def _is_phone(facts: DeviceFacts) -> bool:
+    return facts.libc == "bionic"
 
 
 def _missing_interpreter(name: str, facts: DeviceFacts, *, alone: bool) -> Advice:
@@ -308,11 +313,13 @@ def sensors(facts: DeviceFacts) -> Iterator[Advice]:
 
 
 def _energy_hint(facts: DeviceFacts) -> str:
+    if _is_phone(facts):
+        return "unplug it and use adb over Wi-Fi, or name a meter beside it with --meter (docs/android.md)"
     model = str(facts.model) if isinstance(facts.model, str) else ""
     for part, hint in _ENERGY_HINTS:
         if part in model:
             return hint
-    if facts.machine == "x86_64":
+    if any(one.name == "rapl" and _CLOSED.search(one.detail) for one in facts.sensors):
         return "let its user read /sys/class/powercap/intel-rapl:*/energy_uj, or name a meter beside it with --meter"
     return "name a meter beside it with --meter (docs/profiler/energy.md)"
 

@@ -11,7 +11,12 @@ from ferryman.devices.fleet.facts.bare import bare_command, parse_bare
 from ferryman.devices.fleet.inventory import AdbDevice
 from ferryman.devices.fleet.phone.phone import Connect, Phone, connect_phone
 from ferryman.devices.fleet.phone.runner import PROGRAM, RunnerFacts
-from ferryman.runtime.contracts.facts import DeviceFacts, Interpreter
+from ferryman.devices.fleet.phone.snapshot import take
+from ferryman.profiler.samplers.android import open_phone
+from ferryman.profiler.samplers.odpm import OdpmSampler
+from ferryman.profiler.sysfs import SensorError
+from ferryman.runtime.contracts.errors import DeviceError
+from ferryman.runtime.contracts.facts import DeviceFacts, Interpreter, Sensor
 from ferryman.runtime.contracts.record import Unavailable, decode
 
 _NO_RUNNER = "ferryman's runner is not on the phone yet: `ferryman push` brings it"
@@ -29,8 +34,10 @@ def phone_facts(device: AdbDevice, timeout_s: float, *, connect: Connect = conne
     with contextlib.closing(connect(device)) as link:
         phone = Phone(device.name, link, device.root)
         said = link.shell(shlex.join(argv), timeout_s=timeout_s).stdout
+        sensors = _sensors(phone)
         told = phone.ask(f'for F in "$R"/runner/*/{PROGRAM}; do if [ -x "$F" ]; then "$F" facts; break; fi; done')
     facts = parse_bare(said, mark, device.root, _NO_RUNNER)
+    facts = replace(facts, sensors=sensors)
     try:
         runner = decode(told.stdout, RunnerFacts)
     except ValueError:
@@ -42,4 +49,31 @@ def phone_facts(device: AdbDevice, timeout_s: float, *, connect: Connect = conne
         kernels=runner.kernels_isa,
         operators=runner.kernels_version,
         interpreters=(Interpreter(name="executorch", version=runner.executorch),),
+    )
+
+
+def _sensors(phone: Phone) -> tuple[Sensor, ...]:
+    """What a profile would take."""
+
+    def shell(line: str) -> str:
+        try:
+            return phone.do(line)
+        except DeviceError as error:
+            raise SensorError(str(error)) from error
+
+    found = open_phone(phone.link.serial, shell)
+    if isinstance(found, Unavailable):
+        energy = Sensor(name="battery", measures="energy", available=False, detail=found.reason)
+    else:
+        source = found.source
+        found.close()
+        name = "odpm" if isinstance(found, OdpmSampler) else "battery"
+        detail = f"{source.name}: {', '.join(source.rails)}"
+        energy = Sensor(name=name, measures="energy", available=True, detail=detail)
+    heat = take(phone).temperatures()
+    if isinstance(heat, Unavailable):
+        return energy, Sensor(name="temperature", measures="temperature", available=False, detail=heat.reason)
+    return energy, *(
+        Sensor(name=one.source, measures="temperature", available=True, detail=f"{one.value:g} degrees Celsius now")
+        for one in heat
     )

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from ferryman.describe import printable
 from ferryman.devices.fleet.rollout.health import RingHealth, ring_health
 from ferryman.devices.fleet.rollout.records import UNDER_WAY, Plan, Progress, Row, Standing, standing
 from ferryman.devices.fleet.rollout.words import shorten
 from ferryman.runtime.contracts.record import Record
+from ferryman.runtime.say import printable
 
 _WAITS_NAMED = 8
 SHOWN_MAX = 40

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from statistics import median
 from typing import TYPE_CHECKING
 
-from ferryman.describe import printable
 from ferryman.devices.fleet.rollout.records import Plan, Row
 from ferryman.devices.fleet.rollout.start import Known
 from ferryman.devices.fleet.rollout.words import counted, shorten
 from ferryman.runtime.contracts.record import Record
+from ferryman.runtime.say import printable
 
 if TYPE_CHECKING:
     from ferryman.devices.fleet.rollout.cost import Costs

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ferryman.devices.fleet import inventory_edit
 from ferryman.devices.fleet.inventory import AdbDevice, MqttDevice, SshDevice, read_devices
-from ferryman.devices.fleet.inventory_edit import add_device, label_device, remove_device
+from ferryman.devices.fleet.inventory_edit import add_device, label_devices, remove_device
 from ferryman.runtime.contracts.errors import CallerError, FerrymanError
 
 SSH = {"host": "pi.lan", "user": "pi"}
@@ -110,19 +110,19 @@ def test_a_device_is_taken_out(file):
 def test_labels_are_set_and_taken_away_however_they_are_written(tmp_path, labels):
     path = tmp_path / "devices.toml"
     path.write_text(f'[pi]\nhost = "h" # here\nuser = "u"\n{labels}\n\n# last words\n')
-    made = label_device("pi", {"site": "b", "stage": "canary"}, ("old",), path)
+    (made,) = label_devices(["pi"], {"site": "b", "stage": "canary"}, ("old",), path)
     assert made.labels == {"site": "b", "stage": "canary"}
     assert read_devices(path)["pi"].labels == made.labels
     assert "# here" in path.read_text()
     assert "# last words" in path.read_text()
-    assert label_device("pi", {}, ("site", "stage"), path).labels == {}
+    assert label_devices(["pi"], {}, ("site", "stage"), path)[0].labels == {}
 
 
 def test_a_label_that_is_not_there_cannot_be_taken_away(file):
     with pytest.raises(CallerError, match="has no label 'stage' in the devices file; there are: site"):
-        label_device("roof", {}, ("stage",), file)
+        label_devices(["roof"], {}, ("stage",), file)
     with pytest.raises(CallerError, match="no device 'attic'"):
-        label_device("attic", {"a": "b"}, (), file)
+        label_devices(["attic"], {"a": "b"}, (), file)
 
 
 def test_a_link_stays_a_link_and_modes_stay(file, tmp_path):
@@ -138,7 +138,7 @@ def test_a_link_stays_a_link_and_modes_stay(file, tmp_path):
 def test_line_ends_stay(tmp_path):
     path = tmp_path / "devices.toml"
     path.write_bytes(FILE.replace("\n", "\r\n").encode())
-    label_device("roof", {"site": "attic"}, (), path)
+    label_devices(["roof"], {"site": "attic"}, (), path)
     assert path.read_bytes() == FILE.replace('"roof"\n', '"attic"\n').replace("\n", "\r\n").encode()
 
 
@@ -164,11 +164,11 @@ def test_where_the_disk_refuses_the_file_is_as_it_was(file, monkeypatch):
 def test_several_at_once_lose_nothing(file):
     code = (
         "import sys; from pathlib import Path\n"
-        "from ferryman.devices.fleet.inventory_edit import add_device, label_device\n"
+        "from ferryman.devices.fleet.inventory_edit import add_device, label_devices\n"
         "me, path = sys.argv[1], Path(sys.argv[2])\n"
         "for n in range(5):\n"
         "    add_device(f'{me}-{n}', {'host': 'h', 'user': 'u'}, path)\n"
-        "    label_device(f'{me}-{n}', {'by': me}, (), path)\n"
+        "    label_devices([f'{me}-{n}'], {'by': me}, (), path)\n"
     )
     writers = [subprocess.Popen([sys.executable, "-c", code, str(n), str(file)]) for n in range(3)]
     assert [writer.wait(60) for writer in writers] == [0, 0, 0]

@@ -159,12 +159,20 @@ def test_a_small_memory_asks_for_care(board):
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("pi 5", "/dev/vcio"), ("pi 4", "INA219"), ("x86", "intel-rapl"), ("big.LITTLE", "--meter")]
+    ("name", "hint"), [("pi 5", "/dev/vcio"), ("pi 4", "INA219"), ("x86", "--meter"), ("big.LITTLE", "--meter")]
 )
 def test_where_energy_cannot_be_measured_it_is_said_how_it_could(board, name, hint):
     first, *_ = of(board(name), "sensors")
     assert first.level == "note"
     assert hint in first.do
+    assert "powercap" not in first.do
+
+
+@pytest.mark.parametrize("why", ["its counters are there, and closed to pi", "energy_uj: Permission denied"])
+def test_counters_that_are_closed_are_to_be_opened(board, why):
+    rapl = Sensor(name="rapl", measures="energy", available=False, detail=f"RAPL powercap: {why}")
+    (first, *_) = of(board("x86", sensors=(rapl,)), "sensors")
+    assert "let its user read /sys/class/powercap" in first.do
 
 
 def test_where_energy_is_measured_the_source_is_named(board):
