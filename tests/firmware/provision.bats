@@ -231,13 +231,13 @@ restrict ssh-ed25519 AAAAC3 short' ]
     expect 0 "$PROVISION" --python small-python --wheel "$folder/${WHEEL##*/}"
     expect 0 /opt/ferryman/bin/ferryman
     [ "$output" = "./${WHEEL##*/}[litert]" ]
-    mv -- "${WHEEL##*/}" -x-any.whl
-    echo other >./-x-any.whl
+    make_wheel other
+    mv -- "$WHEEL" -x-any.whl
     expect 0 "$PROVISION" --python small-python --wheel -x-any.whl
     expect 0 /opt/ferryman/bin/ferryman
     [ "$output" = "./-x-any.whl[litert]" ]
     cd "$BATS_TEST_TMPDIR"
-    echo another >>"$WHEEL"
+    make_wheel another
     expect 0 provision --wheels .
     expect 0 /opt/ferryman/bin/ferryman
     [ "$output" = "$BATS_TEST_TMPDIR" ]
@@ -534,8 +534,6 @@ echo "3.11.2 32 True"'
         expect 2 "$PROVISION" $wrong
         says "--help"
     done
-    expect 2 "$PROVISION" --wheel ferryman-1.whl ferryman-2.whl --device kitchen
-    says "one wheel, and here are ferryman-1.whl and ferryman-2.whl"
     for wrong in FERRYMAN_DEVICE= "FERRYMAN_DEVICE=a<b>" FERRYMAN_BROKER=http://x; do
         expect 2 "$PROVISION" --wheel "$WHEEL" --set "$wrong"
         says "--help"
@@ -548,6 +546,8 @@ echo "3.11.2 32 True"'
         expect 2 "$PROVISION" --index "$wrong"
         says "name a version"
     done
+    expect 2 "$PROVISION" --wheel ferryman-1.whl ferryman-2.whl --device kitchen
+    says "one wheel, and here are ferryman-1.whl and ferryman-2.whl"
     expect 0 "$PROVISION" --help
     says "--wheel FILE"
 }

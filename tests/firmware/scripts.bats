@@ -92,7 +92,7 @@ system() { find / -xdev -path /tmp -prune -o -path /src -prune -o -printf '%p %y
     for script in "$SCRIPTS"/*.sh; do
         [ "$(head -n 1 "$script")" = "#!/bin/sh" ]
         dash -n "$script"
-        ! grep -nE '\[\[|^ *local |\$\{[a-zA-Z_]+//|<<<|&>|\bsource ' "$script" || return 1
+        ! grep -nE '\[\[ |^ *local |\$\{[a-zA-Z_]+//|<<<|&>|\bsource ' "$script" || return 1
     done
 }
 
