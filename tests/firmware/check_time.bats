@@ -76,6 +76,7 @@ exec sleep 100'
     [ "$SECONDS" -lt 6 ]
 }
 
+# bats test_tags=arch
 @test "the kernel is asked where there is a Python" {
     rm "$BATS_TEST_TMPDIR/bin/python3"
     has_python=$(PATH=/usr/bin command -v python3) || skip "no python3"

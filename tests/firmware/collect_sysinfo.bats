@@ -101,6 +101,7 @@ bundle_has_not() {
     done
 }
 
+# bats test_tags=arch
 @test "of settings only what is known to be harmless is told, and the rest goes from journals too" {
     cat >"$FERRYMAN_ETC/ferryman/agent.env" <<'END'
 FERRYMAN_DEVICE=kept-device
@@ -115,7 +116,7 @@ END
     printf '[Service]\nEnvironment="MQTT_PW=dropinpw1" X=xvalue1\n' >"$FERRYMAN_ETC/systemd/system/ferryman-agent.service.d/x.conf"
     printf '%s\n' "it'sS3cretPw" tinypw99 424242 'p<a>ss9' secretline2 dropinpw1 xvalue1 >"$PLANTED"
     collect
-    while read -r secret; do bundle_has_not "$secret"; done <"$PLANTED"
+    ! grep -rFf "$PLANTED" "$BATS_TEST_TMPDIR/out" || return 1
     for kept in FERRYMAN_DEVICE=kept-device @kept-hub FERRYMAN_PIN= MQTT_PW= "this is journalctl"; do bundle_has "$kept"; done
 }
 
@@ -134,7 +135,6 @@ END
     grep -q 'Permission denied' "$BATS_TEST_TMPDIR/out/slots.txt" "$BATS_TEST_TMPDIR/out/ssh.txt"
 }
 
-# bats test_tags=long
 @test "it is its owner's alone, one folder, and there is nothing left beside it" {
     (umask 000 && collect)
     [ "$(stat -c %a "$BUNDLE")" = 600 ]
@@ -152,7 +152,6 @@ END
     says "there is no folder"
 }
 
-# bats test_tags=long
 @test "what is missing, fails or hangs is told in it" {
     rm "$BATS_TEST_TMPDIR/bin/ferryman"
     fake ferryman <<<'#!/bin/sh
@@ -171,7 +170,6 @@ exec sleep 100'
     [ -n "$has_chronyc" ] || bundle_has "[not here: chronyc is not installed]"
 }
 
-# bats test_tags=long
 @test "once the time is up the rest is left out, and told" {
     sed -i 's/^ALL_S=.*/ALL_S=-1/' "$SCRIPTS/collect_sysinfo.sh"
     collect
@@ -179,7 +177,6 @@ exec sleep 100'
     bundle_has_not "this is "
 }
 
-# bats test_tags=long
 @test "what never ends is cut, and all of it is small" {
     fake journalctl <<<'#!/bin/sh
 exec yes "a line of a journal that has no end, with a number 12345"'
@@ -191,7 +188,6 @@ head -c 3000000 /dev/urandom | od -An -tx1'
     [ "$(du -sb "$BATS_TEST_TMPDIR/out" | cut -f1)" -lt 20000000 ]
 }
 
-# bats test_tags=long
 @test "without the program that takes secrets out nothing is told" {
     echo "planted-anything" >"$PLANTED"
     for program in redact settings; do

@@ -36,6 +36,7 @@ firstboot() { sh "$BOOT/firmware_scripts/firstboot/firstboot.sh" "$@"; }
     says "nothing to do"
 }
 
+# bats test_tags=arch
 @test "options are read and not run, secrets are removed, and it is done once" {
     printf '# this device\r\n--device  kitchen \r\n--enroll\n--set A=$(touch /pwned) `x` "y"\n' >"$BOOT/provision.options"
     touch "$BOOT/ferryman-1-py3-none-any.whl" "$BOOT/authorized_keys" "$BOOT/identity.pem"

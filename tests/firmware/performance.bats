@@ -77,6 +77,7 @@ END
     [ "$(tree "$BATS_TEST_TMPDIR")" = "$before" ]
 }
 
+# bats test_tags=arch
 @test "run gives the command its arguments, input, cores and exit code, and puts back" {
     export FERRYMAN_TEST_CPU=$CPU
     run "$PERFORMANCE" run --cores 0 -- sh -c 'cat; cat $FERRYMAN_TEST_CPU/cpufreq/*/scaling_governor; taskset -cp $$; echo "$1"; exit 7' sh "two words" <<<"from stdin"
@@ -109,6 +110,7 @@ ended_by() {
     [ "$(governors)" = "ondemand schedutil" ]
 }
 
+# bats test_tags=arch
 @test "TERM goes to the command, and everything is put back" { ended_by TERM; }
 
 @test "HUP goes to the command, and everything is put back" { ended_by HUP; }

@@ -410,6 +410,7 @@ kill -9 0'
     done
 }
 
+# bats test_tags=arch
 @test "uninstall leaves state and identity, purge nothing" {
     state >"$BATS_TEST_TMPDIR/expected"
     expect 0 all

@@ -19,6 +19,7 @@ change() { "$SCRIPTS/read_only_root.sh" --fstab "$FSTAB" "$@"; }
 # what FOLDER COLUMN: as findmnt, which mounts by it, reads the file.
 what() { findmnt --tab-file "$FSTAB" --noheadings --output "$2" "$1"; }
 
+# bats test_tags=arch
 @test "read-only, state on its own, twice the same, and undone" {
     cp "$FSTAB" "$BATS_TEST_TMPDIR/before"
     expect 0 change --state LABEL=ferryman

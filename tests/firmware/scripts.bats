@@ -67,7 +67,6 @@ system() { find / -xdev -path /tmp -prune -o -path /src -prune -o -printf '%p %y
     done
 }
 
-# bats test_tags=long
 @test "wrong usage: an option without its value gives exit code 2" {
     for script in $(scripts); do
         for option in $(options "$script"); do
@@ -79,7 +78,7 @@ system() { find / -xdev -path /tmp -prune -o -path /src -prune -o -printf '%p %y
     done
 }
 
-# bats test_tags=long
+# bats test_tags=arch
 @test "a script can be called by a link, and from anywhere" {
     for script in $(scripts); do
         ln -s "$SCRIPTS/$script" "$BATS_TEST_TMPDIR/$script"
@@ -87,7 +86,6 @@ system() { find / -xdev -path /tmp -prune -o -path /src -prune -o -printf '%p %y
     done
 }
 
-# bats test_tags=long
 @test "no script has what only bash knows" {
     for script in "$SCRIPTS"/*.sh; do
         [ "$(head -n 1 "$script")" = "#!/bin/sh" ]

@@ -88,6 +88,7 @@ END
     says "mosquitto_passwd"
 }
 
+# bats test_tags=arch
 @test "in a root: certificates: it serves, and once more changes nothing" {
     needs_root_of_its_own
     expect 0 "$SETUP" "$FERRYMAN_TEST_BROKER"
@@ -103,7 +104,6 @@ END
     [ "$(restarts)" = 1 ]
 }
 
-# bats test_tags=long
 @test "in a root: a change is taken, and the one before is kept" {
     needs_root_of_its_own
     expect 0 "$SETUP" "$FERRYMAN_TEST_BROKER"
@@ -119,7 +119,6 @@ END
     [ "$(readlink $LINK)" = "$first" ]
 }
 
-# bats test_tags=long
 @test "in a root: a broker that was killed is started again" {
     needs_root_of_its_own
     expect 0 "$SETUP" "$FERRYMAN_TEST_BROKER"
@@ -128,7 +127,6 @@ END
     [ "$(restarts)" = 2 ]
 }
 
-# bats test_tags=long
 @test "in a root: what mosquitto does not take is found before anything is changed" {
     needs_root_of_its_own
     expect 0 "$SETUP" "$FERRYMAN_TEST_BROKER"
@@ -144,7 +142,6 @@ END
     kill -0 "$(cat "$PROCESS")"
 }
 
-# bats test_tags=long
 @test "in a root: killed at any moment, the old or the new counts, whole, and once more brings the new" {
     needs_root_of_its_own
     expect 0 "$SETUP" "$FERRYMAN_TEST_BROKER"
@@ -159,7 +156,6 @@ END
     done
 }
 
-# bats test_tags=long
 @test "in a root: a configuration that does not come up gives way to the one before" {
     needs_root_of_its_own
     expect 0 "$SETUP" "$FERRYMAN_TEST_BROKER"
@@ -205,7 +201,6 @@ END
     says_not "plain:password"
 }
 
-# bats test_tags=long
 @test "in a root: uninstall leaves nothing but what the broker kept" {
     needs_root_of_its_own
     before=$(find /etc | sort)
@@ -218,7 +213,6 @@ END
     says "nothing to remove"
 }
 
-# bats test_tags=long
 @test "in a root: where systemd does not run it is for the next start" {
     needs_root_of_its_own
     rm -rf /run/systemd/system

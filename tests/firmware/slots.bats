@@ -29,6 +29,7 @@ called() { "$SCRIPTS/$1" --root "$ROOT" --command "$BATS_TEST_TMPDIR/bin/ferryma
     says "rollback --root $ROOT"
 }
 
+# bats test_tags=arch
 @test "root calls it as the owner of the root folder" {
     needs_root
     chown daemon "$ROOT"

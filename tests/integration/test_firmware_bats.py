@@ -1,4 +1,4 @@
-"""The firmware scripts' bats tests: of usage on this machine, all of them as root of an arm64 and an amd64 Debian."""
+"""The firmware scripts' bats tests: usage here, all as root of an amd64 Debian, those tagged `arch` of an arm64 one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def problems(done, *, may_skip=False):
     planned = re.search(r"1\.\.(\d+)", plan)
     skipped = [] if may_skip else [block for block in blocks if re.match(r"ok \d+ .*# skip", block)]
     bad = [block for block in blocks if block.startswith("not ok")] + skipped
-    if planned is None or int(planned[1]) != len(blocks):
+    if planned is None or not int(planned[1]) == len(blocks) > 0:
         bad.append(f"of {plan.strip()} tests {len(blocks)} were told of: {done.stdout[-2000:]}{done.stderr[-2000:]}")
     if done.returncode and not bad:
         bad.append(f"exit code {done.returncode}: {done.stderr}")
@@ -91,8 +91,9 @@ def test_in_a_root(root, network, name):
         "FERRYMAN_TEST_BROKER": "/src/broker",
         "FERRYMAN_TEST_BROKER_2": "/src/broker-2",
     }
-    # Under qemu each process takes a tenth of a second: what is the same on any machine is left to the other root.
-    some = ["--filter-tags", "!long"] if root.arch == "arm64" else []
+    # Under qemu each process takes a tenth of a second: there, what shows that a script and the programs that it calls
+    # work on that architecture; what is the same on any machine is left to the other root.
+    some = ["--filter-tags", "arch"] if root.arch == "arm64" else []
     command = ["bats", "--tap", "--timing", *some, f"/src/tests/firmware/{name}"]
     done = root.run(command, netns=network, env=env, timeout_s=600, check=False)
     assert not (found := problems(done)), found
