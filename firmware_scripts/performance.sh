@@ -17,11 +17,9 @@
 # Exit codes: 0 done; 1 not, or not all of it; 2 wrong usage; of `run`: COMMAND's, 128 + N where signal N ended it.
 # What was found before is in /run/ferryman-performance, which a restart of the device clears as it does the governors.
 set -eu
+callers_umask=$(umask)
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 . "$(dirname "$(readlink -f "$0")")/lib.sh"
-
-callers_umask=$(umask)
-umask 022 # what is written down is root's to change and anybody's to read
 CPU=${FERRYMAN_SYS:-/sys}/devices/system/cpu # tests bring their own
 STATE=${FERRYMAN_RUN:-/run}/ferryman-performance # not in /run/ferryman, which may be the agent's user's
 FOUND=$STATE/found # lines: governor FILE VALUE, or unit NAME -
