@@ -87,7 +87,6 @@ state() {
     tree $PLACES | grep -v " d " | diff "$BATS_TEST_TMPDIR/before" -
 }
 
-# bats test_tags=long
 @test "dry: nothing is changed" {
     # shellcheck disable=SC2086 # words
     before=$(tree /opt /etc /usr/local)
@@ -97,7 +96,6 @@ state() {
     [ "$(tree /opt /etc /usr/local)" = "$before" ]
 }
 
-# bats test_tags=long
 @test "what an administrator wrote stays, what an option names changes" {
     mkdir -p /etc/ferryman
     printf '# mine\nFERRYMAN_BROKER=mqtt://old\nFERRYMAN_OPTIONS="--sample 60"\nFERRYMAN_DEVICE=attic\n' >/etc/ferryman/agent.env
@@ -131,7 +129,6 @@ roots_own() {
 
 still_roots_own() { tree /etc/roots-own | diff "$BATS_TEST_TMPDIR/roots-own" - && rm -r /etc/roots-own; }
 
-# bats test_tags=long
 @test "root writes nowhere else when ferryman swaps a folder of its own for a link" {
     expect 0 provision
     roots_own
@@ -151,7 +148,6 @@ END
     still_roots_own
 }
 
-# bats test_tags=long
 @test "root writes nowhere else when ferryman swaps a file that is being written for a link" {
     expect 0 provision
     roots_own
@@ -168,7 +164,6 @@ END
     still_roots_own
 }
 
-# bats test_tags=long
 @test "root reads nothing for ferryman" {
     expect 0 provision --authorize "$BATS_TEST_TMPDIR/key.pub"
     roots_own
@@ -182,7 +177,6 @@ END
     grep -q '^restrict ssh-ed25519 .* pusher$' /var/lib/ferryman/.ssh/authorized_keys
 }
 
-# bats test_tags=long
 @test "leftovers of one that was killed are removed as ferryman" {
     expect 0 provision
     roots_own
@@ -196,7 +190,6 @@ END
     rm -r /etc/roots-own
 }
 
-# bats test_tags=long
 @test "whatever the umask, ferryman can run it and nobody can write it" {
     for mask in 000 077; do
         umask "$mask"
@@ -211,7 +204,6 @@ END
     expect 0 as_ferryman /opt/ferryman/bin/ferryman --version
 }
 
-# bats test_tags=long
 @test "keys as Windows writes them, twice the same, one the beginning of another" {
     printf '# keys\r\n\r\nssh-ed25519 AAAAC3abcd long\r\nssh-ed25519 AAAAC3 short\r\nssh-ed25519 AAAAC3abcd twice\r\n' >"$BATS_TEST_TMPDIR/keys"
     for again in "wrote /var/lib/ferryman/.ssh/authorized_keys" "nothing to do"; do
@@ -222,7 +214,6 @@ restrict ssh-ed25519 AAAAC3 short' ]
     done
 }
 
-# bats test_tags=long
 @test "a wheel is found whatever its folder is called" {
     folder="$BATS_TEST_TMPDIR/a b'\$(touch pwned);[x]"
     mkdir "$folder"
@@ -244,7 +235,6 @@ restrict ssh-ed25519 AAAAC3 short' ]
     [ -z "$(find / -xdev -name pwned)" ]
 }
 
-# bats test_tags=long
 @test "enrolling: the agent waits for its identity" {
     fake ip <<<'#!/bin/sh
 echo "1.0.0.0 via 192.168.1.1 dev eth0 src 192.168.1.20 uid 0"'
@@ -261,7 +251,6 @@ ferryman devices trust kitchen'
     case $(getent passwd ferryman) in */bin/sh) ;; *) false ;; esac
 }
 
-# bats test_tags=long
 @test "a device's name is one that the agent takes, the host name's too" {
     fake uname <<<'#!/bin/sh
 echo pi+2.example.org'
@@ -271,7 +260,6 @@ echo pi+2.example.org'
     says "A-Z a-z 0-9 _ -"
 }
 
-# bats test_tags=long
 @test "an upgrade keeps extras and interpreter, and options given again replace them" {
     expect 0 provision --enroll --extra ota --interpreter tflite
     make_wheel two
@@ -299,7 +287,6 @@ echo pi+2.example.org'
     says "[enroll,litert]"
 }
 
-# bats test_tags=long
 @test "an extra that the wheel has not is no extra" {
     before=$(tree /opt /etc)
     expect 2 provision --extra nonsense
@@ -312,7 +299,6 @@ echo pi+2.example.org'
     [ "$(tree /opt /etc)" = "$before" ]
 }
 
-# bats test_tags=long
 @test "an upgrade switches at the end; one that fails changes nothing that runs" {
     expect 0 provision --device kitchen
     old=$(readlink /opt/ferryman)
@@ -340,7 +326,6 @@ echo pi+2.example.org'
     says "nothing to do"
 }
 
-# bats test_tags=long
 @test "an installation by hand gives way, and only to one that runs" {
     mkdir -p /opt/ferryman/bin
     printf '#!/bin/sh\necho by hand\n' >/opt/ferryman/bin/ferryman
@@ -356,7 +341,6 @@ echo pi+2.example.org'
 }
 
 # Some program calls more each time, up to the end: whatever is done is done from there on.
-# bats test_tags=long
 @test "killed at any step and run again, the end is the same" {
     expect 0 all
     state >"$BATS_TEST_TMPDIR/expected"
@@ -391,7 +375,6 @@ END
     [ "$killed" -ge 3 ]
 }
 
-# bats test_tags=long
 @test "an upgrade that is killed leaves the old or the new one, both whole" {
     expect 0 provision
     for name in mv ln sync rm; do
@@ -450,7 +433,6 @@ removed the user ferryman"
     diff "$BATS_TEST_TMPDIR/expected" "$BATS_TEST_TMPDIR/found"
 }
 
-# bats test_tags=long
 @test "avahi announces the device where it is installed" {
     mkdir -p /etc/avahi/services
     fake uname <<<'#!/bin/sh
@@ -465,7 +447,6 @@ echo pi-2.lan'
     rm -r /etc/avahi
 }
 
-# bats test_tags=long
 @test "what is wrong is said, with what to do, before anything is changed" {
     before=$(tree /opt /etc /usr/local)
     expect 1 provision --python no-such-python
