@@ -57,7 +57,8 @@ function quote_end(text,    i) {
 
 function setting(text,    name) {
     if (text ~ /^[ \t]*$/) return ""
-    if (!match(text, /^[ \t]*(export[ \t]+)?[A-Za-z_][A-Za-z0-9_]*[ \t]*=/)) return removed(text)
+    # In capitals or in small letters: the last line of a PEM key looks like NAME= too, and is neither.
+    if (!match(text, /^[ \t]*(export[ \t]+)?([A-Z_][A-Z0-9_]*|[a-z_][a-z0-9_]*)[ \t]*=/)) return removed(text)
     name = substr(text, 1, RLENGTH - 1)
     text = substr(text, RLENGTH + 1)
     sub(/^[ \t]*(export[ \t]+)?/, "", name)

@@ -222,3 +222,8 @@ def test_what_a_terminal_would_obey_is_no_more_than_shown():
 
 def test_it_is_cut_where_it_was_told():
     assert redact("0123456789\n" * 100, "bytes_max=35") == "0123456789\n" * 3 + "[cut: more than 35 bytes]\n"
+
+
+@pytest.mark.parametrize("end", ["=", "=="])
+def test_the_last_line_of_a_key_is_no_setting(end):
+    assert redact(f"DEpXO86Y2UBkvUUqtenNqZc{end}\nA=\n", "kind=env") == "[removed]\nA=\n"
