@@ -1,21 +1,18 @@
-"""provision.sh with the real wheel in the arm64 root; what systemd, udev and cloud-init say of the files beside it."""
+"""What systemd, udev and cloud-init say of the files beside provision.sh."""
 
 from __future__ import annotations
 
 import re
 import shutil
 import subprocess
-import sys
 
 import pytest
 
-from tests.support import arm_wheel, device_root
+from tests.support import device_root
 from tests.support.interpreters import ROOT
 
 SCRIPTS = ROOT / "firmware_scripts"
 UNITS = sorted([*SCRIPTS.glob("*.service"), *SCRIPTS.glob("*.path"), *SCRIPTS.glob("firstboot/*.service")])
-PLATFORMS = ("manylinux2014_aarch64", *(f"manylinux_2_{minor}_aarch64" for minor in (17, 27, 28, 34)))
-PROVISION = "/firmware_scripts/provision.sh"
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
@@ -111,40 +108,3 @@ def test_cloud_init_takes_the_template(tmp_path):
         assert "Valid" in root.run(["cloud-init", "schema", "--config-file", "/user-data"]).stdout
         root.write("/user-data", template.replace("ssh_pwauth: false", "ssh_pwauth: [3]"))
         assert root.run(["cloud-init", "schema", "--config-file", "/user-data"], check=False).returncode
-
-
-@pytest.fixture(scope="module")
-def wheels(tmp_path_factory):
-    """The cross-built wheel, and all that it asks for on a Pi, as `pip download` on a host fetches it."""
-    folder = tmp_path_factory.mktemp("wheels")
-    wheel = shutil.copy(arm_wheel.arm_wheel(), folder)
-    platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
-    options = ["--quiet", "--disable-pip-version-check", "--only-binary=:all:", "--python-version", "3.11"]
-    command = [sys.executable, "-m", "pip", "download", *options, *platforms, "--dest", folder]
-    subprocess.run([*command, f"{wheel}[litert,enroll]"], check=True)
-    return folder
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(bool(device_root.why_not()), reason=device_root.why_not())
-@pytest.mark.skipif(bool(arm_wheel.why_not()), reason=arm_wheel.why_not())
-def test_a_pi_from_nothing_with_the_real_wheel(tmp_path, wheels):
-    with device_root.unpacked_root("arm64", tmp_path) as pi:
-        shutil.copytree(SCRIPTS, pi.path / "firmware_scripts")
-        shutil.copytree(wheels, pi.path / "wheels")
-        (wheel,) = (path.name for path in wheels.glob("ferryman-*"))
-        (tmp_path / "key").unlink(missing_ok=True)
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "key"], check=True)
-        pi.write("/key.pub", (tmp_path / "key.pub").read_text())
-        command = [PROVISION, "--wheel", f"/wheels/{wheel}", "--wheels", "/wheels", "--device", "kitchen", "--enroll"]
-        command += ["--broker", "mqtts://hub.lan", "--authorize", "/key.pub"]
-
-        said = pi.run(command, timeout_s=500).stdout
-        assert "ferryman enroll kitchen --ca ca" in said
-
-        whoever = ["runuser", "-u", "ferryman", "--", "/opt/ferryman/bin/ferryman"]
-        assert "version" in pi.run([*whoever, "--version"]).stdout
-        asked = pi.run([*whoever, "identity", "request", "kitchen"]).stdout
-        assert "BEGIN CERTIFICATE REQUEST" in asked
-        assert pi.run(["stat", "-c", "%U %a", "/var/lib/ferryman/identity/next.key"]).stdout == "ferryman 600\n"
-        assert pi.run(command).stdout == "nothing to do\n"
