@@ -165,7 +165,7 @@ def pointing_wheel(folder: Path, *, version: str, main: str = "ferryman.cli:main
     files = {
         "ferryman_here.pth": "\n".join(["/srv/site", *_visible(), ""]),
         "broken_ferryman.py": "import sys\ndef main(): sys.exit('--version' not in sys.argv)\n",
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: ferryman\nVersion: {version}\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: ferryman\nVersion: {version}\nProvides-Extra: enroll\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: by-hand\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         f"{info}/entry_points.txt": f"[console_scripts]\nferryman = {main}\n",
     }
