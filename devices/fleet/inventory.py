@@ -146,11 +146,11 @@ def read_file(source: Path) -> str:
     """The text of a devices file, with its line ends as they are.
 
     Raises:
-        OSError: it cannot be read, or is a FIFO or a device, which may never answer.
+        OSError: it cannot be read, or is a FIFO or a device, which may never answer; /dev/null does.
         ValueError: it is no text.
     """
     with open(source, encoding="utf-8", newline="", opener=_unwaiting) as file:  # Path.open takes no opener
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode) and not Path(source).samefile(os.devnull):
             raise OSError(errno.EINVAL, "no regular file", str(source))
         return file.read()
 

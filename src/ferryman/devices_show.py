@@ -71,7 +71,7 @@ def show_failures(probes: Sequence[Probe]) -> None:
         for one in probe.ways:
             if one.error:
                 text = f"{probe.device}: {one.way}: {one.error.party}: {one.error.message}"
-                click.echo(printable(" ".join(text.split())), err=True)
+                echo(" ".join(text.split()), err=True)
 
 
 def show_report(found: Probe, *, package: Path | None, as_json: bool) -> None:

@@ -83,10 +83,10 @@ def test_an_error_of_a_command(monkeypatch, error):
 
 def test_nothing_is_printed_elsewhere():
     aside = re.compile(r"click\.(s?echo|ClickException)\b")
-    found = [
-        str(path.relative_to(ROOT))
+    found = {
+        str(path.resolve().relative_to(ROOT))  # src/ferryman has links to the other folders
         for folder in ("src/ferryman", "runtime", "devices", "profiler", "converter")
         for path in (ROOT / folder).rglob("*.py")
         if aside.search(path.read_text())
-    ]
-    assert found == ["runtime/say.py"]
+    }
+    assert found == {"runtime/say.py"}
