@@ -160,7 +160,8 @@ def test_numbers_of_runs(x):
 def test_a_signal_ends_a_profile_with_what_was_measured(x, number):
     command = [*runner.command("x86_64"), "profile", LINEAR, "--input", x, "--warmup-s", "0", "--seconds", "0.3"]
     command += ["--runs-min", "1000000"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+    # What is ignored where tests run (nohup) the runner ignores as well.
+    with subprocess.Popen(["env", "--default-signal", *command], stdout=subprocess.PIPE) as process:
         status = Path(f"/proc/{process.pid}/status")
         while not catches(status.read_text(), number):
             time.sleep(0.01)

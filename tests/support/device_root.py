@@ -138,7 +138,8 @@ class Root:
         enter += ["--", "setpriv", f"--pdeathsig={death}", "--", "chroot", str(self.inside), "/usr/bin/env", "-i"]
         # The chroot's env is the first program of the root, and qemu reads QEMU_CPU when that starts.
         first = [f"QEMU_CPU={settings['QEMU_CPU']}"] if "QEMU_CPU" in settings else []
-        enter = ["env", *first, *enter]
+        # Whoever started us may have had us ignore signals (nohup), which programs inherit.
+        enter = ["env", "--default-signal", *first, *enter]
         return [*enter, *(f"{name}={value}" for name, value in settings.items()), *map(str, command)]
 
     def write(self, path: str, text: str | bytes, mode: int = 0o644) -> None:
