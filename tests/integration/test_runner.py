@@ -178,8 +178,6 @@ def catches(status, number):
 
 
 def test_nothing_goes_on_for_longer_than_allowed(x):
-    endless = ("profile", LINEAR, "--input", x, "--seconds", "86400", "--limit-s", "1")
-    assert "--limit-s" in runner.ask(*endless, check=False, timeout=20)["error"]["message"]
     many = [*runner.command("x86_64"), "profile", LINEAR, "--input", x, "--seconds", "0.5", "--limit-s", "4"]
     with subprocess.Popen(many, stdout=subprocess.PIPE) as process:  # whose output nobody reads
         assert process.wait(20) == 1
