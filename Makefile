@@ -33,7 +33,7 @@ test: system .venv/.ready .venv-device/.ready
 	$(HOST) -m pytest -m "not slow" $(PARALLEL)
 
 test-slow: system .venv/.ready .venv-device/.ready
-	@tests/support/need.sh cmake=cmake aarch64-linux-gnu-g++=g++-aarch64-linux-gnu avahi-daemon=avahi-daemon bats=bats systemd-nspawn=systemd-container busybox=busybox-static mksh=mksh $(ROOTS)
+	@tests/support/need.sh cmake=cmake aarch64-linux-gnu-g++=g++-aarch64-linux-gnu avahi-daemon=avahi-daemon systemd-nspawn=systemd-container $(ROOTS)
 	$(HOST) -m pytest -m slow $(PARALLEL)
 
 chaos: system .venv/.ready .venv-device/.ready
@@ -76,7 +76,7 @@ clean:
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 system:
-	@tests/support/need.sh g++=g++ mosquitto=mosquitto adb=adb mksh=mksh toybox=toybox sshd=openssh-server sftp=openssh-client strace=strace nginx=nginx-light xdelta3=xdelta3 zstd=zstd psql=postgresql ip=iproute2 tc=iproute2 busybox=busybox
+	@tests/support/need.sh g++=g++ mosquitto=mosquitto adb=adb mksh=mksh toybox=toybox sshd=openssh-server sftp=openssh-client strace=strace nginx=nginx-light xdelta3=xdelta3 zstd=zstd psql=postgresql ip=iproute2 tc=iproute2 busybox=busybox-static bats=bats
 
 # torch first and alone: without its exact version at hand, pip would take a build of several GB for GPUs.
 .venv/.ready: pyproject.toml $(NATIVE)
