@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from ferryman.devices.agent.outbox import FILE, Outbox
 from ferryman.devices.agent.recorder import UNRECORDED_MAX
 from ferryman.devices.agent.spending import TelemetryConfig
 from ferryman.runtime.contracts.errors import DeviceError
+from ferryman.runtime.held import held
 
 log = logging.getLogger(__name__)
 
@@ -71,15 +71,8 @@ def only_one(root: Path) -> Iterator[None]:
     Raises:
         DeviceError: another does, or the root is another user's.
     """
-    lock = _open_lock(root)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise DeviceError(f"another agent serves {root}; stop it first") from error
+    with held(_open_lock(root), DeviceError(f"another agent serves {root}; stop it first")):
         yield
-    finally:
-        os.close(lock)
 
 
 def _open_lock(root: Path) -> int:

@@ -23,6 +23,7 @@ from tests.support.console_page import Command, File, difference
 from tests.support.device_root import Root, unpacked_root
 from tests.support.interpreters import ROOT
 from tests.support.netns import Link, lan
+from tests.support.pi_scene import end_of
 
 PAGE_HOST, PAGE_DEVICE, PAGE_FINGERPRINT = "192.168.1.2", "192.168.1.20", "SHA256:f0K2..."
 CLONE = ("Makefile", "firmware_scripts", *arm_wheel.SOURCES, *arm_wheel.FOLDERS)
@@ -210,7 +211,7 @@ class Follower:
         with path.open("w") as log:
             process = start({"stdout": log, "stderr": subprocess.STDOUT})
         self.running[name] = process, path
-        self.stack.callback(_end, process)
+        self.stack.callback(end_of, process)
         return process
 
 
@@ -298,13 +299,3 @@ def _host(follower: Follower) -> None:
     }
     (own / "env").write_text("".join(f"export {name}={shlex.quote(value)}\n" for name, value in settings.items()))
     (own / "cwd").write_text(f"{home}\n")
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(10)

@@ -139,7 +139,7 @@ class Scene:
         with log.open("a") as file:
             process = start(file)
         self.running.append(process)
-        self.stack.callback(_end, process)
+        self.stack.callback(end_of, process)
         return process
 
     def _environment(self) -> dict[str, str]:
@@ -221,7 +221,7 @@ def _answers(address: str, port: int) -> bool:
     return True
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def end_of(process: subprocess.Popen[str]) -> None:
     if process.poll() is None:
         process.terminate()
         try:

@@ -7,7 +7,6 @@ HOME/NAME/identity          where `mqtts` wants the phone's own certificate
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import math
 import os
@@ -44,6 +43,7 @@ from ferryman.runtime.contracts.messages import Status
 from ferryman.runtime.contracts.record import Record, Unavailable
 from ferryman.runtime.contracts.slot import Slot
 from ferryman.runtime.contracts.telemetry import Sample
+from ferryman.runtime.held import held
 
 log = logging.getLogger(__name__)
 
@@ -349,11 +349,5 @@ def _only_one(folder: Path, name: str) -> Iterator[None]:
         lock = os.open(folder / "relay.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise DeviceError(f"cannot make {folder}: {error.strerror}; name another folder in {HOME_VARIABLE}") from error
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise _AnotherRelayError(f"another relay of {name} is at work on this machine; stop it first") from error
+    with held(lock, _AnotherRelayError(f"another relay of {name} is at work on this machine; stop it first")):
         yield
-    finally:
-        os.close(lock)

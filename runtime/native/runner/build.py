@@ -134,7 +134,7 @@ def copy_licenses(native: Path, licenses: Path, system: list[Path]) -> None:
     packages: dict[str, list[str]] = {}
     for file in system:
         packages.setdefault(package_of(file), []).append(file.name)
-    lines = ["Files of lib/ that are Debian's, unchanged; https://snapshot.debian.org has their sources.", ""]
+    lines = ["Files of lib/ that are Debian's, unchanged; Debian's snapshot archive has their sources.", ""]
     for package, files in sorted(packages.items()):
         asked = "${Version}, source ${source:Package} ${source:Version} ${Built-Using}"
         name = package.partition(":")[0]
