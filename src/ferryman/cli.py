@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -378,12 +379,23 @@ main.add_command(prepare_command)
 main.add_command(repick_command)
 
 
+def _device_or_here(function: Callable[..., None]) -> Callable[..., None]:
+    """The arguments of what is done to the slots of DEVICE, or of this one."""
+    for decorate in (
+        click.pass_context,
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object; without DEVICE, of errors too."),
+        click.option(
+            "--root", type=PATH, help=f"Without DEVICE: directory of the slot store [default: {DEFAULT_ROOT}]."
+        ),
+        devices_option,
+        click.argument("device", required=False),
+    ):
+        function = decorate(function)
+    return function
+
+
 @main.command()
-@click.argument("device", required=False)
-@devices_option
-@click.option("--root", type=PATH, help=f"Without DEVICE: directory of the slot store [default: {DEFAULT_ROOT}].")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; without DEVICE, of errors too.")
-@click.pass_context
+@_device_or_here
 def rollback(
     ctx: click.Context, device: str | None, devices_file: Path | None, root: Path | None, as_json: bool
 ) -> None:
@@ -399,11 +411,7 @@ def rollback(
 
 
 @main.command()
-@click.argument("device", required=False)
-@devices_option
-@click.option("--root", type=PATH, help=f"Without DEVICE: directory of the slot store [default: {DEFAULT_ROOT}].")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; without DEVICE, of errors too.")
-@click.pass_context
+@_device_or_here
 def confirm(
     ctx: click.Context, device: str | None, devices_file: Path | None, root: Path | None, as_json: bool
 ) -> None:
