@@ -49,6 +49,7 @@ STOP_WAIT_S = 1.0
 """For the acknowledgement of the last message."""
 SILENCE = f"no answer within {ANSWER_TIMEOUT_S:g} s"
 PAUSED = "paused"
+STOPPED = "stopped"
 ANEW = "connecting anew"
 
 
@@ -146,9 +147,9 @@ class Link:
 
     def stop(self) -> None:
         """Publish the last will, disconnect, and wait for the threads to end."""
-        self._say_will()
         self._stopping.set()
-        self._end("stopped")
+        self._say_will()
+        self._end(STOPPED)
         if self._thread.is_alive():
             self._thread.join(CONNECT_TIMEOUT_S)
 
@@ -156,8 +157,8 @@ class Link:
         """Publish `farewell` (None: the last will) and disconnect, until `resume`; the broker keeps a session."""
         if self._paused.is_set():
             return
-        self._say_will(farewell)
         self._paused.set()
+        self._say_will(farewell)
         self._end(PAUSED)
 
     def resume(self) -> None:
@@ -206,9 +207,11 @@ class Link:
         """Send; returns before the broker has it.
 
         Raises:
-            LinkError: there is no connection now.
+            LinkError: there is no connection now, or its last words are said: a status behind them would stay.
             ValueError: MQTT cannot carry it (over 256 MiB, or a topic with a wildcard).
         """
+        if self._unwanted:
+            raise LinkError(f"broker {self.broker.address}: not connected: {PAUSED if self.paused else STOPPED}")
         connection = self._connection
         if connection is None or not self._ready.is_set():
             raise LinkError(f"broker {self.broker.address}: not connected: {self._problem}")

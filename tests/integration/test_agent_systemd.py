@@ -55,7 +55,8 @@ def test_what_systemd_hears_of_a_real_one(tmp_path, broker, notify, monkeypatch)
         assert "READY=1" in notify.heard
         assert status.startswith("STATUS=serves add-1 "), status
         notify.wait_for(lambda f: f == "WATCHDOG=1")
-        notify.wait_for(lambda f: f.endswith(f"; broker {broker.address} connected"), 2 * systemd.EVERY_S)
+        if not status.endswith(connected := f"; broker {broker.address} connected"):
+            notify.wait_for(lambda f: f.endswith(connected), 30)
         client.infer([X])
         (worker,) = agent.workers()
         assert "NOTIFY_SOCKET" not in worker.environ()

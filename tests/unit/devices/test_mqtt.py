@@ -381,6 +381,26 @@ def test_a_paused_link_says_its_will_stays_away_and_comes_back_at_once(broker):
         link.stop()
 
 
+@pytest.mark.parametrize(("end", "why"), [("pause", "paused"), ("stop", "stopped")])
+def test_nothing_is_published_behind_the_last_words(broker, monkeypatch, end, why):
+    with listening(broker.config, "status") as (_, heard):
+        link = Link(broker.config, "shy", will=Message(topic="status", payload=b"away", retain=True))
+        link.start()
+        link.wait_ready(10)
+        publish = link._connection.publish
+
+        def publish_while_others_go_on(message, done):
+            publish(message, done)
+            with pytest.raises(LinkError, match=f"not connected: {why}"):
+                link.publish(Message(topic="status", payload=b"there", retain=True))
+
+        monkeypatch.setattr(link._connection, "publish", publish_while_others_go_on)
+        getattr(link, end)()
+        assert heard.get(timeout=10).payload == b"away"
+        assert heard.empty()
+        link.stop()
+
+
 def test_a_link_may_be_paused_from_the_start_and_stopped_then(broker):
     link = Link(broker.config, "shy")
     link.pause()

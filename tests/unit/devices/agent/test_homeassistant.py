@@ -210,21 +210,24 @@ def test_what_is_no_more_is_removed_and_forgotten(broker, tmp_path):
     assert removing["components"]["fan"] == {"platform": "sensor"}
     _, after = host.next()
     assert "fan" not in after["components"]
-    assert "fan" not in (tmp_path / FILE).read_text()
     link.stop()
+    assert "fan" not in (tmp_path / FILE).read_text()
     host.close()
 
 
 def test_another_prefix_or_none_takes_the_device_back(broker, tmp_path):
     host = Host(broker)
-    connected(broker, tmp_path, "homeassistant").stop()
+    link = connected(broker, tmp_path, "homeassistant")
     assert host.next()[1] is not None
-    connected(broker, tmp_path, "hass").stop()
+    link.stop()
+    link = connected(broker, tmp_path, "hass")
     found = dict(host.next() for _ in range(2))
+    link.stop()
     assert found[config_topic("homeassistant", "pi")] is None
     assert found[config_topic("hass", "pi")] is not None
-    connected(broker, tmp_path, None).stop()
+    link = connected(broker, tmp_path, None)
     assert host.next() == (config_topic("hass", "pi"), None)
+    link.stop()
     assert not (tmp_path / FILE).exists()
     connected(broker, tmp_path, None).stop()
     assert host.heard.empty()
