@@ -6,6 +6,7 @@ stays until the collector's receipt; without one it is sent again after a reconn
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import random
@@ -128,7 +129,7 @@ class Publisher:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop sending; what is not confirmed stays in the outbox."""
+        """Send what waits, and stop; what is not confirmed stays in the outbox."""
         self._stopping.set()
         self._wake.set()
         self._thread.join()
@@ -162,6 +163,9 @@ class Publisher:
             except Exception:  # the agent goes on without this thread, and nobody would see why nothing arrives
                 log.exception("publisher: trying again")
                 self._stopping.wait(RETRY_DISK_S)
+        self._linger_until = 0.0
+        with contextlib.suppress(LinkError, DeviceError):  # it stays in the outbox
+            self._turn(time.monotonic())
 
     def _turn(self, now: float) -> float:
         """Do what there is to do; returns after how many seconds to look again."""

@@ -154,7 +154,7 @@ def _service(log: Path, command: Sequence[str | Path]) -> Iterator[None]:
             raise RuntimeError(f"it ended early with exit code {process.returncode}: {log.read_text()}")
     finally:
         process.terminate()
-        process.wait(timeout=20)
+        process.wait(timeout=60)
 
 
 def _compare_on_device(module: torch.nn.Module, package: Path, broker_url: str) -> None:

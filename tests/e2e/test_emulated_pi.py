@@ -166,7 +166,7 @@ def test_a_cut_link_loses_nothing_and_doubles_nothing(serving: Scene) -> None:
     time.sleep(1)
     at_cut = stored()
     serving.broker.terminate()
-    serving.broker.wait(20)
+    serving.broker.wait(60)
     time.sleep(CUT_S)
     serving.start_broker()
     assert stored() == at_cut

@@ -98,7 +98,7 @@ def test_a_phone_that_does_not_trust_us_says_what_to_do(tmp_path, monkeypatch):
     phone = AndroidPhone(AndroidSystem(tmp_path / "phone"))
     phone.trusts = False
     with adb_server(monkeypatch):
-        subprocess.run([ADB, "connect", phone.serial], capture_output=True, timeout=30, check=False)
+        subprocess.run([ADB, "connect", phone.serial], capture_output=True, timeout=60, check=False)
         with pytest.raises(LinkError, match=r"is (unauthorized|offline|authorizing): .*"):
             AdbTransport(phone.serial, find_s=0.5)
     phone.close()
@@ -181,7 +181,7 @@ def test_a_server_that_is_killed_between_leaves_the_old_slot(scene):
 
     def cut(what: str, done: int) -> bool:
         if what.startswith("send ") and done > 1_000_000:
-            subprocess.run([ADB, "kill-server"], check=False, capture_output=True, timeout=30)
+            subprocess.run([ADB, "kill-server"], check=False, capture_output=True, timeout=60)
         return False
 
     scene.phone.cut = cut
@@ -202,13 +202,13 @@ def test_two_hosts_at_once_do_not_mix(scene):
     def wait(what: str, done: int) -> bool:
         if what.startswith("send ") and done > 1_000_000:
             begun.set()
-            go.wait(30)
+            go.wait(60)
         return False
 
     scene.phone.cut = wait
     pushing = threading.Thread(target=scene.push, args=(scene.second,))
     pushing.start()
-    assert begun.wait(30)
+    assert begun.wait(60)
     with pytest.raises(BusyError, match=rf"phone: process {os.getpid()} on .* is at work on the phone"):
         scene.push(scene.first)
     go.set()

@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.skipif(not DEVICE_PYTHON.exists(), reason="there is no .venv-device; make .venv-device/.ready"),
 ]
 X = np.arange(4, dtype=np.float32).reshape(1, 4)
-NOTICE_S = STORAGE_EVERY_S + 10
+NOTICE_S = STORAGE_EVERY_S + 60
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def added(client):
 def test_a_card_that_fails_ends_no_serving_and_what_is_lost_is_counted(broker, card):
     agent = AgentProcess(broker, card.place, options=["--sample", "1"])
     with agent, StatusWatch(broker) as status, AgentClient(broker, "pi") as client:
-        status.wait_for(lambda s: s.online, 30)
+        status.wait_for(lambda s: s.online, 60)
         assert added(client) == 1
         card.fail()
         status.wait_for(lambda s: s.storage == "read-only", NOTICE_S)
@@ -61,7 +61,7 @@ def test_a_card_that_fails_ends_no_serving_and_what_is_lost_is_counted(broker, c
             time.sleep(0.5)
         assert seen.outbox_pending >= UNRECORDED_MAX
         agent.process.terminate()
-        assert agent.wait(20) == 0
+        assert agent.wait(60) == 0
     text = agent.log.read_text()
     assert text.count("kept in memory") == 1, "not once a second"
     assert "Traceback" not in text
@@ -71,13 +71,13 @@ def test_on_a_read_only_root_it_serves_and_its_telemetry_reaches_the_disk_once_t
     card.remount("ro")
     agent = AgentProcess(broker, card.place)
     with agent, StatusWatch(broker) as status, AgentClient(broker, "pi") as client:
-        born = status.wait_for(lambda s: s.storage == "read-only", 30)
+        born = status.wait_for(lambda s: s.storage == "read-only", 60)
         assert (born.online, born.package_name) == (True, "add-1")
         assert added(client) == 1
         assert f"{card.place} cannot be written (read-only)" in agent.log.read_text()
         assert "--outbox" in agent.log.read_text()
         with AgentProcess(broker, card.place) as second:
-            assert second.wait(30) == 1
+            assert second.wait(60) == 1
         assert "another agent serves" in agent.log.read_text()  # both write there
         card.remount("rw")
         status.wait_for(lambda s: not s.storage, NOTICE_S)
@@ -87,7 +87,7 @@ def test_on_a_read_only_root_it_serves_and_its_telemetry_reaches_the_disk_once_t
         store.close()
         assert client.status().outbox_dropped == 0
         agent.process.terminate()
-        assert agent.wait(20) == 0
+        assert agent.wait(60) == 0
     assert "Traceback" not in agent.log.read_text()
 
 
@@ -98,7 +98,7 @@ def test_a_read_only_root_with_its_outbox_in_memory_sends_all(tmp_path, broker, 
             broker, card.place, options=["--outbox", str(folder / "ferryman"), "--outbox-max", "1MB", "--sample", "1"]
         )
         with agent, StatusWatch(broker) as status, AgentClient(broker, "pi") as client:
-            born = status.wait_for(lambda s: s.online, 30)
+            born = status.wait_for(lambda s: s.online, 60)
             assert (born.storage, born.package_sha256) == ("", sha256_of(tmp_path / "1.ferry"))
             store = open_store(tmp_path / "store.sqlite")
             with collecting(broker, store):
@@ -107,4 +107,4 @@ def test_a_read_only_root_with_its_outbox_in_memory_sends_all(tmp_path, broker, 
             assert (client.status().outbox_dropped, client.status().storage) == (0, "")
             assert (folder / "ferryman" / "outbox.sqlite").exists()
             agent.process.terminate()
-            assert agent.wait(20) == 0
+            assert agent.wait(60) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 
 import numpy as np
 import psutil
@@ -17,7 +18,6 @@ from ferryman.devices.agent.systemd import Service
 from ferryman.devices.fleet.client import AgentClient
 from ferryman.devices.mqtt import Link
 from ferryman.runtime import alive, isolated
-from ferryman.runtime.alive import silent, watched
 from ferryman.runtime.contracts.errors import RuntimeFault
 from ferryman.runtime.install import install
 from tests.support.agent import AgentProcess
@@ -27,8 +27,8 @@ from tests.support.notified import NotifySocket
 from tests.support.packages import write_tiny_package
 
 X = np.arange(4, dtype=np.float32).reshape(1, 4)
-STUCK_S = 1.3
-"""More than the second between two rounds of paho's loop."""
+STUCK_S = 3.0
+"""More than the second between two rounds of paho's loop, on a busy machine."""
 
 
 @pytest.fixture
@@ -51,17 +51,17 @@ def test_what_systemd_hears_of_a_real_one(tmp_path, broker, notify, monkeypatch)
     for name, value in notify.environment(watchdog_s=1.0).items():
         monkeypatch.setenv(name, value)
     with AgentProcess(broker, tmp_path / "root") as agent, AgentClient(broker, "pi") as client:
-        status = notify.wait_for(lambda f: f.startswith("STATUS="), 30)
+        status = notify.wait_for(lambda f: f.startswith("STATUS="), 60)
         assert "READY=1" in notify.heard
         assert status.startswith("STATUS=serves add-1 "), status
         notify.wait_for(lambda f: f == "WATCHDOG=1")
         if not status.endswith(connected := f"; broker {broker.address} connected"):
-            notify.wait_for(lambda f: f.endswith(connected), 30)
+            notify.wait_for(lambda f: f.endswith(connected), 60)
         client.infer([X])
         (worker,) = agent.workers()
         assert "NOTIFY_SOCKET" not in worker.environ()
         agent.process.terminate()
-        assert agent.wait(10) == 0
+        assert agent.wait(60) == 0
     notify.read()
     assert "STOPPING=1" in notify.heard
 
@@ -72,9 +72,9 @@ def test_the_stacks_of_one_that_systemd_ends_are_in_its_log(tmp_path, broker, no
     for name, value in notify.environment(watchdog_s=5.0).items():
         monkeypatch.setenv(name, value)
     with AgentProcess(broker, tmp_path / "root") as agent:
-        notify.wait_for(lambda f: f == "READY=1", 30)
+        notify.wait_for(lambda f: f == "READY=1", 60)
         agent.process.send_signal(6)  # what systemd sends when the watchdog was not patted
-        agent.wait(10)
+        agent.wait(60)
         assert "_send_until_stopped" in agent.log.read_text()
 
 
@@ -89,7 +89,7 @@ class Hang:
 
         def call(*arguments, **named):
             if self.begins.is_set():
-                self.ends.wait(30)
+                self.ends.wait(60)
             return whole(*arguments, **named)
 
         monkeypatch.setattr(owner, name, call)
@@ -125,7 +125,7 @@ def serving(tmp_path, broker, notify, monkeypatch):
     yield start
     stop.set()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
 
 
 @pytest.mark.slow
@@ -147,16 +147,16 @@ def test_a_thread_that_hangs_ends_the_pats(serving, notify, broker, monkeypatch,
         client.status()
         hang.begins.set()
         if thread == "the connection to the broker":  # it calls that only where somebody asks
-            asking = threading.Thread(target=client.status)
+            asking = threading.Thread(target=partial(client.status, timeout_s=60))
             asking.start()
-        assert thread in notify.wait_for(lambda f: f.startswith("STATUS=hangs"), STUCK_S + 5)
+        notify.wait_for(lambda f: f.startswith("STATUS=hangs") and thread in f)
         notify.read()
         time.sleep(0.5)
         assert "WATCHDOG=1" not in notify.read()
         hang.ends.set()
-        notify.wait_for(lambda f: f == "WATCHDOG=1", 5)
+        notify.wait_for(lambda f: f == "WATCHDOG=1", 60)
         if thread == "the connection to the broker":
-            asking.join(10)
+            asking.join(60)
 
 
 def test_a_link_that_died_ends_the_pats(serving, notify, monkeypatch):
@@ -173,25 +173,17 @@ def test_a_link_that_died_ends_the_pats(serving, notify, monkeypatch):
 
 
 def test_waiting_for_a_worker_that_takes_long_is_no_hang(tmp_path, monkeypatch):
-    monkeypatch.setattr(alive, "_pulses", [])
     monkeypatch.setattr(isolated, "_POLL_MAX_S", 0.05)
     package = tmp_path / "model.tflite"
     package.write_bytes(b"")
     hung = tmp_path / "python"
     hung.write_text("#!/bin/sh\nexec sleep 60\n")
     hung.chmod(0o755)
-    found = []
-    done = threading.Event()
-
-    def ask():
-        with watched("desk", 0.5), pytest.raises(RuntimeFault, match="did not answer"):
-            isolated.IsolatedSession(package, "tflite", python=hung, timeout_s=1.2)
-        done.set()
-
-    threading.Thread(target=ask).start()
-    while not done.wait(0.05):
-        found += silent()
-    assert found == []
+    beats = []
+    monkeypatch.setattr(isolated, "beat", lambda: beats.append(1))
+    with pytest.raises(RuntimeFault, match="did not answer"):
+        isolated.IsolatedSession(package, "tflite", python=hung, timeout_s=1.0)
+    assert len(beats) > 1
     assert not [p for p in psutil.Process().children() if p.name() == "sleep"]
 
 

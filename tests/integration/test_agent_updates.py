@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import groupby
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ class Host:
         self._link.subscribe(topics.reported(device), self._on_reported)
         self._link.subscribe(topics.telemetry(device), lambda got: self.recorded.extend(read(got.payload).items))
         self._link.start()
-        self._link.wait_ready(10)
+        self._link.wait_ready(60)
 
     def want(self, release: str, package_sha256: str, **more) -> int:
         self._version += 1
@@ -126,8 +127,8 @@ def test_an_update_is_fetched_proven_watched_and_confirmed(broker, repository, h
     assert end.model
     assert answer(broker) == 2
     states = [one.state for one in host.heard if one.desired_version == version]
-    assert states == ["downloading", "installing", "trial", "confirmed"]
-    deadline = time.monotonic() + 10
+    assert [state for state, _ in groupby(states)] == ["downloading", "installing", "trial", "confirmed"]
+    deadline = time.monotonic() + 60
     while not any(one.kind == "update" for one in host.recorded):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -164,9 +165,9 @@ def test_a_package_that_brings_the_agent_down_is_rolled_back(broker, repository,
     host.wait(lambda one: one.desired_version == version and one.state == "trial")
     for _ in range(rules.starts_max):
         agent.kill()
+        host.heard.clear()
         agent.start()
         host.wait(lambda one: one.desired_version == version)
-        time.sleep(1.0)
     end = host.end_of(version)
     assert end.state == "rolled-back"
     assert "crash loop" in end.error.message
@@ -188,7 +189,7 @@ def end_session(broker, client_id):
     """Have the broker forget what it keeps for a client that is away."""
     link = Link(broker, client_id)
     link.start()
-    link.wait_ready(10)
+    link.wait_ready(60)
     link.stop()
 
 

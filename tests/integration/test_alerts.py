@@ -97,7 +97,7 @@ def test_what_holds_stands_on_mqtt_until_it_is_over_and_a_broker_that_forgot_is_
         link = Link(broker.config, "collector")
         alerting = Alerting(store, link, rules(tmp_path))
         link.start()
-        link.wait_ready(5)
+        link.wait_ready(60)
         alerting.tick(scene.now_ns)
         full(scene, alerting, free_mb=3.0)
         spin(scene, alerting, lambda: not untold(store))
@@ -108,7 +108,7 @@ def test_what_holds_stands_on_mqtt_until_it_is_over_and_a_broker_that_forgot_is_
 
         broker.kill()  # it kept nothing
         broker.start()
-        until(lambda: link.problem == "", 20)
+        until(lambda: link.problem == "", 60)
         lamp = Lamp(broker)
         spin(scene, alerting, lambda: len(lamp.seen) == 1)
 
@@ -148,13 +148,13 @@ def test_a_collector_that_is_killed_while_it_tells_tells_again(tmp_path, scene, 
         arguments = [sys.executable, "-c", KILLED, str(store.path), str(path), str(scene.now_ns)]
         for asked in (1, 2):
             with subprocess.Popen(arguments) as collector:
-                until(lambda asked=asked: hook.asked == asked, 20)
+                until(lambda asked=asked: hook.asked == asked, 60)
                 collector.kill()
         assert len(untold(store)) == 1
         hook.hangs = False
         hook.hang.set()
         with subprocess.Popen(arguments) as collector:
-            until(lambda: not untold(store), 20)
+            until(lambda: not untold(store), 60)
             collector.kill()
     assert hook.bodies[-1]["alerts"][0]["device"] == "pi"
 

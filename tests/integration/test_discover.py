@@ -77,7 +77,7 @@ def advertising(link, services, how="answer"):
         yield address
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(60)
         process.stdout.close()
 
 
@@ -91,7 +91,7 @@ def link():
 def test_devices_are_found_and_nothing_is_written(link, tmp_path, monkeypatch):
     monkeypatch.setenv("FERRYMAN_DEVICES", str(tmp_path / "devices.toml"))
     with advertising(link, KITCHEN) as address:
-        words = ["devices", "discover", "--seconds", "1", "--interface", link.host, "--json"]
+        words = ["devices", "discover", "--seconds", "3", "--interface", link.host, "--json"]
         done = CliRunner().invoke(main, words)
         assert done.exit_code == 0, done.output
         found = {one["host"]: one for one in map(json.loads, done.stdout.splitlines())}
@@ -121,8 +121,8 @@ def test_what_strangers_say_is_cut_and_harmless(link):
         ("_ssh._tcp.local.", "nowhere", 0, "nowhere.local.", {}),
     ]
     with advertising(link, hostile, "shout"):
-        found = discover(1.0, interfaces=(link.host,))
-        shown = CliRunner().invoke(main, ["devices", "discover", "--seconds", "1", "--interface", link.host])
+        found = discover(2.0, interfaces=(link.host,))
+        shown = CliRunner().invoke(main, ["devices", "discover", "--seconds", "2", "--interface", link.host])
     (evil,) = (one for one in found.hosts if one.host == "evil.local")
     assert evil.device == ""
     assert len(evil.version) == 128
@@ -138,7 +138,7 @@ def test_thousands_of_answers_are_bounded_in_number_and_time(link):
     with advertising(link, many, "shout"):
         begin = time.monotonic()
         found = discover(3.0, interfaces=(link.host,))
-        assert time.monotonic() - begin < 12
+        assert time.monotonic() - begin < 60
     assert 0 < len(found.hosts) <= ANSWERS_MAX
 
 
@@ -166,7 +166,7 @@ def test_a_device_that_avahi_advertises_is_found(link, tmp_path):
     with log.open("wb") as sink:
         daemon = link.run(["sh", "-c", run, str(AVAHI), str(services), str(config)], stdout=sink, stderr=sink)
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not (found := discover(1.0, interfaces=(link.host,)).hosts):
             assert daemon.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
@@ -175,4 +175,4 @@ def test_a_device_that_avahi_advertises_is_found(link, tmp_path):
         assert roof.services == {"ferryman": 22, "ssh": 22}
     finally:
         daemon.terminate()
-        daemon.wait(10)
+        daemon.wait(60)

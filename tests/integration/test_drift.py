@@ -119,7 +119,7 @@ def test_a_hostile_sketch_is_quarantined_and_the_collector_goes_on(tmp_path):
     with Mosquitto(tmp_path) as broker, collecting(broker.config, store):
         link = Link(broker.config, "evil")
         link.start()
-        link.wait_ready(10)
+        link.wait_ready(60)
         for number in range(1, 41):
             data = bytearray(sketch.sketch)
             for position in random.choice(

@@ -47,7 +47,7 @@ def fleet(tmp_path, monkeypatch):
             yield Fleet(file)
         finally:
             stop.set()
-            agent.join(20)
+            agent.join(60)
 
 
 def test_each_candidate_is_pushed_measured_there_and_remembered(fleet, tmp_path):

@@ -45,7 +45,7 @@ def test_no_flap_loses_a_request_or_doubles_it(tmp_path, seed, caplog, monkeypat
         online = Message(topic=topics.status("pi"), payload=encode(Status(device="pi", online=True)), retain=True)
         link.on_ready(lambda: link.publish(online))
         link.start()
-        link.wait_ready(10)
+        link.wait_ready(60)
         worker.start()
 
         def flap():

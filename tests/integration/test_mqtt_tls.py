@@ -82,7 +82,7 @@ def connect(url: str) -> None:
     link = Link(parse_broker(url), "tls-test")
     link.start()
     try:
-        link.wait_ready(1.5)
+        link.wait_ready(60)
     finally:
         link.stop()
 

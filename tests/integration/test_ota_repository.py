@@ -38,7 +38,7 @@ def url(request, made, tmp_path):
 
 
 def _get(url, path, method="GET", **headers):
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=5)
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
     with contextlib.closing(connection):
         connection.request(method, path, headers=headers)
         response = connection.getresponse()

@@ -75,10 +75,10 @@ def test_what_no_collector_took_waits_for_the_next_time(scene, store, tmp_path, 
     assert f"1 records of phone wait in {relay_folder('phone')} (" in said
     with Mosquitto(tmp_path, port=port) as broker, collecting(broker.config, store):
         relaying = Relaying(scene)
-        until(lambda: len(store.measurements(device="phone")) == 1, 30)
+        until(lambda: len(store.measurements(device="phone")) == 1, 60)
         said = scene.ferryman("profile", scene.first, "phone", *PROFILE)
         assert "1 measurements are with the relay of phone that runs here" in said
-        until(lambda: len(store.measurements(device="phone")) == 2, 30)
+        until(lambda: len(store.measurements(device="phone")) == 2, 60)
         relaying.end()
 
 
@@ -95,7 +95,7 @@ class Relaying:
 
     def end(self) -> None:
         self.stop.set()
-        self.thread.join(30)
+        self.thread.join(60)
         assert not self.thread.is_alive()
 
 
@@ -103,10 +103,10 @@ def test_a_relay_tells_how_the_phone_does_and_when_it_is_away(scene, store, tmp_
     with Mosquitto(tmp_path) as broker, collecting(broker.config, store), StatusWatch(broker.config, "phone") as watch:
         at_broker(scene, broker.port)
         relaying = Relaying(scene)
-        watch.wait_for(lambda status: status.online and status.package_name == "add-1", 30)
+        watch.wait_for(lambda status: status.online and status.package_name == "add-1", 60)
         assert watch.seen[-1].labels == {"site": "lab"}
-        until(lambda: store.totals().records >= 2, 30)
-        until(lambda: relaying.said, 30)
+        until(lambda: store.totals().records >= 2, 60)
+        until(lambda: relaying.said, 60)
         assert relaying.said == [f"the collector at {broker.config.address} has all records"]
         with pytest.raises(DeviceError, match="another relay of phone is at work"):
             run_relay(scene.device, 1, threading.Event())
@@ -115,9 +115,9 @@ def test_a_relay_tells_how_the_phone_does_and_when_it_is_away(scene, store, tmp_
         assert watch.seen[-1].mode == ""
         scene.phone.cut = lambda _what, _done: False
         plug(scene.phone)
-        watch.wait_for(lambda status: status.online, 30)
+        watch.wait_for(lambda status: status.online, 60)
         relaying.end()
-        watch.wait_for(lambda status: not status.online, 30)
+        watch.wait_for(lambda status: not status.online, 60)
     bodies = [body for (body,) in store.read(select(records.c.body).where(records.c.kind == "sample"))]
     sample = decode(bodies[0] if isinstance(bodies[0], bytes) else bodies[0].encode(), Sample)
     assert sample.values["temperature_c"] == 38.5
@@ -129,10 +129,10 @@ def test_a_relay_tells_how_the_phone_does_and_when_it_is_away(scene, store, tmp_
 
 
 def test_records_that_nobody_takes_are_told_of(scene, monkeypatch):
-    monkeypatch.setattr("ferryman.devices.fleet.phone.relay._PATIENCE_S", 0.5)
+    monkeypatch.setattr("ferryman.devices.fleet.phone.relay._PATIENCE_S", 2.0)
     at_broker(scene, free_port())
     relaying = Relaying(scene)
-    until(lambda: relaying.said, 30)
+    until(lambda: relaying.said, 60)
     relaying.end()
     assert relaying.said[0].startswith("records wait on this machine: ")
     assert "refused" in relaying.said[0]

@@ -43,7 +43,7 @@ class Dies(store.RolloutStore):
         if self.commits == when:
             os.kill(os.getpid(), signal.SIGKILL)
 
-link.QUIET_S = 0.15
+link.QUIET_S = 0.3
 plan, progress = drive.drive(Dies(Path(sys.argv[1])), None, parse_broker(sys.argv[2]))
 print(progress.phase)
 """
@@ -52,7 +52,7 @@ print(progress.phase)
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     monkeypatch.setenv("FERRYMAN_DEVICES", os.devnull)
-    monkeypatch.setattr("ferryman.devices.fleet.rollout.link.QUIET_S", 0.15)
+    monkeypatch.setattr("ferryman.devices.fleet.rollout.link.QUIET_S", 0.3)
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def test_requests_reach_whoever_drives(broker, store):
         driver.start()
 
         def wait_for(phase):
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while store.find(plan.id)[1].phase != phase:
                 assert time.monotonic() < deadline, store.find(plan.id)
                 time.sleep(0.05)
@@ -169,7 +169,7 @@ def test_requests_reach_whoever_drives(broker, store):
         other.ask(plan.id, "resume", "somebody")  # refused, and put on record
         other.ask(plan.id, "abort", "somebody", "changed my mind")
         wait_for("aborted")
-        driver.join(20)
+        driver.join(60)
         other.close()
         assert sum(one.serves == NEW for one in devices.devices.values()) == 1
     log = {(entry.who, entry.what) for entry in store.log(plan.id)}
@@ -190,7 +190,7 @@ def test_a_later_rollout_takes_over(broker, store):
         begin(store, second, cut(second, known_devices(broker.config)))
         assert drive(store, second.id, broker.config)[1].phase == "done"
         assert {one.serves for one in devices.devices.values()} == {"3" * 64}
-        driver.join(30)
+        driver.join(60)
         assert ended[0][1].phase == "aborted"
         assert {one.serves for one in devices.devices.values()} == {"3" * 64}
     assert stands(store, first) == {"superseded": 6}
@@ -245,13 +245,13 @@ def test_a_fleet_larger_than_a_broker_s_queue_is_known_whole(broker, store):
 def test_nonsense_on_the_broker_is_ignored(broker, store):
     link = Link(broker.config, "vandal")
     link.start()
-    link.wait_ready(10)
+    link.wait_ready(60)
     sent = threading.Semaphore(0)
     for topic in (topics.reported("d0"), topics.desired("d0"), topics.status("d9"), topics.reported("d9")):
         for payload in (b"nonsense", json.dumps({"device": "other"}).encode(), b"[" * 1000, b"x" * 300_000):
             link.publish(Message(topic=topic, payload=payload, retain=True), lambda _: sent.release())
     for _ in range(16):
-        assert sent.acquire(timeout=10)
+        assert sent.acquire(timeout=60)
     with fleet(broker, 2):
         started(store, broker)
         assert drive(store, None, broker.config)[1].phase == "done"
@@ -283,8 +283,8 @@ def test_what_is_kept_on_the_broker_says_all(broker, store):
     link = Link(broker.config, "reader")
     link.subscribe(topics.ALL_DESIRED, kept.append)
     link.start()
-    link.wait_ready(10)
-    deadline = time.monotonic() + 5
+    link.wait_ready(60)
+    deadline = time.monotonic() + 60
     while not kept and time.monotonic() < deadline:
         time.sleep(0.02)
     link.stop()

@@ -29,7 +29,7 @@ def test_the_second_of_a_kind_fetches_what_fitted_the_first(tmp_path):
             options = ("--repository", url, "--label", "site=lab")
             stack.enter_context(AgentProcess(broker, root, name, options))
             watch = stack.enter_context(StatusWatch(broker, name))
-            watch.wait_for(lambda status: status.online and status.labels == {"site": "lab"}, 30)
+            watch.wait_for(lambda status: status.online and status.labels == {"site": "lab"}, 60)
         end = roll_out(
             release.name,
             "site=lab",

@@ -130,7 +130,7 @@ def test_profile(x):
     samples = found["samples_ns"]
     assert len(samples) >= 30 and min(samples) > 0 and len(found["warmup_ns"]) >= 3  # noqa: PT018
     span_ns = found["ended_monotonic_ns"] - found["started_monotonic_ns"]
-    assert sum(samples) <= span_ns and 0.2e9 <= span_ns < 20e9  # noqa: PT018
+    assert sum(samples) <= span_ns and 0.2e9 <= span_ns < 600e9  # noqa: PT018
     assert found["open_ns"] > 0 and found["first_run_ns"] > 0 and found["threads"] == 2  # noqa: PT018
     phases = {
         name: msgspec.convert(phase | {"type": "memory"}, Memory) for name, phase in found["memory"]["phases"].items()
@@ -167,7 +167,7 @@ def test_a_signal_ends_a_profile_with_what_was_measured(x, number):
             time.sleep(0.01)
         time.sleep(0.2)
         process.send_signal(number)
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=60)
     found = runner.answer(subprocess.CompletedProcess(command, process.returncode, output, b""))
     assert found.get("stopped") == number.name or "stopped" in found["error"]["message"]
 
@@ -180,7 +180,7 @@ def catches(status, number):
 def test_nothing_goes_on_for_longer_than_allowed(x):
     many = [*runner.command("x86_64"), "profile", LINEAR, "--input", x, "--seconds", "0.5", "--limit-s", "4"]
     with subprocess.Popen(many, stdout=subprocess.PIPE) as process:  # whose output nobody reads
-        assert process.wait(20) == 1
+        assert process.wait(60) == 1
         process.stdout.close()
 
 
@@ -257,7 +257,7 @@ def test_an_instruction_set_that_is_not_there():
 
 def said(command):
     """Its answer; None: a signal ended it, as ExecuTorch does on some damaged files."""
-    done = subprocess.run(command, capture_output=True, timeout=20, check=False)
+    done = subprocess.run(command, capture_output=True, timeout=60, check=False)
     return None if done.returncode < 0 else runner.answer(done)
 
 

@@ -27,7 +27,7 @@ def folder(tmp_path):
 
 
 def facts(*command, **options):
-    done = subprocess.run([*command, "facts"], capture_output=True, timeout=30, check=False, **options)
+    done = subprocess.run([*command, "facts"], capture_output=True, timeout=60, check=False, **options)
     assert done.stderr == b""
     return runner.answer(done)
 

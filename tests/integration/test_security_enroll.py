@@ -326,12 +326,12 @@ def test_the_printed_command_starts_a_broker_that_knows_its_hosts(umask):
                 link = Link(parse_broker(f"mqtts://127.0.0.1:{ports[1]}?ca={identity}&cert={identity}"), "c")
                 link.start()
                 try:
-                    link.wait_ready(10)
+                    link.wait_ready(60)
                 finally:
                     link.stop()
             finally:
                 process.terminate()
-                said = process.communicate(timeout=10)[1].decode()
+                said = process.communicate(timeout=60)[1].decode()
             assert "Unable to open" not in said
     finally:
         os.umask(before)

@@ -37,7 +37,7 @@ def asked(broker, role, leaf):
     link.on_ready(lambda: link.publish(Message(topic="x", payload=b""), lambda _: answered.set()))
     link.start()
     try:
-        assert answered.wait(10)
+        assert answered.wait(60)
     finally:
         link.stop()
 
@@ -87,7 +87,7 @@ def test_home_assistant_learns_of_a_device_through_the_generated_rules(realm, tm
     HomeAssistant(device, "lamp", "Pi", 60.0, tmp_path, "homeassistant")
     for link in (viewer, device):
         link.start()
-        link.wait_ready(10)
+        link.wait_ready(60)
     try:
         until(lambda: b"ferryman_lamp_latency_ms" in heard.get("homeassistant/device/lamp/config", b""))
     finally:
@@ -100,7 +100,7 @@ def test_a_host_at_the_devices_door_is_told_of_its_own(realm):
     link = Link(replace(realm.host("good", "collector"), port=realm.ports[0]), "good")
     link.start()
     try:
-        until(lambda: "hosts have their own port" in link.problem, 15)
+        until(lambda: "hosts have their own port" in link.problem, 60)
     finally:
         link.stop()
 

@@ -103,7 +103,7 @@ def test_many_at_once_into_the_same_sources_lose_and_double_nothing(url, store):
 
 def test_a_deadlock_is_tried_again(store):
     put(store, message(1, 1, "a"), message(1, 1, "b"))
-    both_hold = threading.Barrier(2, timeout=20)
+    both_hold = threading.Barrier(2, timeout=60)
     calls: list[str] = []
 
     def work(first: str, second: str) -> None:

@@ -249,20 +249,20 @@ def adb_server(monkeypatch, *phones: FakePhone) -> Iterator[None]:
     monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", str(free_port()))
     if phones:
         monkeypatch.setenv("HOME", str(phones[0].root))
-    subprocess.run([ADB, "start-server"], check=True, capture_output=True, timeout=30)
+    subprocess.run([ADB, "start-server"], check=True, capture_output=True, timeout=60)
     try:
         for phone in phones:
             plug(phone)
         yield
     finally:
-        subprocess.run([ADB, "kill-server"], check=False, capture_output=True, timeout=30)
+        subprocess.run([ADB, "kill-server"], check=False, capture_output=True, timeout=60)
 
 
 def plug(phone: FakePhone) -> None:
     """Connect a phone, or one that was unplugged."""
     assert ADB is not None
-    subprocess.run([ADB, "disconnect", phone.serial], check=False, capture_output=True, timeout=30)
-    said = subprocess.run([ADB, "connect", phone.serial], check=True, capture_output=True, timeout=30).stdout
+    subprocess.run([ADB, "disconnect", phone.serial], check=False, capture_output=True, timeout=60)
+    said = subprocess.run([ADB, "connect", phone.serial], check=True, capture_output=True, timeout=60).stdout
     assert b"connected to" in said, said
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
+import termios
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
@@ -49,7 +52,7 @@ class AgentProcess:
     def kill(self) -> None:
         assert self._process is not None
         self._process.kill()
-        self._process.wait(10)
+        self._process.wait(60)
 
     def __enter__(self) -> Self:
         self.start()
@@ -59,12 +62,20 @@ class AgentProcess:
         assert self._process is not None
         children = self.workers() if self._process.poll() is None else []
         self._process.kill()
-        self._process.wait(10)
+        self._process.wait(60)
         for child in children:
             try:
                 child.kill()
             except psutil.NoSuchProcess:
                 continue
+
+
+def unread_bytes(process: psutil.Process) -> int:
+    """What waits in the pipe that is its standard input."""
+    count = array("i", [0])
+    with Path(f"/proc/{process.pid}/fd/0").open("rb", buffering=0) as pipe:
+        fcntl.ioctl(pipe, termios.FIONREAD, count)
+    return count[0]
 
 
 class StatusWatch:
@@ -78,7 +89,7 @@ class StatusWatch:
     def _on_status(self, delivery: Delivery) -> None:
         self.seen.append(decode(delivery.payload, Status))
 
-    def wait_for(self, condition: Callable[[Status], bool], timeout_s: float = 10.0) -> Status:
+    def wait_for(self, condition: Callable[[Status], bool], timeout_s: float = 60.0) -> Status:
         """The last status, once it meets `condition`."""
         deadline = time.monotonic() + timeout_s
         while not (self.seen and condition(self.seen[-1])):
@@ -88,7 +99,7 @@ class StatusWatch:
 
     def __enter__(self) -> Self:
         self._link.start()
-        self._link.wait_ready(10)
+        self._link.wait_ready(60)
         return self
 
     def __exit__(self, *_: object) -> None:

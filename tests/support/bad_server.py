@@ -129,6 +129,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
 
+    def _count(self, sent: int) -> None:
+        with self.server.lock:
+            self.server.sent += sent
+
     def _body(self, body: bytes | memoryview, *, endless: bool = False) -> None:
         bad, sent = self.server.bad, 0
         rest = memoryview(body)
@@ -146,10 +150,13 @@ class _Handler(BaseHTTPRequestHandler):
                 with contextlib.suppress(OSError):
                     self.connection.shutdown(socket.SHUT_RDWR)
                 return
-            self.wfile.write(rest[:count])
+            self._count(count)  # first: whoever has read it may look at once
+            try:
+                self.wfile.write(rest[:count])
+            except OSError:
+                self._count(-count)
+                raise
             rest, sent = rest[count:], sent + count
-            with self.server.lock:
-                self.server.sent += count
             if bad.bytes_s is not None:
                 time.sleep(count / bad.bytes_s)
 

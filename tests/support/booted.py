@@ -69,7 +69,7 @@ class Booted:
         """A property of a unit."""
         return self.run("systemctl", "show", "-p", name, "--value", unit)
 
-    def until(self, unit: str, name: str, value: str, timeout_s: float = 30.0) -> None:
+    def until(self, unit: str, name: str, value: str, timeout_s: float = 60.0) -> None:
         """Wait for a property of a unit.
 
         Raises:
@@ -125,7 +125,7 @@ def booted(path: Path, *options: str) -> Iterator[Booted]:
             if container is not None:
                 container.run("systemctl", "poweroff", "--force", check=False)
             try:
-                host.wait(30)
+                host.wait(60)
             except subprocess.TimeoutExpired:
                 host.kill()
 

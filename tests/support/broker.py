@@ -55,4 +55,4 @@ def running_amqtt(folder: Path) -> Iterator[int]:
             yield port
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(60)

@@ -51,8 +51,14 @@ class Cable:
             if not self._whole.is_set():
                 near.close()
                 continue
-            far = socket.create_connection((self._broker.host, self._broker.port))
+            try:
+                far = socket.create_connection((self._broker.host, self._broker.port))
+            except OSError:  # the broker is down
+                near.close()
+                continue
             self._held += [near, far]
+            if not self._whole.is_set():  # cut meanwhile
+                self.cut()
             for pair in ((near, far), (far, near)):
                 threading.Thread(target=self._carry, args=pair, daemon=True).start()
 

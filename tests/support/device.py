@@ -86,7 +86,7 @@ class Device:
         finished = done.wait(60)
         stop.set()
         updating.wake()
-        thread.join(10)
+        thread.join(60)
         assert finished, said
         return said[-1]
 

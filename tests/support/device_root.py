@@ -198,4 +198,4 @@ def _booted(inside: Path, shown: Path | None, packed: Path) -> Iterator[int]:
             yield int(Path(f"/proc/{init.pid}/task/{init.pid}/children").read_text().split()[0])
         finally:
             init.stdin.close()
-            init.wait(20)
+            init.wait(60)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
@@ -18,13 +22,32 @@ from ferryman.devices.broker import BrokerConfig
 BINARY = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/sbin")
 
 
+PORTS, WORKERS = range(10_000, 32_000), 8
+"""Below those that Linux gives to whoever connects (32768 and up): what is chosen here is free until a server takes it.
+Each of so many of pytest's worker processes has a part of its own."""
+
+
+def _own_ports() -> Iterator[int]:
+    part = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % WORKERS
+    own = PORTS[part::WORKERS]
+    yield from itertools.islice(itertools.cycle(own), os.getpid() % len(own), None)  # another run may be under way
+
+
+_candidates = _own_ports()
+_choosing = threading.Lock()
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of 127.0.0.1 that nobody listens on, and nobody else is told of."""
+    while True:
+        with _choosing:
+            port = next(_candidates)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
-def wait_for_port(port: int, timeout_s: float = 10.0) -> None:
+def wait_for_port(port: int, timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     while True:
         try:
@@ -79,7 +102,7 @@ class Mosquitto:
     def _end(self, how: signal.Signals) -> None:
         if self._process is not None:
             self._process.send_signal(how)
-            self._process.wait(10)
+            self._process.wait(60)
             self._process = None
 
     def __enter__(self) -> Self:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.mosquitto import free_port
+
 DOCUMENT = Path(__file__).parents[2] / "docs" / "ota" / "repository.md"
 _AROUND = """
 daemon off;
@@ -41,12 +43,6 @@ def documented() -> str:
     return found
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
 @contextmanager
 def nginx(folder: Path, repository: Path) -> Iterator[str]:
     """Serve `repository`; the server's own files go to `folder`."""
@@ -70,11 +66,11 @@ def nginx(folder: Path, repository: Path) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}/"
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(10)
+            process.wait(60)
 
 
 def _wait(port: int, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(200):
+    for _ in range(3000):
         if process.poll() is not None:
             assert process.stderr is not None
             raise AssertionError(process.stderr.read().decode())

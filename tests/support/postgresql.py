@@ -77,7 +77,7 @@ class PostgreSQL:
         command = self._as_user([_binary("postgres"), "-D", str(self._data), *self._settings])
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self._data)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while True:
             try:
                 self.execute("SELECT 1")
@@ -105,7 +105,7 @@ class PostgreSQL:
                 process.kill()
             except psutil.NoSuchProcess:
                 continue
-        self._process.wait(20)
+        self._process.wait(60)
         self._process = None
 
     def restart(self) -> None:

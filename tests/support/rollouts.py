@@ -119,6 +119,10 @@ class FakeDevice:
         return self.report(Desired(version=self.version, rollout="", release="", package_sha256=""), "confirmed")
 
 
+MARK = Message(topic="fake-fleet/said", payload=b"")
+"""Acknowledged behind whatever was said before."""
+
+
 class FakeFleet:
     """Fake devices at a real broker, over one connection for all of them: a device is its topics."""
 
@@ -134,14 +138,14 @@ class FakeFleet:
 
     def __enter__(self):
         self._link.start()
-        self._link.wait_ready(10)
+        self._link.wait_ready(60)
         self._thread.start()
-        assert self.announced.wait(20)
+        assert self.announced.wait(60)
         return self
 
     def __exit__(self, *_):
         self._todo.put(None)
-        self._thread.join(10)
+        self._thread.join(60)
         self._link.stop()
 
     def _on_desired(self, delivery) -> None:
@@ -155,7 +159,8 @@ class FakeFleet:
             if name == "*":
                 for device in self.devices.values():
                     self._announce(device)
-                self.announced.set()
+                with contextlib.suppress(LinkError):
+                    self._link.publish(MARK, lambda _problem: self.announced.set())
                 continue
             for report in self.devices[name].work():
                 self._say(topics.reported(name), encode(report))
@@ -167,6 +172,12 @@ class FakeFleet:
         )
         self._say(topics.status(device.name), encode(status))
         self._say(topics.reported(device.name), encode(device.first()))
+
+    def settle(self) -> None:
+        """Return once the broker has all that was said."""
+        done = threading.Event()
+        self._link.publish(MARK, lambda _problem: done.set())
+        assert done.wait(60)
 
     def _say(self, topic: str, payload: bytes) -> None:
         with contextlib.suppress(LinkError):  # said again on the next connection

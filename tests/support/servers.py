@@ -59,7 +59,7 @@ def web_hook() -> Iterator[tuple[str, Hook]]:
             hook.authorization = self.headers["Authorization"]
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             if hook.hangs:
-                hook.hang.wait(30)
+                hook.hang.wait(60)
             status = hook.answers.pop(0) if hook.answers else 200
             if any(alert["device"] == hook.refuses for alert in body["alerts"]):
                 status = 413

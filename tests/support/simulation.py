@@ -75,7 +75,7 @@ def simulate(devices: int, *, processes: int = 4, dropped: float = 0.02, seed: i
                 fleet.start()
                 outcome = _roll_out(fleet, broker, releases, folder, chaos=chaos, seed=seed)
                 server.terminate()
-                return replace(outcome, wire_bytes=int(server.communicate(timeout=30)[0]))
+                return replace(outcome, wire_bytes=int(server.communicate(timeout=60)[0]))
             finally:
                 fleet.stop()
                 server.kill()

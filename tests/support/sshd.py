@@ -15,6 +15,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.support.mosquitto import free_port
+
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 
 
@@ -69,7 +71,7 @@ def running_sshd(directory: Path, *, environment: Sequence[str] = ()) -> Iterato
     host_key, key, other_key = (_keygen(directory / name) for name in ("host", "user", "other"))
     authorized = directory / "authorized_keys"
     authorized.write_bytes(key.with_suffix(".pub").read_bytes())
-    port = _free_port()
+    port = free_port()
     public = host_key.with_suffix(".pub").read_text().split()[:2]
     known_hosts = directory / "known_hosts"
     known_hosts.write_text(f"[127.0.0.1]:{port} {' '.join(public)}\n")
@@ -87,7 +89,7 @@ def running_sshd(directory: Path, *, environment: Sequence[str] = ()) -> Iterato
         if daemon.poll() is None:
             server.kill_sessions()
         daemon.terminate()
-        daemon.wait(timeout=10)
+        daemon.wait(timeout=60)
 
 
 def _config(port: int, host_key: Path, authorized: Path, directory: Path, environment: Sequence[str]) -> str:
@@ -116,15 +118,8 @@ def _keygen(path: Path) -> Path:
     return path
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def _wait_until_listening(server: Sshd, daemon: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         if daemon.poll() is not None:
             break

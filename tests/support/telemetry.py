@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 import zlib
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from typing import Self
 
 import msgspec
+import pytest
 from sqlalchemy import select
 
 from ferryman.devices import topics
@@ -23,21 +25,32 @@ from ferryman.devices.fleet.store.store import Store
 from ferryman.devices.fleet.store.tables import records
 from ferryman.devices.mqtt import Delivery, Link, Message
 from ferryman.runtime.contracts.envelope import Envelope, EnvelopeV1, Receipt
+from ferryman.runtime.contracts.errors import LinkError
 from ferryman.runtime.contracts.messages import Status
 from ferryman.runtime.contracts.record import Record, decode, encode
 
 QUICK = Limits(again_first_s=0.5, again_cap_s=1.0, spread_s=0.0)
+ONCE = Limits(again_first_s=600.0, spread_s=0.0)
+"""Where a machine that is slow to answer must not have anything sent twice."""
 
 
 class Note(Record):
     number: int
 
 
-def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)
+
+
+def kept_out(link: Link, why: str) -> str:
+    """What a link that is not let in says, which is `why` (a regular expression) sooner or later."""
+    until(lambda: re.search(why, link.problem) is not None)
+    with pytest.raises(LinkError, match=why) as caught:
+        link.wait_ready(0.1)
+    return str(caught.value)
 
 
 @contextmanager
@@ -83,7 +96,7 @@ class Receiver:
 
     def __enter__(self) -> Self:
         self.link.start()
-        self.link.wait_ready(10)
+        self.link.wait_ready(60)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -214,7 +214,7 @@ def test_following_shows_lines_as_they_come_and_an_interrupt_ends_it(database):
         assert process.stdout.readline().endswith(f"{message}\n")
     store.close()
     process.send_signal(2)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err.strip()) == (130, "", "")
 
 

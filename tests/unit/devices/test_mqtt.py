@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import queue
+import re
 import socket
 import threading
 import time
@@ -15,7 +16,7 @@ from ferryman.devices.mqtt import Link, Message, backoff_s
 from ferryman.devices.mqtt_connection import Client
 from ferryman.runtime.contracts.errors import DeviceError, LinkError
 from tests.support.mosquitto import Mosquitto, free_port
-from tests.support.telemetry import until
+from tests.support.telemetry import kept_out, until
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def listening(broker, *topics, **options):
     for topic in topics:
         link.subscribe(topic, heard.put)
     link.start()
-    link.wait_ready(10)
+    link.wait_ready(60)
     try:
         yield link, heard
     finally:
@@ -44,7 +45,7 @@ def say(link, *messages):
     said: queue.Queue = queue.Queue()
     for message in messages:
         link.publish(message, said.put)
-    return [said.get(timeout=10) for _ in messages]
+    return [said.get(timeout=60) for _ in messages]
 
 
 def break_connection(link):
@@ -62,7 +63,7 @@ def test_backoff_doubles_up_to_its_cap_with_jitter():
 def test_a_loss_that_was_told_is_followed_by_its_end(broker, caplog):
     link = Link(broker.config, "x")
     link.start()
-    link.wait_ready(10)
+    link.wait_ready(60)
     assert caplog.text == ""
     break_connection(link)
     until(lambda: "connected again after " in caplog.text)
@@ -71,7 +72,7 @@ def test_a_loss_that_was_told_is_followed_by_its_end(broker, caplog):
     caplog.clear()
     link.pause()
     link.resume()
-    link.wait_ready(10)
+    link.wait_ready(60)
     link.stop()
     assert caplog.text == ""
 
@@ -94,18 +95,18 @@ def test_two_clients_of_one_name_do_not_throw_each_other_out_without_end(broker,
         link.on_ready(lambda: ready.append(1))
         link.start()
     time.sleep(4)
+    until(lambda: "does another client call itself twin?" in caplog.text)
     for link in links:
         link.stop()
     assert 2 <= len(ready) <= 12
-    assert "does another client call itself twin?" in caplog.text
 
 
 def test_a_broker_that_takes_connections_and_says_nothing_is_called_silent():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         link = Link(BrokerConfig(host="127.0.0.1", port=silent.getsockname()[1]), "x")
         link.start()
-        with pytest.raises(LinkError, match=r"not connected after 6 s: no answer within 5 s"):
-            link.wait_ready(6)
+        said = kept_out(link, "no answer within 5 s")
+        assert re.search(r"not connected after [0-9.]+ s: no answer within 5 s", said)
         link.stop()
 
 
@@ -125,7 +126,7 @@ def scripted(*answers):
                 for part in answer if isinstance(answer, tuple) else (answer,):
                     peer.recv(4096)
                     peer.sendall(part)
-            stop.wait(10)
+            stop.wait(60)
             for peer in held:
                 peer.close()
 
@@ -161,7 +162,7 @@ def test_the_brokers_reason_is_told_with_what_to_do(answer, said, caplog):
     with scripted(answer) as config:
         link = Link(config, "x")
         link.start()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while said not in caplog.text:
             assert time.monotonic() < deadline, caplog.text
             time.sleep(0.02)
@@ -180,10 +181,9 @@ def test_a_subscription_that_is_refused_ends_the_connection_where_it_is_needed(n
         link.subscribe("refused", print, needed=needed)
         link.start()
         if needed:
-            with pytest.raises(LinkError, match="subscription to refused refused: Not authorized"):
-                link.wait_ready(1)
+            kept_out(link, "subscription to refused refused: Not authorized")
         else:
-            link.wait_ready(10)
+            link.wait_ready(60)
             assert "subscription to refused refused: Not authorized" in caplog.text
             assert "going on without" in caplog.text
         link.stop()
@@ -196,7 +196,7 @@ def test_what_nobody_reads_is_dropped_and_said(broker, caplog):
         pass
     with listening(broker.config) as (link, _), listening(broker.config, "new", **kept) as (_, heard):
         say(link, Message(topic="old", payload=b"1"), Message(topic="new", payload=b"2"))
-        assert heard.get(timeout=10).payload == b"2"
+        assert heard.get(timeout=60).payload == b"2"
     assert "message on old, which nobody reads, dropped" in caplog.text
 
 
@@ -217,7 +217,7 @@ def test_what_expired_is_not_delivered_and_what_did_not_tells_what_is_left(broke
         assert say(link, short, long, Message(topic="t/ever", payload=b"3")) == [None] * 3
         time.sleep(2.1)
     with listening(broker.config, "t/#", **away) as (_, heard):
-        got = [heard.get(timeout=10) for _ in range(2)]
+        got = [heard.get(timeout=60) for _ in range(2)]
         assert [one.topic for one in got] == ["t/long", "t/ever"]
         assert 50 <= got[0].expiry_s <= 59
         assert got[0].properties == {"who": "me", "ä": "ö"}
@@ -230,7 +230,7 @@ def test_a_3_1_1_broker_gets_the_message_without_what_it_does_not_know(broker):
     with listening(config, "t") as (link, heard):
         message = Message(topic="t", payload=b"x", expiry_s=5, properties={"a": "b"}, alias=True)
         assert say(link, message, message) == [None, None]
-        got = [heard.get(timeout=10) for _ in range(2)]
+        got = [heard.get(timeout=60) for _ in range(2)]
         assert [(one.topic, one.payload, one.expiry_s, one.properties) for one in got] == [("t", b"x", None, {})] * 2
         assert link.packet_max_bytes is None
 
@@ -246,16 +246,16 @@ def test_a_short_session_is_kept_where_it_also_ends(broker, version, kept):
         say(link, Message(topic="t", payload=b"while away"))
         with listening(config, "t", **options) as (_, heard):
             say(link, Message(topic="t", payload=b"back"))
-            got = [heard.get(timeout=10).payload for _ in range(2 if kept else 1)]
+            got = [heard.get(timeout=60).payload for _ in range(2 if kept else 1)]
     assert got == ([b"while away", b"back"] if kept else [b"back"])
 
 
 def test_what_was_not_acknowledged_comes_again_and_says_so(broker):
     with listening(broker.config, "t", session_expiry_s=60, manual_ack=True) as (link, heard):
         say(link, Message(topic="t", payload=b"x"))
-        first = heard.get(timeout=10)
+        first = heard.get(timeout=60)
         break_connection(link)
-        second = heard.get(timeout=10)
+        second = heard.get(timeout=60)
         assert (first.again, second.again, second.payload) == (False, True, b"x")
         second.acknowledge()
 
@@ -283,11 +283,11 @@ def test_a_topic_goes_by_a_number_once_the_broker_knows_it_and_only_on_that_conn
         again = threading.Event()
         link.on_ready(again.set)
         break_connection(link)
-        assert again.wait(10)
+        assert again.wait(60)
         sent.clear()
         assert say(link, message) == [None]
         assert sent[0] == "a/long/topic"
-        assert {heard.get(timeout=10).topic for _ in range(4)} == {"a/long/topic"}
+        assert {heard.get(timeout=60).topic for _ in range(4)} == {"a/long/topic"}
 
 
 @pytest.mark.parametrize("most", [0, 2])
@@ -298,7 +298,7 @@ def test_no_more_topics_go_by_number_than_the_broker_allows(tmp_path, monkeypatc
         with listening(broker.config, "t/#") as (link, heard):
             assert say(link, *messages) == [None] * 4
             assert say(link, *messages) == [None] * 4
-            got = [heard.get(timeout=10).topic for _ in range(8)]
+            got = [heard.get(timeout=60).topic for _ in range(8)]
         assert got == [message.topic for message in messages] * 2
         assert sent[4:8] == [""] * most + [f"t/{n}" for n in range(most, 4)]
 
@@ -308,7 +308,7 @@ def test_what_is_sent_without_an_answer_never_goes_by_number(broker, monkeypatch
     with listening(broker.config, "t") as (link, heard):
         message = Message(topic="t", payload=b"x", alias=True, qos=0)
         assert say(link, message, message) == [None, None]
-        assert [heard.get(timeout=10).payload for _ in range(2)] == [b"x", b"x"]
+        assert [heard.get(timeout=60).payload for _ in range(2)] == [b"x", b"x"]
     assert sent == ["t", "t"]
 
 
@@ -320,7 +320,7 @@ def test_a_packet_over_the_brokers_limit_is_refused_before_it_is_sent(tmp_path):
         assert "Packet too large" in problems[0]
         assert "takes 2,000" in problems[0]
         assert problems[1] is None
-        assert len(heard.get(timeout=10).payload) == 1900
+        assert len(heard.get(timeout=60).payload) == 1900
         assert link.problem == ""
 
 
@@ -333,9 +333,9 @@ def test_each_connection_has_a_will_of_its_own_and_stopping_says_it_too(broker):
             link.on_ready(ready.set)
             if end is break_connection:
                 link.start()
-            assert ready.wait(10)
+            assert ready.wait(60)
             end(link)
-        assert [heard.get(timeout=10).payload for _ in range(2)] == [b"1", b"2"]
+        assert [heard.get(timeout=60).payload for _ in range(2)] == [b"1", b"2"]
 
 
 def test_no_will_is_made_for_a_broker_that_is_not_there():
@@ -344,8 +344,7 @@ def test_no_will_is_made_for_a_broker_that_is_not_there():
         port = taken.getsockname()[1]
     link = Link(BrokerConfig(host="127.0.0.1", port=port), "x", will=lambda: made.append(1))
     link.start()
-    with pytest.raises(LinkError, match="refused"):
-        link.wait_ready(0.5)
+    kept_out(link, "refused")
     link.stop()
     assert not made
 
@@ -356,8 +355,7 @@ def test_a_will_that_cannot_be_made_is_what_is_in_the_way(broker):
 
     link = Link(broker.config, "x", will=no_will)
     link.start()
-    with pytest.raises(LinkError, match="the disk is full"):
-        link.wait_ready(0.5)
+    kept_out(link, "the disk is full")
     link.stop()
 
 
@@ -367,17 +365,17 @@ def test_a_paused_link_says_its_will_stays_away_and_comes_back_at_once(broker):
         down = threading.Event()
         link.on_down(down.set)
         link.start()
-        link.wait_ready(10)
+        link.wait_ready(60)
         link.pause()
         link.pause()
-        assert heard.get(timeout=10).payload == b"away"
-        assert down.wait(10)
+        assert heard.get(timeout=60).payload == b"away"
+        assert down.wait(60)
         with pytest.raises(LinkError, match="paused"):
-            link.wait_ready(0.7)
+            link.wait_ready(1.0)
         with pytest.raises(LinkError, match="not connected: paused"):
             link.publish(Message(topic="t", payload=b""))
         link.resume()
-        link.wait_ready(2)
+        link.wait_ready(60)
         link.stop()
 
 
@@ -386,7 +384,7 @@ def test_nothing_is_published_behind_the_last_words(broker, monkeypatch, end, wh
     with listening(broker.config, "status") as (_, heard):
         link = Link(broker.config, "shy", will=Message(topic="status", payload=b"away", retain=True))
         link.start()
-        link.wait_ready(10)
+        link.wait_ready(60)
         publish = link._connection.publish
 
         def publish_while_others_go_on(message, done):
@@ -396,7 +394,7 @@ def test_nothing_is_published_behind_the_last_words(broker, monkeypatch, end, wh
 
         monkeypatch.setattr(link._connection, "publish", publish_while_others_go_on)
         getattr(link, end)()
-        assert heard.get(timeout=10).payload == b"away"
+        assert heard.get(timeout=60).payload == b"away"
         assert heard.empty()
         link.stop()
 
@@ -405,7 +403,6 @@ def test_a_link_may_be_paused_from_the_start_and_stopped_then(broker):
     link = Link(broker.config, "shy")
     link.pause()
     link.start()
-    with pytest.raises(LinkError, match="paused"):
-        link.wait_ready(0.3)
+    kept_out(link, "paused")
     link.stop()
     assert not link._thread.is_alive()

@@ -40,7 +40,7 @@ def test_a_pipe_is_written_to(tmp_path):
     reader = threading.Thread(target=lambda: found.append(pipe.read_text()))
     reader.start()
     write_whole(pipe, "text")
-    reader.join(5)
+    reader.join(60)
     assert found == ["text"]
 
 

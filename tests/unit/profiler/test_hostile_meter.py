@@ -73,6 +73,10 @@ def measure(sampler: Any) -> Energy | Unavailable:
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     monkeypatch.setattr(energy, "WINDOW_MIN_S", 0.1)
+
+
+@pytest.fixture
+def hasty(monkeypatch):
     monkeypatch.setattr(energy, "ANSWER_S", 0.3)
     monkeypatch.setattr(meter, "OPEN_S", 0.3)
 
@@ -97,13 +101,11 @@ def test_a_good_meter_is_measured():
 
 def test_a_fifo_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "name")
-    began = time.monotonic()
     with pytest.raises(SensorError, match="name: no regular file"):
         read_text(tmp_path / "name")
     (tmp_path / "dev").mkdir()
     os.mkfifo(tmp_path / "dev/vcio")
     assert isinstance(open_pmic(tmp_path), Unavailable)
-    assert time.monotonic() - began < 5
 
 
 def test_a_device_node_is_refused(tmp_path):
@@ -113,31 +115,29 @@ def test_a_device_node_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("reads", [0, 2, 25])
-def test_a_meter_that_blocks_is_left_behind(reads):
+def test_a_meter_that_blocks_is_left_behind(hasty, reads):
     release, good, count = threading.Event(), Meter(), itertools.count()
 
     def read() -> object:
         if next(count) >= reads:
-            release.wait(30)
+            release.wait(60)
         return good.read()
 
-    began = time.monotonic()
     found = measure(Meter(read=read))
     release.set()
     assert found == Unavailable(reason="bench: read() did not answer within 0.3 s")
-    assert time.monotonic() - began < 5
 
 
-def test_a_meter_that_blocks_when_it_is_asked_or_closed_is_left_behind():
+def test_a_meter_that_blocks_when_it_is_asked_or_closed_is_left_behind(hasty):
     release = threading.Event()
 
     class Slow(Meter):
-        source = property(lambda _: release.wait(30))  # type: ignore[assignment]
+        source = property(lambda _: release.wait(60))  # type: ignore[assignment]
 
         def __init__(self) -> None:
             self.period_s, self.settle_s = 0.01, 0.0
 
-    found = [measure(Slow()), measure(Meter(close=lambda: release.wait(30)))]
+    found = [measure(Slow()), measure(Meter(close=lambda: release.wait(60)))]
     release.set()
     assert found == [
         Unavailable(reason="meter Slow: what it states did not answer within 0.3 s"),
@@ -145,12 +145,12 @@ def test_a_meter_that_blocks_when_it_is_asked_or_closed_is_left_behind():
     ]
 
 
-def test_a_source_of_the_device_that_blocks_makes_way_for_the_next(tmp_path, monkeypatch):
+def test_a_source_of_the_device_that_blocks_makes_way_for_the_next(hasty, tmp_path, monkeypatch):
     write_tree(tmp_path, BATTERY, "sys/class/power_supply")
     release = threading.Event()
 
     def open_source(_root):
-        release.wait(30)
+        release.wait(60)
 
     monkeypatch.setattr(energy, "SOURCES", (open_source, power_supply.open_source))
     assert isinstance(choose_source(tmp_path), power_supply.BatterySampler)
@@ -172,12 +172,10 @@ def flood(how_many: int | None) -> Callable[[], object]:
 
 @pytest.mark.parametrize("how_many", [20_000, None])
 def test_a_meter_that_floods_is_given_up(how_many):
-    began = time.monotonic()
     found = measure(Meter(read=flood(how_many)))
     assert isinstance(found, Unavailable)
     assert "bench: " in found.reason
     assert "more than 100,000 readings in a window; have the meter average them" in found.reason
-    assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("1/0"), SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
@@ -231,9 +229,9 @@ def test_an_error_that_cannot_even_be_printed_is_unavailable(lab):
     assert len(encode(found)) < 1000
 
 
-def test_a_module_that_blocks_is_left_behind(lab):
+def test_a_module_that_blocks_is_left_behind(hasty, lab):
     release = threading.Event()
-    found = lab(lambda _: release.wait(30))
+    found = lab(lambda _: release.wait(60))
     release.set()
     assert found == Unavailable(reason="meter python:my_lab?3: open_meter() did not answer within 0.3 s")
 

@@ -36,24 +36,24 @@ def test_each_thread_shows_for_itself(now):
     def other():
         with watched("other", 5):
             ready.set()
-            go_on.wait(5)
+            go_on.wait(60)
             beat()
             done.set()
             go_on.clear()
-            go_on.wait(5)
+            go_on.wait(60)
 
     thread = threading.Thread(target=other)
     with watched("this", 5):
         thread.start()
-        assert ready.wait(5)
+        assert ready.wait(60)
         now[0] += 6
         beat()
         assert [one.partition(" has")[0] for one in silent()] == ["other"]
         go_on.set()
-        assert done.wait(5)
+        assert done.wait(60)
         assert silent() == []
         go_on.set()
-        thread.join(5)
+        thread.join(60)
 
 
 def test_one_without_a_bound_is_missed_only_when_it_died(now):

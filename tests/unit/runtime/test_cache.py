@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import os
 import time
 from pathlib import Path
@@ -222,6 +223,7 @@ def test_a_runtime_that_fails_leaves_nothing(folder, artifact, error, caplog):
     def fails(_):
         raise error
 
+    gc.collect()  # what other tests left
     before = len(list(Path("/proc/self/fd").iterdir()))
     assert use(folder, artifact, fails) == ("off", None)
     assert list(folder.iterdir()) == []

@@ -362,7 +362,7 @@ if child == 0:
     assert np.array_equal(run(), expected)
     del interpreter, delegate
     sys.exit(7)
-for _ in range(200):
+for _ in range(1200):
     if (ended := os.waitpid(child, os.WNOHANG))[0]:
         print(os.waitstatus_to_exitcode(ended[1]), np.array_equal(run(), expected))
         break

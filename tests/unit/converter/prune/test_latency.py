@@ -9,6 +9,7 @@ from torch import nn
 from ferryman.converter.prune.latency import checked, measured_latency
 from ferryman.converter.prune.structured import prune
 from ferryman.runtime.contracts.errors import CallerError
+from tests.support.undisturbed import undisturbed
 from tests.unit.converter.prune.nets import ResNet, image
 
 
@@ -40,6 +41,10 @@ def test_what_is_no_time_is_refused(found):
 def test_a_narrower_model_takes_less_on_an_interpreter(interpreter):
     torch.manual_seed(0)
     net, inputs = ResNet(48).eval(), (torch.randn(1, 1, 32, 32),)
-    done = prune(net, "pruned-60latency", example=inputs, latency=measured_latency(inputs, interpreter))
-    assert done.after.macs < 0.75 * done.before.macs
-    assert done.after.seconds < done.before.seconds
+
+    def attempt():
+        done = prune(net, "pruned-60latency", example=inputs, latency=measured_latency(inputs, interpreter))
+        assert done.after.macs < 0.75 * done.before.macs
+        assert done.after.seconds < done.before.seconds
+
+    undisturbed(attempt)

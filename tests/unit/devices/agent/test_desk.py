@@ -63,7 +63,7 @@ def served():
 
 
 def answer(link):
-    message, done = link.sent.get(timeout=5)
+    message, done = link.sent.get(timeout=60)
     return unpack(message.payload, Response), message, done
 
 

@@ -164,10 +164,10 @@ class Host:
         self._link = Link(broker, "host")
         self._link.subscribe("+/device/+/config", self.heard.put)
         self._link.start()
-        self._link.wait_ready(10)
+        self._link.wait_ready(60)
 
     def next(self):
-        delivery = self.heard.get(timeout=10)
+        delivery = self.heard.get(timeout=60)
         return delivery.topic, json.loads(delivery.payload) if delivery.payload else None
 
     def say(self, payload):
@@ -181,7 +181,7 @@ def connected(broker, root, prefix):
     link = Link(broker, "agent")
     HomeAssistant(link, "pi", "m", 60, root, prefix)
     link.start()
-    link.wait_ready(10)
+    link.wait_ready(60)
     return link
 
 

@@ -70,7 +70,7 @@ def test_on_a_link_that_is_to_be_spared_samples_are_recorded_and_not_shown(wires
     one = made(wires, InstrumentsConfig(sparkplug="plant"), record=recorded.append, mode=lambda: mode[0])
     one._sampler._period_s = 0.05
     wires.link.start()
-    wires.link.wait_ready(10)
+    wires.link.wait_ready(60)
     stop = threading.Event()
     threads = [threading.Thread(target=run, args=(stop,)) for run in one.runs().values()]
     for thread in threads:
@@ -79,8 +79,8 @@ def test_on_a_link_that_is_to_be_spared_samples_are_recorded_and_not_shown(wires
     assert heard.empty()
     assert births.empty()
     mode[0] = "full"
-    assert isinstance(decode(heard.get(timeout=10).payload, Sample), Sample)
-    births.get(timeout=10)
+    assert isinstance(decode(heard.get(timeout=60).payload, Sample), Sample)
+    births.get(timeout=60)
     mode[0] = "offline"
     until(lambda: one._sparkplug.paused)
     stop.set()

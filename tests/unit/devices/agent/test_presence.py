@@ -78,7 +78,7 @@ def test_what_a_link_says_when_it_is_paused_takes_the_place_of_its_will(tmp_path
         link = Link(broker.config, "agent", will=presence.death)
         link.start()
         for mode in ("offline", ""):
-            link.wait_ready(10)
+            link.wait_ready(60)
             link.pause(presence.farewell() if mode else None)
             watch.wait_for(lambda seen, mode=mode: seen.mode == mode and seen.birth == presence._birth)
             link.resume()
@@ -99,16 +99,16 @@ def test_readers_ignore_a_late_death(tmp_path):
     with Mosquitto(tmp_path) as broker:
         agent = Link(broker.config, "agent")
         agent.start()
-        agent.wait_ready(10)
+        agent.wait_ready(60)
 
         def say(one):
             said = threading.Event()
             agent.publish(Message(topic=topics.status("pi"), payload=encode(one), retain=True), lambda _: said.set())
-            assert said.wait(10)
+            assert said.wait(60)
 
         say(status(7, online=True))
         fleet = FleetLink(broker.config)
-        fleet.start(10)
+        fleet.start(60)
         with AgentClient(broker.config, "pi") as client:
             heard = []
             while not heard:

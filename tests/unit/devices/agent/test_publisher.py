@@ -516,3 +516,22 @@ def test_a_receipt_for_what_an_earlier_connection_sent_counts_and_of_an_earlier_
     again.receipt((2, 2))
     again.turn()
     assert again.box.counts().records == 0
+
+
+def test_what_was_appended_last_goes_before_it_stops(tmp_path):
+    """In the middle of a turn, and behind a message under way, which others would wait for."""
+    scene = Scene(tmp_path)
+    scene.append("note")
+    turn = scene.publisher._turn
+
+    def last(now):
+        wait_s = turn(now)
+        if not scene.publisher._stopping.is_set():
+            scene.append("note")
+            scene.publisher._stopping.set()
+        return wait_s
+
+    scene.publisher._turn = last
+    scene.publisher.start()
+    scene.publisher.stop()
+    assert [carried(one) for one in scene.new()] == [[1], [2]]

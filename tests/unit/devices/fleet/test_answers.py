@@ -21,6 +21,7 @@ from ferryman.runtime.contracts.measurement import Measurement, ProfileSpec
 from tests.support.fleet import LITERT, measured
 from tests.support.interpreters import ROOT
 from tests.support.packages import write_tiny_package
+from tests.support.telemetry import until
 
 QUESTION = Question(
     package_sha256="00",
@@ -160,6 +161,7 @@ def test_a_writer_killed_at_any_moment_leaves_whole_answers(tmp_path):
         with subprocess.Popen([sys.executable, "-c", WRITE, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE) as writer:
             assert writer.stdout is not None
             writer.stdout.readline()
+            until(lambda: any(tmp_path.glob("*.json")))
             time.sleep(round_s)
             writer.kill()
         entries = list(tmp_path.glob("*.json"))

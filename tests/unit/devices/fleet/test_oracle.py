@@ -7,7 +7,6 @@ import itertools
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from ferryman.runtime.contracts.record import Unavailable
 from tests.support.fleet import BENCH, BOTH, LITERT, LOCAL, STATE, Devices, conditions, measured
 from tests.support.interpreters import ROOT
 from tests.support.packages import write_tiny_package
+from tests.support.telemetry import until
 
 LATENCY = ("latency_ms",)
 ONE = ProfileSpec(interpreters=(LITERT,))
@@ -216,7 +216,7 @@ def test_a_device_that_is_away_costs_no_other_its_rows(tmp_path, devices):
 
 
 def test_devices_work_at_the_same_time(tmp_path, oracle, devices):
-    meeting = threading.Barrier(2, timeout=10)
+    meeting = threading.Barrier(2, timeout=60)
 
     def measure(package, _device, spec):
         meeting.wait()
@@ -231,7 +231,7 @@ def test_one_device_is_measured_by_one_thread_at_a_time(tmp_path, oracle, device
 
     def measure(package, _device, spec):
         assert busy.acquire(blocking=False)
-        time.sleep(0.02)
+        until(lambda: "local: another measures there, waiting" in heard)
         busy.release()
         return measured(package, spec, 2.0)
 
@@ -245,7 +245,7 @@ def test_one_device_is_measured_by_one_thread_at_a_time(tmp_path, oracle, device
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert len(tables) == 4
     assert not any(table.failed for table in tables)
     assert devices.count("profile") == 3  # who waited for its turn takes the answer of whoever had it

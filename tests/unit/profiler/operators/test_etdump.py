@@ -35,7 +35,7 @@ def test_each_run_has_its_events():
         inside = [event for event in events if event.inside]
         assert [event.name.partition(" (")[0] for event in inside] == ["Fully Connected"]
         assert {event.instruction for event in inside} == {call.instruction} == {0}
-        assert 0 < call.duration_ns <= whole.duration_ns < 10**9
+        assert 0 < call.duration_ns <= whole.duration_ns < 60 * 10**9
 
 
 @pytest.mark.slow  # its reader takes the whole of torch

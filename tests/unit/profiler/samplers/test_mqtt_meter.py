@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -21,6 +22,8 @@ from ferryman.profiler.sysfs import SensorError
 from ferryman.runtime.contracts.energy import Energy
 from ferryman.runtime.contracts.record import Unavailable
 from tests.support.mosquitto import Mosquitto, free_port
+from tests.support.telemetry import until
+from tests.support.undisturbed import undisturbed
 
 TASMOTA = {
     "Time": "2026-11-26T10:00:00",
@@ -98,9 +101,25 @@ def opened(spec: str) -> MqttSampler:
     return found
 
 
-def next_values(sampler: MqttSampler, seconds: float = 0.5) -> list[float]:
-    time.sleep(seconds)
-    return [value for _, value in sampler.read()]
+def next_values(sampler: MqttSampler, count: int = 4) -> list[float]:
+    values: list[float] = []
+    until(lambda: len(values) >= count or bool(values.extend(value for _, value in sampler.read())))
+    return values
+
+
+def trouble(sampler: MqttSampler) -> str:
+    """Why it cannot be read; empty: it can."""
+    try:
+        sampler.read()
+    except SensorError as error:
+        return str(error)
+    return ""
+
+
+def came(sampler: MqttSampler) -> bool:
+    with contextlib.suppress(SensorError):
+        return bool(sampler.read())
+    return False
 
 
 @pytest.mark.parametrize(
@@ -115,7 +134,6 @@ def test_a_plug_that_publishes_is_read(broker, kind, topic, message, watts):
     with Plug(broker, topic, lambda: message):
         sampler = opened(f"mqtt://127.0.0.1:{broker.port}/{topic}?kind={kind}")
         values = next_values(sampler)
-        assert len(values) > 3
         assert set(values) == {watts}
         assert sampler.source.name == f"{kind} plug at mqtt://127.0.0.1/{topic}"
         assert sampler.settle_s == 2
@@ -131,7 +149,7 @@ def test_a_plug_that_is_silent_is_asked(broker, spec, message):
         sampler = opened(f"mqtt://127.0.0.1:{broker.port}/{spec}&poll=0.1")
         assert sampler.period_s == pytest.approx(0.1)
         asked = [value for _, value in sampler.read()]
-        assert asked + next_values(sampler)
+        assert asked + next_values(sampler, 1)
         sampler.close()
 
 
@@ -139,32 +157,36 @@ def test_the_whole_chain_finds_the_joules_of_a_plug(broker, monkeypatch):
     """5 W idle, 8 W running, and a plug that tells half a second late."""
     monkeypatch.setattr(energy, "WINDOW_MIN_S", 1.0)
     monkeypatch.setitem(mqtt_meter.KINDS, "watts", mqtt_meter.Kind(parse_watts, 0.1, 0.05))
-    changed = [0.0]
 
-    def payload() -> str:
-        late = changed[0] and time.monotonic() - changed[0] > 0.5
-        return f"{8.0 if late else 5.0}"
+    def attempt() -> None:
+        changed = [0.0]
 
-    runs = [0]
+        def payload() -> str:
+            late = changed[0] and time.monotonic() - changed[0] > 0.5
+            return f"{8.0 if late else 5.0}"
 
-    def run() -> None:
-        changed[0] = changed[0] or time.monotonic()
-        time.sleep(0.01)
-        runs[0] += 1
+        runs = [0]
 
-    with Plug(broker, "bench/power", payload, 0.03):
-        sampler = opened(f"mqtt://127.0.0.1:{broker.port}/bench/power?kind=watts&settle=0.7")
-        found = measure_energy(sampler, run, idle_s=1.0, window_s=1.0)
-    assert isinstance(found, Energy), found
-    assert found.active.power_w == pytest.approx(8.0, rel=0.001)
-    assert found.idle.power_w == pytest.approx(5.0, rel=0.001)  # type: ignore[union-attr]
-    assert 0 < found.active.runs < runs[0]
-    assert found.gross_j == pytest.approx(8.0 * found.active.window_s / found.active.runs)
+        def run() -> None:
+            changed[0] = changed[0] or time.monotonic()
+            time.sleep(0.01)
+            runs[0] += 1
+
+        with Plug(broker, "bench/power", payload, 0.03):
+            sampler = opened(f"mqtt://127.0.0.1:{broker.port}/bench/power?kind=watts&settle=0.7")
+            found = measure_energy(sampler, run, idle_s=1.0, window_s=1.0)
+        assert isinstance(found, Energy), found
+        assert found.active.power_w == pytest.approx(8.0, rel=0.001)
+        assert found.idle.power_w == pytest.approx(5.0, rel=0.001)  # type: ignore[union-attr]
+        assert 0 < found.active.runs < runs[0]
+        assert found.gross_j == pytest.approx(8.0 * found.active.window_s / found.active.runs)
+
+    undisturbed(attempt)
 
 
 def test_what_the_broker_kept_is_of_an_earlier_time(broker):
     with Plug(broker, "bench/power", lambda: "2.0") as plug:
-        plug.client.publish("bench/power", "99.0", retain=True).wait_for_publish(5)
+        plug.client.publish("bench/power", "99.0", retain=True).wait_for_publish(60)
         sampler = opened(f"mqtt://127.0.0.1:{broker.port}/bench/power?kind=watts")
         assert set(next_values(sampler)) == {2.0}
         sampler.close()
@@ -184,26 +206,14 @@ def test_a_broker_that_goes_away_is_an_error_and_may_come_back(broker):
     with Plug(broker, "bench/power", lambda: "2.0"):
         sampler = opened(f"mqtt://127.0.0.1:{broker.port}/bench/power?kind=watts")
         broker.kill()
-        time.sleep(0.3)
-        sampler._inbox._readings.clear()  # what had come before
-        with pytest.raises(SensorError, match="the broker is gone"):
-            sampler.read()
+        until(lambda: "the broker is gone" in trouble(sampler))
         broker.start()
-        deadline = time.monotonic() + 15
-        while time.monotonic() < deadline:
-            time.sleep(0.1)
-            try:
-                if sampler.read():
-                    break
-            except SensorError:
-                continue
-        else:
-            pytest.fail("it did not come back")
+        until(lambda: came(sampler))
         sampler.close()
 
 
 def test_a_silent_plug_is_unavailable(broker, monkeypatch):
-    monkeypatch.setattr(mqtt_meter, "_CONNECT_S", 0.2)
+    monkeypatch.setattr(mqtt_meter, "_CONNECT_S", 2.0)
     found = open_meter(f"mqtt://127.0.0.1:{broker.port}/tele/plug/SENSOR?poll=0.1")
     assert isinstance(found, Unavailable)
     assert "no reading within" in found.reason

@@ -101,7 +101,7 @@ def test_foreign_bytes_are_refused_or_read_in_time(data):
         decoded = codec.decode(bytes(foreign), shapes)
     except PackageError:
         decoded = None
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 60
     if decoded is not None:
         assert {name: one.shape for name, one in decoded.items()} == shapes
         assert all(np.isfinite(one).all() for one in decoded.values())

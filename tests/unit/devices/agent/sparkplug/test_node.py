@@ -30,18 +30,18 @@ class Host:
         self.link = Link(broker, name)
         self.link.subscribe("spBv1.0/plant/#", self.heard.put)
         self.link.start()
-        self.link.wait_ready(10)
+        self.link.wait_ready(60)
 
     def next(self, kind):
         """The next message, which must be of a kind."""
-        delivery = self.heard.get(timeout=10)
+        delivery = self.heard.get(timeout=60)
         assert delivery.topic == f"spBv1.0/plant/{kind}/pi"
         assert not delivery.retained
         return _message().FromString(delivery.payload)
 
     def command(self, payload, **options):
         self.link.publish(Message(topic="spBv1.0/plant/NCMD/pi", payload=payload, **options))
-        assert self.heard.get(timeout=10).topic.endswith("NCMD/pi")
+        assert self.heard.get(timeout=60).topic.endswith("NCMD/pi")
 
     def close(self):
         self.link.stop()
@@ -76,14 +76,14 @@ def values(payload):
 
 def ready(node):
     node.start()
-    node._link.wait_ready(10)
+    node._link.wait_ready(60)
 
 
 def test_birth_tells_every_metric_its_type_and_number(node, host):
     ready(node)
     birth = host.next("NBIRTH")
     assert birth.seq == 0
-    assert abs(birth.timestamp - time.time() * 1000) < 10_000
+    assert abs(birth.timestamp - time.time() * 1000) < 600_000
     found = {metric.name: metric for metric in birth.metrics}
     assert set(found) == {*METRICS, "package_sha256", "bdSeq", "Node Control/Rebirth"}
     assert (found["bdSeq"].long_value, found["bdSeq"].datatype) == (0, INT64)
@@ -157,7 +157,7 @@ def test_a_death_has_the_number_of_its_birth_whether_wanted_or_not(broker, host,
         assert values(birth)["bdSeq"] == number
         if end == "break":
             one._link._connection._client.socket().close()
-            found = [host.heard.get(timeout=10) for _ in range(2)]
+            found = [host.heard.get(timeout=60) for _ in range(2)]
             assert [one.topic.split("/")[2] for one in found] == ["NDEATH", "NBIRTH"]
             death, next_birth = (_message().FromString(one.payload) for one in found)
             assert values(next_birth)["bdSeq"] == 1
@@ -212,14 +212,14 @@ def test_another_implementation_reads_it(node, host):
     pysparkplug = pytest.importorskip("pysparkplug", reason="pip install --no-deps pysparkplug")
     node.tell(sample(temperature_c=59))
     ready(node)
-    birth = pysparkplug.NBirth.decode(host.heard.get(timeout=10).payload)
-    history = pysparkplug.NData.decode(host.heard.get(timeout=10).payload, birth=birth)
+    birth = pysparkplug.NBirth.decode(host.heard.get(timeout=60).payload)
+    history = pysparkplug.NData.decode(host.heard.get(timeout=60).payload, birth=birth)
     node.tell(sample(temperature_c=60.5))
-    data = pysparkplug.NData.decode(host.heard.get(timeout=10).payload, birth=birth)
+    data = pysparkplug.NData.decode(host.heard.get(timeout=60).payload, birth=birth)
     assert birth.seq == 0
     assert {metric.name for metric in birth.metrics} >= set(METRICS)
     assert next((m.name, m.value, m.is_historical) for m in history.metrics) == ("temperature_c", 59.0, True)
     assert [(m.name, m.value, m.is_historical) for m in data.metrics] == [("temperature_c", 60.5, False)]
     node.stop()
-    death = pysparkplug.NDeath.decode(host.heard.get(timeout=10).payload)
+    death = pysparkplug.NDeath.decode(host.heard.get(timeout=60).payload)
     assert death.bd_seq_metric.value == 0

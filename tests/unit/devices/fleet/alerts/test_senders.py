@@ -24,8 +24,13 @@ from tests.unit.devices.fleet.alerts.test_book import row, target
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    for name, value in (("LOOK_S", 0.02), ("RETRY_FIRST_S", 0.05), ("RETRY_CAP_S", 0.1), ("TIMEOUT_S", 0.5)):
+    for name, value in (("LOOK_S", 0.02), ("RETRY_FIRST_S", 0.05), ("RETRY_CAP_S", 0.1)):
         monkeypatch.setattr(senders, name, value)
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    monkeypatch.setattr(senders, "TIMEOUT_S", 0.5)
 
 
 @contextmanager
@@ -57,7 +62,7 @@ def test_a_webhook_gets_the_notice_and_a_mailbox_a_mail():
     assert "lab-2: is offline" in str(mail)
 
 
-def test_a_dead_a_failing_and_a_hanging_webhook_hold_up_nobody_and_are_told_once_they_answer(caplog):
+def test_a_dead_a_failing_and_a_hanging_webhook_hold_up_nobody_and_are_told_once_they_answer(hasty, caplog):
     dead = f"http://127.0.0.1:{free_port()}/"
     with web_hook() as (failing, fails), web_hook() as (hanging, hangs), mail_server() as (mail_url, box):
         fails.answers = [500, 302, 404]
@@ -65,13 +70,13 @@ def test_a_dead_a_failing_and_a_hanging_webhook_hold_up_nobody_and_are_told_once
         with telling(dead, failing, hanging, mail_url) as (book, some):
             book.update([row(1, "pi")], target, time.monotonic())
             until(lambda: len(box.mails) == 1)
-            until(lambda: len(fails.bodies) == 1)
+            until(lambda: some[1].told == 1)
             until(lambda: some[0].failed > 2 and some[2].failed > 0)
             assert book.take_told() == []
             hangs.hangs = False
             hangs.hang.set()
             until(lambda: some[2].told == 1)
-            assert some[1].failed == 3
+            assert some[1].failed >= 3
             assert (some[1].told, some[3].told) == (1, 1)
     assert "the webhook answers 500" in caplog.text
     assert dead not in caplog.text  # a URL may hold a password
@@ -115,7 +120,7 @@ def test_one_that_only_apprise_knows_to_fail_holds_up_others_for_a_moment_only(m
 
 
 @pytest.mark.parametrize("said", [b"HTTP/1.1 100 Continue\r\n\r\n", b"H"])
-def test_a_webhook_that_never_comes_to_its_answer_is_given_up(said):
+def test_a_webhook_that_never_comes_to_its_answer_is_given_up(hasty, said):
     stop = threading.Event()
 
     def drip(server: socket.socket) -> None:

@@ -71,15 +71,15 @@ def test_a_stop_waits_for_what_is_being_done_and_lets_another_lead():
 
     def work(_: int) -> None:
         begun.set()
-        go.wait(5)
+        go.wait(60)
 
     leader = Leader()
     housekeeping = Housekeeping(leader, (Chore("x", 1, work),))
     housekeeping.start()
-    assert begun.wait(5)
+    assert begun.wait(60)
     stopping = threading.Thread(target=housekeeping.stop)
     stopping.start()
     assert not leader.released
     go.set()
-    stopping.join(5)
+    stopping.join(60)
     assert leader.released

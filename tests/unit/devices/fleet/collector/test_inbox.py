@@ -36,7 +36,7 @@ def test_a_full_one_holds_up_whoever_puts_until_there_is_room(monkeypatch):
     thread.start()
     assert not put.wait(0.05)
     box.take(0, 1)
-    assert put.wait(5)
+    assert put.wait(60)
     thread.join()
     assert [d.payload for d in box.take(0, 1)] == [b"y"]
 
@@ -47,6 +47,6 @@ def test_a_closed_one_holds_up_nobody_and_takes_nothing(monkeypatch):
     thread = threading.Thread(target=box.put, args=(None, messages(b"x")))
     thread.start()
     box.close()
-    thread.join(5)
+    thread.join(60)
     assert not thread.is_alive()
     assert box.take(0, 1) == []

@@ -32,7 +32,7 @@ def store(tmp_path):
 
 
 def scrape(port: int) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
         text = answer.read().decode()
     families = list(text_string_to_metric_families(text))
     assert all(family.documentation for family in families if family.name.startswith("ferryman"))

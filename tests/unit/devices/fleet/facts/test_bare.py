@@ -153,7 +153,7 @@ def test_bytes_are_no_facts(data):
 @pytest.mark.parametrize("shell", SHELLS, ids=" ".join)
 def test_the_script_runs_in_any_shell_and_writes_nothing(shell, tmp_path):
     (_, *argv), mark = bare_command(tmp_path / "not there")
-    done = subprocess.run([*shell, *argv], capture_output=True, cwd=tmp_path, check=False, timeout=30)
+    done = subprocess.run([*shell, *argv], capture_output=True, cwd=tmp_path, check=False, timeout=60)
     found = parse_bare(done.stdout, mark, tmp_path / "not there", "none")
     assert found.machine == os.uname().machine
     assert found.kernel == os.uname().release

@@ -118,7 +118,7 @@ def test_beats_go_on(system, monkeypatch):
     beaten = threading.Event()
     link.on_ask = lambda _, line: beaten.set() if "lock/beat" in line and "mkdir" not in line else None
     with locked(Phone("phone", link, system.home)):
-        assert beaten.wait(10)
+        assert beaten.wait(60)
 
 
 @pytest.mark.parametrize("root", ["/", "/data", "relative/x"])

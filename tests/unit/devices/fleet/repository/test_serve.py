@@ -41,7 +41,7 @@ def address(folder):
 
 @pytest.fixture
 def connection(address):
-    made = http.client.HTTPConnection(address, timeout=5)
+    made = http.client.HTTPConnection(address, timeout=60)
     yield made
     made.close()
 
@@ -108,7 +108,7 @@ def test_nothing_else_is_served(connection, path):
 
 def test_other_methods_are_refused(address):
     for method in ("POST", "PUT", "DELETE"):
-        made = http.client.HTTPConnection(address, timeout=5)
+        made = http.client.HTTPConnection(address, timeout=60)
         made.request(method, "/packs/ab/x.pack", body=b"x")
         assert made.getresponse().status == 501
         made.close()
@@ -116,7 +116,7 @@ def test_other_methods_are_refused(address):
 
 def test_a_body_is_not_read_as_the_next_request(address):
     host, port = address.split(":")
-    with socket.create_connection((host, int(port)), timeout=5) as raw:
+    with socket.create_connection((host, int(port)), timeout=60) as raw:
         smuggled = b"GET /packs/ab/x.pack HTTP/1.1\r\nHost: x\r\n\r\n"
         raw.sendall(b"GET /none HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(smuggled), smuggled))
         answer = b""
@@ -128,14 +128,14 @@ def test_a_body_is_not_read_as_the_next_request(address):
 def test_a_client_that_goes_away_or_says_nothing_costs_nobody_else(folder, address, monkeypatch, capfd):
     host, port = address.split(":")
     for data in (b"", b"GET /packs", b"\x16\x03\x01\xff\xff", b"GET /packs/ab/x.pack HTTP/1.1\r\n\r\n"):
-        with socket.create_connection((host, int(port)), timeout=5) as raw:
+        with socket.create_connection((host, int(port)), timeout=60) as raw:
             raw.sendall(data)
-    monkeypatch.setattr(serving_module._Handler, "timeout", 0.1)
-    with serving(folder) as url:
-        silent = socket.create_connection(urlsplit(url).netloc.split(":"), timeout=5)
+    with monkeypatch.context() as patch, serving(folder) as url:
+        patch.setattr(serving_module._Handler, "timeout", 0.1)
+        silent = socket.create_connection(urlsplit(url).netloc.split(":"), timeout=60)
         assert silent.recv(10) == b""  # closed
         silent.close()
-    made = http.client.HTTPConnection(address, timeout=5)
+    made = http.client.HTTPConnection(address, timeout=60)
     assert _ask(made, "/packs/ab/x.pack")[0] == 200
     made.close()
     assert "Traceback" not in "".join(capfd.readouterr())
@@ -144,14 +144,14 @@ def test_a_client_that_goes_away_or_says_nothing_costs_nobody_else(folder, addre
 def test_more_connections_than_threads_wait(folder, monkeypatch):
     monkeypatch.setattr(serving_module, "CONNECTIONS_MAX", 2)
     with serving(folder) as url:
-        held = [socket.create_connection(urlsplit(url).netloc.split(":"), timeout=5) for _ in range(2)]
+        held = [socket.create_connection(urlsplit(url).netloc.split(":"), timeout=60) for _ in range(2)]
         third = http.client.HTTPConnection(urlsplit(url).netloc, timeout=0.3)
         with pytest.raises(TimeoutError):
             _ask(third, "/packs/ab/x.pack")
         third.close()
         for one in held:
             one.close()
-        fourth = http.client.HTTPConnection(urlsplit(url).netloc, timeout=5)
+        fourth = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
         assert _ask(fourth, "/packs/ab/x.pack")[0] == 200
         fourth.close()
 

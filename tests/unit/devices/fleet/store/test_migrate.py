@@ -101,24 +101,29 @@ def test_killed_at_any_moment_the_old_or_the_new_opens(old):
     code = """if True:
         import sys
         from ferryman.devices.fleet.store.store import open_store
-        open_store(sys.argv[1], on_progress=lambda _: print(flush=True)).close()
+        open_store(sys.argv[1], on_progress=lambda _: (print(flush=True), sys.stdin.read())).close()
         print(flush=True)"""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
 
     def migrating(file: Path) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen([sys.executable, "-c", code, file], env=environment, stdout=subprocess.PIPE)
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, file], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
         process.stdout.readline()
         return process
 
     with migrating(Path(shutil.copy(old, old.with_name("whole.db")))) as process:
         begun = time.monotonic()
+        process.stdin.close()
         process.wait()
         whole_s = time.monotonic() - begun
     versions = []
     for attempt in range(8):
         file = Path(shutil.copy(old, old.with_name(f"{attempt}.db")))
         with migrating(file) as process:
-            time.sleep(whole_s * attempt / 8)
+            if attempt:
+                process.stdin.close()
+                time.sleep(whole_s * attempt / 8)
             process.kill()
         with closing(sqlite3.connect(file)) as connection:
             versions.append(connection.execute("PRAGMA user_version").fetchone()[0])
