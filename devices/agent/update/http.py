@@ -120,8 +120,10 @@ class Http:
         return bytes(read)
 
     def close(self) -> None:
-        """Close what is kept open."""
+        """Close what is kept open, and cut what is under way: an error that somebody keeps may keep its reader."""
         self._closed.set()
+        if self._current is not None:
+            self._current.close()
         for pool in self._pools.values():
             pool.clear()
         self.budget.settle()

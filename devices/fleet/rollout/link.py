@@ -137,7 +137,8 @@ class FleetLink:
         if not self.connected_at_ns:
             return False
         now_s = time.monotonic()
-        return not self._unsettled or now_s - self._heard_s >= QUIET_S or now_s - self._connected_s >= QUIET_MAX_S
+        quiet = now_s - self._heard_s >= QUIET_S and self._inbox.empty()  # this process may have been held up, not they
+        return not self._unsettled or quiet or now_s - self._connected_s >= QUIET_MAX_S
 
     def resync(self, wanted: Mapping[str, bytes]) -> None:
         """Once a connection, when it is settled, send what the broker should keep and does not."""

@@ -145,6 +145,17 @@ def test_endless_data_is_cut_off_at_the_limit(tmp_path):
         Client(tmp_path, server.url).get(limit=10_000)
 
 
+def test_closing_cuts_what_is_under_way(tmp_path):
+    """Whose reader gave up by an error: as long as somebody keeps that, its frames keep the reader."""
+    with serving({"f": DATA}, Bad(endless=True)) as server:
+        client = Client(tmp_path, server.url)
+        blocks = client.http.stream(client.http.url("f"))
+        next(blocks)
+        client.http.close()
+        assert client.http._current._response is None
+        blocks.close()
+
+
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 416, 429])
 def test_4xx_is_final(tmp_path, status):
     with serving({"f": DATA}, Bad(status_of={"f": status})) as server:
