@@ -27,7 +27,7 @@ DEVICE = "pi"
 RUNS, STARTS = "200", "3"
 HOST_COMMAND = Path(sys.executable).with_name("ferryman")
 DEVICE_COMMAND = ROOT / ".venv-device" / "bin" / "ferryman"
-_WAIT_S = 30.0
+_WAIT_S = 120.0
 _ROUNDED_MAX = 9
 """Test images, of 450, on which 4-bit weights may answer another class."""
 

@@ -24,9 +24,9 @@ policy() {
 
 governors() { cat "$CPU"/cpufreq/policy*/scaling_governor | paste -sd' '; }
 
-# until_is WORDS: the governors become these, within 5 s.
+# until_is WORDS: the governors become these, within a minute.
 until_is() {
-    for _ in $(seq 100); do
+    for _ in $(seq 1200); do
         [ "$(governors)" != "$1" ] || return 0
         sleep 0.05
     done
@@ -99,9 +99,9 @@ END
 }
 
 ended_by() {
-    "$PERFORMANCE" run -- sh -c 'trap "echo told >$0; exit 3" INT TERM HUP; while :; do sleep 0.05; done' "$BATS_TEST_TMPDIR/child" 3>&- &
+    "$PERFORMANCE" run -- sh -c 'trap "echo told >$0; exit 3" INT TERM HUP; : >$0.ready; while :; do sleep 0.05; done' "$BATS_TEST_TMPDIR/child" 3>&- &
     until_is "performance performance"
-    sleep 0.3
+    for _ in $(seq 1200); do [ -e "$BATS_TEST_TMPDIR/child.ready" ] || sleep 0.05; done
     kill "-$1" $!
     code=0
     wait $! || code=$?

@@ -173,7 +173,7 @@ END
     still_roots_own
     rm /var/lib/ferryman/.ssh/authorized_keys
     as_ferryman mkfifo /var/lib/ferryman/.ssh/authorized_keys
-    expect 0 timeout 20 "$PROVISION" --python small-python --wheel "$WHEEL" --authorize "$BATS_TEST_TMPDIR/key.pub"
+    expect 0 timeout 300 "$PROVISION" --python small-python --wheel "$WHEEL" --authorize "$BATS_TEST_TMPDIR/key.pub"
     grep -q '^restrict ssh-ed25519 .* pusher$' /var/lib/ferryman/.ssh/authorized_keys
 }
 

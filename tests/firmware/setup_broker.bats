@@ -44,7 +44,7 @@ teardown() {
 
 # speaks FOLDER PORT [COMMON NAME OF THE CLIENT]: the port takes the client's certificate, and none without one.
 takes_client() {
-    timeout 10 openssl s_client -connect "127.0.0.1:$2" -CAfile "$1/devices.pem" -verify_return_error -cert "$1/client.pem" -tls1_2 </dev/null
+    timeout 60 openssl s_client -connect "127.0.0.1:$2" -CAfile "$1/devices.pem" -verify_return_error -cert "$1/client.pem" -tls1_2 </dev/null
 }
 
 restarts() { grep -c '^restart' "$TOLD" || :; }
@@ -64,7 +64,7 @@ import socket, sys
 name, password, port = sys.argv[1].encode(), sys.argv[2].encode(), int(sys.argv[3])
 text = lambda value: len(value).to_bytes(2, "big") + value
 body = text(b"MQTT") + b"\x04\xc2\x00\x3c" + text(b"x") + text(name) + text(password)
-with socket.create_connection(("127.0.0.1", port), 10) as link:
+with socket.create_connection(("127.0.0.1", port), 60) as link:
     link.sendall(b"\x10" + bytes([len(body)]) + body)
     print(link.recv(4)[3])
 END
@@ -160,7 +160,7 @@ END
     needs_root_of_its_own
     expect 0 "$SETUP" "$FERRYMAN_TEST_BROKER"
     first=$(readlink $LINK)
-    sed -i 's/^UP_S=.*/UP_S=1/' "$SCRIPTS/setup_broker.sh"
+    sed -i 's/^UP_S=.*/UP_S=5/' "$SCRIPTS/setup_broker.sh"
     cp -r "$FERRYMAN_TEST_BROKER_2" "$BATS_TEST_TMPDIR/taken"
     python3 -c 'import socket, time; s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); s.bind(("127.0.0.1", 21884)); s.listen(); time.sleep(100)' 3>&- &
     taken=$!

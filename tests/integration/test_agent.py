@@ -708,8 +708,9 @@ def test_a_second_agent_on_the_same_root_is_refused(broker, root, agent, client)
 def test_an_agent_starts_again_where_one_was_killed(broker, root, agent, client):
     assert added(client) == 1
     agent.kill()
-    with AgentProcess(broker, root), StatusWatch(broker) as status:
-        status.wait_for(lambda s: s.online)
+    until(lambda: not client._last_status.online)
+    with AgentProcess(broker, root):
+        until(lambda: client._last_status.online)
         assert added(client) == 1
 
 
