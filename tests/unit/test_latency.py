@@ -23,7 +23,7 @@ def net(width: int) -> nn.Module:
 def test_a_wider_model_takes_longer_on_this_machine():
     measure = latency_on(find_device(read_devices(), "local"), (torch.randn(64, 64),), runs=20)
     narrow, wide = measure(net(8)), measure(net(4096))
-    assert 0 < narrow < wide < 1
+    assert 0 < narrow < wide < 60
 
 
 def test_an_interpreter_that_is_not_there_is_said():
