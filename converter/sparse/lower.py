@@ -143,7 +143,7 @@ def _best(
     """
     found: list[list[tuple[float, str]]] = [[] for _ in ways]
     for place in places:
-        progress(f"time {len(ways)} ways and the dense program on {place.name}")
+        progress(f"time the whole program, dense and sparse, on {place.name}")
         dense_s, *times = _seconds([dense, *(way.lowered for way in ways)], captured, place)
         for several, seconds in zip(found, times, strict=True):
             said = f"{seconds * 1e6:,.0f} us a call, and {dense_s * 1e6:,.0f} us with them"

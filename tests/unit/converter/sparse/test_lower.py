@@ -160,4 +160,4 @@ def test_each_step_is_told_while_nothing_is_redirected(monkeypatch, capfd):
     told = capfd.readouterr().out
     assert "lower layer 1 of 5 alone, dense and sparse: stem.0" in told
     assert "time 5 layers on executorch" in told
-    assert "the dense program on executorch" in told
+    assert "time the whole program, dense and sparse, on executorch" in told
