@@ -19,6 +19,7 @@ from ferryman.runtime.contracts.messages import Status
 from ferryman.runtime.contracts.record import decode, encode
 from ferryman.runtime.contracts.rollout import Desired, Health, Measured, Reported, State
 
+_ECHO = "fake-fleet/echo"
 OLD, NEW = "0" * 64, "1" * 64
 MS = 1_000_000
 S = 1_000_000_000
@@ -119,10 +120,6 @@ class FakeDevice:
         return self.report(Desired(version=self.version, rollout="", release="", package_sha256=""), "confirmed")
 
 
-MARK = Message(topic="fake-fleet/said", payload=b"")
-"""Acknowledged behind whatever was said before."""
-
-
 class FakeFleet:
     """Fake devices at a real broker, over one connection for all of them: a device is its topics."""
 
@@ -132,6 +129,8 @@ class FakeFleet:
         self._todo: queue.Queue[str | None] = queue.Queue()
         self._link = Link(broker, "fake-fleet", receive_max=2000)
         self._link.subscribe(topics.ALL_DESIRED, self._on_desired)
+        self._link.subscribe(_ECHO, lambda _delivery: self._heard.set())
+        self._heard = threading.Event()
         self._link.on_ready(lambda: self._todo.put("*"))
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.announced = threading.Event()
@@ -142,6 +141,12 @@ class FakeFleet:
         self._thread.start()
         assert self.announced.wait(60)
         return self
+
+    def settle(self) -> None:
+        """Wait until the broker has all that was said: it takes what one client says in order."""
+        self._heard.clear()
+        self._link.publish(Message(topic=_ECHO, payload=b""))
+        assert self._heard.wait(60)
 
     def __exit__(self, *_):
         self._todo.put(None)
@@ -160,7 +165,7 @@ class FakeFleet:
                 for device in self.devices.values():
                     self._announce(device)
                 with contextlib.suppress(LinkError):
-                    self._link.publish(MARK, lambda _problem: self.announced.set())
+                    self._link.publish(Message(topic=_ECHO, payload=b""), lambda _problem: self.announced.set())
                 continue
             for report in self.devices[name].work():
                 self._say(topics.reported(name), encode(report))
@@ -172,12 +177,6 @@ class FakeFleet:
         )
         self._say(topics.status(device.name), encode(status))
         self._say(topics.reported(device.name), encode(device.first()))
-
-    def settle(self) -> None:
-        """Return once the broker has all that was said."""
-        done = threading.Event()
-        self._link.publish(MARK, lambda _problem: done.set())
-        assert done.wait(60)
 
     def _say(self, topic: str, payload: bytes) -> None:
         with contextlib.suppress(LinkError):  # said again on the next connection

@@ -22,7 +22,6 @@ from ferryman.devices.agent.update.config import Cancelled, UpdateConfig
 from ferryman.devices.agent.update.http import Http
 from ferryman.runtime.contracts.errors import BudgetError, CallerError, LinkError, RepositoryError
 from tests.support.bad_server import Bad, proxying, serving
-from tests.support.telemetry import until
 
 DATA = os.urandom(300_000)
 
@@ -57,13 +56,6 @@ def get(tmp_path, bad, start=0, length=None, **config):
     with serving({"f": DATA}, bad) as server:
         client = Client(tmp_path, server.url, **config)
         return client.get("f", start, length), server, client
-
-
-def sends_nothing(server):
-    """Of what was under way, something may come yet."""
-    sent = server.sent
-    time.sleep(0.2)
-    return server.sent == sent
 
 
 def test_a_span(tmp_path):
@@ -130,11 +122,20 @@ def test_a_server_that_answers_another_range_is_refused(tmp_path):
         get(tmp_path, Bad(wrong_range=True), 5, 10)
 
 
+def nothing_is_sent_any_more(server):
+    """The client's end is closed."""
+    deadline, sent = time.monotonic() + 30, -1
+    while sent != server.sent:
+        assert time.monotonic() < deadline, "the connection is open still"
+        sent = server.sent
+        time.sleep(0.2)
+
+
 def test_endless_data_is_cut_off_where_the_span_ends(tmp_path):
     read, server, client = get(tmp_path, Bad(endless=True), 0, 100_000)
     assert read == b"x" * 100_000
     assert client.budget.total_bytes < 101_000
-    until(lambda: sends_nothing(server))
+    nothing_is_sent_any_more(server)
 
 
 def test_endless_data_is_cut_off_at_the_limit(tmp_path):
@@ -191,12 +192,13 @@ def test_a_server_may_ask_for_patience(tmp_path, hasty):
 
 
 def test_patience_ends(tmp_path, hasty):
+    """Before 10 tries do."""
     with serving({"f": DATA}, Bad(silent_after=1000)) as server:
         client = Client(tmp_path, server.url, timeout_s=0.7, patience_s=0.7)
         blocks = client.http.stream(client.http.url("f"))
         assert next(blocks) == DATA[:1000]
         server.bad.silent_after = 0
-        with pytest.raises(LinkError, match=r"gave up after \d+ tries and \d s without progress, at byte 1000"):
+        with pytest.raises(LinkError, match=r"gave up after \d tries and \d+ s without progress, at byte 1000"):
             next(blocks)
 
 
@@ -276,21 +278,20 @@ def test_a_bandwidth_cap_holds(tmp_path):
         client = Client(tmp_path, server.url, rate_bytes_s=100_000)
         began = time.monotonic()
         assert len(client.get("f", 0, 150_000)) == 150_000
-        took = time.monotonic() - began
-    assert took > 1.1
+        assert time.monotonic() - began > 1.1
 
 
 @pytest.mark.parametrize(
-    "bad", [Bad(bytes_s=20_000), Bad(silent_after=5000), Bad(delay_s=20), Bad(statuses=[503] * 99)], ids=str
+    "bad", [Bad(bytes_s=5_000), Bad(silent_after=5000), Bad(delay_s=40), Bad(statuses=[503] * 99)], ids=str
 )
 def test_a_cancel_ends_it_at_once(tmp_path, bad):
     with serving({"f": DATA}, bad) as server:
-        client = Client(tmp_path, server.url, timeout_s=15.0)
+        client = Client(tmp_path, server.url, timeout_s=60.0)
         threading.Timer(0.4, client.cancelled.set).start()
         began = time.monotonic()
         with pytest.raises(Cancelled, match="cancelled"):
             client.get()
-        assert time.monotonic() - began < 10, "that was no answer to the cancel"
+        assert time.monotonic() - began < 15, "something else ended it"
 
 
 def test_a_reader_that_leaves_cuts_the_connection(tmp_path):
@@ -300,9 +301,9 @@ def test_a_reader_that_leaves_cuts_the_connection(tmp_path):
         blocks = client.http.stream(client.http.url("f"))
         next(blocks)
         blocks.close()
-        until(lambda: sends_nothing(server))
+        nothing_is_sent_any_more(server)
         assert server.sent < 20_000_000
-        until(lambda: not [one for one in set(threading.enumerate()) - before if one.name == "fetch"])
+        assert not [one for one in set(threading.enumerate()) - before if one.name == "fetch"]
 
 
 def test_connections_are_kept(tmp_path):
