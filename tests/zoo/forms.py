@@ -64,8 +64,8 @@ Made by `python -m tests.zoo.forms`: small networks of the zoo (random weights, 
 interpreters of one machine. A number is the SQNR in dB of the worst output to eager in float32 over the verification's
 input sets; a network of random weights says how faithful a form is, not how accurate. What is sparse, pruned, folded,
 of low rank or nested first, without training, is held to what it then is ([folding](folding.md) has what that costs in
-accuracy). Of a nested network the number is that of its worst variant. What is refused has its reason below. An artifact
-of a quantized form also equals the rounded program itself, or it would be refused.
+accuracy). Of a nested network the number is that of its worst variant. What is refused has its reason below. An
+artifact of a quantized form also equals the rounded program itself, or it would be refused.
 """
 
 
