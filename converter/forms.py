@@ -19,7 +19,7 @@ from ferryman.runtime.contracts.manifest import LayerForm, RuntimeName
 
 Batches = Sequence[Sequence[torch.Tensor]]
 Rewrite = Callable[[Captured, Batches], tuple[Captured, tuple[LayerForm, ...]]]
-Fit = Callable[[Captured, RuntimeName, Interpreter, Lowered], Fitted]
+Fit = Callable[[Captured, RuntimeName, Sequence[Interpreter], Lowered, Callable[[str], None]], Fitted]
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,11 @@ class Conversion:
     shared: tuple[SharedWeight, ...] = ()
     """Weights that several layers read; every artifact holds them once."""
 
+    @property
+    def complaints(self) -> list[str]:
+        """What compressed forms are for and do not give, on each interpreter; being slower than fp32 is one."""
+        return _complaints(self.compared)
+
 
 @alone()
 def convert(
@@ -131,7 +136,7 @@ def convert(
             f"{name}: {', '.join(failed)} failed, and {', '.join(good) or 'nothing'} would do: "
             + "; ".join(f"{form}: {error}" for form, error in failed.items())
         )
-    complaints = [complaint for one in made for compared in one.compared for complaint in compared.complaints]
+    complaints = _complaints([compared for one in made for compared in one.compared])
     if strict and complaints:
         raise ParityError(f"{name}: {'; '.join(complaints)}; no package is written, as --strict asks")
     whole = next(iter(members.values()))
@@ -164,6 +169,10 @@ def convert(
         layer_times=tuple(time for one in made for time in one.layer_times),
         shared=shared_weights(whole.captured),
     )
+
+
+def _complaints(found: Sequence[Compared]) -> list[str]:
+    return [complaint for one in found for complaint in one.complaints]
 
 
 def _forms(wanted: str | Recipe | Sequence[str | Recipe], sqnr_min_db: float | None) -> list[Form]:

@@ -93,8 +93,9 @@ class Work:
         """Lower a form's programs to a runtime, by measuring there where it is such a form."""
         if form.fit:
             ((entry, one),) = written.items()
-            with self.clock.stage(f"measure the layers of {form.name} on {runtime}"), quiet():
-                fitted = form.fit(one.program, runtime, self.places[runtime][0], self.base[runtime][entry])
+            with self.clock.stage(f"measure the layers of {form.name} on {runtime}"):
+                base = self.base[runtime][entry]
+                fitted = form.fit(one.program, runtime, self.places[runtime], base, self.clock.step)
             return {entry: (fitted.lowered, fitted.layers)}, fitted.times
         with self.clock.stage(f"lower {form.name} to {runtime}"), quiet():
             found = lower_together(runtime, {entry: one.program for entry, one in written.items()})
@@ -194,6 +195,10 @@ class Clock:
         start = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - start
+
+    def step(self, what: str) -> None:
+        """Announce a step of a stage."""
+        self._progress(f"  {what}")
 
 
 def _say(signature: Signature) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
+from executorch.backends.xnnpack.partition.config.node_configs import PreluConfig
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
 from executorch.exir.dialects._ops import ops as exir_ops
@@ -47,6 +49,17 @@ class KeepMeanDims(ExportPass):  # type: ignore[misc]  # executorch is not typed
         return super().call_operator(op, args, kwargs, meta)
 
 
+class ImagePrelu(PreluConfig):  # type: ignore[misc]  # executorch is not typed
+    """Gives XNNPACK a PReLU of images only: it cannot be lowered after anything else, and falls back there."""
+
+    def check_constraints(self, node: torch.fx.Node, ep: torch.export.ExportedProgram) -> bool:
+        """Whether XNNPACK takes it."""
+        return node.meta["val"].dim() == _IMAGE_RANK and bool(super().check_constraints(node, ep))
+
+
+_PARTITIONERS = [ImagePrelu if one is PreluConfig else one for one in ALL_PARTITIONER_CONFIGS]
+
+
 class ExecutorchBackend:
     """Implements `Backend`."""
 
@@ -63,7 +76,7 @@ class ExecutorchBackend:
             edge = to_edge_transform_and_lower(
                 {name: captured.program for name, captured in entries.items()},
                 transform_passes=[KeepMeanDims()],
-                partitioner=[XnnpackPartitioner()],
+                partitioner=[XnnpackPartitioner(configs=_PARTITIONERS)],
             )
             paths = {name: _paths(edge.exported_program(name).graph_module) for name in entries}
             made = edge.to_executorch(_CONFIG)  # which numbers nodes anew

@@ -22,7 +22,7 @@ from ferryman.converter.low_rank.solve import Picks, Times
 from ferryman.converter.low_rank.timing import Timer
 from ferryman.converter.low_rank.trp import truncate_while_training
 from ferryman.converter.low_rank.work import Say, Work
-from ferryman.converter.prune.budget import BudgetError, Cost, count
+from ferryman.converter.prune.budget import Cost, OverBudgetError, count
 from ferryman.converter.prune.graph import positional, run
 from ferryman.converter.prune.latency import Latency, checked
 from ferryman.runtime.contracts.errors import CallerError
@@ -130,7 +130,7 @@ def factorize(
             epochs //= 2
         several = work.choices()
         picks = work.pick(several)
-    except BudgetError as error:
+    except OverBudgetError as error:
         kept = "; ".join(f"{path or 'the model'}: {why[:_SAID]}" for path, why in [*work.found.whole.items()][:_NAMED])
         raise CallerError(f"{error}" + (f"; kept whole are {kept}" if kept else "")) from error
     made = work.build(several, picks)

@@ -15,7 +15,7 @@ from ferryman.converter.low_rank.options import Choices, Option, thinned
 from ferryman.converter.low_rank.recipe import LowRank
 from ferryman.converter.low_rank.shapes import Ranks, Way
 from ferryman.converter.low_rank.timing import Stopwatch
-from ferryman.converter.prune.budget import BudgetError, Cost
+from ferryman.converter.prune.budget import Cost, OverBudgetError
 from ferryman.converter.quantize.allocate import Cost as Item
 from ferryman.converter.quantize.allocate import choose
 
@@ -57,13 +57,13 @@ class Solver:
             scale: of the errors that a budget in dB or energy allows.
 
         Raises:
-            BudgetError: there is none.
+            OverBudgetError: there is none.
         """
         if not self.timed:
             return self._choose(several, [each.options for each in several], scale)
         try:
             return self._pick_faster(several, _SHOWN, scale)
-        except BudgetError:
+        except OverBudgetError:
             return self._pick_faster(several, 0.0, scale)
 
     def _pick_faster(self, several: Sequence[Choices], shown: float, scale: float) -> Picks:
@@ -115,7 +115,7 @@ class Solver:
         least = fixed + sum(min(one.size for one in row) for row in costs)
         most = math.floor(total * amount / 100)
         if least > most:
-            raise BudgetError(self._beyond(least / total, several, left))
+            raise OverBudgetError(self._beyond(least / total, several, left))
         return _of(left, choose(costs, size_max=most - fixed))
 
     def _size(self, option: Option) -> int:
@@ -133,7 +133,7 @@ class Solver:
         """The largest sum of layers' times with which the whole model fits; found by halving.
 
         Raises:
-            BudgetError: it does not even with the fastest of all.
+            OverBudgetError: it does not even with the fastest of all.
         """
         for number, each in enumerate(several):
             if each.options[0].price.macs < _LEAST * self.whole.macs:
@@ -147,7 +147,7 @@ class Solver:
         high = sum(self._ns(each, each.options[0]) for each in several)
         best = _of(left, choose(costs, size_max=low))
         if not fits(best):
-            raise BudgetError(
+            raise OverBudgetError(
                 f"{self.recipe.name}'s budget cannot be reached: it takes longer even with every layer as fast as it "
                 "was measured to become; ask for a larger budget"
             )

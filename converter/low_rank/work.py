@@ -23,7 +23,7 @@ from ferryman.converter.low_rank.shapes import Way, chain
 from ferryman.converter.low_rank.solve import Picks, Solver
 from ferryman.converter.low_rank.timing import Stopwatch, Timer
 from ferryman.converter.low_rank.trp import Targets
-from ferryman.converter.prune.budget import BudgetError, count
+from ferryman.converter.prune.budget import OverBudgetError, count
 from ferryman.converter.prune.latency import Latency
 from ferryman.runtime.contracts.errors import CallerError, ModelError
 
@@ -99,7 +99,7 @@ class Work:
         """Ranks to train towards.
 
         Raises:
-            BudgetError: none are within the budget.
+            OverBudgetError: none are within the budget.
         """
         several = self.choices(_MATRICES)
         picks = self.pick(several)
@@ -109,7 +109,7 @@ class Work:
         """One option of each layer, within the budget.
 
         Raises:
-            BudgetError: there is none.
+            OverBudgetError: there is none.
         """
         amount = self.recipe.amount
         self.progress(f"choose ranks: {amount} {'dB' if self.recipe.unit == 'db' else f'% {self.recipe.unit}'}")
@@ -126,7 +126,7 @@ class Work:
                 return picks
             self.progress(f"{left:.1f} dB are left: choose with less")
             scale *= 10 ** ((left - amount - 0.5) / 10)
-        raise BudgetError(f"{self.recipe.name}: {left:.1f} dB are left with all that was tried; ask for fewer")
+        raise OverBudgetError(f"{self.recipe.name}: {left:.1f} dB are left with all that was tried; ask for fewer")
 
     @torch.no_grad()
     def _left_db(self, made: nn.Module) -> float:

@@ -19,7 +19,7 @@ from torch.nn import functional
 from ferryman.converter.compress.training import Batch, Loss, pair_of
 from ferryman.converter.nested.axes import Axis
 from ferryman.converter.nested.network import Nested, masked
-from ferryman.converter.prune.budget import BudgetError, count
+from ferryman.converter.prune.budget import OverBudgetError, count
 from ferryman.converter.prune.latency import Latency, checked
 from ferryman.converter.quantize.allocate import Cost, choose
 from ferryman.runtime.contracts.errors import CallerError
@@ -67,7 +67,7 @@ def mix(
         progress: told what begins.
 
     Raises:
-        BudgetError: the smallest sub-network is over the budget.
+        OverBudgetError: the smallest sub-network is over the budget.
         CallerError: unit or percent is none, or there is no `latency`.
         ModelError: as `nest`.
     """
@@ -112,7 +112,7 @@ def mix(
             )
         aim -= kept - percent / 100
     least = cost(nested.variant(levels[0])) / whole
-    raise BudgetError(
+    raise OverBudgetError(
         f"no sub-network keeps to {percent:g} percent of the {unit}: the smallest has {100 * least:.1f}; allow more, "
         "or nest with a smaller first level"
     )

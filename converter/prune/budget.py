@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -205,12 +205,12 @@ def rank(
     return choice
 
 
-class BudgetError(CallerError):
+class OverBudgetError(CallerError):
     """A model cannot be brought within its budget."""
 
 
 def choose(choice: Choice, measure: Measure, most: float, what: str) -> dict[int, frozenset[int]]:
-    """Find the fewest units whose loss brings a model within a budget, by halving.
+    """Find the fewest units whose loss brings a model within a budget, by halving; what is equal is measured once.
 
     Args:
         choice: units in their order.
@@ -219,18 +219,27 @@ def choose(choice: Choice, measure: Measure, most: float, what: str) -> dict[int
         what: the budget in words.
 
     Raises:
-        BudgetError: it costs more even with all groups at their least; the message says how much.
+        OverBudgetError: it costs more even with all groups at their least; the message says how much.
     """
+    tried: dict[frozenset[tuple[int, frozenset[int]]], float] = {}
+
+    def cost(count: int) -> float:
+        removed = choice.removed(count)
+        key = frozenset(removed.items())
+        if key not in tried:
+            tried[key] = measure(removed)
+        return tried[key]
+
     low, high = 0, len(choice.order)
-    costs: Mapping[int, float] = {high: measure(choice.removed(high))}
-    if costs[high] > most:
-        raise BudgetError(
-            f"{what} cannot be reached: the least is {costs[high] / most:.2f} times as much, with every layer as "
+    least = cost(high)
+    if least > most:
+        raise OverBudgetError(
+            f"{what} cannot be reached: the least is {least / most:.2f} times as much, with every layer as "
             "narrow as it may be; ask for a larger budget"
         )
     while low < high:
         middle = (low + high) // 2
-        if measure(choice.removed(middle)) <= most:
+        if cost(middle) <= most:
             high = middle
         else:
             low = middle + 1

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from ferryman.converter.prune.units import (
@@ -32,6 +33,8 @@ from ferryman.runtime.contracts.errors import CallerError, ModelError
 
 _ROOTS = (*CONVS, nn.Linear, nn.Embedding)
 _PLACES_MAX = 20_000
+_CATS = (torch.cat, torch.concat, torch.concatenate)
+_SPLITS = (torch.chunk, torch.split, torch.Tensor.chunk, torch.Tensor.split)
 _Key = tuple[str, str, int]
 """Path, side, dimension."""
 _Place = tuple[_Key, int]
@@ -94,6 +97,7 @@ def propose(model: nn.Module, example: tuple[Any, ...]) -> list[Proposal]:
 def _build(model: nn.Module, example: tuple[Any, ...]) -> tuple[Any, nn.Module]:
     try:
         import torch_pruning
+        from torch_pruning.dependency import index_mapping
     except ImportError as error:
         raise CallerError(
             "pruning needs torch-pruning, which is not installed; pip install 'ferryman[convert]'"
@@ -103,8 +107,9 @@ def _build(model: nn.Module, example: tuple[Any, ...]) -> tuple[Any, nn.Module]:
         if value.is_floating_point():
             value.requires_grad_(True)
     try:
-        with quiet(), torch.enable_grad():
-            return torch_pruning.DependencyGraph().build_dependency(
+        parts = _Parts()
+        with quiet(), torch.enable_grad(), parts:
+            graph = torch_pruning.DependencyGraph().build_dependency(
                 work,
                 example,
                 forward_fn=lambda module, inputs: module(*inputs),
@@ -112,12 +117,46 @@ def _build(model: nn.Module, example: tuple[Any, ...]) -> tuple[Any, nn.Module]:
                     one for one in tree_leaves(out) if isinstance(one, torch.Tensor) and one.grad_fn is not None
                 ],
                 verbose=False,
-            ), work
+            )
+        for node in graph.module2node.values():
+            if widths := parts.widths.get(node.grad_fn):
+                node.module.concat_sizes = widths
+                index_mapping.update_concat_index_mapping(graph, node)
     except Exception as error:
         raise ModelError(
             f"the model's layers cannot be followed: {reason(error)}; pruning needs a model that computes its outputs "
             "from its weights with autograd's operators"
         ) from error
+    return graph, work
+
+
+class _Parts(TorchFunctionMode):
+    """Has what is split be sliced, and remembers how wide the parts of concatenations are.
+
+    The library tells the parts of a split by the order in which they are read, and is lost where one has several
+    readers, as in a YOLO's C2f; a slice says itself where it begins, but not to a concatenation that reads it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.widths: dict[Any, list[int]] = {}
+        """What concatenated channels -> how many came from each."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401  # torch's own
+        """Do as asked, but for splits."""
+        given = kwargs or {}
+        made = function(*args, **given)
+        if function in _CATS and made.grad_fn is not None:
+            parts = given.get("tensors", args[0] if args else ())
+            self.widths[made.grad_fn] = [one.shape[1] for one in parts if one.dim() > 1]
+        if function not in _SPLITS:
+            return made
+        whole = args[0]
+        dim = given.get("dim", args[2] if len(args) > 2 else 0)  # noqa: PLR2004  # it is the third
+        ends = list(itertools.accumulate(part.shape[dim] for part in made))
+        return tuple(
+            whole.narrow(dim, end - part.shape[dim], part.shape[dim]) for part, end in zip(made, ends, strict=True)
+        )
 
 
 class _Index(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn import functional
 
 from ferryman.converter.compress.binary_policy import Decision, Example
 from ferryman.converter.compress.training import Batch, Loss, copy_model, recalibrate_batch_norm, train
-from ferryman.converter.prune.budget import BudgetError, Choice, Cost, choose, count, rank, stored_bytes, unit_savings
+from ferryman.converter.prune.budget import Choice, Cost, OverBudgetError, choose, count, rank, unit_savings
 from ferryman.converter.prune.criteria import Context
 from ferryman.converter.prune.erase import Branch, erase, find_branches, has, with_branches
 from ferryman.converter.prune.graph import Graph, find_groups, positional, run
@@ -123,11 +124,10 @@ def prune(
         raise ModelError(f"nothing of the model can be pruned: {why or 'it has no layers whose outputs others read'}")
     try:
         removed = work.decide(loader, loss, progress)
-    except BudgetError as error:
+    except OverBudgetError as error:
         kept = "; ".join(f"{path or 'the model'}: {why[:_SAID]}" for path, why in list(graph.refused.items())[:_NAMED])
         raise CallerError(f"{error}" + (f"; kept whole are {kept}" if kept else "")) from error
     losses: tuple[float, ...] = ()
-    before = work.cost(dense)
     if recipe.oto and loader is not None:
         tuned = half_space_train(
             work.dense, work.groups, removed, loader, epochs=epochs, lr=lr, loss=loss, progress=_epochs(progress)
@@ -145,7 +145,7 @@ def prune(
         tuned = train(made, loader, epochs=epochs, lr=lr, loss=loss, progress=_epochs(progress), teacher=teacher)
         made, losses = tuned.model, tuned.losses
     decisions = _decisions(model, dense, made, graph, work, removed, opened)
-    return Pruned(made.eval(), recipe, decisions, before, work.cost(made), losses)
+    return Pruned(made.eval(), recipe, decisions, work.before, work.cost(made), losses)
 
 
 def _check(recipe: Pruning, loader: Iterable[Batch] | None, latency: Latency | None, bits: int | None) -> None:
@@ -199,6 +199,11 @@ class _Work:
         cost = count(model, self.inputs)
         return cost if self.latency is None else replace(cost, seconds=self.latency(model.eval()))
 
+    @cached_property
+    def before(self) -> Cost:
+        """What the dense model costs; a latency is measured once."""
+        return self.cost(self.dense)
+
     def decide(self, loader: Iterable[Batch] | None, loss: Loss, progress: Say) -> dict[int, frozenset[int]]:
         """The units that go."""
         recipe = self.recipe
@@ -235,19 +240,20 @@ class _Work:
         return found
 
     def _choose(self, choice: Choice, progress: Say) -> dict[int, frozenset[int]]:
-        measure = {
-            "flops": lambda made: float(count(made, self.inputs).macs),
-            "bytes": lambda made: float(stored_bytes(made)),
-            "latency": self.latency or (lambda _: 0.0),
-        }[self.recipe.unit]
-        whole = measure(self.dense)
+        unit = self.recipe.unit
+        whole = _amount(self.before, unit)
 
         def of(removed: Removed) -> float:
-            cost = measure(self.build(removed).eval())
-            progress(f"tried {cost / whole:.1%} of the dense model's {self.recipe.unit}")
+            cost = _amount(self.cost(self.build(removed).eval()), unit)
+            progress(f"tried {cost / whole:.1%} of the dense model's {unit}")
             return cost
 
         return choose(choice, of, whole * self.recipe.percent / 100, f"{self.recipe.name}'s budget")
+
+
+def _amount(cost: Cost, unit: str) -> float:
+    """Of a cost, what a budget in a unit is held against."""
+    return float({"flops": cost.macs, "bytes": cost.nbytes, "latency": cost.seconds or 0.0}[unit])
 
 
 def _limit(graph: Graph, dense: nn.Module, branches: Sequence[Branch]) -> tuple[Group, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from torch.fx import GraphModule, Node
 from ferryman.converter.capture import Captured, recapture
 from ferryman.converter.functional import functional_module
 from ferryman.converter.layer_calls import path_of
+from ferryman.converter.quiet import quiet
 from ferryman.converter.sparse.layers import PrunedLayer, bridges, find_pruned
 from ferryman.converter.sparse.measure import LayerTime, time_layers
 from ferryman.converter.sparse.write import put_sparse
@@ -30,6 +31,10 @@ _NEAR = 1.03
 _SLOWER = 1.01
 """A way that takes so many times what the dense program takes is slower; less is what two measurements differ by."""
 _ROUNDS = 21
+_HELPS = (
+    "more zeros would help, or --form 4bit-sparse; where only this runtime or interpreter gains nothing, leave it out "
+    "with --to or --interpreter"
+)
 
 
 @dataclass(frozen=True)
@@ -53,18 +58,26 @@ class _Way:
     lowered: Lowered
 
 
-def lower_sparse(captured: Captured, runtime: RuntimeName, place: Interpreter, dense: Lowered) -> Fitted:
+def lower_sparse(
+    captured: Captured,
+    runtime: RuntimeName,
+    places: Sequence[Interpreter],
+    dense: Lowered,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Fitted:
     """Rewrite a program for one runtime; `eager` stays the original module.
 
-    Each layer with zeros is timed alone, dense and sparse. Then the whole program is, in up to four ways: those layers
-    sparse that are faster alone, or no slower, each with and without the depthwise convolutions between them; the
-    fastest is taken, and of those nearly as fast the smallest, as long as it is no slower than the dense program.
+    Each layer with zeros is timed alone, dense and sparse, on the first interpreter. Then the whole program is, on all
+    of them, in up to four ways: those layers sparse that are faster alone, or no slower, each with and without the
+    depthwise convolutions between them; the fastest is taken, and of those nearly as fast the smallest, as long as it
+    is no slower than the dense program on any interpreter.
 
     Args:
         captured: the program.
         runtime: where it is to run.
-        place: an interpreter of that runtime, to measure on.
+        places: the interpreters of that runtime to measure on.
         dense: the program for that runtime as it is.
+        progress: told what begins.
 
     Raises:
         ModelError: no layer has zeros enough, or gains by them, or the whole program is slower without them, or the
@@ -78,19 +91,23 @@ def lower_sparse(captured: Captured, runtime: RuntimeName, place: Interpreter, d
     found = find_pruned(captured.source.name, module)
     several = [one for one in found.values() if isinstance(one, PrunedLayer)]
     eligible = [one for one in several if one.eligible]
-    times = time_layers(eligible, backend, place)
+    times = time_layers(eligible, backend, places[0], progress)
     winners = [one for one in eligible if times[one].speedup > 1]
     near = [one for one in eligible if times[one].speedup * _NEAR > 1]
     if not near:
         best = max(times.values(), key=lambda one: one.speedup)
         raise ModelError(
-            f"{captured.source.name} gains nothing without its zeros on {place.name}: of {len(eligible)} layers with "
-            f"zeros {best.path} does best, {best.speedup:.2f} times as fast as dense ({best.dense_us:,.0f} us); "
-            "more zeros would help, or --form 4bit-sparse"
+            f"{captured.source.name} gains nothing without its zeros on {best.interpreter}: of {len(eligible)} layers "
+            f"with zeros layer {best.path} does best, {best.speedup:.2f} times as fast as dense "
+            f"({best.dense_us:,.0f} us); {_HELPS}"
         )
     sets = {frozenset([*some, *more]) for some in (winners, near) for more in ([], bridges(some, several)) if some}
-    ways = [_way(captured, backend, several, chosen) for chosen in sorted(sets, key=len)]
-    way = _best(ways, dense, captured, place)
+    ways = []
+    for number, chosen in enumerate(sorted(sets, key=len), 1):
+        progress(f"lower the program with {len(chosen)} sparse layers, way {number} of {len(sets)}")
+        with quiet():
+            ways.append(_way(captured, backend, several, chosen))
+    way = _best(ways, dense, captured, places, progress)
     taken = {one for one in several if one in way.chosen}
     forms = tuple(
         LayerForm(path=path_of(node), form="fp32", note=one)
@@ -112,24 +129,32 @@ def _way(captured: Captured, backend: Backend, several: Sequence[PrunedLayer], c
     return _Way(chosen, program, backend.lower(program))
 
 
-def _best(ways: Sequence[_Way], dense: Lowered, captured: Captured, place: Interpreter) -> _Way:
-    """The smallest way of the fastest.
+def _best(
+    ways: Sequence[_Way],
+    dense: Lowered,
+    captured: Captured,
+    places: Sequence[Interpreter],
+    progress: Callable[[str], None],
+) -> _Way:
+    """The smallest way of the fastest, each taken where it gains least.
 
     Raises:
-        ModelError: all of them are slower than the dense program.
+        ModelError: all of them are slower than the dense program on an interpreter.
     """
-    dense_s, *times = _seconds([dense, *(way.lowered for way in ways)], captured, place)
-    fastest = min(times)
-    if fastest > _SLOWER * dense_s:
-        raise ModelError(
-            f"{captured.source.name} is slower without its zeros on {place.name}, though some of its layers are "
-            f"faster: {fastest * 1e6:,.0f} us a call, and {dense_s * 1e6:,.0f} us with them; more zeros would help, or "
-            "--form 4bit-sparse"
-        )
-    bound = min(_NEAR * fastest, _SLOWER * dense_s)
+    found: list[list[tuple[float, str]]] = [[] for _ in ways]
+    for place in places:
+        progress(f"time the whole program, dense and sparse, on {place.name}")
+        dense_s, *times = _seconds([dense, *(way.lowered for way in ways)], captured, place)
+        for several, seconds in zip(found, times, strict=True):
+            said = f"{seconds * 1e6:,.0f} us a call, and {dense_s * 1e6:,.0f} us with them"
+            several.append((seconds / dense_s, f"on {place.name}, though some of its layers are faster: {said}"))
+    worst = [max(several) for several in found]
+    ratio, said = min(worst)
+    if ratio > _SLOWER:
+        raise ModelError(f"{captured.source.name} is slower without its zeros {said}; {_HELPS}")
+    bound = min(_NEAR * ratio, _SLOWER)
     return min(
-        (way for way, seconds in zip(ways, times, strict=True) if seconds <= bound),
-        key=lambda way: len(way.lowered.data),
+        (way for way, (one, _) in zip(ways, worst, strict=True) if one <= bound), key=lambda way: len(way.lowered.data)
     )
 
 

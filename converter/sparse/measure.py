@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from ferryman.converter.capture import capture
+from ferryman.converter.quiet import quiet
 from ferryman.converter.source import make_source
 from ferryman.converter.sparse.layers import PrunedLayer
 from ferryman.converter.sparse.write import arguments
@@ -29,6 +30,7 @@ _ROUNDS = 21
 _KIND = 0.05
 """Layers of the same shape whose shares of zeros differ by no more are measured once."""
 Key = tuple[object, ...]
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,9 @@ class LayerTime:
         return self.dense_us / self.sparse_us
 
 
-def time_layers(several: Sequence[PrunedLayer], backend: Backend, place: Interpreter) -> dict[PrunedLayer, LayerTime]:
+def time_layers(
+    several: Sequence[PrunedLayer], backend: Backend, place: Interpreter, progress: Say = lambda _: None
+) -> dict[PrunedLayer, LayerTime]:
     """Lower each layer alone, dense and sparse, and time both in turn.
 
     Dense layers are given images as the runtime itself keeps them, sparse ones by channel.
@@ -62,30 +66,32 @@ def time_layers(several: Sequence[PrunedLayer], backend: Backend, place: Interpr
         several: layers; of those alike one is measured.
         backend: of the runtime.
         place: the interpreter.
+        progress: told what begins.
 
     Raises:
         ModelError: a layer cannot be lowered.
         RuntimeCrash: the interpreter fell.
     """
     found = {}
-    for one, times in time_rounds(several, backend, place).items():
+    for one, times in time_rounds(several, backend, place, progress).items():
         dense, sparse = (float(each.min()) * 1e6 for each in times)
         found[one] = LayerTime(one.path, place.name, float(one.zeros), dense, sparse)
     return found
 
 
 def time_rounds(
-    several: Sequence[PrunedLayer], backend: Backend, place: Interpreter
+    several: Sequence[PrunedLayer], backend: Backend, place: Interpreter, progress: Say = lambda _: None
 ) -> dict[PrunedLayer, tuple[Array, Array]]:
     """Seconds a call of each layer in each round, dense and sparse; see `time_layers`."""
     kinds = {_key(one): one for one in several}
     with tempfile.TemporaryDirectory() as folder:
-        lowered = [
-            each
-            for number, one in enumerate(kinds.values())
-            for each in _lower_pair(one, backend, Path(folder) / str(number))
-        ]
+        lowered: list[tuple[Path, list[Array]]] = []
+        for number, one in enumerate(kinds.values()):
+            progress(f"lower layer {number + 1} of {len(kinds)} alone, dense and sparse: {one.path}")
+            with quiet():
+                lowered += _lower_pair(one, backend, Path(folder) / str(number))
         paths, inputs = zip(*lowered, strict=True)
+        progress(f"time {len(kinds)} layers on {place.name}")
         times = np.array(time_beside(paths, place.name, inputs, rounds=_ROUNDS, bare=True, python=place.python))
     pairs = dict(zip(kinds, zip(times[::2], times[1::2], strict=True), strict=True))
     return {one: pairs[_key(one)] for one in several}

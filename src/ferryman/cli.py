@@ -260,7 +260,7 @@ def convert(
 
         echo("\nbeside fp32, on this machine, one thread, in turn (medians; quartiles of the ratio):")
         echo(table(made.compared))
-        for complaint in (complaint for one in made.compared for complaint in one.complaints):
+        for complaint in made.complaints:
             echo(f"note: {complaint}", err=True)
     if made.layer_times:
         from ferryman.converter.sparse.measure import layer_table

@@ -16,6 +16,7 @@ from ferryman.converter.adapters import lora, merge, save_adapters
 from ferryman.converter.api import convert
 from ferryman.converter.backends import BACKENDS
 from ferryman.converter.capture import capture
+from ferryman.converter.compress.kept import largest_changes
 from ferryman.converter.quiet import quiet
 from ferryman.converter.source import make_source
 from ferryman.devices.fleet.repository.adapted import merge_artifact
@@ -176,7 +177,7 @@ def measure_entropy() -> Iterator[Bar | Figure]:
     yield figure("  bits a position", [8 * len(write_positions(coded.positions)) / len(coded.positions)])
 
 
-_KEPT = 0.06
+_KEPT_PERCENT = 6
 _WARM_UP, _UPDATES, _TARGET, _ROUNDS_MAX, _WORKERS = 40, 300, 0.95, 400, 4
 
 
@@ -220,20 +221,9 @@ def _fit(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, epochs: i
 
 
 def _fit_kept(base: nn.Module, tuned: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> nn.Module:
-    """Take back all but the largest of a fine-tune's changes, tensor by tensor, and train on with these alone."""
     model = copy.deepcopy(tuned)
-    masks = []
-    with torch.no_grad():
-        for now, then in zip(model.parameters(), base.parameters(), strict=True):
-            moved = (now - then).abs()
-            least = moved.flatten().topk(max(1, int(_KEPT * now.numel()))).values[-1]
-            masks.append((moved >= least).float())
-            now.copy_(torch.where(masks[-1] > 0, now, then))
-    hooks = [one.register_hook(lambda g, m=m: g * m) for one, m in zip(model.parameters(), masks, strict=True)]
-    _fit(model, images, labels, epochs=15, frozen=True)
-    for hook in hooks:
-        hook.remove()
-    return model
+    with largest_changes(model, base, _KEPT_PERCENT):
+        return _fit(model, images, labels, epochs=15, frozen=True)
 
 
 def _turned(images: torch.Tensor) -> torch.Tensor:

@@ -74,7 +74,7 @@ def _lower(captured: Captured, form: str, runtime: RuntimeName) -> bytes:
     program, _ = found.rewrite(captured, [captured.example])
     lowered = BACKENDS[runtime].lower(program)
     if found.fit:
-        return found.fit(program, runtime, interpreters(runtime)[0], lowered).lowered.data
+        return found.fit(program, runtime, interpreters(runtime), lowered, lambda _: None).lowered.data
     return lowered.data
 
 

@@ -500,24 +500,30 @@ def _moved(manifest, old: str, new: str):
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "match"),
     [
-        lambda release: release["payloads"][1].update(path="../../escaped"),
-        lambda release: release["payloads"][1]["recipes"][0]["index"].update(pack="../../../lock"),
-        lambda release: release["payloads"][1]["recipes"][0]["index"].update(offset=-1),
-        lambda release: release["payloads"][1].update(size_bytes=1 << 50),
-        lambda release: release["payloads"][1]["recipes"][0].update(index_bytes=1 << 40),
-        lambda release: release["payloads"][1].update(recipes=[]),
-        lambda release: release.update(payloads=[]),
-        lambda release: release.update(schema=99),
-        lambda release: release.update(family="speech"),
-        lambda release: release.update(package_sha256="../../slots/a"),
+        (lambda release: release["payloads"][1].update(path="../../escaped"), "has not the artifacts/model.tflite"),
+        (
+            lambda release: release["payloads"][1]["recipes"][0]["index"].update(pack="../../../lock"),
+            "is not the SHA-256 of a pack",
+        ),
+        (lambda release: release["payloads"][1]["recipes"][0]["index"].update(offset=-1), "impossible size"),
+        (lambda release: release["payloads"][1].update(size_bytes=1 << 50), "payloads are larger"),
+        (
+            lambda release: release["payloads"][1]["recipes"][0].update(index_bytes=1 << 40),
+            "an index of 1099511627776 bytes",
+        ),
+        (lambda release: release["payloads"][1].update(recipes=[]), "has no size, or no recipe"),
+        (lambda release: release.update(payloads=[]), "does not come first"),
+        (lambda release: release.update(schema=99), "has schema 99"),
+        (lambda release: release.update(family="speech"), "says it is speech/1"),
+        (lambda release: release.update(package_sha256="../../slots/a"), "is not the SHA-256 of a pack"),
     ],
     ids=["path", "pack", "offset", "size", "index", "recipes", "payloads", "schema", "family", "package"],
 )
-def test_malformed_release_by_the_signer(made, device, url, change, tmp_path):
+def test_malformed_release_by_the_signer(made, device, url, change, match, tmp_path):
     signed_release(made, "digits/1", change)
-    refused(device, "digits/1", url, FerrymanError, ".")
+    refused(device, "digits/1", url, FerrymanError, match)
     assert not list(tmp_path.rglob("escaped"))
 
 

@@ -129,7 +129,7 @@ def test_without_what_devices_have_a_release_costs_all_of_it(fleet):
     for one in fleet.devices.values():
         one.serves, one.release = "f" * 64, None
         fleet._announce(one)
-    time.sleep(0.3)
+    fleet.settle()
     told = json.loads(call("rollout", "start", "digits/2", "--to", "all", "--dry-run", "--json").stdout)
     assert all(one["wire_bytes"] > 50_000 for one in told["devices"])
 
@@ -300,7 +300,7 @@ def test_the_same_as_functions(fleet, made, broker):
 def test_for_whom_the_first_ring_waits_is_told(fleet):
     gone = Status(device="gone", online=False, model="pi0")
     fleet._say(topics.status("gone"), encode(gone))
-    time.sleep(0.3)
+    fleet.settle()
     words = ("rollout", "start", "digits/2", "--to", "gone", "--rings", "100%", "--timeout", "2", "--soak", "0")
     assert "nobody of ring 1 is online" in call(*words, "--dry-run").stdout
     result = call(*words)
@@ -362,14 +362,13 @@ def test_a_device_that_talks_nonsense_is_named_once_and_skipped(fleet, broker, c
     fleet.devices["d1"].work = list  # it does nothing, and says
     for text in (b"{}", b"\xff", encode(replace(fleet.devices["d1"].first(), desired_version=2**70))):
         fleet._link.publish(Message(topic=topics.reported("d1"), payload=text, retain=True))
-        time.sleep(0.1)
-    time.sleep(0.3)
+    fleet.settle()
     result = call("rollout", "start", "digits/2", "--to", "all", "--rings", "100%", "--soak", "0", "--timeout", "2")
     assert result.exit_code == 4, result.output
     assert "d1: late, device: what it says is ignored: " in result.stdout
     assert serving(fleet).count("digits/2") == 4
     fleet._link.publish(Message(topic=topics.reported("d1"), payload=b"{}", retain=True))
-    time.sleep(0.3)
+    fleet.settle()
     caplog.clear()
     assert call("rollout", "start", "digits/2", "--to", "d1", *QUICK, "--dry-run").exit_code == 0
     warnings = [one.getMessage() for one in caplog.records if "ignored" in one.getMessage()]

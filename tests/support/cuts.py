@@ -23,6 +23,7 @@ _AT = re.compile(r"(?:AT_FDCWD|\d+)<((?:\\x[0-9a-f]{2})*)>(?:\(deleted\))?")
 _NUMBER = re.compile(r"(?:^|, )(\d+)$")
 _STRINGS_MAX = 10_000_000
 OPENS, WRITES, SYNCS = ("open", "openat", "creat"), ("write", "pwrite64"), ("fsync", "fdatasync")
+SIZES = ("ftruncate", "fallocate")
 RENAMES, REMOVES = ("rename", "renameat", "renameat2"), ("unlink", "unlinkat", "rmdir")
 
 
@@ -34,7 +35,7 @@ class Did:
     paths: tuple[str, ...]
     data: bytes = b""
     number: int | None = None
-    """Offset of a pwrite64, length of an ftruncate."""
+    """Offset of a pwrite64, length of an ftruncate or a fallocate."""
     step: str = ""
     """The last one that the program told of; empty: none yet."""
 
@@ -62,12 +63,12 @@ def _did(name: str, arguments: str, result: int, step: str) -> Did | None:
     folders = [_bytes(one).decode() for one in _AT.findall(arguments)]
     strings = [_bytes(one) for one in _STRING.findall(arguments)]
     last = _NUMBER.search(arguments)
-    number = int(last[1]) if last and name in ("pwrite64", "ftruncate") else None
+    number = int(last[1]) if last and name in ("pwrite64", *SIZES) else None
     if name in WRITES:
         return Did(name, (folders[0],), strings[0][:result], number, step)
-    if name in (*SYNCS, "ftruncate"):
+    if name in (*SYNCS, *SIZES):
         return Did(name, (folders[0],), number=number, step=step)
-    if name == "flock" or (name in OPENS and "O_CREAT" not in arguments):
+    if name in ("flock", "fchmod", "utimensat") or (name in OPENS and "O_CREAT" not in arguments):
         return None
     assert "O_TRUNC" not in arguments or "/dev/" in strings[0].decode(), "the model knows no O_TRUNC"
     folders = folders or [""] * len(strings)
@@ -148,7 +149,7 @@ class Disk:
         path = did.paths[0]
         if did.name in SYNCS:
             self._sync(path)
-        elif did.name in WRITES or did.name == "ftruncate":
+        elif did.name in (*WRITES, *SIZES):
             self._write(path, did)
         elif did.name in OPENS:
             self._open(path)
@@ -183,9 +184,10 @@ class Disk:
     def _write(self, path: str, did: Did) -> None:
         file = self._entry(path)
         assert isinstance(file, _File), did
-        if did.name == "ftruncate":
+        if did.name in SIZES:
             length = did.number or 0
-            file.now = file.now[:length].ljust(length, b"\0")
+            kept = file.now[:length] if did.name == "ftruncate" else file.now
+            file.now = kept.ljust(length, b"\0")
             return
         at = file.at if did.number is None else did.number
         end = at + len(did.data)

@@ -1,7 +1,7 @@
 """A device behind a link of its own: a network namespace and a veth pair; takes root and `ip`.
 
-The link can be cut and slowed (tbf). netem, which drops and delays single packets, is not in every kernel, and is not
-wanted: a link that flaps loses packets too, and a server can be slow to answer.
+The link can be cut and slowed (tbf). netem, which drops and delays single packets, is not in every kernel; `lossy.py`
+does that.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from ferryman.runtime.contracts.messages import Status
 from ferryman.runtime.contracts.record import decode, encode
 from ferryman.runtime.contracts.rollout import Desired, Health, Measured, Reported, State
 
+_ECHO = "fake-fleet/echo"
 OLD, NEW = "0" * 64, "1" * 64
 MS = 1_000_000
 S = 1_000_000_000
@@ -128,6 +129,8 @@ class FakeFleet:
         self._todo: queue.Queue[str | None] = queue.Queue()
         self._link = Link(broker, "fake-fleet", receive_max=2000)
         self._link.subscribe(topics.ALL_DESIRED, self._on_desired)
+        self._link.subscribe(_ECHO, lambda _delivery: self._heard.set())
+        self._heard = threading.Event()
         self._link.on_ready(lambda: self._todo.put("*"))
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.announced = threading.Event()
@@ -136,8 +139,14 @@ class FakeFleet:
         self._link.start()
         self._link.wait_ready(10)
         self._thread.start()
-        assert self.announced.wait(20)
+        assert self.announced.wait(30)
         return self
+
+    def settle(self) -> None:
+        """Wait until the broker has all that was said: it takes what one client says in order."""
+        self._heard.clear()
+        self._link.publish(Message(topic=_ECHO, payload=b""))
+        assert self._heard.wait(30)
 
     def __exit__(self, *_):
         self._todo.put(None)

@@ -88,7 +88,7 @@ def _prove(program: Captured, form: Form, runtime: RuntimeName, references: Refe
         with quiet():
             fitted = BACKENDS[runtime].lower(program)
             if form.fit:
-                fitted = form.fit(program, runtime, places[0], fitted).lowered
+                fitted = form.fit(program, runtime, places, fitted, lambda _: None).lowered
     except FerrymanError as error:
         yield from ((place.name, f"refused: {error}") for place in places)
         return

@@ -13,6 +13,9 @@ from ferryman.converter import verify
 from ferryman.converter.api import convert
 from ferryman.converter.backends import BACKENDS
 from ferryman.converter.backends.base import Lowered
+from ferryman.converter.capture import capture
+from ferryman.converter.quiet import quiet
+from ferryman.converter.source import make_source
 from ferryman.runtime.contracts.errors import CallerError, ModelError, ParityError
 from ferryman.runtime.contracts.manifest import Lowering
 from ferryman.runtime.isolated import IsolatedSession
@@ -280,3 +283,16 @@ def test_conversions_at_once_take_turns_and_leave_the_streams(tmp_path):
 def test_what_is_no_form_is_refused(tmp_path, form):
     with pytest.raises(CallerError, match="form is a name or a Recipe"):
         convert(torch.nn.Linear(2, 2).eval(), torch.randn(1, 2), form=form, output=tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (1, 5, 4), (1, 5, 6, 6)])
+@pytest.mark.parametrize("slopes", [1, 5])
+def test_a_prelu_is_lowered_to_executorch_after_anything(tmp_path, shape, slopes):
+    net, x = torch.nn.PReLU(slopes).eval(), torch.randn(shape)
+    with quiet():
+        lowered = BACKENDS["executorch"].lower(capture(make_source(net, (x,))))
+    assert ("aten::prelu" in lowered.lowering.delegated) == (len(shape) == 4)
+    artifact = tmp_path / "model.pte"
+    artifact.write_bytes(lowered.data)
+    with IsolatedSession(artifact, "executorch") as session:
+        np.testing.assert_allclose(session.run([x.numpy()])[0], net(x).detach(), atol=1e-6)

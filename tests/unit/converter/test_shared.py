@@ -78,8 +78,6 @@ def lower(model: nn.Module, form: str, runtime: str, x=IDS) -> bytes:
         captured = capture(make_source(model, x))
         found = find_form(form)
         program, _ = found.rewrite(captured, [captured.example])
-        if found.fit:
-            return found.fit(program, runtime, interpreters(runtime)[0]).lowered.data
         return BACKENDS[runtime].lower(program).data
 
 

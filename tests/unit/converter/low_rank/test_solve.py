@@ -14,7 +14,7 @@ from ferryman.converter.low_rank.options import find_choices, weigh
 from ferryman.converter.low_rank.recipe import parse_low_rank
 from ferryman.converter.low_rank.solve import Solver
 from ferryman.converter.low_rank.timing import Stopwatch
-from ferryman.converter.prune.budget import BudgetError, count
+from ferryman.converter.prune.budget import OverBudgetError, count
 from tests.unit.converter.low_rank.nets import clock, low_rank_linear, never, stand_in
 
 
@@ -96,7 +96,7 @@ def test_what_saves_but_does_not_show_is_passed_over():
 )
 def test_budgets_that_cannot_be_met_say_so(form, timer, said):
     several, solver = given(form, timer)
-    with pytest.raises(BudgetError, match=said):
+    with pytest.raises(OverBudgetError, match=said):
         solver.pick(several)
 
 
@@ -116,7 +116,7 @@ def test_times_decide_within_what_fits():
     picks = solver.pick_by_time(several, fits)
     assert 0.45 * dense < seconds(picks) <= 0.6 * dense
     assert len(asked) < 9
-    with pytest.raises(BudgetError, match="takes longer even with every layer"):
+    with pytest.raises(OverBudgetError, match="takes longer even with every layer"):
         solver.pick_by_time(several, lambda _: False)
 
 

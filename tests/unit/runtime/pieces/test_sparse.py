@@ -118,10 +118,10 @@ def test_foreign_bytes_are_refused_or_read_in_time(data):
     elif stored:
         for _ in range(data.draw(st.integers(1, 4))):
             stored[data.draw(st.integers(0, len(stored) - 1))] = data.draw(st.integers(0, 255))
-    start = time.monotonic()
+    start = time.process_time()
     try:
         made = decode_sparse(bytes(stored), memoryview(bytes(2400)), 2400)
     except (ValueError, IndexError, OverflowError):
         made = None
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
     assert made is None or len(made) == 2400

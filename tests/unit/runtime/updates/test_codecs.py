@@ -96,12 +96,12 @@ def test_foreign_bytes_are_refused_or_read_in_time(data):
         foreign = bytearray(good)
         for _ in range(data.draw(st.integers(1, 5))):
             foreign[data.draw(st.integers(4, len(good) - 1))] = data.draw(st.integers(0, 255))
-    start = time.monotonic()
+    start = time.process_time()
     try:
         decoded = codec.decode(bytes(foreign), shapes)
     except PackageError:
         decoded = None
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
     if decoded is not None:
         assert {name: one.shape for name, one in decoded.items()} == shapes
         assert all(np.isfinite(one).all() for one in decoded.values())

@@ -556,9 +556,9 @@ def test_plans_that_make_no_sense_are_refused():
 
 def test_ten_thousand_devices_take_little_time_a_turn():
     world = World(10_000, rings="1,10%,100%")
-    began = time.perf_counter()
+    began = time.process_time()
     world.engine.tick(world.now_ns)
-    assert time.perf_counter() - began < 2.0
+    assert time.process_time() - began < 2.0
 
 
 def test_the_plan_is_a_plain_record():

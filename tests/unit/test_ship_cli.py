@@ -1,0 +1,20 @@
+"""`ferryman ship`: what its conversion says."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from ferryman.converter import api
+from ferryman.converter.pipeline import Conversion
+from ferryman.ship_cli import _converted
+from tests.unit.converter.test_honest import compared
+
+
+def test_a_form_that_is_slower_is_said(tmp_path, monkeypatch, capsys):
+    package = tmp_path / "net.ferry"
+    package.write_bytes(b"1234")
+    slow = compared(speedup=(0.4, 0.5, 0.6), speedup_best=0.5)
+    made = Conversion(package, "0" * 64, SimpleNamespace(name="net"), compared=(slow, compared()))
+    monkeypatch.setattr(api, "convert", lambda *_, **__: made)
+    assert _converted("models:net", tmp_path, ("4bit",), ("tflite",), None, None) == package
+    assert "note: 4bit on ai-edge-litert is slower than fp32 (2.00x the time)\nnet: 4 bytes" in capsys.readouterr().err
