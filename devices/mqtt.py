@@ -108,6 +108,9 @@ class Link:
         self._ready = threading.Event()
         self._stopping = threading.Event()
         self._paused = threading.Event()
+        self._handing_over = threading.Condition()
+        self._under_way = 0
+        """Messages that `publish` is handing over to a connection: last words come behind them."""
         self._nudge = threading.Event()
         """Set where a wait of the link's thread is over before its time."""
         self._problem = "not started"
@@ -147,8 +150,7 @@ class Link:
 
     def stop(self) -> None:
         """Publish the last will, disconnect, and wait for the threads to end."""
-        self._stopping.set()
-        self._say_will()
+        self._say_last(self._stopping)
         self._end(STOPPED)
         if self._thread.is_alive():
             self._thread.join(CONNECT_TIMEOUT_S)
@@ -157,8 +159,7 @@ class Link:
         """Publish `farewell` (None: the last will) and disconnect, until `resume`; the broker keeps a session."""
         if self._paused.is_set():
             return
-        self._paused.set()
-        self._say_will(farewell)
+        self._say_last(self._paused, farewell)
         self._end(PAUSED)
 
     def resume(self) -> None:
@@ -210,12 +211,26 @@ class Link:
             LinkError: there is no connection now, or its last words are said: a status behind them would stay.
             ValueError: MQTT cannot carry it (over 256 MiB, or a topic with a wildcard).
         """
-        if self._unwanted:
-            raise LinkError(f"broker {self.broker.address}: not connected: {PAUSED if self.paused else STOPPED}")
-        connection = self._connection
-        if connection is None or not self._ready.is_set():
-            raise LinkError(f"broker {self.broker.address}: not connected: {self._problem}")
-        connection.publish(message, done)
+        with self._handing_over:
+            if self._unwanted:
+                raise LinkError(f"broker {self.broker.address}: not connected: {PAUSED if self.paused else STOPPED}")
+            self._under_way += 1
+        try:
+            connection = self._connection
+            if connection is None or not self._ready.is_set():
+                raise LinkError(f"broker {self.broker.address}: not connected: {self._problem}")
+            connection.publish(message, done)
+        finally:
+            with self._handing_over:
+                self._under_way -= 1
+                self._handing_over.notify_all()
+
+    def _say_last(self, ended: threading.Event, instead: Message | None = None) -> None:
+        """Let nobody publish from now on, and say the last words behind those who do already."""
+        with self._handing_over:
+            ended.set()
+            self._handing_over.wait_for(lambda: not self._under_way, STOP_WAIT_S)
+        self._say_will(instead)
 
     def _say_will(self, instead: Message | None = None) -> None:
         """Publish it, as it was made for this connection, and wait a little for the broker to have it."""

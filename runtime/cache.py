@@ -32,7 +32,7 @@ from typing import Literal
 from ferryman.runtime.contracts.errors import FerrymanError
 from ferryman.runtime.cpu import CPUINFO, fingerprint
 from ferryman.runtime.durable import sync_directory
-from ferryman.runtime.weights import checksum, log
+from ferryman.runtime.weights import checksum, log, processor
 
 CacheUse = Literal["off", "memory", "built", "warm"]
 """What became of packed weights when a session was opened: packed for every use; packed once, in memory; packed once,
@@ -85,28 +85,34 @@ def memory() -> Kept:
     return Kept(os.memfd_create("ferryman-packed-weights", os.MFD_CLOEXEC), "memory")
 
 
-def keep(cache: Cache, artifact: Path, version: str, fill: Fill) -> Kept | None:
-    """The artifact's packed weights: found in the folder, or packed and put there; None: they cannot be kept.
+class _Differ(Exception):  # no error: an answer
+    """With packed weights an artifact's answers are not the same."""
+
+
+def keep(cache: Cache, artifact: Path, version: str, fill: Fill, *, shared: bool = False) -> Kept | None:
+    """The artifact's packed weights: found in the folder, or packed and put there; None: each use packs its own.
 
     Args:
         cache: where.
         artifact: the file.
         version: of the runtime, with its name.
         fill: packs them.
+        shared: several layers use one weight: where none are kept, they are to be packed once in memory.
     """
     try:
         identity = cache.sha256 or _settled(artifact)
         if identity is None:
             log.info("%s was changed a moment ago: its packed weights are not kept this time", artifact)
-            return None
-        key = _key(identity, version)
-        kept = _find(cache.folder, key)
-        if kept is None and not (cache.folder / f"{key}.none").exists():
-            kept = _build(cache, artifact, identity, key, fill)
-        return kept and replace(kept, of=None if cache.sha256 else identity)
+        else:
+            key = _key(identity, version)
+            kept = _find(cache.folder, key) or _build(cache, artifact, identity, key, fill)
+            if kept is not None:
+                return replace(kept, of=None if cache.sha256 else identity)
+    except _Differ:
+        return None
     except (OSError, ValueError, FerrymanError) as error:
         log.warning("packed weights of %s are not kept in %s: %s", artifact, cache.folder, error)
-        return None
+    return memory() if shared else None
 
 
 def is_of(kept: Kept, artifact: Path) -> bool:
@@ -133,8 +139,8 @@ def _settled(artifact: Path) -> str | None:
 
 
 def _key(identity: str, version: str) -> str:
-    processor = fingerprint(CPUINFO.read_text())
-    whole = "\n".join((str(LAYOUT), identity, version, platform.machine(), processor))
+    told = fingerprint(CPUINFO.read_text())
+    whole = "\n".join((str(LAYOUT), identity, version, platform.machine(), told, f"{processor():x}"))
     return hashlib.sha256(whole.encode()).hexdigest()[:32]
 
 
@@ -171,7 +177,9 @@ def _is_sound(descriptor: int, size: int, expected: int) -> bool:
 
 def _build(cache: Cache, artifact: Path, identity: str, key: str, fill: Fill) -> Kept | None:
     """Pack into memory, and write that: a disk that fills up is then an error, and not the end of the process."""
-    folder = cache.folder
+    folder, none = cache.folder, cache.folder / f"{key}.none"
+    if none.exists():
+        raise _Differ
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if scarce := _scarce(folder, _ROOM * artifact.stat().st_size):
         log.warning("packed weights of %s are not kept: there is little %s left", artifact, scarce)
@@ -183,8 +191,9 @@ def _build(cache: Cache, artifact: Path, identity: str, key: str, fill: Fill) ->
         _give_back()
         if not same:
             log.warning("packed weights of %s are not kept: with them its answers are not the same", artifact)
-            (folder / f"{key}.none").touch()
-            return None
+            with contextlib.suppress(OSError):
+                none.touch()
+            raise _Differ
         if not cache.sha256 and state_of(artifact) != identity:
             log.warning("packed weights of %s are not kept: it was changed while it was read", artifact)
             return None

@@ -53,7 +53,7 @@ def _library() -> ctypes.CDLL | None:
     except OSError as error:
         log.warning("%s does not load, so no packed weights are kept: %s", path, error)
         return None
-    library.ferryman_weights_checksum.restype = ctypes.c_uint64
+    library.ferryman_weights_checksum.restype = library.ferryman_weights_processor.restype = ctypes.c_uint64
     for name in ("pte", "tflite", "checksum"):
         getattr(library, f"ferryman_weights_{name}").argtypes = (ctypes.c_void_p, ctypes.c_size_t)
     return library
@@ -91,6 +91,15 @@ def checksum(descriptor: int) -> int | None:
         return None
     with _mapped(descriptor, populate=True) as (address, size):
         return int(library.ferryman_weights_checksum(address, size))
+
+
+def processor() -> int:
+    """64 bits that change with what the processor says that it can do; 0: the native library is not installed.
+
+    The kernel's word may be another's: a program that qemu runs reads the `/proc/cpuinfo` of the machine beneath.
+    """
+    library = _library()
+    return 0 if library is None else int(library.ferryman_weights_processor())
 
 
 @contextmanager

@@ -152,7 +152,8 @@ def compress(
         loss: of (outputs, targets); binary and quantized forms take cross-entropy alone.
         latency: seconds of a model, for a pruned or low-rank form with a budget in latency: see `latency_on` for a
             device by name, and `measured_latency` for an interpreter of this machine.
-        blocks: path of the list of blocks to fold, where a model has several.
+        blocks: path of the list of blocks to fold, where a model has several, or of the first block, where a list holds
+            several kinds.
         progress: told epoch (from 1), epochs and mean loss.
         stage: told what begins, of pruned, folded and low-rank forms.
 

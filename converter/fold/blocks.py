@@ -58,25 +58,30 @@ def find_blocks(model: nn.Module, example: Example, path: str | None = None) -> 
     Args:
         model: someone's.
         example: positional inputs of one call.
-        path: of the list, where there are several; None: the only one.
+        path: of the list, where there are several, or of the first block, where a list holds several kinds; None: the
+            only ones.
 
     Raises:
-        CallerError: there are several lists, none, or none of that path, or the model fails with the example.
+        CallerError: there are several, none, or none of that path, or the model fails with the example.
         ModelError: a block's output has another shape than its input.
     """
     found = list(_lists(model))
-    there = ", ".join(f"{one.path or 'the model itself'} ({len(one)} {_kind(one)})" for one in found)
+    paths = [one.path for one in found]
+    called = [one.paths[0] if paths.count(one.path) > 1 else one.path for one in found]
+    there = ", ".join(
+        f"{name or 'the model itself'} ({len(one)} {_kind(one)})" for name, one in zip(called, found, strict=True)
+    )
     if not found:
         raise CallerError(
             "the model has no list of blocks (nn.ModuleList or nn.Sequential) in which two or more of one class have "
             "weights of the same shapes"
         )
     if path is not None:
-        found = [one for one in found if one.path == path]
+        found = [one for name, one in zip(called, found, strict=True) if path in (name, one.paths[0])]
         if not found:
             raise CallerError(f"the model has no list of like blocks named {path!r}; there are: {there}")
     if len(found) > 1:
-        raise CallerError(f"the model has several lists of blocks: {there}; name one (blocks={found[0].path!r})")
+        raise CallerError(f"the model has several lists of blocks: {there}; name one (blocks={called[0]!r})")
     _check(model, example, found[0])
     return found[0]
 

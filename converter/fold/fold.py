@@ -62,7 +62,7 @@ def fold(
         example: positional inputs of one call.
         loader: (inputs, targets) batches, every time it is iterated over; without one blocks matter by similarity, and
             no training follows.
-        blocks: path of the list, where there are several.
+        blocks: path of the list, where there are several, or of the first block, where one holds several kinds.
         epochs: of the cure.
         lr: learning rate of its first epoch.
         loss: of (outputs, targets).

@@ -213,6 +213,8 @@ class Agent:
                     self._note_logs()
                     self._keep_up()
                     self._look_at_storage()
+                    if self._presence.is_due(time.monotonic()):
+                        self._announce()
                     service.status(self._in_a_line())
             finally:
                 service.stopping()

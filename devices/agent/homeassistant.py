@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 PREFIX = "homeassistant"
 FILE = "homeassistant.json"
 """In the agent's root: what was announced last, so that it can be taken back."""
+TAKEN_S = 5.0
+"""So long the broker may take to acknowledge what is to be remembered; else it is told again on the next connection."""
 SPREAD_S = 5.0
 """When Home Assistant has started, devices announce themselves within so long, not all at once."""
 _PREFIX = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
@@ -199,12 +201,13 @@ class HomeAssistant:
 
     def announce(self) -> None:
         """Say what there is, and take back what there was."""
-        before = self._before()
+        before, forgotten = self._before(), True
         if before is not None and before.prefix != self._prefix:
-            self._publish(config_topic(before.prefix, self._device), b"")
+            forgotten = self._publish(config_topic(before.prefix, self._device), b"", wait=True)
             before = None
         if self._prefix is None:
-            self._remember(None)
+            if forgotten:
+                self._remember(None)
             return
         now = self._message({})["components"]
         platforms = {name: component["platform"] for name, component in now.items()}
@@ -212,15 +215,22 @@ class HomeAssistant:
         topic = config_topic(self._prefix, self._device)
         if gone:  # told once as a platform alone, a component is removed; then it is left out
             self._publish(topic, msgspec.json.encode(self._message(gone)))
-        self._publish(topic, msgspec.json.encode(self._message({})))
-        if before is None or gone or before.platforms != platforms:
+        news = before is None or before.platforms != platforms
+        taken = self._publish(topic, msgspec.json.encode(self._message({})), wait=news)
+        if news and taken and forgotten:
             self._remember(Announced(prefix=self._prefix, platforms=platforms))
 
     def _message(self, gone: Mapping[str, str]) -> dict[str, Any]:
         return discovery(self._device, self._model, self._period_s, gone, self._missing)
 
-    def _publish(self, topic: str, payload: bytes) -> None:
+    def _publish(self, topic: str, payload: bytes, *, wait: bool = False) -> bool:
+        """Retained; with `wait`, whether the broker has it."""
+        taken, answered = False, threading.Event()
+
         def said(problem: str | None) -> None:
+            nonlocal taken
+            taken = problem is None
+            answered.set()
             if problem is not None:
                 log.warning("Home Assistant does not learn of this device: broker refuses %s: %s", topic, problem)
 
@@ -228,6 +238,10 @@ class HomeAssistant:
             self._link.publish(Message(topic=topic, payload=payload, retain=True), said)
         except LinkError as error:  # announced on the next connection
             log.debug("not announced: %s", error)
+            return False
+        if wait:
+            answered.wait(TAKEN_S)
+        return taken
 
     def _on_status(self, delivery: Delivery) -> None:
         if delivery.payload == b"online" and not delivery.retained:

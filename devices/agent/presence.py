@@ -7,6 +7,9 @@ earlier connection is told from news.
 from __future__ import annotations
 
 import logging
+import random
+import threading
+import time
 from collections.abc import Callable, Mapping
 
 import ferryman
@@ -25,6 +28,9 @@ from ferryman.runtime.contracts.slot import Slot
 from ferryman.runtime.session import INTERPRETERS, installed
 
 log = logging.getLogger(__name__)
+
+AGAIN_S = 900.0
+"""A status is said again so often: a broker that was killed may have gone back to an older one, or to none."""
 
 
 class Presence:
@@ -45,6 +51,9 @@ class Presence:
         self._outbox, self._recorder = outbox, recorder
         self._challenge, self._mode = challenge, mode
         self._birth = 0
+        self._telling = threading.Lock()
+        """One status after another: what is older shall not come last, and stay."""
+        self._again_at = 0.0
         self.storage = ""
         """For `Status.storage`."""
 
@@ -84,10 +93,16 @@ class Presence:
 
     def announce(self, link: Link, slot: Slot | None, answers: str | None) -> None:
         """Publish that it is there, and how."""
-        try:
-            link.publish(Message(topic=self._topic, payload=encode(self.status(slot, answers)), retain=True))
-        except (LinkError, DeviceError) as error:
-            log.debug("status not announced: %s", error)
+        with self._telling:
+            self._again_at = time.monotonic() + AGAIN_S * random.uniform(0.8, 1.0)  # noqa: S311  # spreads a fleet
+            try:
+                link.publish(Message(topic=self._topic, payload=encode(self.status(slot, answers)), retain=True))
+            except (LinkError, DeviceError) as error:
+                log.debug("status not announced: %s", error)
+
+    def is_due(self, now_s: float) -> bool:
+        """Whether it was said so long ago that it is to be said again; `now_s` is monotonic."""
+        return now_s >= self._again_at
 
     def status(self, slot: Slot | None, answers: str | None) -> Status:
         """As it is now.

@@ -146,7 +146,7 @@ def open_session(artifact: Path, *, threads: int, entry: str | None, cache: Cach
         return None
     try:
         if cache is not None:
-            return _open_kept(artifact, threads, entry, cache)
+            return _open_kept(artifact, threads, entry, cache, shared=weights.shared)
         if weights.shared:
             session = CompiledSession(artifact, threads, entry, _IN_MEMORY)
             session.cache = "memory"
@@ -156,9 +156,9 @@ def open_session(artifact: Path, *, threads: int, entry: str | None, cache: Cach
     return None
 
 
-def _open_kept(artifact: Path, threads: int, entry: str | None, cache: Cache) -> Session | None:
+def _open_kept(artifact: Path, threads: int, entry: str | None, cache: Cache, *, shared: bool) -> Session | None:
     version = f"{INTERPRETER} {metadata.version(INTERPRETER)}"
-    kept = caches.keep(cache, artifact, version, functools.partial(_pack, artifact, threads))
+    kept = caches.keep(cache, artifact, version, functools.partial(_pack, artifact, threads), shared=shared)
     if kept is None:
         return None
     try:

@@ -168,8 +168,11 @@ def open_session(
     weights = look_through(artifact, "executorch")
     how = functools.partial(ExecutorchSession, native, artifact, threads, entry=entry, etdump=etdump)
     if cache is not None and weights.keepable:
-        kept = caches.keep(cache, artifact, f"executorch {VERSION}", functools.partial(_pack, artifact, threads))
-        if kept is not None and (session := _open_kept(how, kept, cache, artifact)) is not None:
+        pack = functools.partial(_pack, artifact, threads)
+        kept = caches.keep(cache, artifact, f"executorch {VERSION}", pack, shared=weights.shared)
+        if kept is None:
+            return how()
+        if (session := _open_kept(how, kept, cache, artifact)) is not None:
             return session
     if weights.keepable and weights.shared:
         return _open_with(how, caches.memory())
@@ -196,7 +199,8 @@ def _open_kept(
     """A session with packed weights from a file that others use too; None: the file could not be had."""
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(caches.alone_in(cache.folder))
+            if kept.use != "memory":
+                stack.enter_context(caches.alone_in(cache.folder))
         except OSError as error:
             os.close(kept.descriptor)
             _log.warning("%s is opened without its packed weights: %s: %s", artifact, cache.folder, error)

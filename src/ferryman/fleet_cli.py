@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -279,6 +280,35 @@ def export(what: str, query: str | None, database: str, path: Path, *, as_json: 
         in_place("")
     then = "" if found.last_ns is None else f"; next: --since {min(found.last_ns + 1, now_ns)}"
     _answer(found, lambda: f"{path}: {found.rows:,} {what}, {found.bytes:,} bytes{then}", as_json=as_json)
+
+
+@fleet.command("copy")
+@click.argument("source", metavar="FILE")
+@click.argument("target", metavar="URL")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def copy_(source: str, target: str, *, as_json: bool) -> None:
+    """Carry a SQLite store to an empty PostgreSQL database: everything, counted on both sides.
+
+    \b
+    Stop the collector first: devices keep what they measure. Then start one with
+    --database URL. Interrupted, run it again: it goes on where it was.
+    """  # noqa: D301  # click wants the very character, where it shall not wrap
+    from ferryman.devices.fleet.collector.carry import carry
+
+    live = sys.stderr.isatty()
+
+    def told(table: str, done: int, total: int) -> None:
+        in_place(f"{table}: {done:,} of {total:,}")
+
+    found = carry(source, target, told if live else lambda *_: None)
+    if live:
+        in_place("")
+    if as_json:
+        echo(json.dumps({"type": "fleet-copy", "tables": [one._asdict() for one in found]}))
+        return
+    for one in found:
+        refused = f", {one.refused:,} refused" if one.refused else ""
+        echo(f"{one.table:12}{one.rows - one.refused:>14,} rows on both sides{refused}")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -26,6 +27,9 @@ from ferryman.runtime.contracts.record import Unavailable
 
 _NAMED_MAX = 6
 _TEXT_MAX = 48
+_REVISION = re.compile(r" Rev [\d.]+$")
+_SILENT_NS = 1800 * 10**9
+"""As the rule `offline` takes it, by default."""
 R = TypeVar("R")
 Columns = Sequence[tuple[str, Callable[[R], str]]]
 _AGES = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
@@ -68,19 +72,37 @@ def status_text(found: FleetStatus, width: int, *, colour: bool) -> str:
     return f"{text}\n\n{_table('by the newest samples', worst, texts, numbers, width, colour=colour)}"
 
 
-def _there(row: DeviceRow) -> str:
-    """Metered and paused: so its mode on the device says."""
+def _there(row: DeviceRow, now_ns: int) -> str:
+    """Metered and paused: so its mode on the device says. Silent: it never said that it went, and is not heard."""
+    if row.online and now_ns - row.seen_ns > _SILENT_NS:
+        return "SILENT"
     if row.online:
         return "metered" if row.mode == "metered" else "online"
     return "paused" if row.mode == "offline" else "OFFLINE"
 
 
+def _trouble(row: DeviceRow) -> str:
+    said = {
+        f"disk {row.storage}": row.storage,
+        "throttled": row.throttled,
+        "clock unsure": row.clock_sure is False,
+    }
+    words = [words for words, holds in said.items() if holds]
+    more = f" +{len(words) - 1}" if len(words) > 1 else ""
+    return words[0] + more if words else NOT_ASKED
+
+
+def _model(row: DeviceRow) -> str:
+    return short(_REVISION.sub("", row.model), _TEXT_MAX) or NOT_ASKED
+
+
 def devices_text(found: Devices, now_ns: int, width: int, *, colour: bool) -> str:
-    """A row for each."""
+    """A row for each; columns in which no device has anything are left out, and what fits no row is in the JSON."""
     words: Columns[DeviceRow] = [
         ("device\n", lambda row: row.device),
-        ("\n", _there),
-        ("model\n", lambda row: short(row.model, _TEXT_MAX) or NOT_ASKED),
+        ("\n", lambda row: _there(row, now_ns)),
+        ("trouble\n", _trouble),
+        ("model\n", _model),
         ("labels\n", lambda row: labels(row.labels) or NOT_ASKED),
         ("package\n", lambda row: _package(row.package, row.package_sha256)),
         ("release\n", lambda row: row.release or NOT_ASKED),
@@ -90,18 +112,21 @@ def devices_text(found: Devices, now_ns: int, width: int, *, colour: bool) -> st
         ("for\n", lambda row: age(now_ns - row.changed_ns)),
         ("p50\nms", lambda row: _number(row.latency_p50_ms)),
         ("p95\nms", lambda row: _number(row.latency_p95_ms)),
-        ("inferences\n", lambda row: f"{row.inferences:,}"),
-        ("errors\n", lambda row: f"{row.errors:,}"),
+        ("infer-\nences", lambda row: f"{row.inferences:,}"),
+        ("err-\nors", lambda row: f"{row.errors:,}"),
         ("temp\n°C", lambda row: _number(row.temperature_c)),
-        ("throttled\n", lambda row: NOT_ASKED if row.throttled is None else "yes" if row.throttled else "no"),
-        ("memory\nMB", lambda row: _number(row.memory_used_mb)),
-        ("outbox\nwaiting", lambda row: f"{row.waiting:,}"),
-        ("outbox\ndropped", lambda row: f"{row.dropped:,}"),
-        ("clock\n", lambda row: NOT_ASKED if row.clock_sure is None else "sure" if row.clock_sure else "unsure"),
-        ("ferryman\n", lambda row: row.ferryman or NOT_ASKED),
+        ("out-\nbox", lambda row: f"{row.waiting:,}"),
+        ("drop-\nped", lambda row: f"{row.dropped:,}" if row.dropped else NOT_ASKED),
+        ("ferry-\nman", lambda row: row.ferryman or NOT_ASKED),
     ]
     title = (
         f"{len(found.rows):,} of {found.total or 0:,} devices; latency, inferences, errors since {utc(found.since_ns)}"
+    )
+    if len(versions := {row.ferryman for row in found.rows if row.ferryman}) == 1:
+        title += f"; ferryman {versions.pop()}"
+        numbers = numbers[:-1]
+    words, numbers = (
+        [one for one in columns if any(one[1](row) != NOT_ASKED for row in found.rows)] for columns in (words, numbers)
     )
     return _table(title, found.rows, words, numbers, width, colour=colour)
 

@@ -16,7 +16,9 @@ from ferryman.converter.forms import find_form
 from ferryman.converter.nested.network import nest
 from ferryman.converter.quiet import quiet
 from ferryman.converter.source import make_source
+from ferryman.converter.verify import make_references
 from ferryman.runtime.beside import time_beside
+from ferryman.runtime.contracts.tensor import pack
 from ferryman.runtime.session import INTERPRETERS
 from tests.benchmarks.frame import Bar, CannotRun, Figure, Goal, Part, figure, progress
 from tests.benchmarks.pruned_layers import PLACES, place_of
@@ -30,6 +32,7 @@ BYTES = {
     runtime: Goal(f"{runtime}: artifact of five variants, bytes over the largest's own", "<=", 1.1)
     for runtime in INTERPRETERS
 }
+PACKAGE = Goal("package of five variants for both runtimes, bytes over the largest's own", "<=", 1.1)
 SWITCH = {
     name: Goal(f"{name}: from one variant to another, to the end of its first call", "<=", _MS, "ms")
     for name in ("executorch", "ai-edge-litert")
@@ -93,6 +96,22 @@ def measure() -> Iterator[Bar | Figure]:
     with tempfile.TemporaryDirectory() as folder:
         for form in ("fp32", "4bit"):
             yield from _form(form, whole, variants, Path(folder))
+            ratio = _package(form, whole, variants, Path(folder))
+            yield PACKAGE.measured([ratio]) if form == "fp32" else figure(f"  {form}: the same of a package", [ratio])
+
+
+def _package(form: str, whole: Captured, variants: dict[str, Captured], folder: Path) -> float:
+    """With golden vectors, as convert writes them: those of the first variant, and one of each other."""
+    first, *others = (make_references(one).golden() for one in variants.values())
+    bytes_ = {
+        what: sum((folder / f"{form}-{what}{BACKENDS[runtime].suffix}").stat().st_size for runtime in INTERPRETERS)
+        + sum(len(pack(vector)) for vector in vectors)
+        for what, vectors in (
+            ("alone", make_references(whole).golden()),
+            ("together", (*first, *(vectors[0] for vectors in others))),
+        )
+    }
+    return bytes_["together"] / bytes_["alone"]
 
 
 def _form(form: str, whole: Captured, variants: dict[str, Captured], folder: Path) -> Iterator[Bar | Figure]:
@@ -150,4 +169,4 @@ def _place(
         yield figure(f"  {name}: {form}, {entry} %, times as fast as the whole in one part", times[0] / row)
 
 
-PARTS = (Part((*BYTES.values(), *SWITCH.values(), *MEMORY.values()), measure),)
+PARTS = (Part((*BYTES.values(), PACKAGE, *SWITCH.values(), *MEMORY.values()), measure),)

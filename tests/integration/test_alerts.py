@@ -9,15 +9,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from ferryman.devices import topics
 from ferryman.devices.fleet.alerts import kept, looks, senders
 from ferryman.devices.fleet.alerts.alerting import Alerting
 from ferryman.devices.fleet.store.store import Store, open_store
-from ferryman.devices.mqtt import Link
+from ferryman.devices.mqtt import Link, Message
 from ferryman.runtime.contracts.alert import Alert
-from ferryman.runtime.contracts.record import decode
+from ferryman.runtime.contracts.record import decode, encode
 from tests.support.alerts import SECOND, Scene, sample
 from tests.support.mosquitto import Mosquitto
 from tests.support.servers import web_hook
@@ -116,6 +117,34 @@ def test_what_holds_stands_on_mqtt_until_it_is_over_and_a_broker_that_forgot_is_
         spin(scene, alerting, lambda: lamp.seen[1:] == [b""] and not untold(store))
         assert alerting.counts[:3] == (0, 1, 1)
         lamp.link.stop()
+        alerting.close()
+        link.stop()
+
+
+def test_a_broker_that_went_back_to_an_alert_that_is_over_is_told_so(tmp_path, scene, store):
+    with Mosquitto(tmp_path) as broker:
+        link = Link(broker.config, "collector")
+        alerting = Alerting(store, link, rules(tmp_path))
+        link.start()
+        link.wait_ready(5)
+        alerting.tick(scene.now_ns)
+        full(scene, alerting, free_mb=3.0)
+        spin(scene, alerting, lambda: not untold(store))
+        (ours,) = (row.alert for row in kept.read(store))
+        full(scene, alerting, free_mb=9000.0)
+        spin(scene, alerting, lambda: not untold(store))
+        foreign = msgspec.structs.replace(ours, rule="theirs")
+        for alert in (ours, foreign):  # as it stood on the broker's disk
+            link.publish(Message(topic=topics.alert(alert.device, alert.rule), payload=encode(alert), retain=True))
+        lamp = Lamp(broker)
+        until(lambda: len(lamp.seen) == 2)
+        link.reconnect(link.broker)
+        spin(scene, alerting, lambda: b"" in lamp.seen)
+        lamp.link.stop()
+        late = Lamp(broker)
+        until(lambda: late.seen)
+        assert [decode(one, Alert).rule for one in late.seen] == ["theirs"]
+        late.link.stop()
         alerting.close()
         link.stop()
 

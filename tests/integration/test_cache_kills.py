@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,6 +50,7 @@ def then_die(really):
 with open_session(artifact, runtime, entry="large", cache=folder, sha256="ab" * 32) as session:
     print(session.cache, session.run([np.load(sys.argv[2].rsplit("/", 1)[0] + "/two.npz")["x"]])[0].tobytes().hex())
 """
+QEMU = "qemu-x86_64-static"
 STEPS = (
     "before packing",
     "after packing",
@@ -71,8 +74,8 @@ def answer(runtime):
         return session.run([np.load(SHARED / "two.npz")["x"]])[0].tobytes().hex()
 
 
-def begin(runtime, folder, step="none"):
-    command = [sys.executable, "-P", "-c", START, runtime, SHARED / PLACES[runtime], folder, step]
+def begin(runtime, folder, step="none", under=()):
+    command = [*under, sys.executable, "-P", "-c", START, runtime, SHARED / PLACES[runtime], folder, step]
     return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
@@ -100,3 +103,17 @@ def test_several_that_start_at_once_all_answer_right(runtime, answer, tmp_path):
         assert [(code, out[1]) for code, out in several] == [(0, answer)] * 4
     assert {out[0] for _, out in several} == {"warm"}
     assert {path.suffix for path in tmp_path.iterdir()} == {".packed"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64" or not shutil.which(QEMU), reason=f"needs x86-64 and {QEMU}")
+def test_another_processor_behind_the_same_cpuinfo_packs_its_own(runtime, answer, tmp_path):
+    """qemu shows programs the `/proc/cpuinfo` of the machine; ExecuTorch would write into what does not suit it."""
+    haswell = (QEMU, "-cpu", "Haswell")
+    assert end(begin(runtime, tmp_path)) == (0, ["built", answer])
+    ours = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    code, (use, theirs) = end(begin(runtime, tmp_path, under=haswell))
+    assert (code, use) == (0, "built")
+    assert end(begin(runtime, tmp_path, under=haswell)) == (0, ["warm", theirs])
+    assert {path: path.read_bytes() for path in ours} == ours
+    assert end(begin(runtime, tmp_path)) == (0, ["warm", answer])

@@ -40,7 +40,7 @@ def test_a_nested_package_of_which_a_part_is_installed_steps_down_in_one_process
         ("executorch-fp32-100", 1.0),
         ("executorch-fp32-25", pytest.approx(0.25)),
     ]
-    assert {path.name for path in (store.directory("a") / "golden").iterdir()} == {"100", "25"}
+    assert {path.name for path in (store.directory("a") / "golden").iterdir()} == {"0.msgpack", "1.msgpack", "25"}
 
     now = [0.0]
     serving = Serving(store, steps=StepDown(StepLimits(), lambda: now[0]))

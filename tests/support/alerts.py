@@ -42,10 +42,15 @@ class Scene:
         self.now_ns += int(seconds * SECOND)
         return self.now_ns
 
-    def status(self, *devices: str, online: bool = True, site: str = "", model: str = "Pi 4", mode: str = "") -> None:
+    def status(self, *devices: str, online: bool = True, site: str = "", model: str = "Pi 4", **more: str) -> None:
         labels = {"site": site} if site else {}
-        statuses = [Status(device=name, online=online, model=model, labels=labels, mode=mode) for name in devices]
+        statuses = [Status(device=name, online=online, model=model, labels=labels, **more) for name in devices]
         self.store.insert(Batch(statuses=statuses), self.now_ns)
+
+    def retained(self, *devices: str) -> None:
+        """The broker tells again what it kept: what `status` told."""
+        kept = [Status(device=name, online=True, model="Pi 4") for name in devices]
+        self.store.insert(Batch(retained=kept), self.now_ns)
 
     def send(self, device: str, *notes: Note, boot: str = BOOT) -> None:
         self.send_all({device: notes}, boot=boot)

@@ -101,7 +101,7 @@ class Device:
             packets, data, _ = cut(data + read)
             for first, body in packets:
                 if first & 0xF0 == 0x30:
-                    _, _, payload = read_publish(first, body, v5=False)
+                    _, _, payload, _ = read_publish(first, body, v5=False)
                     for begin, end in decode(payload, Receipt).ranges:
                         self._without.difference_update(range(begin, end + 1))
 

@@ -193,7 +193,7 @@ def bulk(broker: BrokerConfig, counted: Counted) -> None:
         "bare",
         manual_ack=True,
         receive_max=8000,
-        new_client=lambda *arguments, **options: BulkClient((b"/telemetry",), take, *arguments, **options),
+        new_client=lambda *arguments, **options: BulkClient(b"", (b"/telemetry",), take, *arguments, **options),
     )
     link.subscribe(topics.ALL_TELEMETRY, lambda _: None)
     link.on_ready(counted.ready)

@@ -86,6 +86,30 @@ def test_tables_for_people(database):
     assert "\x1b" not in lines
 
 
+def test_a_row_for_each_device_fits_a_wide_terminal_and_says_what_is_the_matter(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    path, now_ns = tmp_path / "wide.sqlite", time.time_ns()
+    told = {
+        "model": "Raspberry Pi 4 Model B Rev 1.4",
+        "labels": {"site": "lab", "line": "3"},
+        "release": "2026-11-20.3",
+    }
+    with contextlib.closing(open_store(path)) as store:
+        store.insert(Batch(statuses=[status("kitchen-camera-7", **told), status("hall", **told)]), now_ns)
+        values = {"latency_ms": 14.125, "inferences": 123_456, "temperature_c": 61.25, "outbox_records": 1234}
+        put(store, "kitchen-camera-7", "sample", {now_ns: {"period_s": 60, "values": values}})
+    shown = asked("devices", path).stdout
+    assert len([line for line in shown.splitlines() if "kitchen-camera-7" in line]) == 1
+    assert "ferryman 0.2.0" in shown.splitlines()[0]
+    assert not {"trouble", "Rev"} & set(shown.split())
+    with contextlib.closing(open_store(path)) as store:
+        troubled = status("hall", birth=2, storage="read-only", outbox_dropped=33)
+        store.insert(Batch(statuses=[troubled, status("gone")]), now_ns - 3600 * 10**9)
+    shown = asked("devices", path).stdout
+    assert {"read-only", "33", "ped"} <= set(shown.split())
+    assert "SILENT" in next(line for line in shown.splitlines() if line.startswith("gone"))
+
+
 def test_without_rich_the_tables_are_plain(database, monkeypatch):
     monkeypatch.setattr(report_text.util, "find_spec", lambda _: None)
     for command in ("status", "devices", "runs", "alerts"):

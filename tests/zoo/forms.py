@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+from torch import nn
 
 from ferryman.converter.api import compress
 from ferryman.converter.backends import BACKENDS
@@ -19,7 +20,15 @@ from ferryman.converter.capture import Captured, capture
 from ferryman.converter.forms import Form, find_form
 from ferryman.converter.quiet import quiet
 from ferryman.converter.source import make_source
-from ferryman.converter.verify import References, interpreters, make_references, verify, with_program
+from ferryman.converter.variants import Entry, called, lower_together
+from ferryman.converter.verify import (
+    Interpreter,
+    References,
+    interpreters,
+    make_references,
+    verify,
+    with_program,
+)
 from ferryman.runtime.contracts.errors import FerrymanError
 from ferryman.runtime.contracts.manifest import RuntimeName
 from ferryman.runtime.package import SQNR_LEAST_DB
@@ -44,6 +53,8 @@ FORMS = (
     *("mixed-4.5b", "binary"),
     *("sparse-80 as sparse", "sparse-80 as int8-sparse", "sparse-80 as 4bit-sparse"),
     *("pruned-50flops as fp32", "pruned-50flops as int8", "pruned-50flops as 4bit"),
+    *("folded-2 as fp32", "folded-2 as 4bit", "merged as fp32"),
+    *("lowrank-60bytes as fp32", "lowrank-60bytes as 4bit", "nested-50-100 as fp32", "nested-50-100 as 4bit"),
 )
 """Forms of convert, or those of compress and what they are converted as."""
 _REASON_CHARS = 160
@@ -51,9 +62,10 @@ _HEAD = """# Forms, networks, interpreters
 
 Made by `python -m tests.zoo.forms`: small networks of the zoo (random weights, seeded), converted and run on the real
 interpreters of one machine. A number is the SQNR in dB of the worst output to eager in float32 over the verification's
-input sets; a network of random weights says how faithful a form is, not how accurate. What is sparse or pruned first,
-without training, is held to the pruned network. What is refused has its reason below. An artifact of a quantized form
-also equals the rounded program itself, or it would be refused.
+input sets; a network of random weights says how faithful a form is, not how accurate. What is sparse, pruned, folded,
+of low rank or nested first, without training, is held to what it then is ([folding](folding.md) has what that costs in
+accuracy). Of a nested network the number is that of its worst variant. What is refused has its reason below. An
+artifact of a quantized form also equals the rounded program itself, or it would be refused.
 """
 
 
@@ -65,29 +77,45 @@ def cells(network: str) -> Iterator[tuple[str, str, str]]:
         form = find_form(last)
         try:
             with quiet():
-                made = compress(module, first, example=_positional(inputs)).model if first else module
-                captured = capture(make_source(made, inputs))
-                references = make_references(captured)
-                program, _ = form.rewrite(captured, [captured.example])
-                expected = with_program(references, program) if form.rounds else references
+                programs = {entry: _program(made, inputs, form) for entry, made in _made(module, first, inputs).items()}
         except FerrymanError as error:
             yield from ((name, where, f"refused: {error}") for names in INTERPRETERS.values() for where in names)
             continue
         for runtime in BACKENDS:
-            for where, found in _prove(program, form, runtime, expected):
+            for where, found in _prove(programs, form, runtime):
                 yield name, where, found
+
+
+def _made(module: nn.Module, form: str, inputs: Any) -> Mapping[Entry, nn.Module]:
+    """What compress makes of a network: one model, or several of one artifact."""
+    if not form:
+        return {None: module}
+    made = compress(module, form, example=_positional(inputs))
+    return made.variants or {None: made.model}
 
 
 def _positional(inputs: Any) -> tuple[Any, ...]:
     return tuple(inputs.values()) if isinstance(inputs, dict) else tuple(inputs)
 
 
-def _prove(program: Captured, form: Form, runtime: RuntimeName, references: References) -> Iterator[tuple[str, str]]:
+def _program(module: nn.Module, inputs: Any, form: Form) -> tuple[Captured, References]:
+    """A model in a form of convert, and what it is held to."""
+    captured = capture(make_source(module, inputs))
+    references = make_references(captured)
+    program, _ = form.rewrite(captured, [captured.example])
+    return program, with_program(references, program) if form.rounds else references
+
+
+def _prove(
+    programs: Mapping[Entry, tuple[Captured, References]], form: Form, runtime: RuntimeName
+) -> Iterator[tuple[str, str]]:
     places = interpreters(runtime)
     try:
         with quiet():
-            fitted = BACKENDS[runtime].lower(program)
+            lowered = lower_together(runtime, {entry: program for entry, (program, _) in programs.items()})
+            fitted = next(iter(lowered.values()))
             if form.fit:
+                ((program, _),) = programs.values()
                 fitted = form.fit(program, runtime, places, fitted, lambda _: None).lowered
     except FerrymanError as error:
         yield from ((place.name, f"refused: {error}") for place in places)
@@ -97,10 +125,20 @@ def _prove(program: Captured, form: Form, runtime: RuntimeName, references: Refe
         path.write_bytes(fitted.data)
         for place in places:
             try:
-                _, (proof,) = verify(path, f"{runtime}-{form.name}", runtime, references, SQNR_LEAST_DB, [place])
-                yield place.name, f"{proof.sqnr_db:.1f}"
+                least = min(
+                    _sqnr_db(path, f"{runtime}-{called(form.name, entry)}", runtime, references, place, entry)
+                    for entry, (_, references) in programs.items()
+                )
+                yield place.name, f"{least:.1f}"
             except FerrymanError as error:
                 yield place.name, f"refused: {error}"
+
+
+def _sqnr_db(
+    path: Path, variant: str, runtime: RuntimeName, references: References, place: Interpreter, entry: Entry
+) -> float:
+    _, (proof,) = verify(path, variant, runtime, references, SQNR_LEAST_DB, [place], entry)
+    return proof.sqnr_db
 
 
 def document(found: dict[tuple[str, str, str], str]) -> str:

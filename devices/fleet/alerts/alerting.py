@@ -89,7 +89,7 @@ class Alerting:
         rows = kept.read(self._store)
         self._book.update(rows, self._target, time.monotonic())
         if self._board is not None:
-            self._board.post(rows)
+            self._board.post(rows, lambda alert: kept.is_over(self._store, alert))
         self._counts = self._counts._replace(
             open=sum(row.alert.until_ns is None for row in rows),
             opened=self._counts.opened + len(changes.opened),

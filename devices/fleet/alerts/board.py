@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ferryman.devices import topics
 from ferryman.devices.fleet.alerts.book import Book
 from ferryman.devices.fleet.alerts.kept import Kept
-from ferryman.devices.mqtt import Link, Message
+from ferryman.devices.mqtt import Delivery, Link, Message
 from ferryman.runtime.contracts.alert import Alert
-from ferryman.runtime.contracts.errors import LinkError
-from ferryman.runtime.contracts.record import encode
+from ferryman.runtime.contracts.errors import CallerError, LinkError
+from ferryman.runtime.contracts.record import decode, encode
 
 log = logging.getLogger(__name__)
 
 NAME = "mqtt"
 UNDER_WAY_MAX = 2000
+FOUND_MAX = 10_000
+"""Alerts that the broker kept, of which it is looked up whether they are over."""
 AGAIN_S = 60.0
 """What the broker did not acknowledge in that time is sent again."""
 
 
 class Board:
-    """Posts what the book says is to be posted, and all that holds after each connecting: brokers forget."""
+    """Posts what the book says is to be posted, and all that holds after each connecting: brokers forget.
+
+    One that was killed may also go back to what it last wrote to its disk: what it kept and is over is taken off again.
+    """
 
     def __init__(self, link: Link, book: Book) -> None:
         self.heard_s: float | None = None
@@ -35,11 +41,19 @@ class Board:
         self._again: set[int] | None = None
         """Ids to post once more; None: all that holds."""
         self._refused = ""
+        self._found: list[Alert] = []
+        """What the broker had kept when we subscribed."""
+        link.subscribe(f"{topics.ALERTS}/+/+", self._on_kept, qos=0, needed=False)
         link.on_ready(self._on_ready)
         link.on_down(self._on_down)
 
-    def post(self, rows: Sequence[Kept]) -> None:
-        """Send what is due of `rows`, which are all that hold and all that are untold."""
+    def post(self, rows: Sequence[Kept], is_over: Callable[[Alert], bool] = lambda _: False) -> None:
+        """Send what is due.
+
+        Args:
+            rows: all that hold and all that are untold.
+            is_over: whether one that is not among those is known to be over; others are another store's.
+        """
         if self.heard_s is None:
             return
         holding = {row.id: row.alert for row in rows if row.alert.until_ns is None}
@@ -57,6 +71,28 @@ class Board:
                 self._book.posted(which, over=over)
             elif not self._send(which, alert, over=over):
                 return
+        with self._lock:
+            found, self._found = self._found, []
+        for alert in found:
+            if (alert.device, alert.rule) not in held and is_over(alert):
+                self._clear(alert)
+
+    def _clear(self, alert: Alert) -> None:
+        with contextlib.suppress(LinkError):  # the next connection tells of it again
+            self._link.publish(Message(topic=topics.alert(alert.device, alert.rule), payload=b"", retain=True))
+
+    def _on_kept(self, delivery: Delivery) -> None:
+        if not delivery.retained or not delivery.payload:
+            return
+        try:
+            alert = decode(delivery.payload, Alert)
+            if delivery.topic != topics.alert(alert.device, alert.rule):
+                return
+        except (ValueError, CallerError):  # not ours
+            return
+        with self._lock:
+            if len(self._found) < FOUND_MAX:
+                self._found.append(alert)
 
     def _send(self, which: int, alert: Alert, *, over: bool) -> bool:
         with self._lock:

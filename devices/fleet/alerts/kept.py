@@ -51,6 +51,16 @@ def read(store: Store) -> list[Kept]:
     ]
 
 
+def is_over(store: Store, alert: Alert) -> bool:
+    """Whether this very alert was raised here, and ended.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    same = [_TABLE.c[name] == getattr(alert, name) for name in ("device", "rule", "since_ns")]
+    return bool(store.read(select(_TABLE.c.id).where(*same, _TABLE.c.until_ns.is_not(None)).limit(1)))
+
+
 def change(store: Store, opened: Sequence[Alert], over: Sequence[int], now_ns: int) -> None:
     """Put down what was raised and what is over; of a device and rule one alert is open, whoever raised it first.
 

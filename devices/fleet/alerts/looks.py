@@ -221,6 +221,18 @@ def full_disk(rule: rules.FullDisk, view: View) -> Look:
     )
 
 
+def refusing_disk(rule: rules.RefusingDisk, view: View) -> Look:  # noqa: ARG001  # as all rules
+    """See `RefusingDisk`; of a device that is away it cannot be told."""
+    there = view.picture.online.values == 1
+    refuses = np.zeros(len(there), bool)
+    refuses[list(view.picture.storage)] = True
+    return Look(
+        there & refuses,
+        there & ~refuses,
+        lambda row: Found(f"its disk takes no telemetry and no updates: {view.picture.storage[row]}"),
+    )
+
+
 def lost_clock(rule: rules.LostClock, view: View) -> Look:
     """See `LostClock`."""
     since = view.picture.unsure_s.values
@@ -242,6 +254,7 @@ _LOOKS: dict[type[Any], Callable[[Any, View], Look]] = {
     rules.Failing: failing,
     rules.Dropping: dropping,
     rules.FullDisk: full_disk,
+    rules.RefusingDisk: refusing_disk,
     rules.LostClock: lost_clock,
     rules.Garbled: garbled,
 }

@@ -77,6 +77,8 @@ class Picture:
         self.dropped: dict[int, deque[tuple[float, int]]] = {}
         """When and how many."""
         self.garbled: dict[int, deque[tuple[float, int]]] = {}
+        self.storage: dict[int, str] = {}
+        """Why the disk takes nothing, of those where it does not."""
         self.online, self.changed_s, self.seen_s = Vector(), Vector(), Vector()
         self.free_mb, self.unsure_s = Vector(), Vector()
         """Since when the clock is unsure; infinite: it is sure."""
@@ -155,6 +157,9 @@ class Picture:
         except ValueError:  # nobody has said anything of itself
             return
         self.away.values[row] = not found.online and found.mode == "offline"
+        self.storage.pop(row, None)
+        if found.storage:
+            self.storage[row] = found.storage
         target = Target(name=self.names[row], model=found.model, labels=found.labels)
         if target != self.targets[row]:
             self.targets[row] = target

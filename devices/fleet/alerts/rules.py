@@ -105,6 +105,12 @@ class FullDisk(_Rule, tag="disk"):
     free_mb: Above = 500.0
 
 
+class RefusingDisk(_Rule, tag="storage"):
+    """The disk takes no telemetry: it is read-only, full or failing, as the device's status says."""
+
+    severity: Severity = "critical"
+
+
 class LostClock(_Rule, tag="clock"):
     """The device's clock has not been synchronised for so long; in a container that cannot ask, it never is."""
 
@@ -119,7 +125,19 @@ class Garbled(_Rule, tag="quarantine"):
     window_s: Seconds = 600.0
 
 
-Rule = Offline | Slower | Costlier | Drifted | Throttled | Failing | Dropping | FullDisk | LostClock | Garbled
+Rule = (
+    Offline
+    | Slower
+    | Costlier
+    | Drifted
+    | Throttled
+    | Failing
+    | Dropping
+    | FullDisk
+    | RefusingDisk
+    | LostClock
+    | Garbled
+)
 
 DEFAULTS: tuple[Rule, ...] = (
     Offline(),
@@ -130,6 +148,7 @@ DEFAULTS: tuple[Rule, ...] = (
     Failing(),
     Dropping(),
     FullDisk(),
+    RefusingDisk(),
     LostClock(),
     Garbled(),
 )

@@ -34,17 +34,18 @@ class BulkClient(Client):
 
     def __init__(
         self,
+        begin: bytes,
         ends: tuple[bytes, ...],
         on_messages: Callable[[BulkClient, list[Came]], None],
         *arguments: Any,  # noqa: ANN401  # paho's
         **options: Any,  # noqa: ANN401  # paho's
     ) -> None:
-        """Make a client of which topics that end so go to `on_messages`, on the network thread.
+        """Make a client of which topics that begin and end so go to `on_messages`, on the network thread.
 
         The other arguments are paho's.
         """
         super().__init__(*arguments, **options)
-        self._ends = ends
+        self._begin, self._ends = begin, ends
         self._on_messages = on_messages
         self._parts: list[bytes] = []
         self._missing_bytes = 0
@@ -91,7 +92,7 @@ class BulkClient(Client):
         for first, body in packets:
             if first & 0xF4 == PUBLISH:  # QoS 2 is not subscribed to
                 message = read_publish(first, body, v5=v5)
-                if message[0].endswith(self._ends):
+                if message[0].endswith(self._ends) and message[0].startswith(self._begin):
                     came.append(message)
                     continue
             result = self._pass_on(first, body)

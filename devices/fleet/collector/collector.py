@@ -50,7 +50,7 @@ REFRESH_S = 600.0
 REFRESH_SOON_S = 10.0
 """When records came of a device that told no status: the broker's rules may have let none through."""
 RETRY_DISK_S = 1.0
-_TELEMETRY, _STATUS = b"/telemetry", b"/status"
+_BEGIN, _TELEMETRY, _STATUS = f"{topics.PREFIX}/".encode(), b"/telemetry", b"/status"
 
 
 class Commit(NamedTuple):
@@ -107,7 +107,7 @@ class Collector:
             manual_ack=True,
             receive_max=RECEIVE_MAX,
             packet_max_bytes=PACKET_MAX_BYTES,
-            new_client=functools.partial(BulkClient, (_TELEMETRY, _STATUS), self.inbox.put),
+            new_client=functools.partial(BulkClient, _BEGIN, (_TELEMETRY, _STATUS), self.inbox.put),
         )
         group = f"$share/ferryman-{store.id}/" if shared else ""
         self.link.subscribe(group + topics.ALL_TELEMETRY, _taken_in_bulk)
@@ -154,13 +154,14 @@ class Collector:
         for client, identifiers in earlier:
             client.send(identifiers, ())
         last[0].send(last[1], receipts)
-        told = {status.device for status in batch.statuses}
+        told_of = (*batch.statuses, *batch.retained)
+        told = {status.device for status in told_of}
         self._told |= told
         self._untold = (self._untold - told) | ({one.device for one in batch.arrived} - self._told)
         for bad in batch.bad:
             log.warning("quarantined a message on %s: %s", bad.topic, bad.reason)
         newest_ns = max((row.time_ns for one in batch.arrived for row in one.rows), default=0)
-        self._on_commit(Commit(count, inserted, tuple(batch.bad), len(batch.statuses), seconds, newest_ns))
+        self._on_commit(Commit(count, inserted, tuple(batch.bad), len(told_of), seconds, newest_ns))
 
     def _insert(self, batch: Batch, stop: threading.Event) -> Inserted | None:
         """Again and again until it is committed; None: stopped meanwhile."""
@@ -186,6 +187,7 @@ def sort(deliveries: Iterable[Delivery]) -> Sorted:
     arrived: list[Arrived] = []
     bad: list[Bad] = []
     statuses: list[Status] = []
+    retained: list[Status] = []
     committed: dict[tuple[str, str], list[int]] = defaultdict(list)
     count = rows = size = 0
     for delivery in deliveries:
@@ -196,7 +198,7 @@ def sort(deliveries: Iterable[Delivery]) -> Sorted:
         if topic.endswith("/status"):
             if payload:  # empty: somebody cleared the retained status
                 try:
-                    statuses.append(parse_status(topic, payload))
+                    (retained if delivery.retained else statuses).append(parse_status(topic, payload))
                 except ValueError as error:
                     bad.append(Bad(topic, payload, str(error)))
             continue
@@ -212,7 +214,7 @@ def sort(deliveries: Iterable[Delivery]) -> Sorted:
         (topics.receipt(device), encode(Receipt(boot=boot, ranges=ranges(sequences))))
         for (device, boot), sequences in committed.items()
     ]
-    return Sorted(Batch(arrived, bad, statuses), receipts, count)
+    return Sorted(Batch(arrived, bad, statuses, retained), receipts, count)
 
 
 def _taken_in_bulk(_: object) -> None:

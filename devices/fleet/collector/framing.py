@@ -9,9 +9,10 @@ _LENGTH_MAX_BYTES = 4
 _MORE = 0x80
 """Set in a byte of a length that another follows."""
 _QOS = 0x06
+_RETAIN = 0x01
 
-Came = tuple[bytes, bytes, bytes]
-"""Topic, packet identifier (empty: QoS 0), payload."""
+Came = tuple[bytes, bytes, bytes, bool]
+"""Topic, packet identifier (empty: QoS 0), payload, and whether the broker had kept it (RETAIN)."""
 
 
 class Cut(NamedTuple):
@@ -88,7 +89,7 @@ def read_publish(first: int, body: bytes, *, v5: bool) -> Came:
         at = found[0] + found[1]
     if at > len(body):
         raise ValueError("a PUBLISH that is cut short")
-    return topic, identifier, body[at:]
+    return topic, identifier, body[at:], bool(first & _RETAIN)
 
 
 def write_publish(topic: str, payload: bytes, *, v5: bool, identifier: int = 0) -> bytes:

@@ -22,6 +22,8 @@ class Delivery(NamedTuple):
     topic: bytes
     identifier: bytes
     payload: bytes
+    retained: bool = False
+    """The broker had kept it: nobody need have said it lately."""
 
 
 class Inbox:

@@ -31,7 +31,7 @@ def client_id(store: Store) -> Iterator[str]:
         StoreError: another collector writes to this SQLite file.
     """
     if store.path is not None:
-        with _only_one(store.path):
+        with only_one(store.path):
             yield f"ferryman-collector-{store.id}"
         return
     with _slot(store.id) as name:
@@ -39,7 +39,7 @@ def client_id(store: Store) -> Iterator[str]:
 
 
 @contextmanager
-def _only_one(database: Path) -> Iterator[None]:
+def only_one(database: Path) -> Iterator[None]:
     """Two collectors on one store would share a session's name, and throw each other out without end.
 
     Not a lock of the database file: where its descriptor is closed, SQLite's own locks of the file would go with it.

@@ -128,6 +128,7 @@ def _row(name: str, known: Known, newest: Newest | None, windowed: DeviceRow | N
         clock_sure=None,
         waiting=status.outbox_pending if waiting is None else round(waiting),
         dropped=status.outbox_dropped,
+        storage=status.storage,
     )
 
 

@@ -106,6 +106,8 @@ class DeviceRow(Record, kw_only=True):
     """Records in its outbox."""
     dropped: int
     """Over the life of its outbox."""
+    storage: str = ""
+    """Why its disk takes no telemetry, such as `read-only`; empty: it does, or the device does not tell."""
 
 
 class RunRow(Record, kw_only=True):

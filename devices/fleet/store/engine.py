@@ -250,6 +250,12 @@ def _driver_error(error: BaseException) -> BaseException:
     return error.orig if isinstance(error, sqlalchemy.exc.DBAPIError) and error.orig is not None else error
 
 
+def sqlstate(error: BaseException) -> str:
+    """What the server called the cause of an error of ours; empty: it did not."""
+    cause = error.__cause__
+    return str(getattr(_driver_error(cause), "sqlstate", None) or "") if cause is not None else ""
+
+
 def _is_of_data(cause: BaseException) -> bool:
     state = getattr(cause, "sqlstate", None) or ""
     if state:

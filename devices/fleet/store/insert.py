@@ -59,6 +59,8 @@ class Batch(NamedTuple):
     arrived: Sequence[Arrived] = ()
     bad: Sequence[Bad] = ()
     statuses: Sequence[Status] = ()
+    retained: Sequence[Status] = ()
+    """What the broker had kept, and told again: older than `statuses`."""
 
 
 class Inserted(NamedTuple):
@@ -124,7 +126,7 @@ class Insertion:
         self._memory.learn(self._sources, self._seen, self._now_ns)
 
     def _presence(self, connection: Connection) -> None:
-        presence.take(connection, self._batch.statuses, self._now_ns)
+        presence.take(connection, self._batch.statuses, self._now_ns, self._batch.retained)
         due = self._now_ns - _SEEN_EVERY_NS
         known = self._memory.seen_ns
         self._seen = sorted({one.device for one in self._batch.arrived if known.get(one.device, 0) <= due})

@@ -33,19 +33,19 @@ def in_parts(insert: Callable[[Batch, int], Inserted], batch: Batch, now_ns: int
 
 def _halves(batch: Batch) -> list[Batch]:
     """Two that make up `batch`, in order; none: there is nothing to take apart."""
-    arrived, bad, statuses = batch
-    parts = [Batch(bad=bad), Batch(arrived=arrived), Batch(statuses=statuses)]
+    arrived, bad, statuses, retained = batch
+    parts = [Batch(bad=bad), Batch(arrived=arrived), Batch(retained=retained), Batch(statuses=statuses)]
     if sum(map(any, parts)) > 1:
         return [part for part in parts if any(part)]
     if len(arrived) == 1 and len(rows := arrived[0].rows) > 1:
         half = len(rows) // 2
         return [Batch([arrived[0]._replace(rows=some)]) for some in (rows[:half], rows[half:])]
-    half = (len(arrived) + len(bad) + len(statuses)) // 2
+    half = sum(map(len, batch)) // 2
     if not half:
         return []
     return [
-        Batch(arrived[:half], bad[:half], statuses[:half]),
-        Batch(arrived[half:], bad[half:], statuses[half:]),
+        Batch(arrived[:half], bad[:half], statuses[:half], retained[:half]),
+        Batch(arrived[half:], bad[half:], statuses[half:], retained[half:]),
     ]
 
 
@@ -53,8 +53,8 @@ def _alone(batch: Batch, error: RefusedError) -> Bad:
     reason = f"the database refuses it: {error}"
     if batch.arrived:
         return Bad(batch.arrived[0].topic, _envelope(batch.arrived[0]), reason)
-    if batch.statuses:
-        return Bad(topics.status(batch.statuses[0].device), encode(batch.statuses[0]), reason)
+    for status in (*batch.statuses, *batch.retained):
+        return Bad(topics.status(status.device), encode(status), reason)
     raise error  # quarantine itself is refused: nothing can be kept
 
 

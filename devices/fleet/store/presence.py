@@ -26,11 +26,14 @@ _STAYS = (
 _COLUMNS = ("device", "status", "online", "birth", "changed_ns", "seen_ns")
 
 
-def take(connection: Connection, statuses: Sequence[Status], now_ns: int) -> None:
-    """Keep each status unless it is older news than the one that is kept."""
+def take(connection: Connection, statuses: Sequence[Status], now_ns: int, retained: Sequence[Status] = ()) -> None:
+    """Keep each status unless it is older news than the one that is kept.
+
+    What the broker had `retained` and tells again is no sign of life: a device that died with its broker has no death.
+    """
     newest: dict[str, Status] = {}
     changed: dict[str, int] = {}
-    for device, text, changed_ns in _kept(connection, sorted({one.device for one in statuses})):
+    for device, text, changed_ns in _kept(connection, sorted({one.device for one in (*retained, *statuses)})):
         try:
             newest[device] = decode(text.encode(), Status)
         except ValueError as error:  # of a version that took more: the next one replaces it
@@ -38,13 +41,16 @@ def take(connection: Connection, statuses: Sequence[Status], now_ns: int) -> Non
         else:
             changed[device] = changed_ns
     news: set[str] = set()
-    for status in statuses:
-        kept = newest.get(status.device)
-        if kept is not None and _is_stale(status, kept):
+    for at, status in enumerate((*retained, *statuses)):
+        kept, again = newest.get(status.device), at < len(retained)
+        if kept is not None and _is_stale(status, kept, again=again):
+            continue
+        new = status if kept is None or status.online else _with_last(status, kept)
+        if again and new == kept:
             continue
         if kept is None or kept.online != status.online:
             changed[status.device] = now_ns
-        newest[status.device] = status if kept is None or status.online else _with_last(status, kept)
+        newest[status.device] = new
         news.add(status.device)
     rows = [
         (name, encode(newest[name]).decode(), newest[name].online, newest[name].birth, changed[name], now_ns)
@@ -90,11 +96,17 @@ def _with_last(death: Status, kept: Status) -> Status:
     return msgspec.structs.replace(death, **last)
 
 
-def _is_stale(new: Status, kept: Status) -> bool:
-    """Births count the connections of one outbox: within one the higher wins, and in it the end."""
+def _is_stale(new: Status, kept: Status, *, again: bool) -> bool:
+    """Births count the connections of one outbox: within one the higher wins, and in it the end.
+
+    Where no outbox could be opened they are not counted over a restart, and what comes last counts. So does what the
+    broker told `again` of another outbox: it would have kept what was said later.
+    """
     if new.birth == 0 or kept.birth == 0:  # an agent that does not tell
         return new.birth == 0 < kept.birth and not new.online
     outboxes = {status.boot.partition(".")[0] for status in (new, kept) if status.boot}
+    if outboxes == {""}:
+        return False
     if len(outboxes) <= 1:
         return (new.birth, not new.online) < (kept.birth, not kept.online)
-    return not new.online  # of the outbox before
+    return not new.online and not again  # of the outbox before

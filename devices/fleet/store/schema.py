@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import BigInteger, Column, Connection, MetaData, Table, Text, select
 
 from ferryman.devices import database
 from ferryman.devices.fleet.store import migrate, postgresql
@@ -17,15 +17,32 @@ from ferryman.runtime.contracts.errors import StoreError
 _TABLES = {"store", "records", "quarantine", "devices"}
 """Of every version."""
 
+carrying = Table(
+    "carrying",
+    MetaData(),
+    Column("name", Text, primary_key=True),
+    Column("source", Text, nullable=False),  # of which store, and how new
+    Column("total", BigInteger, nullable=False),
+    Column("upto", BigInteger, nullable=False),  # the last row that is here, by its number in the source
+    Column("refused", BigInteger, nullable=False),
+)
+"""How far each table of another store is carried to this one; there while that is not done."""
 
-def identify(opened: Database, *, create: bool, on_progress: Callable[[str], None]) -> str:
+
+def identify(opened: Database, *, create: bool, on_progress: Callable[[str], None], carries: bool = False) -> str:
     """The store's id; nothing is written before the database is known to be a store, or empty.
 
     Raises:
-        StoreError: it is damaged, something else, or a later ferryman wrote it.
+        StoreError: it is damaged, something else, a later ferryman wrote it, or another store is only half carried to
+            it, unless the caller `carries` on with that.
     """
     with opened.reading() as connection:
         found = _names(connection)
+    if carrying.name in found and not carries:
+        raise StoreError(
+            f"store {opened.name}: another store is being carried to it, and that is not done; run `ferryman fleet "
+            "copy` again, which goes on where it was"
+        )
     if not found and create:
         _make(opened)
     elif not found >= _TABLES:

@@ -71,13 +71,20 @@ class _Named(Record):
     package_sha256: Any = None
 
 
-def open_store(where: str | Path, *, create: bool = True, on_progress: Callable[[str], None] = lambda _: None) -> Store:
+def open_store(
+    where: str | Path,
+    *,
+    create: bool = True,
+    on_progress: Callable[[str], None] = lambda _: None,
+    carries: bool = False,
+) -> Store:
     """Open a store, and make it if need be; without `create` it is only read.
 
     Args:
         where: a file (SQLite), or postgresql://[USER[:PASSWORD]@]HOST[:PORT]/DATABASE.
         create: whether to write; a file of an earlier version is rewritten for this one either way.
         on_progress: told how far that rewriting is.
+        carries: to carry another store to it: it may be half done.
 
     Raises:
         CallerError: there is no such file, and `create` is false; or the URL cannot be read.
@@ -87,7 +94,7 @@ def open_store(where: str | Path, *, create: bool = True, on_progress: Callable[
         raise CallerError(f"store {where}: no such file; run `ferryman collect` first, or name another")
     opened = Database(where, read_only=not create)
     try:
-        store_id = schema.identify(opened, create=create, on_progress=on_progress)
+        store_id = schema.identify(opened, create=create, on_progress=on_progress, carries=carries)
         opened.stay()
         return Store(opened, store_id)
     except BaseException:

@@ -25,3 +25,6 @@ FERRYMAN_WEIGHTS_API int32_t ferryman_weights_tflite(const uint8_t* data, size_t
 
 // Tells damage, not forgery, at about the speed of reading. Any one 8-byte word that changes changes it.
 FERRYMAN_WEIGHTS_API uint64_t ferryman_weights_checksum(const uint8_t* data, size_t size);
+
+// Changes with what this processor, by its own word, can do: what XNNPACK chooses layouts by.
+FERRYMAN_WEIGHTS_API uint64_t ferryman_weights_processor(void);

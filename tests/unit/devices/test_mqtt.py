@@ -399,6 +399,29 @@ def test_nothing_is_published_behind_the_last_words(broker, monkeypatch, end, wh
         link.stop()
 
 
+def test_last_words_come_behind_what_others_are_about_to_publish(broker, monkeypatch):
+    with listening(broker.config, "status") as (_, heard):
+        link = Link(broker.config, "shy", will=Message(topic="status", payload=b"away", retain=True))
+        link.start()
+        link.wait_ready(10)
+        publish, handing_over = link._connection.publish, threading.Event()
+
+        def publish_late(message, done):
+            if message.payload == b"there":
+                handing_over.set()
+                assert link._paused.wait(10)
+            publish(message, done)
+
+        monkeypatch.setattr(link._connection, "publish", publish_late)
+        other = threading.Thread(target=link.publish, args=(Message(topic="status", payload=b"there", retain=True),))
+        other.start()
+        assert handing_over.wait(10)
+        link.pause()
+        other.join()
+        assert [heard.get(timeout=10).payload for _ in range(2)] == [b"there", b"away"]
+        link.stop()
+
+
 def test_a_link_may_be_paused_from_the_start_and_stopped_then(broker):
     link = Link(broker.config, "shy")
     link.pause()

@@ -60,9 +60,9 @@ def write(path, data):
         file.write(data)
 
 
-def use(folder, artifact, runtime, *, sha256=None, version=VERSION):
+def use(folder, artifact, runtime, *, sha256=None, version=VERSION, shared=False):
     """What became of it, and the packed bytes."""
-    kept = keep(Cache(folder, sha256), artifact, version, runtime)
+    kept = keep(Cache(folder, sha256), artifact, version, runtime, shared=shared)
     if kept is None:
         return "off", None
     try:
@@ -149,7 +149,9 @@ def test_another_runtime_or_processor_packs_anew(folder, artifact, runtime, monk
     assert use(folder, artifact, runtime)[0] == "warm"
     cpuinfo.write_text("processor: 0\nflags: sse2\ncpu MHz: 3000\n")
     assert use(folder, artifact, runtime)[0] == "built"
-    assert runtime.fills == 4
+    monkeypatch.setattr(caches, "processor", lambda: 7)  # of which the kernel knows nothing
+    assert use(folder, artifact, runtime)[0] == "built"
+    assert runtime.fills == 5
 
 
 @pytest.mark.parametrize("at", [0, 5, -1])
@@ -216,6 +218,19 @@ def test_answers_that_differ_are_remembered(folder, artifact, runtime):
     assert use(folder, artifact, differs) == ("off", None)
     assert runtime.fills == 1
     assert use(folder, artifact, runtime, version="runtime 1.1")[0] == "built"
+
+
+def test_shared_weights_that_cannot_be_kept_are_packed_once_in_memory(folder, artifact, runtime, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no folder")
+    assert use(tmp_path / "file" / "cache", artifact, runtime, shared=True) == ("memory", b"")
+    monkeypatch.setattr(caches, "_RACY_NS", 2_000_000_000)
+    artifact.touch()
+    assert use(folder, artifact, runtime, shared=True) == ("memory", b"")
+
+
+def test_shared_weights_with_which_answers_differ_are_not_packed_once(folder, artifact):
+    for _ in range(2):
+        assert use(folder, artifact, lambda _: False, shared=True) == ("off", None)
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "no"), RuntimeFault("no"), ValueError("no")])

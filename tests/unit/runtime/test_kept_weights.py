@@ -160,6 +160,13 @@ def test_another_model_under_the_same_path(artifact, tmp_path):
         np.testing.assert_allclose(session.run([X])[0], SMALL + 1, atol=1e-5)
 
 
+def test_where_nothing_can_be_kept_they_are_packed_once_all_the_same(artifact, tmp_path, caplog):
+    (tmp_path / "file").write_text("no folder")
+    expected = ("memory", wanted(artifact, "large"))
+    assert answers(start(artifact, "large", cache=tmp_path / "file" / "cache")) == expected
+    assert "not kept" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["scaled.pte", "static.pte", "static.tflite"])
 def test_where_sharing_would_be_wrong_nothing_is_shared(name, tmp_path):
     path, x = SHARED / name, X
@@ -187,7 +194,7 @@ def test_answers_that_differ_all_the_same_are_noticed(artifact, tmp_path, monkey
     module = executorch if place == "executorch" else compiled
     monkeypatch.setattr(module, "same_answers", lambda a, b: False)
     for _ in range(2):
-        assert answers(start(artifact, "large", cache=tmp_path))[1] == wanted(artifact, "large")
+        assert answers(start(artifact, "large", cache=tmp_path)) == ("off", wanted(artifact, "large"))
     assert packed(tmp_path) == []
     assert [path.suffix for path in tmp_path.iterdir()] == [".none"]
 

@@ -188,6 +188,18 @@ def test_of_several_lists_one_is_named():
     assert [one.path for one in made.decisions] == ["second.0", "second.1", "second.2"]
 
 
+def test_of_several_kinds_in_one_list_one_is_named_by_its_first_block():
+    model = nn.Sequential(Block(), Block(), nn.Linear(16, 16), Block(), Block(), Block())
+    x = torch.randn(1, 16)
+    with pytest.raises(CallerError, match=r"0 \(2 Block\), 3 \(3 Block\); name one \(blocks='0'\)"):
+        fold(model, "folded-2", example=x)
+    for name, paths in (("0", ["0", "1"]), ("3", ["3", "4", "5"])):
+        made = fold(model, "folded-2", example=x, blocks=name)
+        assert [one.path for one in made.decisions] == paths
+        several = [made.model.get_submodule(path) for path in paths[:2]]
+        assert len({id(next(part for part in one.parameters() if part.ndim > 1)) for one in several}) == 1
+
+
 class Growing(nn.Module):
     """Blocks that change their input's shape."""
 

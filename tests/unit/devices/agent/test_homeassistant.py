@@ -14,11 +14,13 @@ from ferryman.devices.agent import homeassistant
 from ferryman.devices.agent.homeassistant import FILE, HomeAssistant, config_topic, discovery
 from ferryman.devices.agent.sampler import SENSORS, missing_sensors
 from ferryman.devices.mqtt import Link, Message
+from ferryman.devices.mqtt_connection import Connection
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.messages import Status
 from ferryman.runtime.contracts.record import encode
 from ferryman.runtime.contracts.telemetry import METRICS, Sample
 from tests.support.mosquitto import Mosquitto
+from tests.support.telemetry import until
 
 UNITS = {
     "battery": {"%"},
@@ -231,6 +233,26 @@ def test_another_prefix_or_none_takes_the_device_back(broker, tmp_path):
     assert not (tmp_path / FILE).exists()
     connected(broker, tmp_path, None).stop()
     assert host.heard.empty()
+    host.close()
+
+
+@pytest.mark.parametrize("prefix", ["hass", None])
+def test_what_the_broker_did_not_take_back_is_taken_back_on_the_next_connection(broker, tmp_path, monkeypatch, prefix):
+    link = connected(broker, tmp_path, "homeassistant")
+    until((tmp_path / FILE).exists)
+    link.stop()
+    before = (tmp_path / FILE).read_text()
+    monkeypatch.setattr(homeassistant, "TAKEN_S", 0.0)
+    monkeypatch.setattr(Connection, "publish", lambda self, message, done: None)  # the line breaks
+    connected(broker, tmp_path, prefix).stop()
+    assert (tmp_path / FILE).read_text() == before
+    monkeypatch.undo()
+    host = Host(broker)
+    assert host.next()[1] is not None
+    link = connected(broker, tmp_path, prefix)
+    assert host.next() == (config_topic("homeassistant", "pi"), None)
+    link.stop()
+    assert (tmp_path / FILE).exists() == (prefix is not None)
     host.close()
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import msgspec
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from ferryman.describe import describe_status
 from ferryman.devices import topics
 from ferryman.devices.agent.outbox import Outbox
-from ferryman.devices.agent.presence import Presence
+from ferryman.devices.agent.presence import AGAIN_S, Presence
 from ferryman.devices.agent.recorder import Recorder
 from ferryman.devices.fleet.client import AgentClient
 from ferryman.devices.fleet.rollout.link import FleetLink
@@ -83,6 +84,45 @@ def test_what_a_link_says_when_it_is_paused_takes_the_place_of_its_will(tmp_path
             watch.wait_for(lambda seen, mode=mode: seen.mode == mode and seen.birth == presence._birth)
             link.resume()
         link.stop()
+
+
+def test_a_status_that_a_broker_lost_is_there_again_after_a_while(tmp_path, presence):
+    with Mosquitto(tmp_path) as broker, StatusWatch(broker.config) as watch:
+        link = Link(broker.config, "agent", will=presence.death)
+        link.start()
+        link.wait_ready(10)
+        began = time.monotonic()
+        assert presence.is_due(began)
+        presence.announce(link, None, None)
+        watch.wait_for(lambda seen: seen.online)
+        assert not presence.is_due(began + 0.7 * AGAIN_S)
+        assert presence.is_due(time.monotonic() + AGAIN_S)
+        link.stop()
+
+
+def test_statuses_go_out_in_the_order_in_which_they_were_true(presence, monkeypatch):
+    """One thread's older status behind another's newer one would be what stays."""
+    said = []
+    slow, publishing = threading.Event(), threading.Event()
+
+    class Slow:
+        def publish(self, message):
+            if not publishing.is_set():
+                publishing.set()
+                slow.wait(10)
+            said.append(decode(message.payload, Status).storage)
+
+    first = threading.Thread(target=presence.announce, args=(Slow(), None, None))
+    first.start()
+    assert publishing.wait(10)
+    presence.storage = "read-only"
+    second = threading.Thread(target=presence.announce, args=(Slow(), None, None))
+    second.start()
+    second.join(0.2)  # without an order it would be through
+    slow.set()
+    first.join()
+    second.join()
+    assert said == ["", "read-only"]
 
 
 def test_a_full_disk_keeps_no_device_from_connecting(presence, monkeypatch):

@@ -111,6 +111,17 @@ def test_silence_counts_only_while_the_collector_hears_the_broker(scene):
     assert "silent" in run.open["pi"]
 
 
+def test_what_the_broker_kept_of_a_device_is_no_sign_of_its_life(scene):
+    """It died with the broker, which so never told its last will: the collector asks for what is retained anew."""
+    scene.status("pi")
+    run = Run(scene, rules.Offline(for_s=60, silent_s=1800))
+    for _ in range(4):
+        assert run.open == {}
+        scene.retained("pi")
+        run.wait(600, 50)
+    assert "silent" in run.open["pi"]
+
+
 def slow(scene: Scene, run: Run, latency_ms: float, periods: int = 12, **values: float) -> list[str]:
     found: list[str] = []
     for _ in range(periods):
@@ -219,6 +230,21 @@ def test_a_full_disk_is_an_alert(scene):
     scene.send("pi", sample(disk_free_mb=120.0))
     assert run.wait(10) == ["pi"]
     assert run.open["pi"] == "120 MB are free on its disk"
+
+
+def test_a_disk_that_takes_nothing_is_an_alert_until_it_does_again(scene):
+    scene.status("pi", "other")
+    run = Run(scene, rules.RefusingDisk(for_s=30, clear_s=10))
+    scene.status("pi", storage="read-only")
+    assert run.wait(25) == []
+    assert run.wait(15) == ["pi"]
+    assert run.open == {"pi": "its disk takes no telemetry and no updates: read-only"}
+    scene.status("pi", online=False, storage="read-only")  # who is away tells nothing
+    run.wait(60)
+    assert list(run.open) == ["pi"]
+    scene.status("pi")
+    run.wait(20)
+    assert run.open == {}
 
 
 def test_a_clock_that_stays_unsure_is_an_alert(scene):

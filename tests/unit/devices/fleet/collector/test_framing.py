@@ -44,7 +44,7 @@ def test_packets_come_out_however_the_stream_is_cut(v5, messages, data):
         assert missing > 0
         found += [read_publish(first, body, v5=v5) for first, body in packets]
     assert rest == b""
-    assert found == [(t.encode(), n.to_bytes(2, "big") if n else b"", p) for t, p, n in messages]
+    assert found == [(t.encode(), n.to_bytes(2, "big") if n else b"", p, False) for t, p, n in messages]
 
 
 def test_what_is_missing_is_told():
@@ -54,13 +54,14 @@ def test_what_is_missing_is_told():
 
 def test_properties_are_passed_over():
     body = b"\0\1t" + b"\0\7" + b"\x03\x23\0\1" + b"payload"
-    assert read_publish(0x32, body, v5=True) == (b"t", b"\0\7", b"payload")
+    assert read_publish(0x32, body, v5=True) == (b"t", b"\0\7", b"payload", False)
+    assert read_publish(0x33, body, v5=True)[3]
 
 
 @given(st.binary(max_size=40), st.sampled_from([0x30, 0x32, 0x3B]), st.booleans())
 def test_a_publish_that_lies_is_refused_or_read_within_its_bounds(body, first, v5):
     try:
-        topic, identifier, payload = read_publish(first, body, v5=v5)
+        topic, identifier, payload, _ = read_publish(first, body, v5=v5)
     except ValueError:
         return
     assert len(topic) + len(identifier) + len(payload) + 2 <= len(body)

@@ -254,6 +254,36 @@ def test_a_new_outbox_counts_its_births_anew(both):
     assert both.read(select(devices.c.birth, devices.c.online)) == [(1, True)]
 
 
+def seen(both) -> list[tuple[int, ...]]:
+    return [tuple(row) for row in both.read(select(devices.c.birth, devices.c.online, devices.c.seen_ns - NOW))]
+
+
+def test_what_the_broker_tells_again_is_no_sign_of_life(both):
+    both.insert(Batch(statuses=[status(5, online=True)]), NOW)
+    both.insert(Batch(retained=[status(5, online=True)]), NOW + 600)
+    assert seen(both) == [(5, True, 0)]
+    both.insert(Batch(retained=[status(6, online=True)]), NOW + 700)  # it is news: nobody heard it
+    assert seen(both) == [(6, True, 700)]
+    both.insert(Batch(statuses=[status(6, online=True)]), NOW + 800)
+    assert seen(both) == [(6, True, 800)]
+    both.insert(Batch(statuses=[status(6, online=False)], retained=[status(6, online=True)]), NOW + 900)
+    assert seen(both) == [(6, False, 900)]
+    both.insert(Batch(retained=[status(6, online=False)]), NOW + 1000)
+    assert seen(both) == [(6, False, 900)]
+
+
+def test_an_end_that_the_broker_kept_of_an_outbox_nobody_heard_of_counts(both):
+    both.insert(Batch(statuses=[status(500, online=True)]), NOW)
+    both.insert(Batch(retained=[status(1, online=False, boot="new.kernel")]), NOW)
+    assert both.read(select(devices.c.birth, devices.c.online)) == [(1, False)]
+
+
+def test_an_agent_whose_outbox_cannot_be_opened_counts_anew_with_each_start(both):
+    for birth, online in [(1, True), (2, True), (2, False), (1, True)]:
+        both.insert(Batch(statuses=[status(birth, online=online, boot=".kernel")]), NOW)
+    assert both.read(select(devices.c.birth, devices.c.online)) == [(1, True)]
+
+
 def test_the_time_of_change_is_of_online_alone(both):
     for second, (birth, online) in enumerate([(1, True), (1, True), (1, False), (1, False), (2, True)]):
         both.insert(Batch(statuses=[status(birth, online=online, outbox_pending=second)]), NOW + second)
