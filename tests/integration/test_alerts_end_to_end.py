@@ -87,9 +87,9 @@ def devices(broker: BrokerConfig, *names: str) -> Iterator[None]:
             link.publish(said(name, online=online))
 
     link = Link(broker, names[0], will=said(names[0], online=False))
-    link.on_ready(lambda: say(online=True))
     link.start()
     link.wait_ready(60)
+    say(online=True)
     try:
         yield
     finally:

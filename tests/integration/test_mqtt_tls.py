@@ -16,6 +16,7 @@ from ferryman.devices.broker import parse_broker
 from ferryman.devices.mqtt import Link
 from ferryman.runtime.contracts.errors import LinkError
 from tests.support.mosquitto import Mosquitto
+from tests.support.telemetry import until
 
 # paho leaves a socket to the garbage collector when the handshake fails.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -82,7 +83,8 @@ def connect(url: str) -> None:
     link = Link(parse_broker(url), "tls-test")
     link.start()
     try:
-        link.wait_ready(60)
+        until(lambda: link.problem != "not started")
+        link.wait_ready(0)
     finally:
         link.stop()
 

@@ -75,7 +75,7 @@ def test_a_gates_gradient_is_what_the_loss_changes_by():
 
 
 def test_taylor_ranks_as_the_loss_without_each_unit_does():
-    net = trained(ResNet(8), epochs=3)
+    net = trained(ResNet(16), epochs=3)
     batches = digits()[0][:4]
     group = next(group for group in find_groups(net, image(1)).groups if group.layers[0] == "blocks.0.conv1")
     (score,) = Taylor().score(Context(net, [group], image(1), batches))
@@ -86,7 +86,7 @@ def test_taylor_ranks_as_the_loss_without_each_unit_does():
             silence(thin, [group], {0: frozenset({unit})})
             losses.append(sum(float(nn.functional.cross_entropy(thin(x), y)) for x, y in batches))
     order = torch.tensor(losses).argsort().argsort().float()
-    assert float(torch.corrcoef(torch.stack([order, score.argsort().argsort().float()]))[0, 1]) > 0.4
+    assert float(torch.corrcoef(torch.stack([order, score.argsort().argsort().float()]))[0, 1]) > 0.6
 
 
 def test_magnitude_sees_through_batch_norms():

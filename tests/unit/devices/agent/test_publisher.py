@@ -533,5 +533,6 @@ def test_what_was_appended_last_goes_before_it_stops(tmp_path):
 
     scene.publisher._turn = last
     scene.publisher.start()
+    assert scene.publisher._stopping.wait(60)
     scene.publisher.stop()
     assert [carried(one) for one in scene.new()] == [[1], [2]]
