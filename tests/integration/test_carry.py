@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -96,6 +98,31 @@ def test_what_was_broken_off_goes_on_where_it_was_and_nobody_comes_in_between(so
         open_store(target)
     carry(source, target, told)
     assert len(steps) == len(set(steps))  # nothing was carried twice
+    assert content(target) == content(source)
+
+
+KILLED = """
+import os, sys
+from ferryman.devices.fleet.collector import carry as carrying
+carrying.ROWS_AT_ONCE = 5
+left = int(sys.argv[3])
+def told(*_):
+    global left
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), 9)
+carrying.carry(sys.argv[1], sys.argv[2], told)
+"""
+
+
+@pytest.mark.slow
+def test_kills_at_many_steps_lose_nothing_and_double_nothing(source, target):
+    for kills in range(100):
+        done = subprocess.run([sys.executable, "-c", KILLED, source, target, str(3 + kills % 4)], check=False)
+        if done.returncode == 0:
+            break
+        assert done.returncode == -9
+    assert kills > 3
     assert content(target) == content(source)
 
 
