@@ -20,6 +20,7 @@ from ferryman.devices.fleet.query.records import (
     Runs,
     Worst,
 )
+from ferryman.devices.fleet.query.who import is_silent
 from ferryman.profiler.report_tables import Grid, Group
 from ferryman.profiler.report_text import show_grid, show_lines
 from ferryman.profiler.report_words import MISSING, NOT_ASKED, number, printable, short
@@ -28,8 +29,6 @@ from ferryman.runtime.contracts.record import Unavailable
 _NAMED_MAX = 6
 _TEXT_MAX = 48
 _REVISION = re.compile(r" Rev [\d.]+$")
-_SILENT_NS = 1800 * 10**9
-"""As the rule `offline` takes it, by default."""
 R = TypeVar("R")
 Columns = Sequence[tuple[str, Callable[[R], str]]]
 _AGES = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
@@ -37,14 +36,15 @@ _AGES = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 def status_text(found: FleetStatus, width: int, *, colour: bool) -> str:
     """One screen."""
-    offline = found.devices - found.online
+    apart = {"offline": found.devices - found.online, "silent": found.silent}
     alerts = ", ".join(f"{count:,} {severity}" for severity, count in found.open_alerts.items())
     latency = "none in the window"
     if (q := found.latency_ms) is not None:
         percentiles = ", ".join(f"{name} {number(getattr(q, name))}" for name in ("p50", "p90", "p95", "p99", "most"))
         latency = f"{percentiles} ms, of {q.count:,}"
     lines = {
-        "online": f"{found.online:,} of {found.devices:,} devices" + (f", {offline:,} offline" if offline else ""),
+        "online": f"{found.online - found.silent:,} of {found.devices:,} devices"
+        + "".join(f", {count:,} {name}" for name, count in apart.items() if count),
         "alerts": alerts or "none open",
         "samples": f"{number(found.samples_per_minute)} a minute, over the last five",
         "inferences": f"{found.inferences:,}, {found.errors:,} errors",
@@ -74,7 +74,7 @@ def status_text(found: FleetStatus, width: int, *, colour: bool) -> str:
 
 def _there(row: DeviceRow, now_ns: int) -> str:
     """Metered and paused: so its mode on the device says. Silent: it never said that it went, and is not heard."""
-    if row.online and now_ns - row.seen_ns > _SILENT_NS:
+    if is_silent(row.online, row.seen_ns, now_ns):
         return "SILENT"
     if row.online:
         return "metered" if row.mode == "metered" else "online"

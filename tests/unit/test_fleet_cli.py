@@ -108,6 +108,7 @@ def test_a_row_for_each_device_fits_a_wide_terminal_and_says_what_is_the_matter(
     shown = asked("devices", path).stdout
     assert {"read-only", "33", "ped"} <= set(shown.split())
     assert "SILENT" in next(line for line in shown.splitlines() if line.startswith("gone"))
+    assert "1 of 3 devices, 2 silent" in asked("status", path).stdout
 
 
 def test_without_rich_the_tables_are_plain(database, monkeypatch):

@@ -31,6 +31,10 @@ class _Rule(Record, tag_field="when", forbid_unknown_fields=True):
     enabled: bool = True
 
 
+SILENT_S = 1800.0
+"""Who was not heard for so long, and did not say that it went, is silent; a device says its status twice as often."""
+
+
 class Offline(_Rule, tag="offline"):
     """The device's status says offline for `for_s`, or nothing was heard of it for `silent_s`.
 
@@ -40,7 +44,7 @@ class Offline(_Rule, tag="offline"):
     severity: Severity = "critical"
     for_s: Seconds = 300.0
     clear_s: Seconds = 30.0
-    silent_s: Seconds = 1800.0
+    silent_s: Seconds = SILENT_S
     """Longer than the pause between two messages may be; counted while the collector hears the broker."""
 
 

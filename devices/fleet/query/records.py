@@ -48,6 +48,8 @@ class FleetStatus(Record, tag="fleet-status", kw_only=True):
     """The window of `latency_ms`, `inferences`, `errors` and `drops` begins then and ends at `now_ns`."""
     devices: int
     online: int
+    silent: int
+    """Of those online, the ones that nobody has heard for half an hour: they did not say that they went."""
     ferryman: dict[str, int]
     """Version -> devices."""
     models: dict[str, int]

@@ -14,7 +14,7 @@ from ferryman.devices.fleet.query.newest_sample import Newest, error_percent, ne
 from ferryman.devices.fleet.query.parts import empty, hours, parts, quantiles
 from ferryman.devices.fleet.query.reading import decoded, stored
 from ferryman.devices.fleet.query.records import FleetStatus, Worst
-from ferryman.devices.fleet.query.who import Known, Who, who
+from ferryman.devices.fleet.query.who import Known, Who, is_silent, who
 from ferryman.devices.fleet.query.window import Window, window
 from ferryman.devices.fleet.store import tables
 from ferryman.devices.fleet.store.store import Store
@@ -79,6 +79,7 @@ def fleet_status(
         since_ns=from_ns,
         devices=len(statuses),
         online=sum(one.online for one in devices.known.values()),
+        silent=sum(is_silent(one.online, one.seen_ns, now_ns) for one in devices.known.values()),
         ferryman=_counts(one.ferryman or "unknown" for one in statuses),
         models=_counts(one.model or "unknown" for one in statuses),
         packages=_counts(map(_package, statuses)),

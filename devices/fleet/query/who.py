@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Select, func, select, union
 
+from ferryman.devices.fleet.alerts.rules import SILENT_S
 from ferryman.devices.fleet.query.asked import check_texts
 from ferryman.devices.fleet.query.left_out import LeftOut
 from ferryman.devices.fleet.query.sane import read
@@ -49,6 +50,11 @@ class Who:
     def means(self, device: str) -> bool:
         """Whether it is one of them."""
         return self.names is None or device in self.names
+
+
+def is_silent(online: bool, seen_ns: int, now_ns: int) -> bool:
+    """Whether a device never said that it went, and was not heard for long."""
+    return online and now_ns - seen_ns > SILENT_S * 1e9
 
 
 def who(store: Store, query: str | None, device: str | None, left_out: LeftOut) -> Who:

@@ -31,7 +31,8 @@ def test_what_devices_say_of_themselves_is_counted(store):
     alert(store, "b")
     alert(store, "b", rule="errors", until_ns=NOW_NS)
     found = fleet_status(store, now_ns=NOW_NS)
-    assert (found.devices, found.online) == (3, 2)
+    assert (found.devices, found.online, found.silent) == (3, 2, 0)
+    assert fleet_status(store, now_ns=NOW_NS + 1801 * 10**9).silent == 2
     assert found.ferryman == {"0.2.0": 2, "0.1.0": 1}
     assert found.models == {"Pi 5": 2, "unknown": 1}
     assert found.packages == {f"one ({SHA['one'][:12]})": 2, "-": 1}
