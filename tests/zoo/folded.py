@@ -75,21 +75,21 @@ class Row:
     seconds: float
 
 
-def rows(name: str, model: nn.Module | None = None, *, epochs: int = _EPOCHS) -> Iterator[Row]:
+def rows(name: str, model: nn.Module | None = None, *, forms: Sequence[str] | None = None) -> Iterator[Row]:
     """Score a network as trained, and after each step.
 
     Args:
         name: one of NETS.
         model: it, trained; None: it is trained now.
-        epochs: of the cure.
+        forms: the steps; None: all of FORMS.
     """
     network = NETS[name]()
     model = network.train(progress=tell) if model is None else model
     yield _row(network, "as trained", model, 0.0)
-    for form in FORMS[name]:
+    for form in FORMS[name] if forms is None else forms:
         started = time.perf_counter()
         torch.manual_seed(6)
-        made = make(network, model, form, epochs)
+        made = make(network, model, form)
         yield _row(network, form, made, time.perf_counter() - started)
 
 
