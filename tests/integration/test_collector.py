@@ -53,8 +53,7 @@ def test_a_flood_arrives_whole_in_both_versions(tmp_path, store, version):
     count = mqtt_load.write(tmp_path / "load", mqtt_load.messages(20, 100, 1))
     with Mosquitto(tmp_path, OPEN) as broker:
         config = parse_broker(f"mqtt://127.0.0.1:{broker.port}{version}")
-        with collecting(config, store) as one, mqtt_load.sender(broker.port, tmp_path / "load", count) as sender:
-            one.link.wait_ready(60)
+        with collecting(config, store), mqtt_load.sender(broker.port, tmp_path / "load", count) as sender:
             sender.go()
             until(lambda: store.totals().records == count, 60)
     assert store.totals().quarantined == 0
@@ -62,8 +61,7 @@ def test_a_flood_arrives_whole_in_both_versions(tmp_path, store, version):
 
 def test_a_long_message_among_short_ones_is_read(tmp_path, store):
     long = b'{"device": "x", "online": true, "unknown": "' + b"x" * 900_000 + b'"}'  # of a later agent
-    with Mosquitto(tmp_path) as broker, collecting(broker.config, store) as one:
-        one.link.wait_ready(60)
+    with Mosquitto(tmp_path) as broker, collecting(broker.config, store):
         device = linked(broker.config)
         for sequence in range(1, 6):
             device.publish(Message(topic=topics.telemetry("pi"), payload=envelope("pi", sequence, 1)))
@@ -81,15 +79,13 @@ def test_it_reads_over_tls(tmp_path, store):
     config = f"cafile {authority.file}\ncertfile {certificate}\nkeyfile {key}\n{OPEN}listener {plain} 127.0.0.1\n"
     with Mosquitto(tmp_path, config) as broker:
         secure = parse_broker(f"mqtts://127.0.0.1:{broker.port}?ca={authority.file}")
-        with collecting(secure, store) as one, mqtt_load.sender(plain, tmp_path / "load", count) as sender:
-            one.link.wait_ready(60)
+        with collecting(secure, store), mqtt_load.sender(plain, tmp_path / "load", count) as sender:
             sender.go()
             until(lambda: store.totals().records == 5 * count, 60)
 
 
 def test_what_it_publishes_itself_is_acknowledged_to_it(tmp_path, store):
     with Mosquitto(tmp_path) as broker, collecting(broker.config, store) as one:
-        one.link.wait_ready(60)
         answers: list[str | None] = []
         for number in range(50):
             one.link.publish(Message(topic=f"ferryman/alerts/pi/r{number}", payload=b"{}", retain=True), answers.append)
@@ -134,7 +130,6 @@ def test_while_the_store_fails_memory_is_bounded_nothing_is_acknowledged_and_the
         collecting(broker.config, store) as one,
         mqtt_load.sender(broker.port, tmp_path / "load", count) as sender,
     ):
-        one.link.wait_ready(60)
         sender.go()
         until(lambda: one.inbox.bytes >= 200_000)
         held = [one.inbox.bytes for _ in range(20) if not threading.Event().wait(0.05)]
@@ -156,7 +151,6 @@ def test_what_was_not_committed_at_a_stop_comes_again(tmp_path, store, monkeypat
     with Mosquitto(tmp_path, OPEN) as broker:
         with collecting(broker.config, store) as one, mqtt_load.sender(broker.port, tmp_path / "load", count) as sender:
             monkeypatch.setattr(Store, "insert", fails)
-            one.link.wait_ready(60)
             sender.go()
             until(lambda: one._commit_problem is not None)
             sender.wait()

@@ -283,12 +283,10 @@ def connected(broker, name):
 
 def test_telemetry_goes_through_the_closed_broker_and_is_freed(realm, tmp_path):
     store = open_store(tmp_path / "store.sqlite")
-    with collecting(realm.host("collector", "collector"), store) as collector:
-        collector.link.wait_ready(60)
-        with running(realm) as agent:
-            agent._record([("note", Note(number=n)) for n in range(50)])
-            agent._publisher.wake()
-            until(lambda: agent._outbox.counts().records == 0, 60)
+    with collecting(realm.host("collector", "collector"), store), running(realm) as agent:
+        agent._record([("note", Note(number=n)) for n in range(50)])
+        agent._publisher.wake()
+        until(lambda: agent._outbox.counts().records == 0, 60)
     store.close()
 
 

@@ -78,7 +78,7 @@ def test_the_broker_alone_frees_the_outbox_when_asked(tmp_path, outbox):
 def test_a_broker_that_comes_late_is_found(tmp_path, outbox, store):
     fill(outbox, 5)
     broker = Mosquitto(tmp_path)
-    with collecting(broker.config, store), agent(broker.config, outbox):
+    with collecting(broker.config, store, wait_s=0), agent(broker.config, outbox):
         time.sleep(0.5)
         with broker:
             until(lambda: outbox.counts().records == 0)
@@ -116,8 +116,7 @@ def test_a_record_the_broker_refuses_stays_and_goes_when_it_is_let_through(tmp_p
 
 def test_bad_messages_are_quarantined_and_the_good_ones_around_them_stored(tmp_path, outbox, store):
     fill(outbox, 20)
-    with Mosquitto(tmp_path) as broker, collecting(broker.config, store) as collector:
-        collector.link.wait_ready(60)
+    with Mosquitto(tmp_path) as broker, collecting(broker.config, store):
         intruder = Link(broker.config, "intruder")
         intruder.start()
         intruder.wait_ready(60)
@@ -134,8 +133,8 @@ def test_bad_messages_are_quarantined_and_the_good_ones_around_them_stored(tmp_p
 
 def test_what_is_sent_while_the_collector_is_away_waits_in_its_session(tmp_path, outbox, store):
     with Mosquitto(tmp_path) as broker:
-        with collecting(broker.config, store) as collector:
-            collector.link.wait_ready(60)
+        with collecting(broker.config, store):
+            pass
         fill(outbox, 30)
         with agent(broker.config, outbox) as publisher:
             until(lambda: publisher._window.messages and not publisher._window.in_flight)
@@ -165,10 +164,8 @@ def test_a_broker_that_speaks_only_3_1_1_will_do(tmp_path, outbox, store):
         silent_on_v5 = BrokerConfig(host="127.0.0.1", port=port)
         told_so = BrokerConfig(host="127.0.0.1", port=port, only_3_1_1=True)
         fill(outbox, 100)
-        with collecting(silent_on_v5, store) as collector:
-            collector.link.wait_ready(60)
-            with agent(told_so, outbox):
-                until(lambda: outbox.counts().records == 0, 60)
+        with collecting(silent_on_v5, store), agent(told_so, outbox):
+            until(lambda: outbox.counts().records == 0, 60)
         assert numbers(store) == list(range(100))
 
 

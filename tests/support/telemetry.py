@@ -70,12 +70,15 @@ def agent(broker: BrokerConfig, outbox: Outbox, device: str = "pi", **options) -
 
 
 @contextmanager
-def collecting(broker: BrokerConfig, store: Store) -> Iterator[Collector]:
+def collecting(broker: BrokerConfig, store: Store, wait_s: float = 60.0) -> Iterator[Collector]:
+    """Subscribed when it yields: a broker drops what comes before that. No wait for a broker that is to come late."""
     stop = threading.Event()
     collector = Collector(broker, store, f"ferryman-collector-{store.id}")
     thread = threading.Thread(target=collector.run, args=(stop,))
     thread.start()
     try:
+        if wait_s:
+            collector.link.wait_ready(wait_s)
         yield collector
     finally:
         stop.set()
