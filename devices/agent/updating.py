@@ -199,7 +199,7 @@ class Updating:
     def _bring(self, desired: Desired, state: SlotState) -> float | None:
         """One attempt, and what its end means."""
         from ferryman.devices.agent.update.budget import DayBudgetError
-        from ferryman.devices.agent.update.config import Cancelled
+        from ferryman.devices.agent.update.config import Cancelled, LaterError
 
         try:
             self._attempt(desired, state)
@@ -216,7 +216,8 @@ class Updating:
         except LinkError as error:
             self._say(desired, "downloading", error=to_wire(error))
             self._failures += 1
-            return backoff_s(self._failures, RETRY_FIRST_S, RETRY_CAP_S)
+            asked_s = error.after_s if isinstance(error, LaterError) else 0.0
+            return max(asked_s, backoff_s(self._failures, RETRY_FIRST_S, RETRY_CAP_S))
         except FerrymanError as error:
             self._say(desired, "failed", error=to_wire(error))
         return 0.0

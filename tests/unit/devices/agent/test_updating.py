@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from ferryman.devices.agent.update.budget import DayBudgetError
-from ferryman.devices.agent.update.config import Cancelled
+from ferryman.devices.agent.update.config import Cancelled, LaterError
 from ferryman.devices.agent.updating import Hands, Updating
 from ferryman.runtime.contracts.errors import BudgetError, LinkError, ParityError, TrustError
 from ferryman.runtime.contracts.record import decode, encode
@@ -235,6 +235,16 @@ def test_what_goes_wrong_is_said_and_the_old_one_serves(device, trouble, state, 
         assert device.active == "add-2"
     else:
         assert device.step() is None
+
+
+def test_a_server_that_asks_to_come_back_later_is_left_alone_so_long(device):
+    device.want("add/1")
+    device.repository.trouble += [LaterError("answers 429", 1800.0), LaterError("answers 429", 0.0)]
+    assert device.step() == 1800.0
+    assert device.said[-1].state == "downloading"
+    assert 0 < device.step() <= 20, "the usual pause is the least"
+    device.step()
+    assert device.active == "add-1"
 
 
 def test_a_wish_that_is_taken_back_is_forgotten(device):
