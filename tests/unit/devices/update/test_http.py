@@ -480,6 +480,17 @@ def test_https_with_ranges_through_a_proxy(tmp_path, certificate, monkeypatch, h
         assert server.sent == 200_000
 
 
+def test_a_head_that_never_ends_is_cut_under_tls_too(tmp_path, certificate, monkeypatch, hasty):
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[1]))
+    monkeypatch.setattr(http_module, "_FAILURES_MAX", 0)
+    before = set(threading.enumerate())
+    with serving({"f": DATA}, Bad(drip=True), certificate=certificate[0]) as server:
+        with pytest.raises(LinkError, match="no answer within"):
+            Client(tmp_path, server.url, timeout_s=1.0).get()
+        until(lambda: not fetching_since(before))
+        until(lambda: not server.dripping)
+
+
 def test_a_server_that_nobody_vouches_for(tmp_path, certificate, monkeypatch, hasty):
     monkeypatch.setattr(http_module, "_FAILURES_MAX", 1)
     with (
