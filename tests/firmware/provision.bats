@@ -287,6 +287,33 @@ echo pi+2.example.org'
     says "[enroll,litert]"
 }
 
+@test "an upgrade keeps the Python that was named" {
+    ln -s small-python "$BATS_TEST_TMPDIR/bin/other-python"
+    (cd "$BATS_TEST_TMPDIR" && expect 0 "$PROVISION" --wheel "$WHEEL" --python bin/other-python)
+    make_wheel two
+    # With the system's own, pip would find no such wheel.
+    expect 0 "$PROVISION" --wheel "$WHEEL"
+    grep -x "python=$BATS_TEST_TMPDIR/bin/other-python" "$(readlink /opt/ferryman).options"
+    expect 0 "$PROVISION" --wheel "$WHEEL"
+    says "nothing to do"
+    rm "$BATS_TEST_TMPDIR/bin/other-python"
+    expect 1 "$PROVISION" --wheel "$WHEEL"
+    says "name another with --python"
+    expect 0 provision
+    grep -x "python=$BATS_TEST_TMPDIR/bin/small-python" "$(readlink /opt/ferryman).options"
+}
+
+@test "who pushes reads the journal where that is asked for" {
+    expect 0 provision
+    run id -nG ferryman
+    says_not systemd-journal
+    expect 0 provision --journal
+    run id -nG ferryman
+    says systemd-journal
+    expect 0 provision
+    says "nothing to do"
+}
+
 @test "an extra that the wheel has not is no extra" {
     before=$(tree /opt /etc)
     expect 2 provision --extra nonsense
