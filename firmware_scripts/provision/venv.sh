@@ -3,7 +3,7 @@
 # A part of provision.sh: the virtual environment. Each is built where it stays, below $VENVS, named by what is in it,
 # and $LINK leads to it only once its ferryman has answered: one rename, before it the old one, after it the new one.
 
-NEED_FREE_KB=300000 # ai-edge-litert and numpy take 146 MB, and pip unpacks beside what it downloads
+NEED_FREE_KB=300000 # ai-edge-litert and numpy take 146 MB at first, and pip unpacks beside what it downloads
 
 check_venv_options() {
     _keep_options
@@ -157,7 +157,17 @@ _install() {
         return 1
     fi
     rm -f "$_log"
+    _leave_out
     _runs || { warn "the new ferryman does not run" && return 1; }
+}
+
+# Of what pip installed, 30 MB that nothing here uses: ai-edge-litert's accelerator for GPUs, and numpy's own tests
+# (tests/support/installed_size.py has the same list).
+_leave_out() {
+    for _site in "$venv"/lib/python3*/site-packages; do
+        rm -f "$_site/ai_edge_litert/libLiteRtWebGpuAccelerator.so"
+        if [ -d "$_site/numpy" ]; then find "$_site/numpy" -path '*/tests/*' -name 'test_*.py*' -delete; fi
+    done
 }
 
 _runs() { as_user ferryman "$venv/bin/ferryman" --version </dev/null >/dev/null; }
