@@ -47,7 +47,8 @@ def to_frame(rows: Sequence[Record], kind: type[Record], frame: Frame) -> Any:  
     """A column for each field, also where there are no rows.
 
     Fields that end in `_ns` become UTC timestamps without it in their name; what is not known is null; names and values
-    become JSON text, but for a sample's metrics, which become columns: `other.<metric>` where one is called like a field.
+    become JSON text, but for a sample's metrics, which become columns: `other.<metric>` of one that is called like a
+    field.
     """
     if frame == "records":
         return list(rows)
@@ -95,7 +96,9 @@ def _columns(rows: Sequence[Record], kind: type[Record]) -> list[_Column]:
         if kind is SampleRow and field == "values":
             names = [*METRICS, *sorted({name for one in values for name in one} - METRICS.keys())]
             found += [
-                _Column(f"other.{name}" if name in fields.values() else name, "number", [one.get(name) for one in values])
+                _Column(
+                    f"other.{name}" if name in fields.values() else name, "number", [one.get(name) for one in values]
+                )
                 for name in names
             ]
             continue
