@@ -58,6 +58,15 @@ def test_a_dead_layer_stays_whole_and_others_go_on():
     assert rows["more"].decision == "low-rank"
 
 
+def test_a_model_that_answers_zeros_loses_nothing():
+    net, example = convs()
+    with torch.no_grad():
+        for weight in net.head.parameters():
+            weight.zero_()
+    done = factorize(net, "lowrank-20db", example=example, timer=clock)
+    assert not done.model(*example).any()
+
+
 def test_rows_say_what_became_of_each_layer():
     net, example = convs()
     done = factorize(net, "lowrank-40flops", example=example, timer=clock)
