@@ -97,8 +97,8 @@ class MqttDevice(_Entry, kw_only=True):
 
     @property
     def address(self) -> str:
-        """What it is, by whatever name it goes."""
-        return f"{self.name} at {self.broker}"
+        """What it is, by whatever name it goes; without the broker's password."""
+        return f"{self.name} at {parse_broker(self.broker).address}"
 
 
 Device = LocalDevice | SshDevice | AdbDevice | MqttDevice

@@ -20,6 +20,7 @@ from ferryman.enroll_cli import enroll, identity
 from ferryman.facts_cli import facts
 from ferryman.fleet_cli import fleet
 from ferryman.keys_cli import keys
+from ferryman.logs_cli import logs
 from ferryman.options import (
     BROKER_VARIABLE,
     PATH,
@@ -139,7 +140,8 @@ def main(verbose: int) -> None:
 
     \b
     Which devices:
-      devices   add, list, label, probe and discover them; what they could run
+      devices   add, show, label, probe and discover them; what they could run
+      logs      what a device's agent says, over SSH
       facts     what this device is and has
 
     \b
@@ -602,6 +604,7 @@ def status(device: str, devices_file: Path | None, as_json: bool, timeout: float
 main.add_command(outbox)
 main.add_command(profile)
 main.add_command(relay)
+main.add_command(logs)
 main.add_command(compare)
 main.add_command(fleet)
 main.add_command(devices)

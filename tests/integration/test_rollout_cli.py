@@ -341,6 +341,7 @@ def test_what_was_converted_is_kept_where_it_cannot_be_published(fleet, made, tm
 
     monkeypatch.setattr("ferryman.ship_cli._converted", converted)
     (tmp_path / "net.ferry").write_bytes(b"something else")
+    monkeypatch.setattr("ferryman.devices.fleet.repository.files._WAIT_S", 0.1)
     words = ("ship", "models:net", "--to", "all", "--keys", made.keys, *QUICK, *dry)
     with locked(made.path):
         result = call(*words, *(("-o", output) if output else ()))

@@ -72,6 +72,7 @@ def test_every_verb_is_there():
         "convert", "inspect", "push", "install", "rollback", "prepare", "agent", "run", "status", "profile", "collect",
         "report", "pareto", "repick", "compare", "keys", "publish", "withdraw", "repository", "serve", "update",
         "rollout", "ship", "outbox", "ca", "enroll", "identity", "fleet", "confirm", "facts", "devices", "relay",
+        "logs",
     }  # fmt: skip
 
 

@@ -24,18 +24,18 @@ class VGG(nn.Module):
         return self.head(self.features(image).mean((2, 3)))
 
 
-def vgg():
+def vgg(widths=(32, 64, 128)):
     torch.manual_seed(4)
-    module = VGG().train()
+    module = VGG(widths).train()
     with torch.no_grad():
         for _ in range(3):
             module(torch.randn(8, 3, 32, 32))
     return module.eval(), (torch.randn(1, 3, 32, 32),)
 
 
-def encoder():
-    """Two blocks of a transformer as PyTorch ships them, of 64 tokens."""
+def encoder(blocks=2):
+    """Blocks of a transformer as PyTorch ships them, of 64 tokens."""
     torch.manual_seed(4)
     block = nn.TransformerEncoderLayer(192, 4, 768, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
-    module = nn.TransformerEncoder(block, 2, enable_nested_tensor=False)
+    module = nn.TransformerEncoder(block, blocks, enable_nested_tensor=False)
     return module.eval(), (torch.randn(1, 64, 192),)

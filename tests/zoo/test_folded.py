@@ -11,17 +11,19 @@ from torch import nn
 from ferryman.converter.api import convert
 from ferryman.runtime.package import open_package
 from ferryman.runtime.session import open_session
-from tests.zoo.folded import NETS, make, rows
+from tests.zoo.folded import BLOCKS, NETS, make, rows
 from tests.zoo.pruned import Shuffled, Text
+from tests.zoo.pruned_nets import CharacterDecoder
 
 LEAST_DB = 60.0
-FOLDED = {"deep": "folded-4-similar", "vanilla": "merged", "branches": "merged"}
+FOLDED = {"deep": "folded-2-similar", "vanilla": "merged", "branches": "merged"}
 
 
 def small(name):
-    """A network with little data."""
+    """A network with little data; a decoder of two blocks."""
     network = NETS[name]()
     if name == "deep":
+        network = replace(network, make=lambda: CharacterDecoder(32, 2))
         data = Text(2, 4)
     else:
         whole = network.batches()
@@ -65,7 +67,10 @@ def test_merging_changes_no_answer(name):
 
 
 @pytest.mark.slow
-def test_the_cure_wins_back_what_sharing_takes():
+def test_the_cure_wins_back_what_sharing_takes(monkeypatch):
+    text = Text(60, 16)
+    network = replace(NETS["deep"](), make=lambda: CharacterDecoder(48, BLOCKS), batches=lambda: text, epochs=5)
+    monkeypatch.setitem(NETS, "deep", lambda: network)
     forms = ("folded-1-drop25-similar-plain", "folded-1-drop25-plain", "folded-1-drop25", "folded-4-plain", "folded-4")
     dense, alike, gates, dropped, plain, cured = rows("deep", forms=forms)
     assert plain.score - dense.score > 3 * (cured.score - dense.score)

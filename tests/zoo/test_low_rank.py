@@ -101,9 +101,11 @@ def test_a_network_of_half_of_the_multiplications_converts_and_keeps_its_score(n
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("factory", [low_rank_nets.vgg, low_rank_nets.encoder])
-def test_low_ranks_go_with_fewer_bits(factory, tmp_path):
-    module, example = factory()
+@pytest.mark.parametrize(
+    ("factory", "size"), [(low_rank_nets.vgg, (32, 64)), (low_rank_nets.encoder, 1)], ids=["vgg", "encoder"]
+)
+def test_low_ranks_go_with_fewer_bits(factory, size, tmp_path):
+    module, example = factory(size)
     torch.manual_seed(0)
     calibration = [torch.randn_like(example[0]) for _ in range(8)]
     done = factorize(module, FORM, example=example, timer=clock)
