@@ -45,7 +45,7 @@ def install_staged(
         variants: only these are staged; None or empty: all.
         pick: which variant answers requests that name none.
         trial: on which it serves; None: it is confirmed at once.
-        force: install it though it is among those that served badly here.
+        force: install it though it is among those that are bad here.
         golden: runs the golden vectors in a slot; a seam for tests.
         progress: told of every step.
 
@@ -71,8 +71,5 @@ def install_staged(
     )
     with store.lock():
         if not force and (bad := is_bad(store.read_state(), package_sha256)):
-            raise DeviceError(
-                f"{held.name} {package_sha256[:12]} served badly on this device and is not tried again "
-                f"({bad.reason}); publish another version, or force it"
-            )
+            raise DeviceError(bad.refusal(held.name))
         return put_in(store, content, pick=pick, trial=trial, golden=golden, progress=progress)

@@ -236,8 +236,8 @@ class Updating:
             self._say(desired, "failed", error=to_wire(DeviceError(f"its trial was ended by hand: {serving}")))
             return
         if (bad := is_bad(state, desired.package_sha256)) and not (desired.force or desired.previous):
-            text = f"{desired.release} served badly here and is not tried again ({bad.reason}); publish another version"
-            self._say(desired, "refused", error=to_wire(DeviceError(f"{text}, or force it")))
+            name = desired.release or "package"
+            self._say(desired, "refused", error=to_wire(DeviceError(bad.refusal(name))))
             return
         if not desired.release:
             error = DeviceError(f"package {desired.package_sha256[:12]} is in no slot here, and no release is named")

@@ -14,6 +14,8 @@ from ferryman.runtime.contracts.record import Record
 
 SlotName = Literal["a", "b"]
 BAD_MAX = 32
+BY_HAND = "rolled back by hand"
+"""Why a package is bad that a person went back from."""
 DEFAULT_ROOT = Path("/var/lib/ferryman")
 PICKS = ("first", "fastest", "smallest", "closest", "largest")
 _PICK = re.compile(
@@ -108,11 +110,19 @@ class Trial(Record):
 
 
 class BadPackage(Record):
-    """A package that served badly here; it is not tried again by itself."""
+    """A package that served badly here, or that a person went back from; it is not tried again by itself."""
 
     package_sha256: str
     reason: str
     at_ns: int
+
+    def refusal(self, name: str) -> str:
+        """What whoever asks for it again is told; `name` is what they call it."""
+        what = f"was {self.reason}" if self.reason == BY_HAND else f"served badly ({self.reason})"
+        return (
+            f"{name} {self.package_sha256[:12]} {what} on this device and is not tried again by itself; publish "
+            "another version, or say --force"
+        )
 
 
 class Slot(Record):

@@ -182,10 +182,24 @@ def test_one_that_serves_badly_is_rolled_back_and_not_tried_again(device):
     device.want("add/2", 2)
     device.step()
     assert device.said[-1].state == "refused"
+    assert "served badly (9 of 9 requests failed" in device.said[-1].error.message
     assert device.repository.fetched == ["add/2"]
     device.want("add/2", 3, force=True)
     device.step()
     assert device.active == "add-2"
+
+
+def test_one_that_was_rolled_back_by_hand_is_not_accused(device):
+    for name in ("add/1", "add/2"):
+        install(device.packages[name], device.store.root, golden=no_golden)
+    device.store.rollback()
+    device.want("add/2")
+    device.step()
+    said = device.said[-1]
+    assert (said.state, device.repository.fetched) == ("refused", [])
+    assert "was rolled back by hand" in said.error.message
+    assert "--force" in said.error.message
+    assert "badly" not in said.error.message
 
 
 def test_a_crash_loop_ends_the_trial_before_anything_is_served(device):

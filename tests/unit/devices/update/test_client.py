@@ -564,6 +564,24 @@ def test_an_update_by_command(device, tmp_path):
     assert not Path(tmp_path / "device" / "download").exists() or not list((device.root / "download").iterdir())
 
 
+def test_a_package_that_is_bad_here_is_refused_before_it_is_fetched(device, monkeypatch):
+    device.update("digits/1")
+    device.update("digits/2")
+    device.store.rollback()
+    spent = []
+    for name in ("plan", "fetch"):
+        monkeypatch.setattr(UpdateClient, name, lambda *_, **__: spent.append(1))
+    for dry in ((), ("--dry-run",)):
+        failed = run(device, "digits/2", "--json", *dry)
+        assert failed.exit_code == 1
+        assert "digits/2" in (said := json.loads(failed.stdout)["message"])
+        assert "was rolled back by hand on this device" in said
+        assert "--force" in said
+    assert not spent
+    monkeypatch.undo()
+    assert run(device, "digits/2", "--dry-run", "--force").exit_code == 0
+
+
 def test_an_update_by_command_that_proves_it(tmp_path):
     """The golden vectors run on the interpreter that is here."""
     made = make_repository(tmp_path)
