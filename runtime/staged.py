@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from ferryman.runtime.contracts.errors import DeviceError
-from ferryman.runtime.contracts.slot import Trial, parse_pick
+from ferryman.runtime.contracts.slot import Slot, Trial, parse_pick
 from ferryman.runtime.golden import check_golden
 from ferryman.runtime.install import Content, GoldenCheck, InstallResult, Progress, put_in
 from ferryman.runtime.package import read_manifest
-from ferryman.runtime.slots import SlotStore
+from ferryman.runtime.slots import SlotStore, disk_errors
 from ferryman.runtime.trial import is_bad
 
 
@@ -73,3 +75,26 @@ def install_staged(
         if not force and (bad := is_bad(store.read_state(), package_sha256)):
             raise DeviceError(bad.refusal(held.name))
         return put_in(store, content, pick=pick, trial=trial, golden=golden, progress=progress)
+
+
+def name_active(store: SlotStore, package_sha256: str, release: str) -> None:
+    """Note that what serves is a release, where it came another way, such as by a push.
+
+    Args:
+        store: the slot store; its lock is not held.
+        package_sha256: nothing is done where another package serves.
+        release: `family/version`.
+
+    Raises:
+        DeviceError: the disk refuses, or an install is at work.
+    """
+
+    def is_done(slot: Slot | None) -> bool:
+        return slot is None or slot.package_sha256 != package_sha256 or slot.release == release
+
+    if is_done(store.read_state().active):
+        return
+    with store.lock(), disk_errors(store):
+        state = store.read_state()
+        if state.active and not is_done(state.active):
+            store.write_state(replace(state, active=replace(state.active, release=release)))

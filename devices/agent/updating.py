@@ -250,11 +250,14 @@ class Updating:
         self._fetch_and_install(desired)
 
     def _settle(self, desired: Desired, active: Slot) -> None:
-        """The package serves already; perhaps another of its variants should answer."""
+        """The package serves already; perhaps another of its variants should answer, and it has the release's name."""
         from ferryman.runtime.install import repick
+        from ferryman.runtime.staged import name_active
 
         if active.pick != desired.pick and not desired.previous:  # the way back is to what it was, its pick too
             repick(self._store.root, desired.pick, golden=self._golden(desired))
+        if desired.release:
+            name_active(self._store, desired.package_sha256, desired.release)
         self._say(desired, "confirmed")
 
     def _fetch_and_install(self, desired: Desired) -> None:

@@ -141,7 +141,7 @@ class Slot(Record):
     """What answers where a request names neither variant nor interpreter; None: the first that runs here."""
     interpreter: str | None = None
     release: str | None = None
-    """`family/version` in the repository it came from; None: it came by another way."""
+    """`family/version` that it is; None: it came by another way, and nobody has named one since."""
     variants: tuple[str, ...] | None = None
     """Only these of the package's variants are in the slot; None: all."""
     measured: tuple[Measured, ...] = ()

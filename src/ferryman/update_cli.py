@@ -119,7 +119,7 @@ def _work(
     quiet: bool,
 ) -> UpdateShown:
     from ferryman.runtime.slots import SlotStore
-    from ferryman.runtime.staged import install_staged
+    from ferryman.runtime.staged import install_staged, name_active
     from ferryman.runtime.trial import is_bad
 
     store = SlotStore(root)
@@ -127,6 +127,8 @@ def _work(
     state = store.read_state()
     active = state.active
     if active is not None and active.package_sha256 == release.package_sha256 and not variants and store.intact(active):
+        if not dry_run:
+            name_active(store, release.package_sha256, release.name)
         return UpdateShown(
             release=release.name,
             package_sha256=release.package_sha256,

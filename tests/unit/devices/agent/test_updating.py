@@ -113,8 +113,12 @@ class Device:
         desired = Desired(
             version=version,
             rollout="r",
-            package_sha256=sha256_of(self.packages[name]),
-            **{"health": RULES, "release": name, **more},
+            **{
+                "package_sha256": sha256_of(self.packages[name]) if name else "",
+                "health": RULES,
+                "release": name,
+                **more,
+            },
         )
         self.updating.desire(desired)
         return desired
@@ -436,6 +440,20 @@ def test_what_serves_already_is_confirmed(device):
     device.step()
     assert device.said[-1].state == "confirmed"
     assert device.repository.fetched == []
+
+
+def test_what_was_pushed_takes_the_name_of_its_release(device):
+    install(device.packages["add/1"], device.store.root, golden=no_golden)
+    assert device.store.read_state().active.release is None
+    before = device.store.read_state()
+    device.want("add/1")
+    device.step()
+    assert (device.said[-1].state, device.said[-1].release) == ("confirmed", "add/1")
+    assert device.repository.fetched == []
+    assert device.store.read_state() == replace(before, active=replace(before.active, release="add/1"))
+    device.want("", 2, package_sha256=sha256_of(device.packages["add/1"]), previous=True)
+    device.step()
+    assert device.said[-1].release == "add/1"
 
 
 def test_the_thread_notices_wishes_and_ends(device):

@@ -25,6 +25,7 @@ from ferryman.runtime.contracts.errors import (
     RepositoryError,
     TrustError,
 )
+from ferryman.runtime.install import install
 from ferryman.runtime.package import open_package
 from ferryman.runtime.pieces.codecs import CODECS
 from ferryman.update_cli import update
@@ -580,6 +581,14 @@ def test_a_package_that_is_bad_here_is_refused_before_it_is_fetched(device, monk
     assert not spent
     monkeypatch.undo()
     assert run(device, "digits/2", "--dry-run", "--force").exit_code == 0
+
+
+def test_what_was_pushed_takes_the_name_of_its_release(device, tmp_path):
+    install(write_tiny_package(tmp_path / "same.ferry", padding=PAD), device.root, golden=lambda *_: ())
+    done = run(device, "digits/1", "--dry-run")
+    assert (done.exit_code, device.store.read_state().active.release) == (0, None), done.output
+    assert "digits/1 serves already" in run(device, "digits/1").output
+    assert device.store.read_state().active.release == "digits/1"
 
 
 def test_an_update_by_command_that_proves_it(tmp_path):
