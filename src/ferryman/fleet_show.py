@@ -136,8 +136,8 @@ def runs_text(found: Runs, width: int, *, colour: bool) -> str:
     words: Columns[RunRow] = [
         ("when\nUTC", lambda row: utc(row.time_ns)),
         ("device\n", lambda row: row.device),
-        ("package\n", lambda row: _package(row.package, row.package_sha256)),
         ("variant\n", lambda row: row.variant),
+        ("package\n", lambda row: _package(row.package, row.package_sha256)),
         ("interpreter\n", lambda row: f"{row.interpreter} {row.interpreter_version}"),
     ]
     numbers: Columns[RunRow] = [
@@ -151,7 +151,7 @@ def runs_text(found: Runs, width: int, *, colour: bool) -> str:
         ("energy\nmJ", lambda row: _value(row.energy_mj)),
         ("artifact\nkB", lambda row: _value(row.artifact_kb)),
     ]
-    return _table(f"{len(found.rows):,} measurements", found.rows, words, numbers, width, colour=colour)
+    return _table(f"{len(found.rows):,} measurements", found.rows, words, numbers, width, colour=colour, keys=3)
 
 
 def alerts_text(found: Alerts, now_ns: int, width: int, *, colour: bool) -> str:
@@ -247,8 +247,17 @@ def _value(value: float | Unavailable) -> str:
     return MISSING if isinstance(value, Unavailable) else number(value)
 
 
-def _table(title: str, rows: Iterable[R], words: Columns[R], numbers: Columns[R], width: int, *, colour: bool) -> str:
-    """The first column is repeated where the table is folded."""
+def _table(
+    title: str,
+    rows: Iterable[R],
+    words: Columns[R],
+    numbers: Columns[R],
+    width: int,
+    *,
+    colour: bool,
+    keys: int = 1,
+) -> str:
+    """The first `keys` columns are repeated where the table is folded."""
     rows = list(rows)
     if not rows:
         return printable(title)
@@ -258,6 +267,6 @@ def _table(title: str, rows: Iterable[R], words: Columns[R], numbers: Columns[R]
         return Group(tuple(head for head, _ in columns), cells, text=text)
 
     single = [group([column], text=False) for column in numbers]
-    beside = [group([column], text=True) for column in words[1:]]
-    grid = Grid(printable(title), group(words[:1], text=True), (*beside, *single))
+    beside = [group([column], text=True) for column in words[keys:]]
+    grid = Grid(printable(title), group(words[:keys], text=True), (*beside, *single))
     return show_grid(grid, width, colour=colour)

@@ -179,3 +179,16 @@ def test_a_device_is_renamed_and_several_are_removed(file):
 def test_who_renames_an_agents_device_is_told_of_its_agent(file):
     ferryman("devices", "add", "pi", *SSH, "--broker", "mqtt://hub.lan")
     assert "`provision.sh --device attic` there" in ferryman("devices", "rename", "pi", "attic").output
+
+
+@pytest.mark.parametrize("command", ["push", "status", "list"])
+def test_who_names_a_device_that_is_not_there_is_told_how_to_add_it(file, tmp_path, command):
+    file.write_text("")
+    package = write_tiny_package(tmp_path / "p.ferry")
+    words = {"push": ["push", package], "status": ["status"], "list": ["devices", "list"]}[command]
+    done = ferryman(*words, "pi", exit_code=1)
+    assert "there are: local (see" in done.stderr
+    assert "`ferryman devices add pi --host HOST --user USER`" in done.stderr
+    assert "`--mqtt URL`" in done.stderr
+    if command == "list":
+        assert "devices add" not in ferryman("devices", "list", "site=moon", exit_code=1).stderr
