@@ -263,8 +263,8 @@ def convert(
 
         echo("\nbeside fp32, on this machine, one thread, in turn (medians; quartiles of the ratio):")
         echo(table(made.compared))
-        for complaint in made.complaints:
-            echo(f"note: {complaint}", err=True)
+        for note in made.notes:
+            echo(f"note: {note}", err=True)
     if made.layer_times:
         from ferryman.converter.sparse.measure import layer_table
 
