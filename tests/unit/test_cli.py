@@ -548,7 +548,7 @@ def test_the_command_works_in_the_device_environment():
     for path, _ in COMMANDS:
         done = subprocess.run([command, *path, "--help"], capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
-    done = subprocess.run([command, "convert", "a:b"], capture_output=True, text=True, check=False)
+    done = subprocess.run([command, "convert", "json:loads"], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert re.search(
         r"Error: caller: \w+ is not installed here; pip install torch==\S+, then 'ferryman\[convert\]'\n$", done.stderr
