@@ -226,11 +226,11 @@ def convert(
     interpreter found is an error, and no package is written.
     """
     from ferryman.converter.quantize.recipe import is_quantized
-    from ferryman.converter.source_text import parse_source
+    from ferryman.converter.source_text import look_for, parse_source
     from ferryman.runtime.compare import SQNR_CAP_DB
     from ferryman.runtime.package import SQNR_LEAST_DB
 
-    parse_source(source)
+    parsed = parse_source(source)
     if calibrate is not None and ":" not in calibrate:
         raise CallerError(f"--calibrate is package.module:factory, found {calibrate!r}")
     if len(set(form)) != len(form):
@@ -240,6 +240,7 @@ def convert(
     _make_folder(output)
     if calibrate is None and any(is_quantized(one) and "dynamic" not in one for one in form):
         echo("note: without --calibrate the example alone says how far activations range", err=True)
+    look_for(parsed)
     echo("loading the toolchains", err=True)
     from ferryman.converter.api import convert as run
     from ferryman.describe import describe_manifest
@@ -262,8 +263,8 @@ def convert(
 
         echo("\nbeside fp32, on this machine, one thread, in turn (medians; quartiles of the ratio):")
         echo(table(made.compared))
-        for complaint in made.complaints:
-            echo(f"note: {complaint}", err=True)
+        for note in made.notes:
+            echo(f"note: {note}", err=True)
     if made.layer_times:
         from ferryman.converter.sparse.measure import layer_table
 

@@ -174,7 +174,7 @@ def comparison_text(found: Comparison, width: int, *, colour: bool) -> str:
     """A row for each metric and group."""
     words: Columns[Compared] = [
         ("metric\n", lambda row: row.metric),
-        (f"{found.by}\n", lambda row: short(row.group, 24)),
+        (f"{found.by}\n", lambda row: _group(found, row.group)),
     ]
     numbers: Columns[Compared] = [
         ("devices\n", lambda row: f"{row.devices:,}"),
@@ -189,7 +189,7 @@ def comparison_text(found: Comparison, width: int, *, colour: bool) -> str:
     ]
     unit = "an hour" if found.by == "device" else "a device"
     title = (
-        f"since {utc(found.since_ns)}, over {short(found.baseline, 24)}: {unit} is one value, its median; "
+        f"since {utc(found.since_ns)}, over {_group(found, found.baseline)}: {unit} is one value, its median; "
         f"margin {found.margin * 100:g} %"
     )
     return _table(title, found.rows, words, numbers, width, colour=colour)
@@ -237,6 +237,10 @@ def _worst(what: str, unit: str, one: Worst, now_ns: int) -> tuple[str, str, str
 
 def _package(name: str | None, sha256: str | None) -> str:
     return f"{short(name or '', _TEXT_MAX)} {sha256[:12]}" if sha256 else NOT_ASKED
+
+
+def _group(found: Comparison, group: str) -> str:
+    return _package(found.names[group], group) if group in found.names else short(group, 24)
 
 
 def _number(value: float | None) -> str:

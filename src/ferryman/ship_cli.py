@@ -189,7 +189,7 @@ def _converted(
         name=name,
         progress=lambda stage: echo(f"  {stage}", err=True),
     )
-    for complaint in made.complaints:
-        echo(f"note: {complaint}", err=True)
+    for note in made.notes:
+        echo(f"note: {note}", err=True)
     echo(f"{made.manifest.name}: {made.path.stat().st_size:,} bytes", err=True)
     return made.path

@@ -82,6 +82,8 @@ def test_tables_for_people(database):
     assert "offline" in asked("alerts", database).stdout
     compared = asked("compare", database, "--by", "device", "--metric", "latency_ms").stdout
     assert "an hour is one value" in compared
+    compared = asked("compare", database, "--metric", "latency_ms").stdout
+    assert "one 111111111111" in compared
     lines = asked("logs", database).stdout
     assert lines.endswith("roof ERROR x: no \ufffd[31mdisk (3 times)\n")
     assert "\x1b" not in lines
