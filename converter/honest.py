@@ -18,6 +18,8 @@ _ACTIVATIONS_DB = 3.0
 """What rounding activations as well may cost."""
 _SCATTER = 1.3
 """Quartiles farther apart than so many times tell little."""
+_WILD = 2.0
+"""And than so many times, no number for how much faster."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,17 @@ class Compared:
         elif self.speedup[2] < 1 and self.speedup_best < 1:
             found.append(f"is slower than fp32 ({1 / self.speedup[1]:.2f}x the time)")
         return [f"{self.form} on {self.interpreter} {what}" for what in found]
+
+    @property
+    def caution(self) -> str:
+        """What to know of a speedup that is told beside it, though it is no complaint; empty: nothing."""
+        low, _, high = self.speedup
+        if self.noisy or high / low <= _WILD:
+            return ""
+        return (
+            f"{self.form} on {self.interpreter} was {low:.2f} to {high:.2f} times as fast as fp32: other work on this "
+            "machine hides by how much; measure again when it is quiet"
+        )
 
     @property
     def noisy(self) -> bool:

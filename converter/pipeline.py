@@ -56,6 +56,11 @@ class Conversion:
         """What compressed forms are for and do not give, on each interpreter; being slower than fp32 is one."""
         return _complaints(self.compared)
 
+    @property
+    def notes(self) -> list[str]:
+        """Complaints, and what else to know of the numbers."""
+        return [*self.complaints, *(one.caution for one in self.compared if one.caution)]
+
 
 @alone()
 def convert(

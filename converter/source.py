@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from ferryman.converter.reason import reason
-from ferryman.converter.source_text import PROGRAM_SUFFIX, parse_source
+from ferryman.converter.source_text import PROGRAM_SUFFIX, missing, parse_source, see_current_directory
 from ferryman.runtime.contracts.errors import CallerError, ModelError
 
 _ENTRY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}", re.ASCII)
@@ -173,13 +172,12 @@ def _check_tensors(name: str, inputs: object) -> None:
 
 
 def _factory(module_name: str, factory_name: str) -> Callable[[], Any]:
-    if "" not in sys.path:
-        sys.path.insert(0, "")
+    see_current_directory()
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
-            raise CallerError(f"no module {error.name!r}; is it installed, or in the current directory?") from error
+            raise missing(error.name) from error
         raise CallerError(f"{module_name} cannot be imported: {error}") from error
     except SystemExit as error:
         raise CallerError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit, urlunsplit
 
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.record import Record
@@ -62,3 +62,16 @@ def parse_broker(url: str) -> BrokerConfig:
         tls_key=options.get("key"),
         only_3_1_1="version" in options,
     )
+
+
+def without_password(url: str) -> str:
+    """The URL for people and logs.
+
+    Raises:
+        CallerError: it is no broker's.
+    """
+    if parse_broker(url).password is None:
+        return url
+    parts = urlsplit(url)
+    name, _, place = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{name.partition(':')[0]}:***@{place}"))

@@ -145,7 +145,7 @@ part system.txt 64 cat /proc/cmdline
 part system.txt 64 sh -c 'tr -d "\000" </proc/device-tree/model'
 part system.txt 256 cat /proc/cpuinfo
 root_part versions.txt 512 "$FERRYMAN" --version
-part versions.txt 256 "${FERRYMAN%/*}/python" -m pip list --disable-pip-version-check
+root_part versions.txt 256 "${FERRYMAN%/*}/python" -m pip list --disable-pip-version-check
 part versions.txt 16 python3 --version
 part versions.txt 16 sh -c 'PATH=/usr/sbin:/usr/bin:/bin; mosquitto -h | head -n 1'
 part versions.txt 64 dpkg-query -W 'mosquitto*' 'libmosquitto*' 'systemd*' 'python3*' 'openssh-*' 'raspi*' 'linux-image*'
@@ -188,7 +188,8 @@ if [ -n "$DRY_RUN" ]; then
     exit 0
 fi
 tar -C "$work" --owner=0 --group=0 -czf "$work/bundle" "$name" || die "cannot pack it: is ${TMPDIR:-/tmp} full?"
-if ! cp "$work/bundle" "$output.part" || ! chmod 600 "$output.part"; then die "cannot write $output"; fi
+# Whose folder it is may have put a link there, to a file that only root may write.
+cp -T --remove-destination "$work/bundle" "$output.part" || die "cannot write $output"
 mv -nT "$output.part" "$output"
 [ ! -e "$output.part" ] || die "$output came meanwhile; name another with --output"
 say "wrote $output ($(($(stat -c %s "$output") / 1024)) KiB). Secrets were taken out; look through it before you send it."

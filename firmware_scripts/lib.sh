@@ -171,3 +171,18 @@ ferryman() {
     as_owner "$FERRYMAN" --version >/dev/null || die "$FERRYMAN does not run, so nothing was changed, and the slots are as they were: install ferryman anew (provision.sh), then repeat this"
     as_owner "$FERRYMAN" "$@" --root "$ROOT" || die "$FERRYMAN $1 failed (exit $?); the line above says why"
 }
+
+# on_the_root WORD "$@": takes --root, --command and what is common, and has ferryman do WORD: all of a script.
+on_the_root() {
+    _word=$1
+    shift
+    while [ $# -gt 0 ]; do
+        if ferryman_option "$@"; then
+            shift
+        else
+            common_option "$1" || bad_usage "no such option: $1"
+        fi
+        shift
+    done
+    ferryman "$_word"
+}

@@ -237,7 +237,7 @@ run)
     turn_on
     failed= # what could not be set was told, and is no reason not to run
     if [ -n "$DRY_RUN" ]; then
-        say "would run: $pin $*"
+        say "would run: ${pin:+$pin }$*"
     else
         run_command "$@"
         exit "$code"

@@ -11,7 +11,7 @@
 #   --interpreter WHICH   litert (at first), tflite or none, beside ExecuTorch, which is in the wheel; an upgrade keeps it
 #   --extra NAME          ota, enroll, drift, i2c or sparkplug; may be given several times. An upgrade keeps them; given
 #                         again, these take the place of those before: none takes them all away
-#   --python PROGRAM      Python 3.11 or later (default: python3)
+#   --python PROGRAM      Python 3.11 or later (at first: python3); an upgrade keeps it
 #   --device NAME         the device's name (first time: this machine's host name)
 #   --broker URL          where its telemetry goes
 #   --set NAME=VALUE      one more line of /etc/ferryman/agent.env; what is there otherwise stays as it is
@@ -19,6 +19,7 @@
 #   --identity FILE       an identity made elsewhere (key, certificate, authority); FILE stays where it is
 #   --enroll              or: the agent waits until `ferryman enroll` has been run on the host; implies --extra enroll
 #   --authorize FILE      public keys of those who may push over SSH as the user ferryman
+#   --journal             and they may read this device's whole journal (`ferryman logs`)
 #   --no-start            enable the agent for the next start of the device, do not start it now
 #   --uninstall           stop the agent and remove what this made, but not its state, identity and user
 #   --purge               with --uninstall: those, too
@@ -46,8 +47,8 @@ UNITS=/etc/systemd/system
 # shellcheck source-path=SCRIPTDIR source=provision/remove.sh
 . "$here/provision/remove.sh"
 
-wheel='' index='' wheels='' interpreter='' extras='' python=python3 device='' broker='' settings=''
-trust='' identity='' enroll='' authorize='' start=1 uninstall='' purge=''
+wheel='' index='' wheels='' interpreter='' extras='' python='' device='' broker='' settings=''
+trust='' identity='' enroll='' authorize='' journal='' start=1 uninstall='' purge=''
 
 while [ $# -gt 0 ]; do
     case $1 in
@@ -80,6 +81,7 @@ while [ $# -gt 0 ]; do
         shift
         ;;
     --enroll) enroll=1 ;;
+    --journal) journal=1 ;;
     --no-start) start='' ;;
     --uninstall) uninstall=1 ;;
     --purge) purge=1 ;;

@@ -17,13 +17,4 @@ set -eu
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 . "$(dirname "$(readlink -f "$0")")/lib.sh"
 
-while [ $# -gt 0 ]; do
-    if ferryman_option "$@"; then
-        shift
-    else
-        common_option "$1" || bad_usage "no such option: $1"
-    fi
-    shift
-done
-
-ferryman rollback
+on_the_root rollback "$@"

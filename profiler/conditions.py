@@ -9,7 +9,7 @@ import math
 import os
 import platform
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -132,9 +132,14 @@ def read_conditions(versions: dict[str, str], root: Path = Path("/")) -> Conditi
 
 def kind_of_device(conditions: Conditions) -> str:
     """What devices have in common that answer alike: board and processor, as far as they tell."""
-    told = [one for one in (conditions.device_model, conditions.cpu_model) if isinstance(one, str) and one.strip()]
-    kind = ", ".join(one.strip() for one in told) or conditions.machine
-    return f"{kind}, emulated by {conditions.emulated}" if conditions.emulated else kind
+    return kind_of(conditions.device_model, conditions.cpu_model, conditions.machine, conditions.emulated)
+
+
+def kind_of(board: str | Unavailable, processor: str | Unavailable, machine: str, emulated: str) -> str:
+    """The same in words, of what a device told."""
+    told = [one for one in (board, processor) if isinstance(one, str) and one.strip()]
+    kind = ", ".join(one.strip() for one in told) or machine
+    return f"{kind}, emulated by {emulated}" if emulated else kind
 
 
 def device_model(root: Path) -> str:
@@ -246,9 +251,12 @@ def cpu_model(cpuinfo: str) -> str:
     names = core_kinds(cpuinfo)
     if not names:
         raise SensorError("/proc/cpuinfo names no processor")
-    kinds = Counter(names)
-    told = any(key == "CPU part" for key, _ in _fields(cpuinfo))
-    return names[0] if len(kinds) == 1 and not told else " + ".join(f"{n}x {name}" for name, n in kinds.items())
+    return named_cores(Counter(names), arm=any(key == "CPU part" for key, _ in _fields(cpuinfo)))
+
+
+def named_cores(kinds: Mapping[str, int], *, arm: bool) -> str:
+    """How many of each kind; of one kind that is a whole processor's name, that alone."""
+    return next(iter(kinds)) if len(kinds) == 1 and not arm else " + ".join(f"{n}x {name}" for name, n in kinds.items())
 
 
 def core_kinds(cpuinfo: str) -> list[str]:

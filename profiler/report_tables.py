@@ -103,6 +103,8 @@ def main_grid(measurements: Sequence[Measurement]) -> Grid:
     """Of one package on one device: a row for each (variant, interpreter)."""
     kinds = [(m.variant, m.interpreter, m.interpreter_version, m.spec.threads) for m in measurements]
     columns: list[Columns] = [*_COLUMNS]
+    if any(m.energy is not None for m in measurements):
+        columns.append(_ENERGY)
     if len({m.spec.threads for m in measurements}) > 1:
         columns.insert(0, (("threads\n", lambda m: str(m.spec.threads)),))
     if any(m.energy_estimate is not None for m in measurements):
@@ -269,11 +271,12 @@ _COLUMNS: tuple[Columns, ...] = (
         ("peak\nRSS MB", lambda m: mb(m.memory.peak_rss_bytes)),
         ("retained\nMB", _retained),
     ),
-    (
-        ("energy\nmJ, gross", lambda m: joules(m.energy)[0]),
-        ("energy\nmJ, net", lambda m: joules(m.energy)[1]),
-    ),
 )
+_ENERGY: Columns = (
+    ("energy\nmJ, gross", lambda m: joules(m.energy)[0]),
+    ("energy\nmJ, net", lambda m: joules(m.energy)[1]),
+)
+"""Only where it was asked for."""
 
 
 def _of_estimate(joules: Callable[[EnergyEstimate], float]) -> Callable[[Measurement], str]:

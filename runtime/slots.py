@@ -25,7 +25,7 @@ from msgspec.structs import replace
 from ferryman.runtime.contracts.errors import BusyError, CallerError, DeviceError, PackageError
 from ferryman.runtime.contracts.manifest import Manifest, Payload
 from ferryman.runtime.contracts.record import decode, encode
-from ferryman.runtime.contracts.slot import BAD_MAX, BadPackage, Slot, SlotName, SlotState, Trial
+from ferryman.runtime.contracts.slot import BAD_MAX, BY_HAND, BadPackage, Slot, SlotName, SlotState, Trial
 from ferryman.runtime.durable import expect_hash, link_or_move, refuse_links, sync_directory, sync_file, write_new
 from ferryman.runtime.package import MANIFEST, read_manifest
 
@@ -55,7 +55,7 @@ def activated(state: SlotState, slot: Slot, trial: Trial | None = None) -> SlotS
     return SlotState(active=slot, previous=state.active, trial=trial, bad=bad)
 
 
-def rolled_back(state: SlotState, reason: str | None = "rolled back by hand", at_ns: int = 0) -> SlotState:
+def rolled_back(state: SlotState, reason: str | None = BY_HAND, at_ns: int = 0) -> SlotState:
     """The state once the previous slot serves again; the way back is used up, and what served is bad for a reason.
 
     Raises:
@@ -250,7 +250,7 @@ class SlotStore:
             raise DeviceError(f"no package is active in {self.root}; push one")
         return self.verify(slot)
 
-    def rollback(self, reason: str | None = "rolled back by hand", package_sha256: str | None = None) -> SlotState:
+    def rollback(self, reason: str | None = BY_HAND, package_sha256: str | None = None) -> SlotState:
         """Let the previous slot serve again, for good.
 
         Args:

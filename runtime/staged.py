@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from ferryman.runtime.contracts.errors import DeviceError
-from ferryman.runtime.contracts.slot import Trial, parse_pick
+from ferryman.runtime.contracts.slot import Slot, Trial, parse_pick
 from ferryman.runtime.golden import check_golden
 from ferryman.runtime.install import Content, GoldenCheck, InstallResult, Progress, put_in
 from ferryman.runtime.package import read_manifest
-from ferryman.runtime.slots import SlotStore
+from ferryman.runtime.slots import SlotStore, disk_errors
 from ferryman.runtime.trial import is_bad
 
 
@@ -45,7 +47,7 @@ def install_staged(
         variants: only these are staged; None or empty: all.
         pick: which variant answers requests that name none.
         trial: on which it serves; None: it is confirmed at once.
-        force: install it though it is among those that served badly here.
+        force: install it though it is among those that are bad here.
         golden: runs the golden vectors in a slot; a seam for tests.
         progress: told of every step.
 
@@ -71,8 +73,28 @@ def install_staged(
     )
     with store.lock():
         if not force and (bad := is_bad(store.read_state(), package_sha256)):
-            raise DeviceError(
-                f"{held.name} {package_sha256[:12]} served badly on this device and is not tried again "
-                f"({bad.reason}); publish another version, or force it"
-            )
+            raise DeviceError(bad.refusal(held.name))
         return put_in(store, content, pick=pick, trial=trial, golden=golden, progress=progress)
+
+
+def name_active(store: SlotStore, package_sha256: str, release: str) -> None:
+    """Note that what serves is a release, where it came another way, such as by a push.
+
+    Args:
+        store: the slot store; its lock is not held.
+        package_sha256: nothing is done where another package serves.
+        release: `family/version`.
+
+    Raises:
+        DeviceError: the disk refuses, or an install is at work.
+    """
+
+    def is_done(slot: Slot | None) -> bool:
+        return slot is None or slot.package_sha256 != package_sha256 or slot.release == release
+
+    if is_done(store.read_state().active):
+        return
+    with store.lock(), disk_errors(store):
+        state = store.read_state()
+        if state.active and not is_done(state.active):
+            store.write_state(replace(state, active=replace(state.active, release=release)))

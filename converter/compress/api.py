@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from ferryman.converter.compress.binary import binarize, fine_tune
+from ferryman.converter.compress.binary_modules import BinaryLayer
 from ferryman.converter.compress.binary_policy import Decision, Example
 from ferryman.converter.compress.quantized import fine_tune_quantized
 from ferryman.converter.compress.training import Batch, Loss, Progress, first_batch, first_inputs
@@ -28,7 +29,7 @@ from ferryman.converter.prune.unstructured.recipe import GRAMMAR as SPARSE_GRAMM
 from ferryman.converter.prune.unstructured.recipe import Sparsity, is_sparse, parse_sparsity
 from ferryman.converter.prune.unstructured.sparsify import sparsify
 from ferryman.converter.quantize.recipe import GRAMMAR, Recipe, is_quantized, parse_recipe
-from ferryman.runtime.contracts.errors import CallerError
+from ferryman.runtime.contracts.errors import CallerError, ModelError
 
 _ESTIMATOR = "reste"
 _BINARY_LR = 1e-2
@@ -174,6 +175,12 @@ def compress(
             raise CallerError("form binary needs a loader to fine-tune with: binarizing a trained model alone ruins it")
         example = first_inputs(loader) if example is None else example
         made, decisions = binarize(model, keep=keep, rank=rank, estimator=estimator, example=example)
+        if not any(isinstance(module, BinaryLayer) for module in made.modules()):
+            why = "; ".join(sorted({one.reason for one in decisions if one.reason})) or "it has no such layer"
+            raise ModelError(
+                f"no convolution or linear layer of the model can become binary: {why}; one behind a functional ReLU "
+                "can once that is a module, nn.ReLU"
+            )
         tuned = fine_tune(
             made, loader,
             epochs=epochs, lr=_BINARY_LR if lr is None else lr, teacher=model if distil else None, progress=progress,

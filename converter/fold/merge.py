@@ -151,12 +151,17 @@ def _same(expected: list[torch.Tensor], made: nn.Module, args: tuple[Any, ...]) 
     except Exception:  # noqa: BLE001  # a program of another batch size
         return False
     return len(found) == len(expected) and all(
-        a.shape == b.shape
-        and a.dtype == b.dtype
-        and bool(((a.double() - b.double()).abs() <= _SAME * b.abs().max().clamp(min=1)).all())
+        a.shape == b.shape and a.dtype == b.dtype and _close(a, b)
         for a, b in zip(found, expected, strict=True)
         if b.numel() or a.dtype != b.dtype or a.shape != b.shape
     )
+
+
+def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Of one dtype, whichever it is: numbers, complex ones, or truths."""
+    exact = torch.promote_types(b.dtype, torch.float64)
+    a, b = a.to(exact), b.to(exact)
+    return bool(((a - b).abs() <= _SAME * b.abs().max().clamp(min=1)).all())
 
 
 def _decisions(model: nn.Module, merged: dict[str, str]) -> tuple[Decision, ...]:

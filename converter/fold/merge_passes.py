@@ -215,6 +215,8 @@ def _scaled(graph: Graph, node: Node, taking: list[Map]) -> list[Map] | None:
     for x in (one for one in node.args if isinstance(one, Node) and one not in graph.constants):
         if len(axes) > 1 or not is_float(x) or any(one.x is not node for one in taking):
             return None
+        if sizes(x) != sizes(node):
+            continue
         (axis,) = axes
         found = graph.affine(node, x, sizes(x)[axis], axis)
         made = [None if found is None else scaled_before(one, *found) for one in taking]

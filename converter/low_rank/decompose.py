@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import tensorly
 import torch
@@ -47,35 +47,53 @@ class Decomposer:
     """Of one layer: what all its ranks share is computed once."""
 
     def __init__(self, layer: Layer, moments: Moments) -> None:
-        """Take the layer's weights as they are now.
+        """Take the layer's weights as they are now, and both them and moments at a length that squares are numbers of.
 
         Args:
             layer: with finite weights.
             moments: of what it reads.
         """
-        self.layer, self.moments = layer, moments
+        level = moments.matrix.double().diagonal().mean()
+        self.layer, self.moments = layer, replace(moments, matrix=moments.matrix.double() / level)
         weight = layer.module.weight.detach().double()
         self.taps = math.prod(layer.kernel)
         self.shape = tuple(weight.shape)
-        self.weight = weight.flatten(1)
-        self.energy = max(moments.energy(self.weight), 1e-300)
+        self.scale = float(weight.abs().max()) or 1.0
+        """What the largest weight is, in whose stead there is a 1."""
+        self.weight = weight.flatten(1) / self.scale
+        self.energy = max(self.moments.energy(self.weight), 1e-300)
+
+    def unfit(self) -> str | None:
+        """Why there is nothing to decompose; None: there is."""
+        if not bool(self.weight.any()):
+            return "its weights are all zero"
+        if not math.isfinite(self.energy):
+            return "what it reads is too large for float32: the squares of it are not finite"
+        return None
 
     def factors(self, way: Way, ranks: Ranks) -> Factors:
-        """The chain's weights."""
+        """The chain's weights.
+
+        Raises:
+            torch.linalg.LinAlgError: none were found, such as by CP of weights that have less than the rank.
+        """
         if way == "svd":
             basis = self._outputs[:, : ranks[0]]
             maps = basis.T @ self.weight
-            return _balanced(way, ranks, (maps.reshape(-1, *self.shape[1:]),), maps, basis)
+            return _balanced(way, ranks, (maps.reshape(-1, *self.shape[1:]),), maps, basis * self.scale)
         front, maps = {"spatial": self._spatial, "tucker": self._tucker, "cp": self._cp}[way](ranks)
-        return _balanced(way, ranks, front, maps, self._refit(maps))
+        return _balanced(way, ranks, front, maps, self._refit(maps) * self.scale)
 
     def error(self, factors: Factors) -> float:
         """What the layer's output loses in the square, relative to its own."""
-        return max(0.0, self.moments.energy(self.weight - factors.dense())) / self.energy
+        return max(0.0, self.moments.energy(self._lost(factors))) / self.energy
 
     def shift(self, factors: Factors) -> torch.Tensor | None:
         """What a bias makes good; None: nothing is known of means."""
-        return bias_shift(self.moments, self.weight - factors.dense())
+        return bias_shift(self.moments, self._lost(factors) * self.scale)
+
+    def _lost(self, factors: Factors) -> torch.Tensor:
+        return self.weight - factors.dense() / self.scale
 
     def tucker_ranks(self, outputs: int, step: int) -> Ranks:
         """The rank of inputs that loses no more than some of outputs."""

@@ -198,6 +198,8 @@ def _row(path: str, work: Work, each: Choices, option: Option) -> Rank:
 
 def _why_whole(work: Work, each: Choices) -> str:
     """Why a layer that could change does not."""
+    if each.unfit is not None:
+        return each.unfit
     if len(each.options) == 1:
         return "no rank costs less than the layer"
     times = {one.key: work.solver.times.get((each.layer.path, *one.key)) for one in each.options[1:]}

@@ -55,6 +55,8 @@ class Choices:
     layer: Layer
     decomposer: Decomposer
     options: list[Option]
+    unfit: str | None = None
+    """Why there is but the one, where that is no matter of cost."""
 
     def factors(self, option: Option) -> Factors:
         """Those of an option that is a chain."""
@@ -80,16 +82,20 @@ def find_choices(layer: Layer, moments: Moments, only: Sequence[Way] | None = No
         return _cheaper(of(way, ranks), dense)
 
     options = [Option(None, (), dense, 0.0)]
-    for way in ways(layer):
+    unfit = work.unfit()
+    for way in ways(layer) if unfit is None else ():
         if only is not None and way not in only:
             continue
         for ranks in _ranks(work, way, cheaper):
-            factors = work.factors(way, ranks)
+            try:
+                factors = work.factors(way, ranks)
+            except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # of this rank; others may be found
+                continue
             held = factors if way in ("cp", "tucker") else None
             error = work.error(factors)
             if math.isfinite(error):
                 options.append(Option(way, ranks, of(way, ranks), error, factors=held))
-    return Choices(layer, work, options)
+    return Choices(layer, work, options, unfit)
 
 
 def learned_choices(layer: Layer, moments: Moments, ordered: Ordered) -> Choices:
@@ -98,15 +104,14 @@ def learned_choices(layer: Layer, moments: Moments, ordered: Ordered) -> Choices
     dense = price(layer)
     bias = layer.module.bias is not None or moments.mean is not None
     options = [Option(None, (), dense, 0.0)]
-    for rank in _below(
-        rank_grid(layer, "svd", _RANKS, lambda ranks: _cheaper(price(layer, "svd", ranks, bias=bias), dense)),
-        ordered.rank,
-    ):
+    grid = rank_grid(layer, "svd", _RANKS, lambda ranks: _cheaper(price(layer, "svd", ranks, bias=bias), dense))
+    unfit = work.unfit()
+    for rank in _below(grid, ordered.rank) if unfit is None else ():
         factors = ordered.factors(rank)
         options.append(
             Option("svd", (rank,), price(layer, "svd", (rank,), bias=bias), work.error(factors), factors=factors)
         )
-    return Choices(layer, work, options)
+    return Choices(layer, work, options, unfit)
 
 
 def _below(ranks: Iterable[int], most: int) -> list[int]:
@@ -194,4 +199,4 @@ def model_outputs(model: nn.Module, batch: tuple[Any, ...]) -> torch.Tensor:
     Raises:
         CallerError: it fails with the batch.
     """
-    return torch.cat([one.flatten().double().nan_to_num() for one in run(model, batch)])
+    return torch.cat([one.flatten().double().nan_to_num(0.0, 0.0, 0.0) for one in run(model, batch)])

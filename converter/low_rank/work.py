@@ -133,7 +133,8 @@ class Work:
         """What a model's outputs hold against the dense model's."""
         pairs = [(model_outputs(self.dense, one), model_outputs(made, one)) for one in self.batches]
         lost = sum(float((one - other).square().sum()) for one, other in pairs)
-        return 10 * math.log10(sum(float(one.square().sum()) for one, _ in pairs) / max(lost, 1e-300))
+        whole = sum(float(one.square().sum()) for one, _ in pairs)
+        return 10 * math.log10(max(whole, 1e-300) / lost) if lost else math.inf
 
     def build(self, several: Sequence[Choices], picks: Picks) -> nn.Module:
         """A copy of the model with chains in layers' places, in eval mode."""

@@ -34,7 +34,10 @@ from ferryman.runtime.contracts.errors import CallerError, ModelError
 _ROOTS = (*CONVS, nn.Linear, nn.Embedding)
 _PLACES_MAX = 20_000
 _CATS = (torch.cat, torch.concat, torch.concatenate)
-_SPLITS = (torch.chunk, torch.split, torch.Tensor.chunk, torch.Tensor.split)
+_SPLITS = (
+    *(torch.chunk, torch.split, torch.tensor_split),
+    *(torch.Tensor.chunk, torch.Tensor.split, torch.Tensor.tensor_split),
+)
 _Key = tuple[str, str, int]
 """Path, side, dimension."""
 _Place = tuple[_Key, int]
@@ -151,7 +154,7 @@ class _Parts(TorchFunctionMode):
             self.widths[made.grad_fn] = [one.shape[1] for one in parts if one.dim() > 1]
         if function not in _SPLITS:
             return made
-        whole = args[0]
+        whole = args[0] if args else given["input"]
         dim = given.get("dim", args[2] if len(args) > 2 else 0)  # noqa: PLR2004  # it is the third
         ends = list(itertools.accumulate(part.shape[dim] for part in made))
         return tuple(

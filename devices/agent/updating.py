@@ -199,7 +199,7 @@ class Updating:
     def _bring(self, desired: Desired, state: SlotState) -> float | None:
         """One attempt, and what its end means."""
         from ferryman.devices.agent.update.budget import DayBudgetError
-        from ferryman.devices.agent.update.config import Cancelled
+        from ferryman.devices.agent.update.config import Cancelled, LaterError
 
         try:
             self._attempt(desired, state)
@@ -216,7 +216,8 @@ class Updating:
         except LinkError as error:
             self._say(desired, "downloading", error=to_wire(error))
             self._failures += 1
-            return backoff_s(self._failures, RETRY_FIRST_S, RETRY_CAP_S)
+            asked_s = error.after_s if isinstance(error, LaterError) else 0.0
+            return max(asked_s, backoff_s(self._failures, RETRY_FIRST_S, RETRY_CAP_S))
         except FerrymanError as error:
             self._say(desired, "failed", error=to_wire(error))
         return 0.0
@@ -236,8 +237,8 @@ class Updating:
             self._say(desired, "failed", error=to_wire(DeviceError(f"its trial was ended by hand: {serving}")))
             return
         if (bad := is_bad(state, desired.package_sha256)) and not (desired.force or desired.previous):
-            text = f"{desired.release} served badly here and is not tried again ({bad.reason}); publish another version"
-            self._say(desired, "refused", error=to_wire(DeviceError(f"{text}, or force it")))
+            name = desired.release or "package"
+            self._say(desired, "refused", error=to_wire(DeviceError(bad.refusal(name))))
             return
         if not desired.release:
             error = DeviceError(f"package {desired.package_sha256[:12]} is in no slot here, and no release is named")
@@ -250,11 +251,14 @@ class Updating:
         self._fetch_and_install(desired)
 
     def _settle(self, desired: Desired, active: Slot) -> None:
-        """The package serves already; perhaps another of its variants should answer."""
+        """The package serves already; perhaps another of its variants should answer, and it has the release's name."""
         from ferryman.runtime.install import repick
+        from ferryman.runtime.staged import name_active
 
         if active.pick != desired.pick and not desired.previous:  # the way back is to what it was, its pick too
             repick(self._store.root, desired.pick, golden=self._golden(desired))
+        if desired.release:
+            name_active(self._store, desired.package_sha256, desired.release)
         self._say(desired, "confirmed")
 
     def _fetch_and_install(self, desired: Desired) -> None:

@@ -18,8 +18,8 @@ class Fleet(NamedTuple):
     """Chosen by whoever runs it."""
 
     devices: int
-    period_s: float = 10.0
-    """Of a sample."""
+    period_s: float = 60.0
+    """Of a sample; what the agent does unless it is told otherwise."""
     batch: int = 6
     """Samples a message."""
     metrics: int = 12

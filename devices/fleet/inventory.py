@@ -23,6 +23,7 @@ import msgspec
 
 from ferryman.devices.broker import parse_broker
 from ferryman.devices.labels import check_labels
+from ferryman.devices.topics import is_name
 from ferryman.devices.transport.base import Transport
 from ferryman.devices.transport.local import LocalTransport
 from ferryman.runtime.contracts.errors import CallerError
@@ -97,8 +98,8 @@ class MqttDevice(_Entry, kw_only=True):
 
     @property
     def address(self) -> str:
-        """What it is, by whatever name it goes."""
-        return f"{self.name} at {self.broker}"
+        """What it is, by whatever name it goes; without the broker's password."""
+        return f"{self.name} at {parse_broker(self.broker).address}"
 
 
 Device = LocalDevice | SshDevice | AdbDevice | MqttDevice
@@ -253,9 +254,19 @@ def find_device(devices: Mapping[str, Device], name: str, source: Path | str | N
         CallerError: there is none of that name; the message lists those there are.
     """
     if name not in devices:
-        there = f"there are: {', '.join(sorted(devices))} (see {source or devices_file()})"
-        raise CallerError(f"no device {name!r}; {there}")
+        raise CallerError(f"no device {name!r}; {there_are(devices, name, source)}")
     return devices[name]
+
+
+def there_are(devices: Mapping[str, Device], missed: str, source: Path | str | None = None) -> str:
+    """Which devices there are, and how one that is missed comes to be among them, where that may be a device's name."""
+    told = f"there are: {', '.join(sorted(devices))} (see {source or devices_file()})"
+    if not is_name(missed):
+        return told
+    return (
+        f"{told}; `ferryman devices add {missed} --host HOST --user USER` adds it, or with `--mqtt URL` where only its "
+        "agent's broker reaches it"
+    )
 
 
 def connect(device: Device, *, timeout_s: float = CONNECT_TIMEOUT_S) -> Transport:

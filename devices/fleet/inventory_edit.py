@@ -14,7 +14,7 @@ from typing import Any
 import tomlkit
 from tomlkit.container import OutOfOrderTableProxy
 from tomlkit.exceptions import TOMLKitError
-from tomlkit.items import Table
+from tomlkit.items import SingleKey, Table
 
 from ferryman.devices import topics
 from ferryman.devices.fleet.inventory import Device, devices_file, parse_devices, read_file
@@ -61,18 +61,56 @@ def add_device(name: str, settings: Mapping[str, Any], path: Path | None = None,
     return _edit(change, path)[name]
 
 
-def remove_device(name: str, path: Path | None = None) -> None:
-    """Take a device's table out, and what is said in it.
+def remove_devices(names: Sequence[str], path: Path | None = None) -> None:
+    """Take the tables of devices out, and what is said in them, of all or of none.
 
     Raises:
-        CallerError: there is none of that name, or the file cannot be read or written; it is as it was.
+        CallerError: there is none of such a name, or the file cannot be read or written; it is as it was.
     """
 
     def change(tables: Tables) -> None:
-        _expect(tables, name)
-        del tables[name]
+        for name in dict.fromkeys(names):
+            _expect(tables, name)
+            del tables[name]
 
     _edit(change, path)
+
+
+def rename_device(old: str, new: str, path: Path | None = None) -> Device:
+    """Give a device's table another title, where it stands; returns the device.
+
+    Raises:
+        CallerError: there is none of the old name, the new one is none or taken, or the file cannot be read or written;
+            it is as it was.
+    """
+    topics.check_name(new)
+
+    def change(tables: Tables) -> None:
+        _expect(tables, old)
+        if new in tables:
+            raise CallerError(f"there is a device {new!r} already; remove that one first, or choose another name")
+        if isinstance(tables, tomlkit.TOMLDocument):
+            _retitle(tables, old, new)
+        else:
+            tables[new] = tables.pop(old)
+
+    return _edit(change, path)[new]
+
+
+def _retitle(document: tomlkit.TOMLDocument, old: str, new: str) -> None:
+    """A table may be in pieces; each has a key of its own."""
+    for at, (key, item) in enumerate(document.body):
+        if key is not None and key.key == old:
+            document.body[at] = (SingleKey(new), item)
+            _forget_title(item)
+
+
+def _forget_title(item: object) -> None:
+    """A table shows its title as it was read, and so do those in it."""
+    if isinstance(item, Table):
+        item.display_name = None
+        for _, inner in item.value.body:
+            _forget_title(inner)
 
 
 def label_devices(

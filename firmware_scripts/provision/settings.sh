@@ -49,12 +49,13 @@ one_at_a_time() {
         "$SHARED"/.ferryman.?????? "${UDEV%/*}"/.ferryman.?????? "${AVAHI%/*}"/.ferryman.??????
 }
 
-# Groups by which devices are read, of those that this system has: i2c meters, the firmware's mailbox (/dev/vcio).
+# Groups by which devices are read, of those that this system has: i2c meters, the firmware's mailbox (/dev/vcio); and
+# the journal, which the agent's unit keeps from the agent itself.
 make_user() {
     getent passwd ferryman >/dev/null ||
         run useradd --system --user-group --home-dir "$HOME_OF" --no-create-home --shell /usr/sbin/nologin --password '*' \
             --comment "ferryman" ferryman
-    for _group in i2c video; do
+    for _group in i2c video ${journal:+systemd-journal}; do
         getent group "$_group" >/dev/null || continue
         case " $(id -nG ferryman 2>/dev/null) " in *" $_group "*) ;; *) run usermod -a -G "$_group" ferryman ;; esac
     done

@@ -3,7 +3,7 @@
 # A part of provision.sh: the virtual environment. Each is built where it stays, below $VENVS, named by what is in it,
 # and $LINK leads to it only once its ferryman has answered: one rename, before it the old one, after it the new one.
 
-NEED_FREE_KB=300000 # ai-edge-litert and numpy take 146 MB, and pip unpacks beside what it downloads
+NEED_FREE_KB=300000 # ai-edge-litert and numpy take 146 MB at first, and pip unpacks beside what it downloads
 
 check_venv_options() {
     _keep_options
@@ -25,12 +25,18 @@ check_venv_options() {
     [ -z "$wheel" ] || wheel=$(readlink -f -- "$wheel")
 }
 
-# What no option says is as in the environment that runs: `interpreter`, `extras`. Whoever waits for an identity makes it
+# What no option says is as in the environment that runs: `interpreter`, `extras`, `python`. Whoever waits for an identity makes it
 # with the extra `enroll`.
 _keep_options() {
     _kept=$(readlink "$LINK" || :).options
     [ -n "$interpreter" ] || interpreter=$(sed -n 's/^interpreter=//p' "$_kept" 2>/dev/null || :)
     [ -n "$interpreter" ] || interpreter=litert
+    [ -n "$python" ] || python=$(sed -n 's/^python=//p' "$_kept" 2>/dev/null || :)
+    case $python in
+    '' | python3) python=python3 ;;
+    */*) python=$(readlink -m -- "${python%/*}/")/${python##*/} ;; # itself it may be a link that matters
+    *) python=$(command -v -- "$python" || say "$python") ;;
+    esac
     [ -n "$extras" ] || extras=$(sed -n 's/^extras=//p' "$_kept" 2>/dev/null | tr , ' ' || :)
     if [ "$extras" = " none" ]; then extras=; fi
     if [ -n "$enroll" ] || [ -e "$WAITS" ]; then extras="$extras enroll"; fi
@@ -40,6 +46,7 @@ _remember_options() {
     write_file "$venv.options" 644 root <<END
 interpreter=$interpreter
 extras=$(_extras)
+python=$python
 END
 }
 
@@ -64,7 +71,7 @@ check_extras() {
 }
 
 check_python() {
-    has "$python" || die "no $python here: apt-get install python3 python3-venv"
+    has "$python" || die "no $python here: apt-get install python3 python3-venv, or name another with --python"
     # shellcheck disable=SC2016 # Python's
     _found=$("$python" -c 'import platform as p, struct, sys
 print(p.python_version(), 32 if struct.calcsize("P") == 4 else p.machine(), sys.version_info >= (3, 11))
@@ -150,7 +157,17 @@ _install() {
         return 1
     fi
     rm -f "$_log"
+    _leave_out
     _runs || { warn "the new ferryman does not run" && return 1; }
+}
+
+# Of what pip installed, 30 MB that nothing here uses: ai-edge-litert's accelerator for GPUs, and numpy's own tests
+# (tests/support/installed_size.py has the same list).
+_leave_out() {
+    for _site in "$venv"/lib/python3*/site-packages; do
+        rm -f "$_site/ai_edge_litert/libLiteRtWebGpuAccelerator.so"
+        if [ -d "$_site/numpy" ]; then find "$_site/numpy" -path '*/tests/*' -name 'test_*.py*' -delete; fi
+    done
 }
 
 _runs() { as_user ferryman "$venv/bin/ferryman" --version </dev/null >/dev/null; }

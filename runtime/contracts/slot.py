@@ -14,6 +14,8 @@ from ferryman.runtime.contracts.record import Record
 
 SlotName = Literal["a", "b"]
 BAD_MAX = 32
+BY_HAND = "rolled back by hand"
+"""Why a package is bad that a person went back from."""
 DEFAULT_ROOT = Path("/var/lib/ferryman")
 PICKS = ("first", "fastest", "smallest", "closest", "largest")
 _PICK = re.compile(
@@ -108,11 +110,19 @@ class Trial(Record):
 
 
 class BadPackage(Record):
-    """A package that served badly here; it is not tried again by itself."""
+    """A package that served badly here, or that a person went back from; it is not tried again by itself."""
 
     package_sha256: str
     reason: str
     at_ns: int
+
+    def refusal(self, name: str) -> str:
+        """What whoever asks for it again is told; `name` is what they call it."""
+        what = f"was {self.reason}" if self.reason == BY_HAND else f"served badly ({self.reason})"
+        return (
+            f"{name} {self.package_sha256[:12]} {what} on this device and is not tried again by itself; publish "
+            "another version, or say --force"
+        )
 
 
 class Slot(Record):
@@ -131,7 +141,7 @@ class Slot(Record):
     """What answers where a request names neither variant nor interpreter; None: the first that runs here."""
     interpreter: str | None = None
     release: str | None = None
-    """`family/version` in the repository it came from; None: it came by another way."""
+    """`family/version` that it is; None: it came by another way, and nobody has named one since."""
     variants: tuple[str, ...] | None = None
     """Only these of the package's variants are in the slot; None: all."""
     measured: tuple[Measured, ...] = ()

@@ -11,7 +11,7 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
 
 @click.command()
 @click.argument("devices", type=click.IntRange(1, 100_000_000))
-@click.option("--period", type=_POSITIVE, default=10.0, show_default=True, help="Seconds that a sample is of.")
+@click.option("--period", type=_POSITIVE, default=60.0, show_default=True, help="Seconds that a sample is of.")
 @click.option("--batch", type=click.IntRange(1), default=6, show_default=True, help="Samples a message.")
 @click.option("--metrics", type=click.IntRange(1), default=12, show_default=True, help="Values a sample.")
 @click.option("--days", type=_POSITIVE, default=30.0, show_default=True, help="Samples are kept so long.")
@@ -28,6 +28,7 @@ def capacity(devices: int, period: float, batch: int, metrics: int, days: float,
         echo(msgspec.json.encode({"fleet": fleet._asdict(), "needs": found._asdict(), "carries": limits}))
         return
     rows = [
+        ("samples", f"one every {period:g} s, {batch} a message, {metrics} values each"),
         ("records", f"{found.records_s:,.1f} /s"),
         ("messages", f"{found.messages_s:,.1f} /s, {found.broker_messages_s:,.1f} /s through the broker"),
         ("broker nodes", f"{found.broker_nodes:,}"),

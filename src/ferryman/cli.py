@@ -20,6 +20,7 @@ from ferryman.enroll_cli import enroll, identity
 from ferryman.facts_cli import facts
 from ferryman.fleet_cli import fleet
 from ferryman.keys_cli import keys
+from ferryman.logs_cli import logs
 from ferryman.options import (
     BROKER_VARIABLE,
     PATH,
@@ -139,7 +140,8 @@ def main(verbose: int) -> None:
 
     \b
     Which devices:
-      devices   add, list, label, probe and discover them; what they could run
+      devices   add, show, label, probe and discover them; what they could run
+      logs      what a device's agent says, over SSH
       facts     what this device is and has
 
     \b
@@ -224,11 +226,11 @@ def convert(
     interpreter found is an error, and no package is written.
     """
     from ferryman.converter.quantize.recipe import is_quantized
-    from ferryman.converter.source_text import parse_source
+    from ferryman.converter.source_text import look_for, parse_source
     from ferryman.runtime.compare import SQNR_CAP_DB
     from ferryman.runtime.package import SQNR_LEAST_DB
 
-    parse_source(source)
+    parsed = parse_source(source)
     if calibrate is not None and ":" not in calibrate:
         raise CallerError(f"--calibrate is package.module:factory, found {calibrate!r}")
     if len(set(form)) != len(form):
@@ -238,6 +240,7 @@ def convert(
     _make_folder(output)
     if calibrate is None and any(is_quantized(one) and "dynamic" not in one for one in form):
         echo("note: without --calibrate the example alone says how far activations range", err=True)
+    look_for(parsed)
     echo("loading the toolchains", err=True)
     from ferryman.converter.api import convert as run
     from ferryman.describe import describe_manifest
@@ -260,8 +263,8 @@ def convert(
 
         echo("\nbeside fp32, on this machine, one thread, in turn (medians; quartiles of the ratio):")
         echo(table(made.compared))
-        for complaint in made.complaints:
-            echo(f"note: {complaint}", err=True)
+        for note in made.notes:
+            echo(f"note: {note}", err=True)
     if made.layer_times:
         from ferryman.converter.sparse.measure import layer_table
 
@@ -602,6 +605,7 @@ def status(device: str, devices_file: Path | None, as_json: bool, timeout: float
 main.add_command(outbox)
 main.add_command(profile)
 main.add_command(relay)
+main.add_command(logs)
 main.add_command(compare)
 main.add_command(fleet)
 main.add_command(devices)

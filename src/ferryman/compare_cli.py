@@ -123,6 +123,8 @@ def compare(
 
 
 def _is_json(path: Path) -> bool:
+    if path.exists() and not path.is_file():
+        raise click.UsageError(f"{path} is no file: give packages, or files of stored measurements")
     try:
         with path.open("rb") as file:
             begin = file.read(64).lstrip()

@@ -93,7 +93,7 @@ def _layers(variant: Variant) -> Iterator[str]:
     yield f"    layers     {taken} of {len(variant.layers)} {variant.form}"
     for (form, note), found in paths.items():
         shown = ", ".join(dict.fromkeys(found[:_LAYERS_SHOWN])) + (" ..." if len(found) > _LAYERS_SHOWN else "")
-        yield f"               {len(found)} {form}: {note} ({shown})"
+        yield f"               {len(found)} x {form}: {note} ({shown})"
 
 
 def _narrowed(model: Signature, artifact: Signature) -> Iterator[str]:

@@ -9,12 +9,12 @@ from ferryman.runtime.contracts.record import Unavailable
 from ferryman.runtime.say import printable
 
 _MEGABYTE = 10**6
-_KEY_CHARS = 13
+KEY_CHARS = 13
 
 
 def describe_facts(facts: DeviceFacts) -> str:
     """Several lines, one a fact; what is not known says why."""
-    return "\n".join(printable(f"{key:{_KEY_CHARS}} {value}") for key, value in _lines(facts))
+    return "\n".join(printable(f"{key:{KEY_CHARS}} {value}") for key, value in _lines(facts))
 
 
 def told(value: object) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ferryman.devices_entry_cli import remove, rename, show, where
 from ferryman.options import PATH, Seconds, devices_option, matching
 from ferryman.runtime.contracts.errors import CallerError, DeviceError
 from ferryman.runtime.say import echo, in_place
@@ -75,7 +76,7 @@ def add(
     if labels:
         settings["labels"] = parse_labels(labels)
     made = add_device(name, settings, devices_file, replace=replace)
-    echo(f"{name}: {made.address}, written to {_file(devices_file)}")
+    echo(f"{name}: {made.address}, written to {where(devices_file)}")
     if fingerprint is not None:
         _trust(made, fingerprint)
     elif isinstance(made, SshDevice) and not ask:
@@ -101,18 +102,6 @@ def _check_way(name: str, settings: dict[str, Any], adb: str | None, mqtt: str |
         )
     if mqtt is not None and "broker" in settings:
         raise click.UsageError("--mqtt names the broker already; leave --broker out")
-
-
-@devices.command()
-@click.argument("name", nargs=-1, required=True)
-@devices_option
-def remove(name: tuple[str, ...], devices_file: Path | None) -> None:
-    """Take each NAME out of the devices file; the device itself is not touched."""
-    from ferryman.devices.fleet.inventory_edit import remove_device
-
-    for one in name:
-        remove_device(one, devices_file)
-        echo(f"{one}: taken out of {_file(devices_file)}")
 
 
 @devices.command()
@@ -240,13 +229,7 @@ def discover(
             raise CallerError(f"--add {host}: no such host answered; there are: {', '.join(hosts) or 'none'}")
         name = name or hosts[host].suggested
         made = add_device(name, settings_of(hosts[host], user=user, broker=broker), devices_file)
-        echo(f"{name}: {made.address}, written to {_file(devices_file)}; see `ferryman devices trust {name}`", err=True)
-
-
-def _file(devices_file: Path | None) -> Path:
-    from ferryman.devices.fleet.inventory import devices_file as usual
-
-    return devices_file or usual()
+        echo(f"{name}: {made.address}, written to {where(devices_file)}; see `ferryman devices trust {name}`", err=True)
 
 
 def _trust(device: Device, fingerprint: str) -> None:
@@ -285,3 +268,7 @@ def _fail(failed: list[Probe], of: int) -> None:
         raise DeviceError(
             f"{len(failed)} of {of} devices did not answer on every way: {', '.join(one.device for one in failed)}"
         )
+
+
+for command in (show, rename, remove):
+    devices.add_command(command)

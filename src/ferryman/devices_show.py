@@ -10,12 +10,14 @@ from pathlib import Path
 import click
 import msgspec
 
-from ferryman.describe_facts import describe_cores, describe_facts, megabytes
+from ferryman.describe_facts import KEY_CHARS, describe_cores, describe_facts, megabytes
+from ferryman.devices.broker import without_password
 from ferryman.devices.fleet.discover import Discovery
 from ferryman.devices.fleet.facts.advice import Advice, advise
 from ferryman.devices.fleet.facts.listing import Row, age
 from ferryman.devices.fleet.facts.package_advice import advise_package
 from ferryman.devices.fleet.facts.probe import Probe
+from ferryman.devices.fleet.inventory import Device
 from ferryman.profiler.report_tables import Grid, Group
 from ferryman.profiler.report_text import show_grid
 from ferryman.runtime.contracts.record import encode
@@ -63,6 +65,28 @@ def show_json(rows: Sequence[Row]) -> None:
     """One object a line."""
     for row in rows:
         echo(encode(row))
+
+
+def show_device(device: Device, row: Row, *, as_json: bool) -> None:
+    """What the devices file says of a device, and what is known of it."""
+    settings = {name: value for name, value in msgspec.to_builtins(device, enc_hook=str).items() if name != "name"}
+    if device.broker:
+        settings["broker"] = without_password(device.broker)
+    if as_json:
+        echo(msgspec.json.encode({"device": row.name, "settings": settings, "known": row.known}, order="sorted"))
+        return
+    echo(click.style(printable(row.name), bold=True), coloured=True)
+    settings["labels"] = ", ".join(f"{name}={value}" for name, value in sorted(row.labels.items()))
+    for name, value in settings.items():
+        if value not in {None, ""} or name == "adb":
+            echo(f"  {name:{KEY_CHARS}} {printable(str(value))}")
+    if row.known is None:
+        echo(f"  {'known':{KEY_CHARS}} nothing yet: `ferryman devices probe {row.name}` asks it")
+        return
+    echo(f"  {'known':{KEY_CHARS}} over {row.known.way}, {age(row.known.probed_at_ns)}")
+    for text in describe_facts(row.known.facts).splitlines():
+        echo(f"  {text}")
+    _show_advice(advise(row.known.facts))
 
 
 def show_failures(probes: Sequence[Probe]) -> None:

@@ -136,8 +136,8 @@ def runs_text(found: Runs, width: int, *, colour: bool) -> str:
     words: Columns[RunRow] = [
         ("when\nUTC", lambda row: utc(row.time_ns)),
         ("device\n", lambda row: row.device),
-        ("package\n", lambda row: _package(row.package, row.package_sha256)),
         ("variant\n", lambda row: row.variant),
+        ("package\n", lambda row: _package(row.package, row.package_sha256)),
         ("interpreter\n", lambda row: f"{row.interpreter} {row.interpreter_version}"),
     ]
     numbers: Columns[RunRow] = [
@@ -151,7 +151,7 @@ def runs_text(found: Runs, width: int, *, colour: bool) -> str:
         ("energy\nmJ", lambda row: _value(row.energy_mj)),
         ("artifact\nkB", lambda row: _value(row.artifact_kb)),
     ]
-    return _table(f"{len(found.rows):,} measurements", found.rows, words, numbers, width, colour=colour)
+    return _table(f"{len(found.rows):,} measurements", found.rows, words, numbers, width, colour=colour, keys=3)
 
 
 def alerts_text(found: Alerts, now_ns: int, width: int, *, colour: bool) -> str:
@@ -174,7 +174,7 @@ def comparison_text(found: Comparison, width: int, *, colour: bool) -> str:
     """A row for each metric and group."""
     words: Columns[Compared] = [
         ("metric\n", lambda row: row.metric),
-        (f"{found.by}\n", lambda row: short(row.group, 24)),
+        (f"{found.by}\n", lambda row: _group(found, row.group)),
     ]
     numbers: Columns[Compared] = [
         ("devices\n", lambda row: f"{row.devices:,}"),
@@ -189,7 +189,7 @@ def comparison_text(found: Comparison, width: int, *, colour: bool) -> str:
     ]
     unit = "an hour" if found.by == "device" else "a device"
     title = (
-        f"since {utc(found.since_ns)}, over {short(found.baseline, 24)}: {unit} is one value, its median; "
+        f"since {utc(found.since_ns)}, over {_group(found, found.baseline)}: {unit} is one value, its median; "
         f"margin {found.margin * 100:g} %"
     )
     return _table(title, found.rows, words, numbers, width, colour=colour)
@@ -239,6 +239,10 @@ def _package(name: str | None, sha256: str | None) -> str:
     return f"{short(name or '', _TEXT_MAX)} {sha256[:12]}" if sha256 else NOT_ASKED
 
 
+def _group(found: Comparison, group: str) -> str:
+    return _package(found.names[group], group) if group in found.names else short(group, 24)
+
+
 def _number(value: float | None) -> str:
     return NOT_ASKED if value is None else number(value)
 
@@ -247,8 +251,17 @@ def _value(value: float | Unavailable) -> str:
     return MISSING if isinstance(value, Unavailable) else number(value)
 
 
-def _table(title: str, rows: Iterable[R], words: Columns[R], numbers: Columns[R], width: int, *, colour: bool) -> str:
-    """The first column is repeated where the table is folded."""
+def _table(
+    title: str,
+    rows: Iterable[R],
+    words: Columns[R],
+    numbers: Columns[R],
+    width: int,
+    *,
+    colour: bool,
+    keys: int = 1,
+) -> str:
+    """The first `keys` columns are repeated where the table is folded."""
     rows = list(rows)
     if not rows:
         return printable(title)
@@ -258,6 +271,6 @@ def _table(title: str, rows: Iterable[R], words: Columns[R], numbers: Columns[R]
         return Group(tuple(head for head, _ in columns), cells, text=text)
 
     single = [group([column], text=False) for column in numbers]
-    beside = [group([column], text=True) for column in words[1:]]
-    grid = Grid(printable(title), group(words[:1], text=True), (*beside, *single))
+    beside = [group([column], text=True) for column in words[keys:]]
+    grid = Grid(printable(title), group(words[:keys], text=True), (*beside, *single))
     return show_grid(grid, width, colour=colour)

@@ -47,7 +47,8 @@ def to_frame(rows: Sequence[Record], kind: type[Record], frame: Frame) -> Any:  
     """A column for each field, also where there are no rows.
 
     Fields that end in `_ns` become UTC timestamps without it in their name; what is not known is null; names and values
-    become JSON text, but for a sample's metrics, which become columns.
+    become JSON text, but for a sample's metrics, which become columns: `other.<metric>` of one that is called like a
+    field.
     """
     if frame == "records":
         return list(rows)
@@ -89,13 +90,19 @@ def _polars(columns: Iterable[_Column]) -> Any:  # noqa: ANN401  # as above
 def _columns(rows: Sequence[Record], kind: type[Record]) -> list[_Column]:
     found = []
     hints = typing.get_type_hints(kind)
-    for field in msgspec.structs.fields(kind):
-        values = [getattr(row, field.name) for row in rows]
-        if kind is SampleRow and field.name == "values":
+    fields = {field.name: field.name.removesuffix("_ns") for field in msgspec.structs.fields(kind)}
+    for field, column in fields.items():
+        values = [getattr(row, field) for row in rows]
+        if kind is SampleRow and field == "values":
             names = [*METRICS, *sorted({name for one in values for name in one} - METRICS.keys())]
-            found += [_Column(name, "number", [one.get(name) for one in values]) for name in names]
+            found += [
+                _Column(
+                    f"other.{name}" if name in fields.values() else name, "number", [one.get(name) for one in values]
+                )
+                for name in names
+            ]
             continue
-        as_kind = _kind(field.name, hints[field.name])
+        as_kind = _kind(field, hints[field])
         if as_kind == "text":
             values = [
                 msgspec.json.encode(one, order="sorted").decode() if isinstance(one, dict) else one for one in values
@@ -104,7 +111,7 @@ def _columns(rows: Sequence[Record], kind: type[Record]) -> list[_Column]:
             values = [list(one) for one in values]
         else:
             values = [None if isinstance(one, Unavailable) else one for one in values]
-        found.append(_Column(field.name.removesuffix("_ns"), as_kind, values))
+        found.append(_Column(column, as_kind, values))
     return found
 
 

@@ -76,8 +76,7 @@ def matching(words: Iterable[str], devices_file: Path | None, *, unlisted: bool 
         unlisted: whether a query may mean this machine though the devices file does not name it.
     """
     from ferryman.devices.fleet.facts.listing import target_of
-    from ferryman.devices.fleet.inventory import LocalDevice, read_devices
-    from ferryman.devices.fleet.inventory import devices_file as usual
+    from ferryman.devices.fleet.inventory import LocalDevice, read_devices, there_are
     from ferryman.devices.fleet.rollout.query import parse_query
 
     there = read_devices(devices_file)
@@ -93,9 +92,7 @@ def matching(words: Iterable[str], devices_file: Path | None, *, unlisted: bool 
             if query.matches(target_of(one)) and (unlisted or one != LocalDevice())
         }
         if not meant:
-            raise CallerError(
-                f"no device matches {word!r}; there are: {', '.join(sorted(there))} (see {devices_file or usual()})"
-            )
+            raise CallerError(f"no device matches {word!r}; {there_are(there, word, devices_file)}")
         found |= meant
     return list(found.values())
 

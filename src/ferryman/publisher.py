@@ -49,6 +49,21 @@ def keys_option(command: C) -> C:
     )(command)
 
 
+def release_options(command: C) -> C:
+    """Adds what names a release: `--family`, `--version`, `--new-signature`."""
+    for option in (
+        click.option(
+            "--new-signature",
+            is_flag=True,
+            help="Publish it though it takes or gives something else than the family's newest release.",
+        ),
+        click.option("--version", help="Name of the release within its family [default: the next number]."),
+        click.option("--family", help="Of models [default: the package's name]."),
+    ):
+        command = option(command)
+    return command
+
+
 def keyring_of(folders: tuple[Path, ...]) -> Keyring:
     """The keys of those folders."""
     from ferryman.devices.fleet.repository.keys import Keyring

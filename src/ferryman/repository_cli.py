@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ferryman.options import PATH
-from ferryman.publisher import DUE, keyring_of, keys_option, repository_option, told_steps, utc_now
+from ferryman.publisher import DUE, keyring_of, keys_option, release_options, repository_option, told_steps, utc_now
 from ferryman.runtime.say import echo
 
 if TYPE_CHECKING:
@@ -23,8 +23,7 @@ C = TypeVar("C", bound=Callable[..., Any])
 @click.argument("package", type=PATH)
 @repository_option
 @keys_option
-@click.option("--family", help="Of models [default: the package's name, or the only family there is].")
-@click.option("--version", help="Name of the release within its family [default: the next number].")
+@release_options
 @click.option(
     "--delta-from",
     type=click.IntRange(0, 100),
@@ -74,6 +73,8 @@ def publish(
     adapter: Path | None,
     min_sqnr: float,
     output: Path | None,
+    *,
+    new_signature: bool,
 ) -> None:
     """Publish PACKAGE: pieces nobody has yet, deltas from what devices may have, and signed metadata.
 
@@ -87,7 +88,8 @@ def publish(
     if lossy is not None and adapter is not None:
         raise click.UsageError("--lossy and --adapter do not go together; publish one after the other")
     keyring = keyring_of(key_folders)
-    options: dict[str, Any] = {"family": family, "version": version, "delta_from": delta_from, "base": base}
+    options: dict[str, Any] = {"family": family, "version": version, "new_signature": new_signature}
+    options |= {"delta_from": delta_from, "base": base}
     if adapter is not None:
         from ferryman.devices.fleet.repository.adapted import adapter_package
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ferryman.options import PATH, devices_option
-from ferryman.publisher import keys_option, repository_option, told_steps, utc_now
+from ferryman.publisher import keys_option, release_options, repository_option, told_steps, utc_now
 from ferryman.rollout_cli import need_broker, run
 from ferryman.rollout_options import broker_option, database_option, plan_of, plan_options
 from ferryman.runtime.contracts.errors import CallerError, FerrymanError
@@ -45,8 +45,7 @@ if TYPE_CHECKING:
 )
 @click.option("--calibrate", metavar="MODULE:FACTORY", help="As of `ferryman convert`.")
 @click.option("--name", help="Name of the package [default: that of the factory or file].")
-@click.option("--family", help="Of models [default: the package's name, or the only family there is].")
-@click.option("--version", help="Name of the release within its family [default: the next number].")
+@release_options
 @repository_option
 @keys_option
 @click.option(
@@ -80,6 +79,7 @@ def ship(
     database: Path,
     devices_file: Path | None,
     *,
+    new_signature: bool,
     dry_run: bool,
     detach: bool,
     as_json: bool,
@@ -103,7 +103,8 @@ def ship(
             package = _converted(source, output or Path(folder), form, runtime, calibrate, name)
         try:
             with _look(repository) if dry_run else nullcontext(repository) as place:
-                release = _published(package, place, keyring, family, version, dry_run=dry_run)
+                naming = {"family": family, "version": version, "new_signature": new_signature}
+                release = _published(package, place, keyring, naming, dry_run=dry_run)
                 plan = plan_of(release.name, release.package_sha256, query, url, options)
                 if dry_run:
                     with Costs(place) as costs:
@@ -116,13 +117,11 @@ def ship(
     run(plan, url, database, devices_file, detach=detach, as_json=as_json)
 
 
-def _published(
-    package: Path, repository: Path, keyring: Keyring, family: str | None, version: str | None, *, dry_run: bool
-) -> Release:
+def _published(package: Path, repository: Path, keyring: Keyring, naming: dict[str, Any], *, dry_run: bool) -> Release:
     from ferryman.devices.fleet.repository.publish import publish
 
     with told_steps() as progress:
-        done = publish(package, repository, keyring, utc_now(), family=family, version=version, progress=progress)
+        done = publish(package, repository, keyring, utc_now(), progress=progress, **naming)
     release = done.release
     verb = "would be published" if dry_run else "published"
     what = f"{verb} as {release.name}, {done.new_bytes:,} new bytes" if done.is_new else f"is {release.name} already"
@@ -190,7 +189,7 @@ def _converted(
         name=name,
         progress=lambda stage: echo(f"  {stage}", err=True),
     )
-    for complaint in made.complaints:
-        echo(f"note: {complaint}", err=True)
+    for note in made.notes:
+        echo(f"note: {note}", err=True)
     echo(f"{made.manifest.name}: {made.path.stat().st_size:,} bytes", err=True)
     return made.path

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ferryman.options import update_config, update_options
-from ferryman.runtime.contracts.errors import FerrymanError, to_wire
+from ferryman.runtime.contracts.errors import DeviceError, FerrymanError, to_wire
 from ferryman.runtime.contracts.record import Record, encode
 from ferryman.runtime.install_cli import pick_option, root_option
 from ferryman.runtime.say import echo
@@ -68,7 +68,7 @@ class UpdateShown(Record):
 @click.option("--variant", multiple=True, help="Only this variant; may be given twice [default: all that run here].")
 @click.option("--dry-run", is_flag=True, help="Tell how every payload would come, and what that would cost.")
 @update_options
-@click.option("--force", is_flag=True, help="Install it though it served badly here before.")
+@click.option("--force", is_flag=True, help="Install it though it served badly here, or was rolled back by hand.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, of errors too.")
 def update(
     name: str,
@@ -119,12 +119,16 @@ def _work(
     quiet: bool,
 ) -> UpdateShown:
     from ferryman.runtime.slots import SlotStore
-    from ferryman.runtime.staged import install_staged
+    from ferryman.runtime.staged import install_staged, name_active
+    from ferryman.runtime.trial import is_bad
 
     store = SlotStore(root)
     release = client.check(name)
-    active = store.read_state().active
+    state = store.read_state()
+    active = state.active
     if active is not None and active.package_sha256 == release.package_sha256 and not variants and store.intact(active):
+        if not dry_run:
+            name_active(store, release.package_sha256, release.name)
         return UpdateShown(
             release=release.name,
             package_sha256=release.package_sha256,
@@ -135,6 +139,8 @@ def _work(
             full_bytes=0,
             wire_bytes=client.wire_bytes,
         )
+    if not force and (bad := is_bad(state, release.package_sha256)):
+        raise DeviceError(bad.refusal(release.name))
     plan = client.plan(release, variants)
     if not quiet:
         _tell(plan)

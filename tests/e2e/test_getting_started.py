@@ -52,7 +52,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(3000)
 @pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 def test_every_command_of_the_page(tmp_path: Path, wheels: Path) -> None:
     steps = read_page(PAGE)

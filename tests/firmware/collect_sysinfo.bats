@@ -152,6 +152,15 @@ END
     says "there is no folder"
 }
 
+@test "a link that lies where it is written first is not followed" {
+    echo precious >"$BATS_TEST_TMPDIR/victim"
+    ln -s "$BATS_TEST_TMPDIR/victim" "$BUNDLE.part"
+    collect
+    [ "$(cat "$BATS_TEST_TMPDIR/victim")" = precious ]
+    [ ! -L "$BUNDLE" ]
+    [ "$(stat -c %a "$BUNDLE")" = 600 ]
+}
+
 @test "what is missing, fails or hangs is told in it" {
     rm "$BATS_TEST_TMPDIR/bin/ferryman"
     fake ferryman <<<'#!/bin/sh

@@ -27,6 +27,10 @@ case $1$2 in
 for last; do :; done
 printf '#!/bin/sh\necho "%s"\n[ ! -e "$BATS_TEST_TMPDIR/broken" ]\n' "$last" >"${0%/pip}/ferryman"
 chmod +x "${0%/pip}/ferryman"
+site=${0%/bin/pip}/lib/python3.11/site-packages
+mkdir -p "$site/ai_edge_litert" "$site/numpy/ma/tests/__pycache__"
+touch "$site/ai_edge_litert/libLiteRtWebGpuAccelerator.so" "$site/ai_edge_litert/libLiteRt.so" "$site/numpy/ma/test_kept.py" \
+    "$site/numpy/ma/tests/_used.py" "$site/numpy/ma/tests/test_core.py" "$site/numpy/ma/tests/__pycache__/test_core.pyc"
 PIP
     chmod +x "$3/bin/pip"
     ;;
@@ -285,6 +289,39 @@ echo pi+2.example.org'
     expect 0 provision --extra none --interpreter litert
     expect 0 /opt/ferryman/bin/ferryman
     says "[enroll,litert]"
+}
+
+@test "what nothing uses of what pip installed is left out" {
+    expect 0 provision
+    run sh -c 'cd /opt/ferryman/lib/python3.11/site-packages && find . -type f | sort | paste -sd " "'
+    [ "$output" = "./ai_edge_litert/libLiteRt.so ./numpy/ma/test_kept.py ./numpy/ma/tests/_used.py" ]
+}
+
+@test "an upgrade keeps the Python that was named" {
+    ln -s small-python "$BATS_TEST_TMPDIR/bin/other-python"
+    (cd "$BATS_TEST_TMPDIR" && expect 0 "$PROVISION" --wheel "$WHEEL" --python bin/other-python)
+    make_wheel two
+    # With the system's own, pip would find no such wheel.
+    expect 0 "$PROVISION" --wheel "$WHEEL"
+    grep -x "python=$BATS_TEST_TMPDIR/bin/other-python" "$(readlink /opt/ferryman).options"
+    expect 0 "$PROVISION" --wheel "$WHEEL"
+    says "nothing to do"
+    rm "$BATS_TEST_TMPDIR/bin/other-python"
+    expect 1 "$PROVISION" --wheel "$WHEEL"
+    says "name another with --python"
+    expect 0 provision
+    grep -x "python=$BATS_TEST_TMPDIR/bin/small-python" "$(readlink /opt/ferryman).options"
+}
+
+@test "who pushes reads the journal where that is asked for" {
+    expect 0 provision
+    run id -nG ferryman
+    says_not systemd-journal
+    expect 0 provision --journal
+    run id -nG ferryman
+    says systemd-journal
+    expect 0 provision
+    says "nothing to do"
 }
 
 @test "an extra that the wheel has not is no extra" {

@@ -17,7 +17,7 @@ options() {
         grep -E '^ *-[-a-z|* ]*\)' "$SCRIPTS/$1" || :
         grep -E '\[ "?\$1"? = -' "$SCRIPTS/$1" || :
         echo --help --dry-run
-        ! grep -q ferryman_option "$SCRIPTS/$1" || echo --root --command
+        ! grep -qE 'ferryman_option|on_the_root' "$SCRIPTS/$1" || echo --root --command
     } | grep -oE -- '--[a-z][a-z-]+' | sort -u
 }
 

@@ -179,15 +179,20 @@ def test_a_cable_that_is_pulled_in_an_upload_leaves_the_old_slot(scene):
 def test_a_server_that_is_killed_between_leaves_the_old_slot(scene):
     scene.push(scene.first)
 
+    told, killed = threading.Event(), threading.Event()
+
     def cut(what: str, done: int) -> bool:
-        if what.startswith("send ") and done > 1_000_000:
+        if what.startswith("send ") and done > 1_000_000 and not told.is_set():
+            told.set()
             subprocess.run([ADB, "kill-server"], check=False, capture_output=True, timeout=60)
+            killed.set()
         return False
 
     scene.phone.cut = cut
     with pytest.raises(LinkError):
         scene.push(scene.second)
     assert scene.serving == sha256_of(scene.first)
+    assert killed.wait(60)  # the next server is not meant
     scene.phone.cut = lambda _what, _done: False
     subprocess.run([ADB, "start-server"], check=True, capture_output=True, timeout=30)
     plug(scene.phone)

@@ -142,6 +142,15 @@ def test_an_update_is_fetched_proven_watched_and_confirmed(broker, repository, h
     assert len({one.sequence for one in host.recorded if one.kind == "update"}) == 1
 
 
+def test_what_was_pushed_is_known_by_its_release(broker, repository, host, agent):
+    release = repository.publish_tiny(1, "1")
+    end = host.end_of(host.want("digits/1", release.package_sha256))
+    assert (end.state, end.release, end.wire_bytes) == ("confirmed", "digits/1", 0)
+    with AgentClient(broker, "pi") as client:
+        assert client.status().release == "digits/1"
+    assert answer(broker) == 1
+
+
 def test_what_computes_something_else_never_serves(tmp_path, broker, repository, host, agent):
     package = write_tiny_package(tmp_path / "wrong.ferry", added=2, promised=3)
     release = repository.publish(package, "2")

@@ -126,7 +126,7 @@ def test_a_broker_that_went_back_to_an_alert_that_is_over_is_told_so(tmp_path, s
         link = Link(broker.config, "collector")
         alerting = Alerting(store, link, rules(tmp_path))
         link.start()
-        link.wait_ready(5)
+        link.wait_ready(60)
         alerting.tick(scene.now_ns)
         full(scene, alerting, free_mb=3.0)
         spin(scene, alerting, lambda: not untold(store))

@@ -13,6 +13,7 @@ from ferryman.devices.fleet import oracle
 from ferryman.devices.fleet.client import AgentClient
 from ferryman.profiler.conditions import read_conditions
 from ferryman.profiler.standing import standing
+from tests.support.agent import StatusWatch
 from tests.support.mosquitto import Mosquitto
 from tests.support.packages import write_tiny_package
 from tests.support.sshd import SSHD, running_sshd
@@ -44,6 +45,8 @@ def fleet(tmp_path, monkeypatch):
             """
         )
         try:
+            with StatusWatch(mosquitto.config, "bench") as status:
+                status.wait_for(lambda s: s.online)
             yield Fleet(file)
         finally:
             stop.set()

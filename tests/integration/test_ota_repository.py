@@ -124,7 +124,7 @@ class Scene:
         self.made = make_repository(folder)
         bulk = os.urandom(50_000)
         self.made.publish_tiny(1.0, "1", padding=bulk)
-        self.package = write_tiny_package(folder / "next.ferry", added=2.0, padding=bulk)
+        self.package = write_tiny_package(folder / "next.ferry", added=2.0, padding=bulk, name="digits")
         self.client = TufClient(folder / "device", self.made.path, self.made.root)
         self.client.updater()
 

@@ -27,6 +27,7 @@ from ferryman.rollout_cli import rollout
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.messages import Status
 from ferryman.runtime.contracts.record import encode
+from ferryman.runtime.contracts.tensor import Signature, TensorSpec
 from ferryman.ship_cli import ship
 from tests.support.mosquitto import Mosquitto
 from tests.support.packages import write_tiny_package
@@ -109,9 +110,10 @@ def test_start_follows_to_the_end(fleet):
     assert "is done, and cannot approve now" in refused.stderr
 
 
-def test_a_dry_run_sends_nothing_and_tells_the_bytes(fleet, tmp_path):
+def test_a_dry_run_sends_nothing_and_tells_the_bytes(fleet, releases, tmp_path):
     result = call("rollout", "start", "digits/2", "--to", "all", "--rings", "1,60%", "--dry-run")
     assert result.exit_code == 0, result.output
+    assert result.stdout.startswith(f"digits/2 (add-2, {releases[1].package_sha256[:12]}) to all: 5 devices\n")
     assert "ring 1: 2 devices, at most" in result.stdout  # one of each kind
     assert "ring 3: 2 devices" in result.stdout
     assert not list(tmp_path.glob("*.sqlite*"))
@@ -308,8 +310,25 @@ def test_for_whom_the_first_ring_waits_is_told(fleet):
     assert "ring 1 waits for gone: offline when the rollout began, and not heard of since" in result.stderr
 
 
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_another_model_is_shipped_only_where_that_is_meant(fleet, made, tmp_path, dry):
+    ids = TensorSpec(name="ids", dtype="int64", shape=(1, 32))
+    other = write_tiny_package(
+        tmp_path / "text.ferry", added=3.0, name="text", signature=Signature(inputs=(ids,), outputs=(ids,))
+    )
+    words = ("ship", other, "--to", "all", "--keys", made.keys, *QUICK, *dry)
+    assert "text, which is no family here; there are: digits" in call(*words).stderr
+    refused = call(*words, "--family", "digits")
+    assert refused.exit_code == 1
+    assert "text has another signature than digits/2" in refused.stderr
+    assert serving(fleet) == ["digits/1"] * 5
+    meant = call(*words, "--family", "digits", "--new-signature")
+    assert meant.exit_code == 0, meant.output
+    assert serving(fleet) == ["digits/1" if dry else "digits/3"] * 5
+
+
 def test_a_package_is_shipped(fleet, made, tmp_path):
-    package = write_tiny_package(tmp_path / "three.ferry", added=3.0)
+    package = write_tiny_package(tmp_path / "three.ferry", added=3.0, name="digits")
     words = ("ship", package, "--to", "pi0-*|model=pi0", "--keys", made.keys, *QUICK)
     before = {path: path.read_bytes() for path in made.path.rglob("*") if path.is_file() and path.name != "lock"}
     preview = call(*words, "--dry-run")
@@ -337,7 +356,7 @@ def test_a_package_is_shipped(fleet, made, tmp_path):
 def test_what_was_converted_is_kept_where_it_cannot_be_published(fleet, made, tmp_path, monkeypatch, output, dry):
     def converted(source, folder, *_):
         folder.mkdir(exist_ok=True)
-        return write_tiny_package(folder / "net.ferry", added=3.0)
+        return write_tiny_package(folder / "net.ferry", added=3.0, name="digits")
 
     monkeypatch.setattr("ferryman.ship_cli._converted", converted)
     (tmp_path / "net.ferry").write_bytes(b"something else")
@@ -349,7 +368,7 @@ def test_what_was_converted_is_kept_where_it_cannot_be_published(fleet, made, tm
     assert "is changing the repository" in result.stderr
     kept = tmp_path / "out" / "net.ferry" if output else tmp_path / "net-2.ferry"
     assert f"the package is kept: {kept}" in result.stderr
-    assert kept.read_bytes() == write_tiny_package(tmp_path / "same.ferry", added=3.0).read_bytes()
+    assert kept.read_bytes() == write_tiny_package(tmp_path / "same.ferry", added=3.0, name="digits").read_bytes()
     assert (tmp_path / "net.ferry").read_bytes() == b"something else"
 
 

@@ -38,6 +38,8 @@ class Bad:
     bytes_s: float | None = None
     silent_after: int | None = None
     """Body bytes after which nothing comes any more."""
+    drip: bool = False
+    """The head of an answer never ends, but a byte of it comes now and then; so does that of a proxy's."""
     redirects: dict[str, str] = field(default_factory=dict)
     flip: set[int] = field(default_factory=set)
     """Offsets of bytes of every file that are sent wrong."""
@@ -57,6 +59,8 @@ class BadServer(ThreadingHTTPServer):
         """Path and Range of every request."""
         self.sent = 0
         """Body bytes, as far as the kernel took them."""
+        self.dripping = 0
+        """Connections that drip now."""
         self.lock = threading.Lock()
         super().__init__((host, 0), _Handler)
 
@@ -89,6 +93,8 @@ class _Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.asked.append((path, asked))
             status = bad.statuses.pop(0) if bad.statuses else bad.status_of.get(path, 200)
+        if bad.drip:
+            return self._drip()
         if bad.delay_s:
             time.sleep(bad.delay_s)
         if path in bad.redirects:
@@ -100,6 +106,22 @@ class _Handler(BaseHTTPRequestHandler):
             self._head(200, {"Connection": "close"})
             return self._body(ENDLESS, endless=True)
         return self._file(data, asked)
+
+    def do_CONNECT(self):
+        self.do_GET()
+
+    def _drip(self) -> None:
+        with self.server.lock:
+            self.server.dripping += 1
+        try:
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX-A: ")
+            while self.server.bad.drip:
+                self.wfile.write(b"a")
+                time.sleep(0.05)
+        finally:
+            self.close_connection = True
+            with self.server.lock:
+                self.server.dripping -= 1
 
     def _file(self, data: bytes, asked: str) -> None:
         bad, start, end = self.server.bad, 0, len(data)

@@ -33,7 +33,7 @@ BAR_MB = 120
 class Choice:
     """One way to install: the wheel's extra, or with `only` the packages beside the wheel, and no others.
 
-    `removed` are files that are deleted afterwards.
+    `removed` are patterns of files that are deleted afterwards.
     """
 
     name: str
@@ -49,10 +49,13 @@ class Choice:
 NEEDED = ("ai-edge-litert==2.3.0", "ml-dtypes", "numpy", "click", "msgspec", "paho-mqtt", "psutil")
 # Nor do they need this, 17 MB: ferryman asks for the processor alone.
 ACCELERATOR = "ai_edge_litert/libLiteRtWebGpuAccelerator.so"
+# Its own tests, and what bytecode there would be of them.
+NUMPY_TESTS = "numpy/**/tests/test_*.py"
 CHOICES = (
     Choice("ExecuTorch alone"),
     Choice("with tflite-runtime", "[tflite]"),
     Choice("with ai-edge-litert, as pip does it", "[litert]", must_fit=False),
+    Choice("with ai-edge-litert, as provision.sh leaves it", "[litert]", removed=(ACCELERATOR, NUMPY_TESTS)),
     Choice(
         "with ai-edge-litert: what is imported alone, without bytecode",
         only=NEEDED,
@@ -107,8 +110,9 @@ def install(choice: Choice, wheel: Path, folder: Path) -> Installed:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"pip installs nothing {choice.name}: {done.stderr[-1500:]}")
-    for name in choice.removed:
-        (target / name).unlink()
+    for pattern in choice.removed:
+        for path in list(target.glob(pattern)):
+            path.unlink()
     subprocess.run([sys.executable, "-m", "compileall", "-q", target], capture_output=True, check=False)
     metadata = [entry["metadata"] for entry in json.loads(report.read_text())["install"]]
     requirements = {canonicalize_name(m["name"]): m.get("requires_dist", []) for m in metadata}

@@ -36,6 +36,8 @@ def write_tiny_package(
     isa: tuple[str, ...] = (),
     operators: int = 0,
     padding: bytes = b"",
+    name: str | None = None,
+    signature: Signature = SIGNATURE,
 ) -> Path:
     """Write a package whose golden vector promises x + `promised` (the truth where it is None)."""
     model = add_model(added) + padding
@@ -43,8 +45,8 @@ def write_tiny_package(
     answer = x + np.float32(added if promised is None else promised)
     write_package(
         path,
-        name=f"add-{added:g}",
-        signature=SIGNATURE,
+        name=name or f"add-{added:g}",
+        signature=signature,
         variants=[
             Variant(
                 name="fp32-tflite",

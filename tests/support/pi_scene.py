@@ -103,7 +103,7 @@ class Scene:
         """mosquitto, from what `ferryman ca broker` wrote."""
         assert BINARY is not None
         self.broker = self.service("broker", [BINARY, "-c", self.folder / "ca-broker/mosquitto.conf"], netns=self.hub)
-        self.until("the broker listens", lambda: _answers(self.hub.address, 8883))
+        self.until("the broker listens", lambda: answers(self.hub.address, 8883))
 
     def log(self, name: str) -> Path:
         return self.folder / f"{name}.log"
@@ -213,7 +213,7 @@ def _set_up_authority(scene: Scene) -> None:
         scene.ferryman("ca", "client", scene.folder / "ca", host, "--role", host)
 
 
-def _answers(address: str, port: int) -> bool:
+def answers(address: str, port: int) -> bool:
     try:
         socket.create_connection((address, port), timeout=1).close()
     except OSError:

@@ -72,6 +72,7 @@ def test_every_verb_is_there():
         "convert", "inspect", "push", "install", "rollback", "prepare", "agent", "run", "status", "profile", "collect",
         "report", "pareto", "repick", "compare", "keys", "publish", "withdraw", "repository", "serve", "update",
         "rollout", "ship", "outbox", "ca", "enroll", "identity", "fleet", "confirm", "facts", "devices", "relay",
+        "logs",
     }  # fmt: skip
 
 
@@ -281,6 +282,7 @@ def refuse_toolchains(monkeypatch):
     [
         (("mymodels",), "SOURCE is package.module:factory or a .pt2 file, found 'mymodels'"),
         (("nope.pt2",), "no file nope.pt2"),
+        (("no_such_package.models:f",), "no module 'no_such_package'; is it installed, or in the current directory?"),
         (("a:b", "-o", "file"), "-o names a folder, and file: File exists; name another"),
         (("a:b", "-o", "file/folder"), "-o names a folder, and file/folder: Not a directory; name another"),
     ],
@@ -308,7 +310,7 @@ def test_the_message_names_the_torch_that_the_extra_wants(run, monkeypatch):
         for need in metadata.requires("ferryman")
         if need.startswith("torch==") and "convert" in need
     )
-    result = run("convert", "a:b")
+    result = run("convert", "json:loads")
     assert result.output.endswith(f"is not installed here; pip install {torch}, then 'ferryman[convert]'\n")
 
 
@@ -546,7 +548,7 @@ def test_the_command_works_in_the_device_environment():
     for path, _ in COMMANDS:
         done = subprocess.run([command, *path, "--help"], capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
-    done = subprocess.run([command, "convert", "a:b"], capture_output=True, text=True, check=False)
+    done = subprocess.run([command, "convert", "json:loads"], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert re.search(
         r"Error: caller: \w+ is not installed here; pip install torch==\S+, then 'ferryman\[convert\]'\n$", done.stderr

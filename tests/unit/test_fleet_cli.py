@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import sqlite3
 import subprocess
@@ -81,6 +82,8 @@ def test_tables_for_people(database):
     assert "offline" in asked("alerts", database).stdout
     compared = asked("compare", database, "--by", "device", "--metric", "latency_ms").stdout
     assert "an hour is one value" in compared
+    compared = asked("compare", database, "--metric", "latency_ms").stdout
+    assert "one 111111111111" in compared
     lines = asked("logs", database).stdout
     assert lines.endswith("roof ERROR x: no \ufffd[31mdisk (3 times)\n")
     assert "\x1b" not in lines
@@ -109,6 +112,29 @@ def test_a_row_for_each_device_fits_a_wide_terminal_and_says_what_is_the_matter(
     assert {"read-only", "33", "ped"} <= set(shown.split())
     assert "SILENT" in next(line for line in shown.splitlines() if line.startswith("gone"))
     assert "1 of 3 devices, 2 silent" in asked("status", path).stdout
+
+
+def test_measurements_that_do_not_fit_are_told_by_device_and_variant(database, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = [line.split() for line in asked("runs", database).stdout.splitlines()]
+    heads = [below for line, below in itertools.pairwise(lines) if line[:1] == ["when"]]
+    assert len(heads) > 1
+    assert all(head[:3] == ["UTC", "device", "variant"] for head in heads)
+
+
+def test_a_query_that_means_no_device_is_an_error(database, tmp_path):
+    for command in COMMANDS:
+        done = asked_of_nobody(command, database, "nosuch")
+        assert "no device is meant by 'nosuch'; there are: kitchen, roof; labels are: site" in done.stderr
+        assert not done.stdout
+    empty = tmp_path / "empty.sqlite"
+    open_store(empty).close()
+    assert "nor any other" in asked_of_nobody("status", empty, "site=lab").stderr
+    assert "0 of 0 devices" in asked("status", empty).stdout
+
+
+def asked_of_nobody(command, database, query):
+    return run(command, query, "--database", database, code=1)
 
 
 def test_without_rich_the_tables_are_plain(database, monkeypatch):

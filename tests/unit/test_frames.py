@@ -83,6 +83,16 @@ def test_polars_has_the_same(fleet, now_ns):
     assert fleet.devices("site=lab", frame="polars")["device"].to_list() == ["a"]
 
 
+@pytest.mark.parametrize("frame", ["pandas", "polars"])
+def test_a_metric_that_is_called_like_a_column_has_one_of_its_own(tmp_path, now_ns, frame):
+    store = open_store(tmp_path / "odd.sqlite")
+    put(store, "a", "sample", {now_ns - 1: sample(device=4.0, sequence=3.5, time=2.0)}, received_ns=now_ns)
+    store.close()
+    made = Fleet(database=tmp_path / "odd.sqlite").samples(frame=frame)
+    assert [list(made[name]) for name in ("device", "sequence")] == [["a"], [1]]
+    assert [list(made[f"other.{name}"]) for name in ("device", "sequence", "time")] == [[4.0], [3.5], [2.0]]
+
+
 def test_every_question_has_an_answer(fleet):
     assert fleet.status().devices == 2
     assert fleet.status("site=lab").inferences == 2

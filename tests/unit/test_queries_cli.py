@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 
 import pytest
@@ -27,6 +28,7 @@ labels = {site = "hall"}
 adb = ""
 labels = {site = "lab"}
 """
+SSH = ("--host", "pi.lan", "--user", "ferryman")
 
 
 @pytest.fixture
@@ -123,3 +125,70 @@ def test_labels_of_several_are_set_on_all_or_none(file, words, message):
     assert done.exit_code
     assert message in done.output
     assert file.read_bytes() == before
+
+
+def test_passwords_are_shown_nowhere(file):
+    """Neither of the broker that is the only way to a device, nor of another's."""
+    url = "mqtt://hub:hunter2@127.0.0.1:1"
+    told = [ferryman("devices", "add", "far", "--mqtt", url), ferryman("devices", "add", "pi", *SSH, "--broker", url)]
+    told += [ferryman("devices", *words) for words in (["list"], ["list", "--json"], ["show", "far", "pi"])]
+    told.append(ferryman("devices", "show", "far", "pi", "--json"))
+    assert not [done.output for done in told if "hunter2" in done.output]
+    assert "mqtt://hub:***@127.0.0.1:1" in told[4].output
+    assert file.read_text().count("hunter2") == 2
+
+
+def test_a_device_is_shown_without_being_asked(file):
+    done = ferryman("devices", "show", "kitchen", "pixel")
+    assert [line.split(maxsplit=1) for line in done.output.splitlines()] == [
+        ["kitchen"],
+        ["root", "/var/lib/ferryman"],
+        ["command", "ferryman"],
+        ["labels", "site=lab"],
+        ["host", "kitchen.lan"],
+        ["user", "ferryman"],
+        ["port", "22"],
+        ["known_hosts", "~/.ssh/known_hosts"],
+        ["known", "nothing yet: `ferryman devices probe kitchen` asks it"],
+        ["pixel"],
+        ["root", "/data/local/tmp/ferryman"],
+        ["command", "ferryman"],
+        ["labels", "site=lab"],
+        ["adb"],
+        ["known", "nothing yet: `ferryman devices probe pixel` asks it"],
+    ]
+    ferryman("devices", "probe", "local")
+    shown = ferryman("devices", "show", "local").output
+    assert "over local, just now" in shown
+    assert "  + memory: " in shown
+    told = json.loads(ferryman("devices", "show", "local", "--json").output)
+    assert told["device"] == "local"
+    assert told["known"]["facts"]["machine"]
+
+
+def test_a_device_is_renamed_and_several_are_removed(file):
+    ferryman("devices", "rename", "kitchen", "hall")
+    done = ferryman("devices", "remove", "hall", "attic", exit_code=1)
+    assert "no device 'attic'" in done.output
+    assert "taken out" not in done.output
+    assert set(tomllib.loads(file.read_text())) == {"hall", "kiosk", "pixel"}
+    ferryman("devices", "remove", "hall", "pixel")
+    assert set(tomllib.loads(file.read_text())) == {"kiosk"}
+
+
+def test_who_renames_an_agents_device_is_told_of_its_agent(file):
+    ferryman("devices", "add", "pi", *SSH, "--broker", "mqtt://hub.lan")
+    assert "`provision.sh --device attic` there" in ferryman("devices", "rename", "pi", "attic").output
+
+
+@pytest.mark.parametrize("command", ["push", "status", "list"])
+def test_who_names_a_device_that_is_not_there_is_told_how_to_add_it(file, tmp_path, command):
+    file.write_text("")
+    package = write_tiny_package(tmp_path / "p.ferry")
+    words = {"push": ["push", package], "status": ["status"], "list": ["devices", "list"]}[command]
+    done = ferryman(*words, "pi", exit_code=1)
+    assert "there are: local (see" in done.stderr
+    assert "`ferryman devices add pi --host HOST --user USER`" in done.stderr
+    assert "`--mqtt URL`" in done.stderr
+    if command == "list":
+        assert "devices add" not in ferryman("devices", "list", "site=moon", exit_code=1).stderr

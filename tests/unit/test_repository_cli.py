@@ -38,7 +38,7 @@ def run(tmp_path, monkeypatch):
 
 
 def test_a_publishers_day(run, tmp_path):
-    package = write_tiny_package(tmp_path / "p.ferry")
+    package = write_tiny_package(tmp_path / "p.ferry", name="digits")
     root = ["--root-keys", 3, "--threshold", 2, "--offline", tmp_path / "safe"]
     assert "digits" in run("keys", "init", tmp_path / "keys", "--family", "digits", *root)
     assert json.loads(run("keys", "root"))["signed"]["_type"] == "root"
@@ -48,7 +48,7 @@ def test_a_publishers_day(run, tmp_path):
     assert "nothing was changed" in run("publish", package)
     assert "speech has a key" in run("keys", "add-family", "speech")
     listed = run("repository", "list")
-    assert re.search(r"^digits/1  \S+ \S+ UTC\n  add-1  ", listed, re.MULTILINE)
+    assert re.search(r"^digits/1  \S+ \S+ UTC\n  digits  ", listed, re.MULTILINE)
     assert "speech: no releases" in listed
     assert max(map(len, listed.splitlines())) <= 80
     assert "is whole" in run("repository", "check")
@@ -89,7 +89,9 @@ def test_a_folder_that_can_sign_alone_is_warned_of(run, tmp_path, monkeypatch):
 def test_a_publish_tells_the_best_way_to_each_artifact_once(run, tmp_path):
     run("keys", "init", tmp_path / "keys", "--family", "digits")
     bulk = os.urandom(50_000)
-    packages = [write_tiny_package(tmp_path / f"{n}.ferry", added=float(n), padding=bulk) for n in range(1, 5)]
+    packages = [
+        write_tiny_package(tmp_path / f"{n}.ferry", added=float(n), padding=bulk, name="digits") for n in range(1, 5)
+    ]
     assert "artifacts/model.tflite: 50," in (said := run("publish", packages[0]))
     assert "no delta" in said
     for package in packages[1:3]:
@@ -115,21 +117,21 @@ def test_steps_are_told_on_one_line_of_a_terminal(monkeypatch, capsys):
 
 def test_the_base_of_a_lossy_update_is_a_base_of_its_delta(run, tmp_path, monkeypatch):
     """What is made of the weights is tested where it is made."""
-    made = write_tiny_package(tmp_path / "made.ferry", added=9.0)
+    made = write_tiny_package(tmp_path / "made.ferry", added=9.0, name="digits")
     lossy = LossyUpdate(codec="none", base_package_sha256="0" * 64, relative_error=0.5, sqnr_min_db=9.0, ratio=50.0)
     monkeypatch.setattr(
         "ferryman.devices.fleet.repository.lossy.lossy_package",
         lambda *_, **__: LossyResult(made, sha256_of(made), lossy, {}, ()),
     )
     run("keys", "init", tmp_path / "keys", "--family", "digits")
-    bases = [write_tiny_package(tmp_path / f"{n}.ferry", added=float(n)) for n in range(3)]
+    bases = [write_tiny_package(tmp_path / f"{n}.ferry", added=float(n), name="digits") for n in range(3)]
     for base in bases[:2]:
         run("publish", base)
     words = ("--lossy", "fedzip", "--delta-from", 0, "--base")
     said = run("publish", bases[0], *words, bases[0])
     assert "from digits/1" in said
     assert "no release" not in said
-    made = write_tiny_package(tmp_path / "made.ferry", added=10.0)
+    made = write_tiny_package(tmp_path / "made.ferry", added=10.0, name="digits")
     said = run("publish", bases[0], *words, bases[2])
     assert "from 2.ferry" in said
     assert f"{bases[2]} is no release of this repository" in said
@@ -137,8 +139,8 @@ def test_the_base_of_a_lossy_update_is_a_base_of_its_delta(run, tmp_path, monkey
 
 def test_a_lossy_update_is_one_from_what_devices_have(run, tmp_path):
     run("keys", "init", tmp_path / "keys", "--family", "digits")
-    package = write_tiny_package(tmp_path / "p.ferry", added=2.0)
-    base = write_tiny_package(tmp_path / "base.ferry")
+    package = write_tiny_package(tmp_path / "p.ferry", added=2.0, name="digits")
+    base = write_tiny_package(tmp_path / "base.ferry", name="digits")
     assert "go together" in run("publish", package, "--lossy", "fedzip", code=2)
     assert "go together" in run("publish", package, "--base", base, code=2)
     with pytest.raises(CallerError, match="no artifact holds float32 weights"):
@@ -148,7 +150,7 @@ def test_a_lossy_update_is_one_from_what_devices_have(run, tmp_path):
 
 def test_damage_is_an_exit_code(run, tmp_path):
     run("keys", "init", tmp_path / "keys", "--family", "digits")
-    run("publish", write_tiny_package(tmp_path / "p.ferry"))
+    run("publish", write_tiny_package(tmp_path / "p.ferry", name="digits"))
     for pack in (tmp_path / "r" / "packs").glob("*/*"):
         flip(pack)
     assert "damaged" in run("repository", "check", code=3)
@@ -156,7 +158,7 @@ def test_damage_is_an_exit_code(run, tmp_path):
 
 def test_an_error_names_its_party(run, tmp_path):
     with pytest.raises(CallerError, match="keys init"):
-        run("publish", write_tiny_package(tmp_path / "p.ferry"))
+        run("publish", write_tiny_package(tmp_path / "p.ferry", name="digits"))
     with pytest.raises(CallerError, match="no repository"):
         run("serve", tmp_path)
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from ferryman.runtime.contracts.errors import BudgetError, DeviceError
+from ferryman.runtime.contracts.errors import BudgetError, CallerError, DeviceError
 from ferryman.runtime.contracts.record import Record, decode, encode
 from ferryman.runtime.durable import write_durable
 
@@ -100,7 +100,7 @@ def spent(usage: Usage, update: str | None, count: int) -> Usage:
 
 
 class DataBudget:
-    """The account of one device; several threads may use it, one process at a time does."""
+    """The account of one device, for several threads; only one is open at a time, or each forgets the other's."""
 
     def __init__(
         self, path: Path, *, day_max_bytes: int | None = None, clocks: Callable[[], Now] = read_clocks
@@ -114,6 +114,7 @@ class DataBudget:
         self._clocks = clocks
         self._lock = threading.Lock()
         self._ahead = 0
+        self._closed = False
         self._usage = self._read()
 
     def begin(self, update: str, update_max_bytes: int | None = None) -> None:
@@ -171,9 +172,12 @@ class DataBudget:
         """Write down bytes that came, or went.
 
         Raises:
+            CallerError: it is closed.
             DeviceError: the account cannot be written; nothing more must be fetched.
         """
         with self._lock:
+            if self._closed:
+                raise CallerError(f"{self._path} is closed: what comes now is nobody's; open it again to go on")
             if count > self._ahead:
                 left, step = self._left(), self._step()
                 ahead = step if left is None else max(0, min(step, left - count))
@@ -187,8 +191,16 @@ class DataBudget:
         with self._lock, contextlib.suppress(DeviceError):
             self._settle()
 
+    def close(self) -> None:
+        """Settle, and write nothing from now on: the next to open it may be at work already."""
+        with self._lock, contextlib.suppress(DeviceError):
+            try:
+                self._settle()
+            finally:
+                self._closed = True
+
     def _settle(self) -> None:
-        if self._ahead:
+        if self._ahead and not self._closed:
             self._write(spent(self._now(), self._update, -self._ahead))
             self._ahead = 0
 

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from ferryman.runtime.contracts.errors import CallerError
+from ferryman.runtime.contracts.errors import CallerError, LinkError
 from ferryman.runtime.contracts.record import Record
 
 
 class Cancelled(CallerError):
     """Whoever asked for an update asked to stop; what was fetched and verified is kept."""
+
+
+class LaterError(LinkError):
+    """The server asks to be left alone for a while; the next try goes on from what is verified."""
+
+    def __init__(self, message: str, after_s: float) -> None:
+        super().__init__(message)
+        self.after_s = after_s
+        """Wait so long; a part of it is by chance, or all of a fleet would come back at once."""
 
 
 class UpdateConfig(Record):

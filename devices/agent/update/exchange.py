@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import threading
 import time
@@ -14,9 +13,10 @@ import urllib3
 
 from ferryman.devices.agent.update.budget import DataBudget
 from ferryman.devices.agent.update.config import Cancelled, UpdateConfig
+from ferryman.devices.agent.update.cutting import Cutter
+from ferryman.devices.agent.update.pace import BLOCK_BYTES, Pace, Rate, Retry, retry_after_s
 from ferryman.runtime.contracts.errors import LinkError, RepositoryError
 
-BLOCK_BYTES = 1 << 17
 POLL_S = 0.2
 """How soon a cancel is seen."""
 SKIP_BYTES = 1 << 16
@@ -28,16 +28,8 @@ _HEAD_BYTES = 60
 _RANGE = re.compile(r"bytes (\d{1,15})-(\d{1,15})/(\d{1,15}|\*)", re.ASCII)
 _OK, _PARTIAL, _SERVER = 200, 206, range(500, 600)
 _REDIRECT = {301, 302, 303, 307, 308}
-_CLIENT = range(400, 500)
-
-
-class Retry(Exception):
-    """It did not go well, and may another time."""
-
-    def __init__(self, reason: str, after_s: float = 0.0) -> None:
-        super().__init__(reason)
-        self.after_s = after_s
-        """The server asks to wait so long."""
+_CLIENT, _LATER = range(400, 500), {408, 429}
+"""Request timeout, too many requests: nothing is wrong with what was asked."""
 
 
 class NotFound(RepositoryError):
@@ -62,26 +54,6 @@ class Ask:
     """Of the whole file, if an earlier answer told; another one is another file."""
 
 
-class Rate:
-    """A token bucket: bytes may pass at this rate, a tenth of a second's worth at once."""
-
-    def __init__(self, bytes_s: int | None) -> None:
-        self.block_bytes = BLOCK_BYTES if bytes_s is None else max(512, min(BLOCK_BYTES, bytes_s // 20))
-        self._bytes_s = bytes_s
-        self._debt_bytes = 0.0
-        self._at_s = time.monotonic()
-
-    def pass_(self, count: int) -> float:
-        """Seconds to wait after so many bytes."""
-        if self._bytes_s is None:
-            return 0.0
-        now_s = time.monotonic()
-        burst = self._bytes_s / 10
-        self._debt_bytes = max(-burst, self._debt_bytes - (now_s - self._at_s) * self._bytes_s) + count
-        self._at_s = now_s
-        return max(0.0, self._debt_bytes / self._bytes_s)
-
-
 class Exchange:
     """Asks once, and gives the bytes asked for as they come; close it in any case."""
 
@@ -102,6 +74,7 @@ class Exchange:
         self._budget = budget
         self._rate = rate
         self._cancelled = cancelled
+        self._cutter = Cutter()
         self._left = threading.Event()
         """Nobody waits for the answer any more."""
         self._opened = threading.Event()
@@ -128,14 +101,13 @@ class Exchange:
 
     def interrupt(self) -> None:
         """End a read that waits; from any thread."""
-        response = self._response
-        if response is not None:
-            with contextlib.suppress(ValueError, RuntimeError, OSError):
-                response.shutdown()
+        self._cutter.cut()
 
     def close(self) -> None:
         """Leave; a connection that is in the middle of something is cut."""
         self._left.set()
+        if not self._opened.is_set():
+            self._cutter.cut()  # or its thread waits for as long as a byte of the head comes now and then
         response, self._response = self._response, None
         if response is not None:
             response.release_conn() if self._whole else response.close()
@@ -159,6 +131,7 @@ class Exchange:
         return self._response
 
     def _ask_and_tell(self) -> None:
+        self._cutter.follow()
         try:
             self._open()
         except Exception as error:  # noqa: BLE001  # whoever waits is told, whatever it is
@@ -185,6 +158,8 @@ class Exchange:
 
     def _request(self, url: str) -> urllib3.BaseHTTPResponse:
         """Send one request; its head and that of the answer are counted by their texts, not by frames on the wire."""
+        if self._left.is_set():
+            raise Retry("nobody waits for it any more")
         headers = {"Accept-Encoding": "identity", "User-Agent": "ferryman"}
         ask, length = self._ask, self._ask.length
         head_bytes = _HEAD_BYTES + len(url) + 64
@@ -200,7 +175,11 @@ class Exchange:
         )
         answer = 20 + sum(len(name) + len(value) + 4 for name, value in response.headers.items())
         asked = _HEAD_BYTES + len(url) + sum(len(name) + len(value) + 4 for name, value in headers.items())
-        self._budget.spend(asked + answer)
+        try:
+            self._budget.spend(asked + answer)
+        except BaseException:
+            response.close()
+            raise
         self.server_date = response.headers.get("Date")
         return response
 
@@ -226,9 +205,8 @@ class Exchange:
 
     def _offset(self, response: urllib3.BaseHTTPResponse, url: str) -> int:
         status, ask = response.status, self._ask
-        if status in _SERVER:
-            after = response.headers.get("Retry-After", "")
-            raise Retry(f"{url} answers {status}", float(after) if re.fullmatch(r"\d{1,4}", after) else 0.0)
+        if status in _SERVER or status in _LATER:
+            raise Retry(f"{url} answers {status}", retry_after_s(response.headers))
         if status in {403, 404}:
             raise NotFound(f"{url} answers {status}: it is not there; see that the repository is whole", status)
         if status in _CLIENT:
@@ -266,7 +244,7 @@ class Exchange:
         ask, skip = self._ask, self._skip
         end = ask.length if ask.length is not None else None if self.total is None else self.total - ask.start
         came = 0
-        pace = _Pace(self._config)
+        pace = Pace(self._config)
         while end is None or came < skip + end:
             self._end_if_cancelled()
             most = self._rate.block_bytes if end is None else min(self._rate.block_bytes, skip + end - came)
@@ -289,26 +267,6 @@ class Exchange:
         self._end_if_cancelled()
         if end is not None and came < skip + end:
             raise Retry(f"the answer ended after {came} of {skip + end} bytes")
-
-
-class _Pace:
-    """How fast bytes come, over windows of time spent waiting for them."""
-
-    def __init__(self, config: UpdateConfig) -> None:
-        self._window_s = config.timeout_s
-        self._floor_bytes_s = min(config.floor_bytes_s, (config.rate_bytes_s or 1 << 40) // 4)
-        self._bytes = 0
-        self._seconds = 0.0
-
-    def note(self, count: int, seconds: float) -> None:
-        """Count; raises Retry where the window's bytes are too few."""
-        self._bytes += count
-        self._seconds += seconds
-        if self._seconds > self._window_s:
-            speed = self._bytes / self._seconds
-            if speed < self._floor_bytes_s:
-                raise Retry(f"{speed:.0f} bytes/s are fewer than {self._floor_bytes_s}")
-            self._bytes, self._seconds = 0, 0.0
 
 
 def _blame(error: Exception) -> Exception:

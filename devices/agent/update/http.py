@@ -14,8 +14,10 @@ from urllib.request import getproxies, proxy_bypass
 import urllib3
 
 from ferryman.devices.agent.update.budget import DataBudget
-from ferryman.devices.agent.update.config import Cancelled, UpdateConfig, check_config
-from ferryman.devices.agent.update.exchange import POLL_S, SKIP_BYTES, Ask, Exchange, Rate, Retry
+from ferryman.devices.agent.update.config import Cancelled, LaterError, UpdateConfig, check_config
+from ferryman.devices.agent.update.cutting import cuttable
+from ferryman.devices.agent.update.exchange import POLL_S, SKIP_BYTES, Ask, Exchange
+from ferryman.devices.agent.update.pace import Rate, Retry
 from ferryman.runtime.contracts.errors import LinkError, RepositoryError
 
 _FAILURES_MAX = 10
@@ -25,6 +27,9 @@ _PROGRESS_BYTES = 512
 _BACKOFF_S = 0.2
 _BACKOFF_MAX_S = 20.0
 _AFTER_MAX_S = 60.0
+"""A server that asks to wait longer ends the attempt."""
+_AFTER_CHANCE = 0.25
+"""So much longer than asked, at most."""
 _BUFFER_LEAST_BYTES = 1 << 14
 
 
@@ -37,6 +42,7 @@ class Http:
         Args:
             config: where to, and how fast.
             budget: counts every byte: of bodies as they come, of heads by their text; not what TLS, TCP and IP add.
+                Closed with this.
             cancelled: once it is set, every fetch ends within a second.
 
         Raises:
@@ -64,6 +70,7 @@ class Http:
 
         Raises:
             RepositoryError: the server's answer is final: 4xx, another span than asked for, too many redirects.
+            LaterError: the server asks to wait for more than a minute.
             LinkError: nothing moved for `patience_s`, or over 10 tries; the same call may go well another time.
             BudgetError: no more may be spent.
             Cancelled: somebody asked to stop.
@@ -96,12 +103,19 @@ class Http:
                     failures, moved_s = 0, time.monotonic()
                 failures += 1
                 waited_s = time.monotonic() - moved_s
+                after_s = error.after_s * random.uniform(1, 1 + _AFTER_CHANCE) if error.after_s else 0.0  # noqa: S311
+                if error.after_s > _AFTER_MAX_S:
+                    raise LaterError(
+                        f"{error}; asks to come back in {error.after_s:.0f} s; the next try goes on from what is "
+                        "verified",
+                        after_s,
+                    ) from error
                 if failures > _FAILURES_MAX or waited_s > self.config.patience_s:
                     raise LinkError(
                         f"{url}: {error}; gave up after {failures} tries and {waited_s:.0f} s without progress, "
                         f"at byte {start + got}; the next try goes on from what is verified"
                     ) from error
-                self._pause(failures, error.after_s)
+                self._pause(failures, after_s)
             finally:
                 exchange.close()
                 total, self.server_date = exchange.total, exchange.server_date or self.server_date
@@ -120,13 +134,16 @@ class Http:
         return bytes(read)
 
     def close(self) -> None:
-        """Close what is kept open, and cut what is under way: an error that somebody keeps may keep its reader."""
+        """Close what is kept open, and cut what is under way: an error that somebody keeps may keep its reader.
+
+        Nothing is counted any more, whoever has not heard yet: the account may be somebody else's next.
+        """
         self._closed.set()
         if self._current is not None:
             self._current.close()
         for pool in self._pools.values():
             pool.clear()
-        self.budget.settle()
+        self.budget.close()
 
     def _watch(self) -> None:
         """Have somebody who ends a read that waits, once a cancel comes."""
@@ -145,7 +162,7 @@ class Http:
     def _pause(self, failures: int, after_s: float) -> None:
         """Wait, longer each time, and by chance, or all of a fleet would come back at once."""
         longest = min(_BACKOFF_MAX_S, _BACKOFF_S * 2 ** (failures - 1))
-        delay_s = max(random.uniform(0, longest), min(after_s, _AFTER_MAX_S))  # noqa: S311
+        delay_s = max(random.uniform(0, longest), after_s)  # noqa: S311
         if self.cancelled.wait(delay_s):
             raise Cancelled("cancelled between two tries; what was fetched and verified is kept")
 
@@ -165,9 +182,9 @@ class Http:
                     if parts.username
                     else None
                 )
-                self._pools[proxy] = urllib3.ProxyManager(bare, proxy_headers=headers, **options)
+                self._pools[proxy] = cuttable(urllib3.ProxyManager(bare, proxy_headers=headers, **options))
             else:
-                self._pools[proxy] = urllib3.PoolManager(**options)
+                self._pools[proxy] = cuttable(urllib3.PoolManager(**options))
         return self._pools[proxy]
 
     def _proxy(self, url: str) -> str:

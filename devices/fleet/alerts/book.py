@@ -22,7 +22,7 @@ from ferryman.runtime.contracts.alert import Alert, Notice
 SHOWN_MAX = 20
 """Alerts that a notice spells out."""
 GIVE_UP_S = 86_400.0
-"""Who could not be told for so long is not told of it."""
+"""Who could not be told for so long is not told of it; neither a silence nor the wait for a group counts."""
 _MARKS = ("warning", "critical")
 
 Key = tuple[str, bool, str]
@@ -44,6 +44,8 @@ class _Entry:
     target: Target
     came_s: float
     """Monotonic."""
+    silent_s: float = 0.0
+    """Monotonic: when a silence last held it back."""
     left: set[str] = field(default_factory=set)
     """Whom to tell."""
 
@@ -120,8 +122,9 @@ class Book:
                     continue
                 silenced = self._is_silenced(entry, wall_s)
                 if silenced and not entry.over:
+                    entry.silent_s = now_s
                     continue
-                if silenced or now_s - entry.came_s > GIVE_UP_S:
+                if silenced or now_s - max(entry.came_s + group.wait_s, entry.silent_s) > GIVE_UP_S:
                     entry.left.discard(sink)
                     self._strike(which, entry)
                     continue

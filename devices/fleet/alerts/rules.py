@@ -9,7 +9,7 @@ import msgspec
 from ferryman.runtime.contracts.alert import Severity
 from ferryman.runtime.contracts.record import Record
 
-Name = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[A-Za-z0-9_-]*$")]
+Name = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[A-Za-z0-9_-]*\Z")]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=30 * 86_400)]
 Above = Annotated[float, msgspec.Meta(gt=0)]
 Share = Annotated[float, msgspec.Meta(gt=0, le=1)]

@@ -3,6 +3,7 @@ r"""InfluxDB line protocol: a line each, `ferryman_<table>,<tags> <fields> <nano
 https://docs.influxdata.com/influxdb/v2/reference/syntax/line-protocol/ (special characters). It has no way to write a
 backslash in a tag that every reader takes alike, and none for line breaks: in tags they become `_`, in strings line
 breaks become the two characters `\n`. Lists and reasons of what is unavailable have no place in it and are not written.
+A device's own metric that is called like a column is the field `other.<metric>`: a point has a field once, of one type.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ def _fields(table: Exportable, row: Row) -> Iterator[tuple[str, str]]:
         if name in table.tags or name == "time" or value is None:
             continue
         if name == "other":
-            yield from ((other, number) for other, one in value.items() if (number := _number(one)) is not None)
+            for other, one in value.items():
+                if (number := _number(one)) is not None:
+                    yield (f"other.{other}" if other in table.columns else other), number
         elif (made := _field(value, kind)) is not None:
             yield name, made
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable
 
 from ferryman.devices.fleet.facts.known import Known, recall
 from ferryman.devices.fleet.facts.ways import ways_of
 from ferryman.devices.fleet.inventory import Device
 from ferryman.devices.fleet.rollout.query import Target
-from ferryman.runtime.contracts.record import Record
+from ferryman.profiler.conditions import kind_of, named_cores
+from ferryman.runtime.contracts.facts import DeviceFacts
+from ferryman.runtime.contracts.record import Record, Unavailable
 
 _NS_PER_S = 10**9
+_ARM = ("aarch64", "arm")
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
 
 
@@ -29,8 +33,18 @@ class Row(Record):
 def target_of(device: Device) -> Target:
     """A device, as queries see it; `model` is known once it was probed."""
     known = recall(device)
-    model = known.facts.model if known else ""
-    return Target(name=device.name, model=model if isinstance(model, str) else "", labels=device.labels)
+    return Target(name=device.name, model=_kind(known.facts) if known else "", labels=device.labels)
+
+
+def _kind(facts: DeviceFacts) -> str:
+    """What an agent there says of itself as its model: board and processor."""
+    processor: str | Unavailable = Unavailable(reason="not told")
+    if isinstance(facts.cores, tuple) and facts.cores:
+        counts = Counter[str]()
+        for core in facts.cores:
+            counts[core.kind] += core.count
+        processor = named_cores(counts, arm=facts.machine.startswith(_ARM))
+    return kind_of(facts.model, processor, facts.machine, facts.emulated)
 
 
 def rows(devices: Iterable[Device]) -> list[Row]:

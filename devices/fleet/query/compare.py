@@ -113,6 +113,7 @@ def compare(
         since_ns=span[0] * 10**9,
         until_ns=min(within.until_ns, now_ns),
         rows=tuple(rows),
+        names=_package_names(devices, groups) if by == "package" else {},
         left_out=left_out.words(),
     )
 
@@ -124,6 +125,12 @@ def _group(by: str, part: Part, devices: Who) -> str:
         return part.device
     known = devices.known.get(part.device)
     return OTHERS if known is None else _told(by, known)
+
+
+def _package_names(devices: Who, groups: Sequence[str]) -> dict[str, str]:
+    """Of groups, as far as devices say."""
+    said = {one.status.package_sha256: one.status.package_name for one in devices.known.values()}
+    return {sha256: name for sha256 in groups if (name := said.get(sha256))}
 
 
 def _told(by: str, known: Known) -> str:

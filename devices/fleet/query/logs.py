@@ -142,7 +142,7 @@ class Following:
             StoreError: the database cannot be read; the next call goes on.
         """
         left_out = LeftOut()
-        devices = who(self._store, self._query, self._device, left_out)
+        devices = who(self._store, self._query, self._device, left_out, nobody=True)
         heard_ns = self._from_ns - _UNORDERED_NS
         within = Window(max(0, self._from_ns - LATE_NS), (1 << 63) - 1)
         for one in stored(self._store, "log", within, devices):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import msgspec
@@ -82,7 +83,8 @@ def parts(
         store: where.
         span: first hour and end, see `hours`.
         devices: of these.
-        left_out: told of damaged samples and sketches, and of hours that are not rolled up.
+        left_out: told of damaged samples and sketches, of hours that are not rolled up, and of those that the store
+            keeps as days only.
         sketched: metrics with their distributions.
         summed: metrics without.
         days: whether whole days may come as one part; else all are hours.
@@ -98,6 +100,7 @@ def parts(
             if sealed or part.device not in dirty.days.get(part.start_s, ()):
                 yield part
     spans = [(span[0], first_day), (last_day, span[1])] if whole else [span]
+    _say_days_only(store, spans, devices, (*sketched, *summed), left_out)
     if whole:
         spans += [(day, day + DAY_S) for day in dirty.days if first_day <= day < last_day]
     for one in spans:
@@ -230,6 +233,29 @@ def _dirty(store: Store, span: tuple[int, int], devices: Who, left_out: LeftOut)
         )
         return _Dirty({}, found.days)
     return found
+
+
+def _say_days_only(
+    store: Store, spans: Sequence[tuple[int, int]], devices: Who, metrics: Sequence[str], left_out: LeftOut
+) -> None:
+    """Tell of days of which hours were asked, and whose hours were deleted: how many of them were, nobody knows."""
+    gone = {
+        (row.device, row.start_s)
+        for begin, end in spans
+        for names in (_names(devices) if begin < end else ())
+        for row in store.stream(
+            rollups(metrics, (begin // DAY_S * DAY_S, end), DAY_S, names, sketches=False)
+            .where(tables.rollups.c.sealed == 1)
+        )
+        if devices.means(str(row.device))
+    }  # fmt: skip
+    if gone:
+        first, last = (f"{datetime.fromtimestamp(of(day for _, day in gone), UTC):%Y-%m-%d}" for of in (min, max))
+        days = first if first == last else f"{first} to {last}"
+        left_out.say(
+            f"hours of {len(gone):,} days of devices ({days}), of which the store keeps whole days only; where days "
+            "count, a window from midnight UTC has them"
+        )
 
 
 def _of_samples(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from msgspec import field
+
 from ferryman.runtime.contracts.record import Record, Unavailable
 
 SCHEMA = 1
@@ -288,6 +290,8 @@ class Comparison(Record, tag="fleet-comparison", kw_only=True):
     since_ns: int
     until_ns: int
     rows: tuple[Compared, ...]
+    names: dict[str, str] = field(default_factory=dict)
+    """SHA-256 -> name of the package, of groups by `package` that a device serves now."""
     left_out: tuple[str, ...] = ()
 
 

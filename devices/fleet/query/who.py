@@ -57,7 +57,7 @@ def is_silent(online: bool, seen_ns: int, now_ns: int) -> bool:
     return online and now_ns - seen_ns > SILENT_S * 1e9
 
 
-def who(store: Store, query: str | None, device: str | None, left_out: LeftOut) -> Who:
+def who(store: Store, query: str | None, device: str | None, left_out: LeftOut, *, nobody: bool = False) -> Who:
     """Find them.
 
     Args:
@@ -65,9 +65,10 @@ def who(store: Store, query: str | None, device: str | None, left_out: LeftOut) 
         query: see `ferryman.devices.fleet.rollout.query`; None: all.
         device: by name; with a query, it must be meant by that too.
         left_out: told of devices whose status is damaged.
+        nobody: the query may mean no device, as it may later on.
 
     Raises:
-        CallerError: the query or the name is none, or there is no such device.
+        CallerError: the query or the name is none, or means no device.
         StoreError: the database cannot be read.
     """
     check_texts(query=query, device=device)
@@ -89,10 +90,9 @@ def who(store: Store, query: str | None, device: str | None, left_out: LeftOut) 
         for name, one in sorted(found.items())
         if parsed is None or parsed.matches(Target(name=name, model=one.status.model, labels=one.status.labels))
     }
-    if query is not None and found and not known:
-        left_out.say(
-            f"all: no device is meant by {printable(query)[:100]!r}{_others(store)}; {labels_of(found.values())}"
-        )
+    if query is not None and not known and not nobody and (found or (device is None and not rows)):
+        told = f"; {labels_of(found.values())}" if found else ""
+        raise CallerError(f"no device is meant by {printable(query)[:100]!r}{_others(store)}{told}")
     if parsed is None and device is None:
         return Who(known)
     if device is not None and not rows and not silent:

@@ -17,6 +17,7 @@ from tuf.api.metadata import TargetFile, Targets
 
 from ferryman.devices.fleet.repository.chunks import Known, Placed, known_pieces, make_index, place
 from ferryman.devices.fleet.repository.delta import EncodedPiece, encode_delta
+from ferryman.devices.fleet.repository.family import check_signature, family_named
 from ferryman.devices.fleet.repository.files import locked, put
 from ferryman.devices.fleet.repository.keys import Keyring
 from ferryman.devices.fleet.repository.metadata import Roles, read_roles, signed_again, write_roles
@@ -85,6 +86,7 @@ def publish(
     family: str | None = None,
     version: str | None = None,
     delta_from: int = DELTA_FROM,
+    new_signature: bool = False,
     base: Path | None = None,
     lossy: LossyUpdate | None = None,
     hinting: Hinting | None = None,
@@ -97,9 +99,10 @@ def publish(
         repository: its folder.
         keyring: holds the family's, snapshot's and timestamp's keys.
         now: UTC.
-        family: of the model; None: the package's name, or the only one there is.
+        family: of the model; None: the package's name.
         version: None: the next number.
         delta_from: deltas are made against so many newest releases of the family.
+        new_signature: publish it though it takes or gives something else than the family's newest release.
         base: a package that devices have; deltas are made against it, too, however old it is. It need not have been
             published: a base is named by the hash of its payload, whichever way devices got that.
         lossy: what the package differs in from what its author meant, where that was asked for.
@@ -108,7 +111,8 @@ def publish(
 
     Raises:
         PackageError: the package is damaged, or too large to publish.
-        CallerError: no such repository or family, the version holds another package, or a key is missing.
+        CallerError: no such repository or family, the version holds another package, the signature is another, or a
+            key is missing.
         RepositoryError: what is in the repository already is damaged.
     """
     with ExitStack() as stack:
@@ -116,7 +120,7 @@ def publish(
         had = stack.enter_context(open_package(base)) if base else None
         work = stack.enter_context(locked(repository))
         roles = read_roles(repository)
-        family = family or _family_of(opened, roles)
+        family = family or family_named(opened.manifest.name, roles)
         releases = read_releases(repository, roles)
         before = family_releases(releases, family)
         if done := _published_before(opened, family, version, before, roles):
@@ -127,6 +131,8 @@ def publish(
             (one for one in (*before, *releases.values()) if had and one.package_sha256 == had.sha256), None
         )
         with Packs(repository) as packs:
+            if not new_signature:
+                check_signature(opened.manifest, before, packs)
             making = _Making(repository, work, packs, known_pieces(releases.values(), packs), hinting, progress)
             payloads = making.payloads(opened, _older(before[:delta_from], had, known_as, packs))
         release = Release(
@@ -322,18 +328,6 @@ def _check_keys(roles: Roles, keyring: Keyring, family: str) -> None:
 def _packs_of(repository: Path, release: Release) -> set[Path]:
     with Packs(repository) as packs:
         return {repository / pack_path(one) for one in packs.named(release)}
-
-
-def _family_of(package: Package, roles: Roles) -> str:
-    name = package.manifest.name
-    if name in roles.families:
-        return name
-    if len(roles.families) == 1:
-        return next(iter(roles.families))
-    raise CallerError(
-        f"{name} is no family here, and there are {len(roles.families)}: {', '.join(roles.families)}; name one "
-        "(--family), or make it: ferryman keys add-family"
-    )
 
 
 def _published_before(

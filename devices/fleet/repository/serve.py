@@ -7,12 +7,14 @@ docs/ota/repository.md.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
 import socket
 import stat
 import threading
+import time
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,7 +26,7 @@ from ferryman.runtime.contracts.errors import CallerError
 CONNECTIONS_MAX = 512
 """Each has a thread; more wait to be accepted."""
 IDLE_S = 30.0
-"""A connection that says nothing, or takes nothing, for so long is closed."""
+"""A connection is closed whose next request has not come in so long, head and all; or that takes nothing so long."""
 _PART = r"[A-Za-z0-9_][A-Za-z0-9._+-]*"
 _PATH = re.compile(rf"/((?:metadata|targets|packs)(?:/{_PART})+)", re.ASCII)
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
@@ -82,6 +84,24 @@ class RepositoryServer(ThreadingHTTPServer):
         _LOG.debug("connection of %s", client_address, exc_info=True)
 
 
+class _Heads(io.RawIOBase):
+    """What a connection says, until a deadline: a byte now and then does not move it."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.deadline_s = 0.0
+        self._connection = connection
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401  # io's signature
+        left_s = self.deadline_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError("the head of a request takes too long")
+        self._connection.settimeout(left_s)
+        return self._connection.recv_into(buffer)
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = IDLE_S
@@ -94,6 +114,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.root = server.root
         super().__init__(request, client_address, server)
 
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()  # it gives each byte all of the time
+        self._heads = _Heads(self.connection)
+        self.rfile = io.BufferedReader(self._heads)
+
+    def handle_one_request(self) -> None:
+        self._heads.deadline_s = time.monotonic() + self.timeout
+        super().handle_one_request()
+
     def do_GET(self) -> None:
         self._answer(body=True)
 
@@ -101,6 +131,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(body=False)
 
     def _answer(self, *, body: bool) -> None:
+        self.connection.settimeout(self.timeout)
         if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
             self.close_connection = True  # what follows would be read as a request
         descriptor = self._open()

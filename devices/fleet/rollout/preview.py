@@ -37,6 +37,7 @@ class Preview(Record):
     """A rollout."""
 
     plan: Plan
+    package_name: str
     devices: tuple[DevicePreview, ...]
 
     @property
@@ -55,6 +56,7 @@ def preview(plan: Plan, rows: Iterable[Row], known: Mapping[str, Known], costs: 
     release = costs.release(plan.release)
     return Preview(
         plan=plan,
+        package_name=release.package_name,
         devices=tuple(
             DevicePreview(
                 device=row.device,
@@ -73,9 +75,8 @@ def preview(plan: Plan, rows: Iterable[Row], known: Mapping[str, Known], costs: 
 def describe(found: Preview) -> str:
     """Several lines."""
     plan = found.plan
-    lines = [
-        f"{plan.release} ({plan.package_sha256[:12]}) to {shorten(plan.query)}: {counted(len(found.devices), 'device')}"
-    ]
+    what = f"{plan.release} ({found.package_name}, {plan.package_sha256[:12]})"
+    lines = [f"{what} to {shorten(plan.query)}: {counted(len(found.devices), 'device')}"]
     for ring in sorted({one.ring for one in found.devices}):
         its = [one for one in found.devices if one.ring == ring]
         offline = sum(not one.online for one in its)

@@ -11,6 +11,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 
 from ferryman.devices.fleet.rollout.query import Target
 from ferryman.runtime.contracts.errors import CallerError
@@ -53,8 +54,7 @@ def parse_failures(text: str) -> str:
 
 def allowed(failures_max: str, devices: int) -> int:
     """How many of so many devices may fail."""
-    share = failures_max.removesuffix("%")
-    return math.floor(devices * float(share) / 100) if share != failures_max else int(share)
+    return math.floor(_part(failures_max, devices))
 
 
 def assign(release: str, rings: Sequence[str], targets: Iterable[Target], offline: frozenset[str]) -> dict[str, int]:
@@ -73,7 +73,7 @@ def assign(release: str, rings: Sequence[str], targets: Iterable[Target], offlin
     assigned: dict[str, int] = {}
     ring = 0
     for position, asked in enumerate(rings):
-        total = min(_total(asked, len(names)), len(names))
+        total = min(math.ceil(_part(asked, len(names))), len(names))
         if position == 0:
             total = max(total, len(first))
         part = names[len(assigned) : total]
@@ -82,7 +82,7 @@ def assign(release: str, rings: Sequence[str], targets: Iterable[Target], offlin
     return assigned
 
 
-def _total(asked: str, devices: int) -> int:
+def _part(asked: str, devices: int) -> Fraction:
+    """A number, or a share of devices: not by floats, in which 7 % of 100 is a little more than 7."""
     share = asked.removesuffix("%")
-    # Not by floats, in which 7 % of 100 is a little more than 7.
-    return math.ceil(devices * round(float(share) * 1000) / 100_000) if share != asked else int(share)
+    return Fraction(share) if share == asked else devices * Fraction(share) / 100

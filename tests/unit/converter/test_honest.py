@@ -45,6 +45,14 @@ def test_what_noise_hides_is_said_to_be_hidden(speedup, best):
     assert "other work on this machine hides which is faster" in complaint
 
 
+def test_a_gain_that_scatters_is_told_with_a_caution_and_is_no_complaint():
+    wild = compared(speedup=(127.13, 3539.33, 5492.83))
+    assert wild.complaints == []
+    assert "was 127.13 to 5492.83 times as fast as fp32: other work on this machine hides by how much" in wild.caution
+    assert compared().caution == ""
+    assert compared(speedup=(0.24, 0.31, 2.87), speedup_best=0.7).caution == ""  # a complaint says it
+
+
 def test_what_was_asked_for_and_is_not_held_is_said():
     assert compared(asked_db=30.0, sqnr_db=28.0).complaints == []
     (complaint,) = compared(asked_db=30.0, sqnr_db=6.5).complaints

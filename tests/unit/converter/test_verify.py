@@ -204,8 +204,15 @@ def test_how_many_input_sets_are_distinct_is_told(adds_one):
     (proof,) = verify(adds_one, "v", "tflite", references(X + 1, X + 1, X + 1), 60.0)[1]
     assert (proof.vectors, proof.distinct) == (3, 1)
     found = make_references(captured(lambda x: x + 1, torch.from_numpy(X)))
-    assert found.distinct == 5
-    assert make_references(captured(lambda x: x + 1, torch.zeros(0, 4))).distinct == 1
+    assert found.distinct() == 5
+    assert make_references(captured(lambda x: x + 1, torch.zeros(0, 4))).distinct() == 1
+
+
+def test_of_a_rounded_artifact_only_those_sets_are_counted_that_it_is_held_against_eager_with(adds_one):
+    inputs = tuple((X + n,) for n in range(5))
+    outputs = tuple((one + 1,) for (one,) in inputs)
+    (proof,) = verify(adds_one, "v", "tflite", References(inputs, outputs, outputs, drawn=2), 60.0)[1]
+    assert (proof.vectors, proof.distinct) == (3, 3)
 
 
 # What eager must be.
@@ -269,7 +276,7 @@ def test_a_model_that_answers_nothing_finite_proves_nothing():
     both = captured(lambda x: (x + 1, x / 0 - x / 0), torch.from_numpy(X))
     with pytest.raises(ModelError, match="net: output output_1 holds no finite number for any of 5 input sets"):
         make_references(both)
-    assert make_references(captured(lambda x: (x + 1, x[:, :0]), torch.from_numpy(X))).distinct == 5
+    assert make_references(captured(lambda x: (x + 1, x[:, :0]), torch.from_numpy(X))).distinct() == 5
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ferryman.devices.broker import BrokerConfig, parse_broker
+from ferryman.devices.broker import BrokerConfig, parse_broker, without_password
 from ferryman.runtime.contracts.errors import CallerError
 
 
@@ -50,3 +50,16 @@ def test_no_text_crashes_the_reading(text):
 
 def test_the_password_is_not_shown():
     assert "secret" not in repr(parse_broker("mqtt://me:secret@box"))
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("mqtt://hub", "mqtt://hub"),
+        ("mqtts://me@hub:1?ca=a", "mqtts://me@hub:1?ca=a"),
+        ("mqtt://me:p%40ss@hub", "mqtt://me:***@hub"),
+        ("mqtts://me:p@ss@[::1]:1?ca=a&cert=b", "mqtts://me:***@[::1]:1?ca=a&cert=b"),
+    ],
+)
+def test_a_password_is_hidden_and_nothing_else(url, shown):
+    assert without_password(url) == shown

@@ -403,7 +403,7 @@ def test_last_words_come_behind_what_others_are_about_to_publish(broker, monkeyp
     with listening(broker.config, "status") as (_, heard):
         link = Link(broker.config, "shy", will=Message(topic="status", payload=b"away", retain=True))
         link.start()
-        link.wait_ready(10)
+        link.wait_ready(60)
         publish, handing_over = link._connection.publish, threading.Event()
 
         def publish_late(message, done):

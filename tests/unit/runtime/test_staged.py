@@ -223,7 +223,9 @@ def test_a_bad_package_is_not_tried_again_unless_it_is_forced(staged, store):
     staged.install(trial=TRIAL)
     fail(store, "it answers slowly")
     assert store.active().manifest.name == "add-2"
-    with pytest.raises(DeviceError, match=r"served badly .* \(it answers slowly\); publish another version, or force"):
+    with pytest.raises(
+        DeviceError, match=r"served badly \(it answers slowly\) .*; publish another version, or say --force"
+    ):
         staged.install()
     assert staged.install(force=True, trial=TRIAL).changed
     assert store.read_state().bad == ()

@@ -8,7 +8,7 @@ from ferryman.converter.capture import capture
 from ferryman.converter.compress.api import compress
 from ferryman.converter.lower_binary import lower_binary
 from ferryman.converter.source import make_source
-from ferryman.runtime.contracts.errors import CallerError
+from ferryman.runtime.contracts.errors import CallerError, ModelError
 
 
 def model():
@@ -79,6 +79,22 @@ def test_layers_behind_a_relu_that_cannot_be_replaced_stay_in_float():
     assert found["middle"][0] == "float"
     assert "no negative inputs" in found["middle"][1]
     assert type(made.model.middle) is nn.Linear
+
+
+def test_a_model_of_which_nothing_can_become_binary_is_refused_before_it_is_trained():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.three = nn.Linear(64, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+
+        def forward(self, x):
+            x = nn.functional.relu(self.one(x.flatten(1)))
+            return self.three(nn.functional.relu(self.two(x)))
+
+    told = []
+    with pytest.raises(ModelError, match=r"can become binary: .*no negative inputs.*nn\.ReLU"):
+        compress(Net(), "binary", loader=batches(), epochs=1, progress=lambda *step: told.append(step))
+    assert not told
 
 
 def test_a_subclass_of_sequential_is_one_too():

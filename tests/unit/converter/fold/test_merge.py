@@ -297,3 +297,43 @@ def test_products_written_out_are_layers_too():
     made = merge(model, ROWS)
     assert made.layers == (2, 1)
     assert torch.allclose(made.model(ROWS), model(ROWS), atol=1e-5)
+
+
+class Scaled(nn.Module):
+    """A layer of what is multiplied by a number that is an input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(16, 8), nn.Linear(8, 8)
+
+    def forward(self, x, factor):
+        return self.second(self.first(factor * x)) + factor
+
+
+def test_an_input_without_dimensions_is_no_scale_of_channels():
+    model, args = Scaled().eval(), (torch.randn(2, 16), torch.tensor(0.7))
+    made = merge(model, args).model
+    assert layers(made) == ["Linear"]
+    assert torch.allclose(made(torch.ones(2, 16), torch.tensor(0.3)), model(torch.ones(2, 16), torch.tensor(0.3)))
+
+
+class Kinds(nn.Module):
+    """Other than float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(16, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        y = self.second(self.first(x))
+        return y, y > 0, y.argmax(-1), y.half()
+
+
+def test_outputs_are_of_any_kind():
+    x = torch.randn(5, 16)
+    model = Kinds().eval()
+    made = merge(model, x).model
+    assert layers(made) == ["Linear"]
+    for one, other in zip(made(x), model(x), strict=True):
+        assert one.dtype == other.dtype
+        assert torch.allclose(one.double(), other.double(), atol=1e-3)

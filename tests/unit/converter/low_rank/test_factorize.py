@@ -49,6 +49,24 @@ def test_budgets_are_held_and_the_model_runs(make, name):
         assert (wanted - found).square().sum() <= 0.1 * wanted.square().sum()
 
 
+def test_a_dead_layer_stays_whole_and_others_go_on():
+    net, example = convs()
+    with torch.no_grad():
+        net.body.weight.zero_()
+    rows = {row.path: row for row in factorize(net, "lowrank-80flops", example=example, timer=clock).decisions}
+    assert (rows["body"].decision, rows["body"].reason) == ("float", "its weights are all zero")
+    assert rows["more"].decision == "low-rank"
+
+
+def test_a_model_that_answers_zeros_loses_nothing():
+    net, example = convs()
+    with torch.no_grad():
+        for weight in net.head.parameters():
+            weight.zero_()
+    done = factorize(net, "lowrank-20db", example=example, timer=clock)
+    assert not done.model(*example).any()
+
+
 def test_rows_say_what_became_of_each_layer():
     net, example = convs()
     done = factorize(net, "lowrank-40flops", example=example, timer=clock)

@@ -107,6 +107,14 @@ def test_the_order_changes_no_answer_and_puts_first_what_counts(net):
     assert (first - whole).norm() < (blind - whole).norm()
 
 
+def test_answers_that_are_no_numbers_stay_so(net):
+    with torch.no_grad():
+        net.head.weight[0], net.head.bias[1] = torch.nan, torch.inf
+    made, answer = nest(net, "nested-50-100", example=IMAGES).model(IMAGES), net(IMAGES)
+    assert bool(answer[:, 0].isnan().all())
+    assert torch.allclose(made, answer, atol=1e-5, equal_nan=True)
+
+
 def test_a_sub_network_is_the_whole_without_what_lies_behind(net):
     found = nest(net, "nested-25-50-100", example=IMAGES)
     for at, (name, module) in zip((3, 2, 1), found.variants().items(), strict=True):

@@ -298,23 +298,32 @@ def test_halves_that_layers_of_their_own_read_shrink_alike():
 class C2f(nn.Module):
     """As in YOLOv8: a half is read by a block with a shortcut, and both once more with all that the blocks give."""
 
-    def __init__(self, *, spelled):
+    def __init__(self, split):
         super().__init__()
-        self.half, self.spelled = 16, spelled
+        self.half, self.split = 16, split
         self.enter, self.leave = nn.Conv2d(1, 32, 1), nn.Conv2d(64, 5, 1)
         self.blocks = nn.ModuleList(nn.Conv2d(16, 16, 3, padding=1) for _ in range(2))
 
     def forward(self, x):
         x = self.enter(x)
-        parts = list(x.split((self.half, self.half), 1) if self.spelled else x.chunk(2, dim=1))
+        parts = list(self.split(self, x))
         for block in self.blocks:
             parts.append(parts[-1] + torch.relu(block(parts[-1])))
         return self.leave(torch.cat(parts, 1))
 
 
-@pytest.mark.parametrize("spelled", [False, True])
-def test_a_part_of_a_split_may_have_several_readers(spelled):
-    net = C2f(spelled=spelled).eval()
+@pytest.mark.parametrize(
+    "split",
+    [
+        lambda _, x: x.chunk(2, dim=1),
+        lambda net, x: x.split((net.half, net.half), 1),
+        lambda _, x: torch.chunk(input=x, chunks=2, dim=1),
+        lambda net, x: torch.split(tensor=x, split_size_or_sections=net.half, dim=1),
+        lambda _, x: x.tensor_split(2, -3),
+    ],
+)
+def test_a_part_of_a_split_may_have_several_readers(split):
+    net = C2f(split).eval()
     graph = find_groups(net, (torch.randn(1, 1, 8, 8),))
     (group,) = graph.groups
     assert set(group.layers) == {"enter", "leave", "blocks.0", "blocks.1"}

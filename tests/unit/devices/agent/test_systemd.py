@@ -77,11 +77,12 @@ def test_without_a_watchdog_there_are_no_pats(notify):
 
 
 def test_a_silent_thread_ends_the_pats_and_they_go_on_with_it(notify, monkeypatch, caplog):
-    go_on, ended, ahead = threading.Event(), threading.Event(), [0.0]
+    begun, go_on, ended, ahead = threading.Event(), threading.Event(), threading.Event(), [0.0]
     monkeypatch.setattr(alive, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + ahead[0]))
 
     def hang():
         with watched("the desk", 60):
+            begun.set()
             go_on.wait(60)
             beat()
             ended.wait(60)
@@ -90,6 +91,7 @@ def test_a_silent_thread_ends_the_pats_and_they_go_on_with_it(notify, monkeypatc
     with Service(notify.environment(0.15)) as service:
         service.ready("")
         thread.start()
+        assert begun.wait(60)
         assert notify.wait_for(lambda f: f == "WATCHDOG=1")
         ahead[0] = 61
         assert "the desk has not gone on for" in notify.wait_for(lambda f: f.startswith("STATUS=hangs"))

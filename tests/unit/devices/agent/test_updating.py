@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from ferryman.devices.agent.update.budget import DayBudgetError
-from ferryman.devices.agent.update.config import Cancelled
+from ferryman.devices.agent.update.config import Cancelled, LaterError
 from ferryman.devices.agent.updating import Hands, Updating
 from ferryman.runtime.contracts.errors import BudgetError, LinkError, ParityError, TrustError
 from ferryman.runtime.contracts.record import decode, encode
@@ -113,8 +113,12 @@ class Device:
         desired = Desired(
             version=version,
             rollout="r",
-            package_sha256=sha256_of(self.packages[name]),
-            **{"health": RULES, "release": name, **more},
+            **{
+                "package_sha256": sha256_of(self.packages[name]) if name else "",
+                "health": RULES,
+                "release": name,
+                **more,
+            },
         )
         self.updating.desire(desired)
         return desired
@@ -182,10 +186,24 @@ def test_one_that_serves_badly_is_rolled_back_and_not_tried_again(device):
     device.want("add/2", 2)
     device.step()
     assert device.said[-1].state == "refused"
+    assert "served badly (9 of 9 requests failed" in device.said[-1].error.message
     assert device.repository.fetched == ["add/2"]
     device.want("add/2", 3, force=True)
     device.step()
     assert device.active == "add-2"
+
+
+def test_one_that_was_rolled_back_by_hand_is_not_accused(device):
+    for name in ("add/1", "add/2"):
+        install(device.packages[name], device.store.root, golden=no_golden)
+    device.store.rollback()
+    device.want("add/2")
+    device.step()
+    said = device.said[-1]
+    assert (said.state, device.repository.fetched) == ("refused", [])
+    assert "was rolled back by hand" in said.error.message
+    assert "--force" in said.error.message
+    assert "badly" not in said.error.message
 
 
 def test_a_crash_loop_ends_the_trial_before_anything_is_served(device):
@@ -235,6 +253,16 @@ def test_what_goes_wrong_is_said_and_the_old_one_serves(device, trouble, state, 
         assert device.active == "add-2"
     else:
         assert device.step() is None
+
+
+def test_a_server_that_asks_to_come_back_later_is_left_alone_so_long(device):
+    device.want("add/1")
+    device.repository.trouble += [LaterError("answers 429", 1800.0), LaterError("answers 429", 0.0)]
+    assert device.step() == 1800.0
+    assert device.said[-1].state == "downloading"
+    assert 0 < device.step() <= 20, "the usual pause is the least"
+    device.step()
+    assert device.active == "add-1"
 
 
 def test_a_wish_that_is_taken_back_is_forgotten(device):
@@ -422,6 +450,20 @@ def test_what_serves_already_is_confirmed(device):
     device.step()
     assert device.said[-1].state == "confirmed"
     assert device.repository.fetched == []
+
+
+def test_what_was_pushed_takes_the_name_of_its_release(device):
+    install(device.packages["add/1"], device.store.root, golden=no_golden)
+    assert device.store.read_state().active.release is None
+    before = device.store.read_state()
+    device.want("add/1")
+    device.step()
+    assert (device.said[-1].state, device.said[-1].release) == ("confirmed", "add/1")
+    assert device.repository.fetched == []
+    assert device.store.read_state() == replace(before, active=replace(before.active, release="add/1"))
+    device.want("", 2, package_sha256=sha256_of(device.packages["add/1"]), previous=True)
+    device.step()
+    assert device.said[-1].release == "add/1"
 
 
 def test_the_thread_notices_wishes_and_ends(device):

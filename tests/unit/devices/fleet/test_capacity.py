@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 
 from ferryman.capacity_cli import capacity
+from ferryman.devices.agent.sampler import PERIOD_S
 from ferryman.devices.fleet.capacity import SOURCES, Costs, Fleet, Needs, first_limit, needs, sketch_bytes
 from ferryman.devices.fleet.store import tables
 from ferryman.devices.fleet.store.store import Arrived, Batch, Row, open_store
@@ -232,7 +233,7 @@ _ROWS: dict[str, tuple[str, float]] = {
 @pytest.mark.parametrize(
     ("heading", "fleet"),
     [
-        ("### A sample every ten seconds, six a message", Fleet(1)),
+        ("### A sample every ten seconds, six a message", Fleet(1, period_s=10)),
         ("### A sample a minute, ten a message", Fleet(1, period_s=60, batch=10)),
     ],
 )
@@ -260,7 +261,7 @@ def test_every_input_of_the_page_is_the_models():
 
 def test_the_limits_stand_in_the_order_the_model_says():
     rows = table("### What becomes the limit, in which order")
-    limits = first_limit(Fleet(1))
+    limits = first_limit(Fleet(1, period_s=10))
     order = sorted(limits, key=lambda name: limits[name])
     assert [row[0] for row in rows] == order
     assert [row[1] for row in rows] == [shown(limits[name]) for name in order]
@@ -270,6 +271,9 @@ def test_the_command_tells_the_same():
     done = CliRunner().invoke(capacity, ["1000000", "--json"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.output)["needs"] == needs(Fleet(1_000_000))._asdict()
+    assert Fleet(1).period_s == PERIOD_S  # what an agent does that was told nothing else
     words = CliRunner().invoke(capacity, ["1000000"])
-    assert "100,000.0 /s" in words.output
+    assert "one every 60 s, 6 a message" in words.output
+    assert "16,666.7 /s" in words.output
+    assert "100,000.0 /s" in CliRunner().invoke(capacity, ["1000000", "--period", "10"]).output
     assert "broker, connections" in words.output

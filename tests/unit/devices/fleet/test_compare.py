@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 
 import msgspec
 import pytest
@@ -150,6 +151,13 @@ def test_an_empty_file_is_called_empty(tmp_path, text):
     result = run(file, tmp_path / "a.json")
     assert result.exit_code == 2
     assert "a.json is empty" in " ".join(result.output.replace("│", " ").split())
+
+
+def test_a_fifo_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    result = run(tmp_path / "fifo")
+    assert result.exit_code == 2
+    assert "fifo is no file" in " ".join(result.output.replace("│", " ").split())
 
 
 def test_other_threads_are_compared_only_if_asked_for(tmp_path):

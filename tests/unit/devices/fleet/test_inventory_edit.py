@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ferryman.devices.fleet import inventory_edit
 from ferryman.devices.fleet.inventory import AdbDevice, MqttDevice, SshDevice, read_devices
-from ferryman.devices.fleet.inventory_edit import add_device, label_devices, remove_device
+from ferryman.devices.fleet.inventory_edit import add_device, label_devices, remove_devices, rename_device
 from ferryman.runtime.contracts.errors import CallerError, FerrymanError
 
 SSH = {"host": "pi.lan", "user": "pi"}
@@ -96,11 +96,56 @@ def test_what_is_no_device_is_refused_and_the_file_is_as_it_was(file, name, sett
 
 
 def test_a_device_is_taken_out(file):
-    remove_device("kitchen", file)
+    remove_devices(["kitchen"], file)
     assert set(read_devices(file)) == {"local", "roof"}
     assert "# the lab" in file.read_text()
     with pytest.raises(CallerError, match="no device 'kitchen' in the devices file; there are: roof"):
-        remove_device("kitchen", file)
+        remove_devices(["kitchen"], file)
+
+
+def test_all_are_taken_out_or_none(file):
+    with pytest.raises(CallerError, match="no device 'attic' in the devices file"):
+        remove_devices(["kitchen", "attic"], file)
+    assert file.read_text() == FILE
+    remove_devices(["kitchen", "roof", "kitchen"], file)
+    assert set(read_devices(file)) == {"local"}
+
+
+def test_a_device_is_renamed_where_it_stands(file):
+    made = rename_device("kitchen", "hall", file)
+    assert made == SshDevice(name="hall", host="kitchen.lan", user="pi")
+    assert file.read_text() == FILE.replace("[kitchen]", "[hall]")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[pi.labels]\na = "b"\n\n[pi]\nhost = "h"\nuser = "u"\n',
+        '[pi]\nhost = "h"\nuser = "u"\n\n[roof]\nhost = "r"\nuser = "u"\n\n[pi.labels]  # here\na = "b"\n',
+        '["pi"]\nhost = "h"\nuser = "u"\nlabels.a = "b"\n',
+        'pi = {host = "h", user = "u", labels = {a = "b"}}\n',
+    ],
+)
+def test_a_device_is_renamed_however_it_is_written(tmp_path, text):
+    path = tmp_path / "devices.toml"
+    path.write_text(text)
+    assert rename_device("pi", "new", path).labels == {"a": "b"}
+    assert "pi" not in read_devices(path)
+    assert path.read_text() == text.replace('"pi"', "new").replace("pi", "new")
+
+
+def test_a_name_that_is_taken_or_none_is_given_to_nobody(file):
+    for old, new, message in (
+        ("kitchen", "roof", "there is a device 'roof' already"),
+        ("attic", "pi", "no device 'attic' in the devices file"),
+        ("kitchen", "a b", "expected 1 to 64 of"),
+    ):
+        with pytest.raises(CallerError, match=message):
+            rename_device(old, new, file)
+    file.write_text('kitchen.host = "h"\nkitchen.user = "u"\n')
+    with pytest.raises(CallerError, match="written in a way that cannot be changed here"):
+        rename_device("kitchen", "hall", file)
+    assert "hall" not in file.read_text()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ferryman.devices.agent.update.budget import DAY_S, DataBudget, DayBudgetError, Now, Usage, elapsed_s, passed
-from ferryman.runtime.contracts.errors import BudgetError, DeviceError
+from ferryman.runtime.contracts.errors import BudgetError, CallerError, DeviceError
 from tests.support.damage import CHANGES, changed
 
 SET = 1_800_000_000.0
@@ -50,6 +50,26 @@ def test_a_kill_hides_no_byte_and_costs_little(tmp_path):
         assert 10_000_000 - 777_700 - 10_000_000 // 64 <= left <= first.left() + 5_000_000
     after = budget(tmp_path, clocks)
     assert 777_700 <= after.total_bytes <= 777_700 + 10_000_000 // 64
+
+
+def test_a_closed_account_is_somebody_elses(tmp_path):
+    """Who held it may still have a thread that has not heard."""
+    clocks = Clocks()
+    first = budget(tmp_path, clocks)
+    first.begin("u")
+    first.spend(1000)
+    first.close()
+    assert budget(tmp_path, clocks).total_bytes == first.total_bytes == 1000, "what was set aside is given back"
+    second = budget(tmp_path, clocks)
+    second.spend(5_000_000)
+    second.close()
+    account = (tmp_path / "update" / "usage.json").read_bytes()
+    for late in (lambda: first.spend(1), lambda: first.spend(10_000_000)):
+        with pytest.raises(CallerError, match="closed"):
+            late()
+    first.settle()
+    first.close()
+    assert (tmp_path / "update" / "usage.json").read_bytes() == account
 
 
 def test_a_budget_is_never_passed_on_the_disk(tmp_path):

@@ -25,6 +25,7 @@ from ferryman.runtime.contracts.errors import (
     RepositoryError,
     TrustError,
 )
+from ferryman.runtime.install import install
 from ferryman.runtime.package import open_package
 from ferryman.runtime.pieces.codecs import CODECS
 from ferryman.update_cli import update
@@ -562,6 +563,32 @@ def test_an_update_by_command(device, tmp_path):
     assert failed.exit_code == 1
     assert json.loads(failed.stdout)["party"] == "repository"
     assert not Path(tmp_path / "device" / "download").exists() or not list((device.root / "download").iterdir())
+
+
+def test_a_package_that_is_bad_here_is_refused_before_it_is_fetched(device, monkeypatch):
+    device.update("digits/1")
+    device.update("digits/2")
+    device.store.rollback()
+    spent = []
+    for name in ("plan", "fetch"):
+        monkeypatch.setattr(UpdateClient, name, lambda *_, **__: spent.append(1))
+    for dry in ((), ("--dry-run",)):
+        failed = run(device, "digits/2", "--json", *dry)
+        assert failed.exit_code == 1
+        assert "digits/2" in (said := json.loads(failed.stdout)["message"])
+        assert "was rolled back by hand on this device" in said
+        assert "--force" in said
+    assert not spent
+    monkeypatch.undo()
+    assert run(device, "digits/2", "--dry-run", "--force").exit_code == 0
+
+
+def test_what_was_pushed_takes_the_name_of_its_release(device, tmp_path):
+    install(write_tiny_package(tmp_path / "same.ferry", padding=PAD), device.root, golden=lambda *_: ())
+    done = run(device, "digits/1", "--dry-run")
+    assert (done.exit_code, device.store.read_state().active.release) == (0, None), done.output
+    assert "digits/1 serves already" in run(device, "digits/1").output
+    assert device.store.read_state().active.release == "digits/1"
 
 
 def test_an_update_by_command_that_proves_it(tmp_path):

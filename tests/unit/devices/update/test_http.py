@@ -18,8 +18,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from ferryman.devices.agent.update import http as http_module
 from ferryman.devices.agent.update.budget import DataBudget
-from ferryman.devices.agent.update.config import Cancelled, UpdateConfig
+from ferryman.devices.agent.update.config import Cancelled, LaterError, UpdateConfig
 from ferryman.devices.agent.update.http import Http
+from ferryman.devices.agent.update.pace import retry_after_s
 from ferryman.runtime.contracts.errors import BudgetError, CallerError, LinkError, RepositoryError
 from tests.support.bad_server import Bad, proxying, serving
 
@@ -157,12 +158,79 @@ def test_closing_cuts_what_is_under_way(tmp_path):
         blocks.close()
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 416, 429])
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 416])
 def test_4xx_is_final(tmp_path, status):
     with serving({"f": DATA}, Bad(status_of={"f": status})) as server:
         with pytest.raises(RepositoryError, match=rf"http://.*/f answers {status}"):
             Client(tmp_path, server.url).get()
         assert len(server.asked) == 1
+
+
+def fetching_since(before):
+    return [one for one in set(threading.enumerate()) - before if one.name.startswith("fetch")]
+
+
+def until(true):
+    deadline_s = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("reached", ["at once", "on a connection that served", "through a proxy", "by a redirect"])
+def test_a_head_that_never_ends_is_cut_with_all_that_waits_for_it(tmp_path, hasty, monkeypatch, reached):
+    """Its bytes come too often for a read to time out."""
+    monkeypatch.setattr(http_module, "_FAILURES_MAX", 1)
+    before = set(threading.enumerate())
+    with serving({"f": DATA}) as server, serving({"g": DATA}, Bad(redirects={"g": f"{server.url}/f"})) as other:
+        url, proxy = ("https://nowhere.invalid", server.url) if reached == "through a proxy" else (server.url, None)
+        url, path = (other.url, "g") if reached == "by a redirect" else (url, "f")
+        client = Client(tmp_path, url, proxy=proxy, timeout_s=0.3)
+        if reached == "on a connection that served":
+            client.http.read(client.http.url("f"))
+        server.bad.drip = True
+        with pytest.raises(LinkError, match=r"no answer within 0\.6 s; gave up after 2 tries") as kept:
+            client.get(path)
+        until(lambda: not fetching_since(before))
+        until(lambda: not server.dripping)
+        assert kept.value.__cause__ is not None  # an error that somebody keeps keeps no connection
+
+
+def test_a_cancel_cuts_a_head_that_never_ends(tmp_path):
+    before = set(threading.enumerate())
+    with serving({"f": DATA}, Bad(drip=True)) as server:
+        client = Client(tmp_path, server.url)
+        threading.Thread(target=lambda: (until(lambda: server.dripping), client.cancelled.set())).start()
+        with pytest.raises(Cancelled):
+            client.get()
+        until(lambda: not fetching_since(before))
+        until(lambda: not server.dripping)
+
+
+def test_an_answer_that_comes_once_all_is_over_changes_no_account(tmp_path, hasty, monkeypatch):
+    """The thread that waited for it may have missed being cut: a name was looked up, say."""
+    monkeypatch.setattr(http_module, "_FAILURES_MAX", 0)
+    answer, told = threading.Event(), threading.Event()
+    with serving({"f": DATA}) as server:
+        late = Client(tmp_path, server.url, timeout_s=0.1)
+        look_up = late.http._pool
+
+        def slowly(url):
+            told.set()
+            answer.wait(30)
+            return look_up(url)
+
+        monkeypatch.setattr(late.http, "_pool", slowly)
+        before = set(threading.enumerate())
+        with pytest.raises(LinkError, match="no answer"):
+            late.get()
+        assert told.is_set()
+        Client(tmp_path, server.url).get()
+        account = (tmp_path / "usage.json").read_bytes()
+        answer.set()
+        until(lambda: not fetching_since(before))
+        assert (tmp_path / "usage.json").read_bytes() == account
+        assert len(server.asked) == 1, "asked for though nobody waits"
 
 
 @pytest.mark.parametrize("status", [204, 304])
@@ -171,8 +239,8 @@ def test_other_answers_are_final_too(tmp_path, status):
         get(tmp_path, Bad(status_of={"f": status}))
 
 
-@pytest.mark.parametrize("status", [500, 502, 503, 504])
-def test_5xx_is_tried_again(tmp_path, hasty, status):
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+def test_what_may_pass_is_tried_again(tmp_path, hasty, status):
     read, _, client = get(tmp_path, Bad(statuses=[status] * 3), 0, 10)
     assert read == DATA[:10]
     assert client.http.retries == 3
@@ -189,6 +257,38 @@ def test_a_server_may_ask_for_patience(tmp_path, hasty):
     began = time.monotonic()
     assert get(tmp_path, Bad(statuses=[503], headers={"Retry-After": "1"}), 0, 10)[0] == DATA[:10]
     assert time.monotonic() - began >= 1
+
+
+@pytest.mark.parametrize("status", [408, 429, 503])
+@pytest.mark.parametrize(("asked", "most_s"), [("1800", 1800), ("999999999", 3600)])
+def test_a_server_that_asks_for_much_patience_is_left_alone(tmp_path, status, asked, most_s):
+    """For so long that another attempt is what comes then; not all of a fleet at the same moment."""
+    with serving({"f": DATA}, Bad(status_of={"f": status}, headers={"Retry-After": asked})) as server:
+        with pytest.raises(LinkError, match=rf"answers {status}; asks to come back in {most_s} s") as caught:
+            Client(tmp_path, server.url).get()
+        assert isinstance(caught.value, LaterError)
+        assert most_s <= caught.value.after_s <= 1.25 * most_s
+        assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "after_s"),
+    [
+        ("0", 0.0),
+        ("7", 7.0),
+        ("Wed, 21 Oct 2015 07:28:30 GMT", 30.0),
+        ("Wed, 21 Oct 2015 07:27:00 GMT", 0.0),
+        ("Thu, 22 Oct 2015 07:28:00 GMT", 3600.0),
+        *(
+            (text, 0.0)
+            for text in ("", "soon", "-5", "1.5", "1e9", "9" * 5000, "\u0667", "Wed, 99 Oct 2015 07:28:30 GMT")
+        ),
+    ],
+)
+def test_how_long_a_server_asks_to_wait(asked, after_s):
+    assert retry_after_s({"Retry-After": asked, "Date": "Wed, 21 Oct 2015 07:28:00 GMT"}) == after_s
+    if asked.startswith(("Wed", "Thu")):
+        assert retry_after_s({"Retry-After": asked}) == 0.0
 
 
 def test_patience_ends(tmp_path, hasty):
@@ -303,7 +403,7 @@ def test_a_reader_that_leaves_cuts_the_connection(tmp_path):
         blocks.close()
         nothing_is_sent_any_more(server)
         assert server.sent < 20_000_000
-        assert not [one for one in set(threading.enumerate()) - before if one.name == "fetch"]
+        assert not [one for one in fetching_since(before) if one.name == "fetch"]
 
 
 def test_connections_are_kept(tmp_path):
@@ -378,6 +478,17 @@ def test_https_with_ranges_through_a_proxy(tmp_path, certificate, monkeypatch, h
         assert Client(tmp_path, server.url, proxy=proxy.url).get("f", 10, 200_000) == DATA[10:200_010]
         assert set(proxy.asked) == {server.url.removeprefix("https://")}
         assert server.sent == 200_000
+
+
+def test_a_head_that_never_ends_is_cut_under_tls_too(tmp_path, certificate, monkeypatch, hasty):
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[1]))
+    monkeypatch.setattr(http_module, "_FAILURES_MAX", 0)
+    before = set(threading.enumerate())
+    with serving({"f": DATA}, Bad(drip=True), certificate=certificate[0]) as server:
+        with pytest.raises(LinkError, match="no answer within"):
+            Client(tmp_path, server.url, timeout_s=1.0).get()
+        until(lambda: not fetching_since(before))
+        until(lambda: not server.dripping)
 
 
 def test_a_server_that_nobody_vouches_for(tmp_path, certificate, monkeypatch, hasty):

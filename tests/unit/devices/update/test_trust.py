@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tuf.api.metadata import Metadata
 
 from ferryman.devices.agent.update.budget import DataBudget
-from ferryman.devices.agent.update.config import Cancelled, UpdateConfig
+from ferryman.devices.agent.update.config import Cancelled, LaterError, UpdateConfig
 from ferryman.devices.agent.update.exchange import Exchange
 from ferryman.devices.agent.update.http import Http
 from ferryman.devices.agent.update.trust import Trust, _by_version, read_release
@@ -425,6 +425,11 @@ def test_5xx_is_a_link(device, server, monkeypatch):
     monkeypatch.setattr("ferryman.devices.agent.update.http._BACKOFF_S", 0.001)
     server.bad = Bad(status_of={"metadata/timestamp.json": 500})
     refused(device, server, r"timestamp.json answers 500", LinkError, keeps=False)
+
+
+def test_a_server_that_asks_to_come_back_later_is_no_verdict_on_metadata(device, server):
+    server.bad = Bad(status_of={"metadata/timestamp.json": 429}, headers={"Retry-After": "600"})
+    refused(device, server, r"timestamp.json answers 429; asks to come back in 600 s", LaterError, keeps=False)
 
 
 def test_a_cancel_ends_it(device, server):

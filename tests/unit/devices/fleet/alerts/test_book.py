@@ -149,9 +149,20 @@ def test_other_silences_tell_nobody_twice():
 def test_who_cannot_be_told_for_a_day_is_not_told():
     book = book_of()
     book.update([row(1, "pi")], target, 0)
-    assert titles(book, GIVE_UP_S) == ["critical: offline: pi"]
-    assert titles(book, GIVE_UP_S + 1) == []
+    assert titles(book, 30 + GIVE_UP_S) == ["critical: offline: pi"]
+    assert titles(book, 31 + GIVE_UP_S) == []
     assert book.take_told() == [(1, False)]
+
+
+def test_neither_a_long_silence_nor_a_long_wait_counts_as_not_being_told():
+    book = book_of(silences=[Silence(until=datetime.fromtimestamp(2 * GIVE_UP_S, UTC))])
+    book.update([row(1, "pi")], target, 0)
+    assert titles(book, 2 * GIVE_UP_S - 1, wall_s=2 * GIVE_UP_S - 1) == []
+    assert titles(book, 2 * GIVE_UP_S + 60, wall_s=2 * GIVE_UP_S + 60) == ["critical: offline: pi"]
+    book = book_of(wait_s=GIVE_UP_S)
+    book.update([row(1, "pi")], target, 0)
+    assert titles(book, GIVE_UP_S - 1) == []
+    assert titles(book, GIVE_UP_S + 5) == ["critical: offline: pi"]
 
 
 @pytest.mark.parametrize("gone", ["told", "forgotten"])

@@ -81,6 +81,7 @@ def test_rules_of_the_file_stand_beside_the_defaults_or_replace_them():
         ('[[tell]]\nurl = "mailto://${NOPE}"', 2, "the environment has no variable NOPE"),
         ('[[rule]]\nwhen = "disk"\n[[rule]]\nwhen = "disk"\n', 3, "called 'disk' already"),
         ('[[rule]]\nwhen = "disk"\nname = "a/b"', 3, "name"),
+        ('[[rule]]\nwhen = "disk"\nname = "a\\n"', 3, "name"),
         ('[[tell]]\nseverity = "critical"\n', 1, "missing required field `url`"),
     ],
 )

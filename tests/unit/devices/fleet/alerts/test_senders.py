@@ -121,9 +121,10 @@ def test_one_that_only_apprise_knows_to_fail_holds_up_others_for_a_moment_only(m
 
 @pytest.mark.parametrize("said", [b"HTTP/1.1 100 Continue\r\n\r\n", b"H"])
 def test_a_webhook_that_never_comes_to_its_answer_is_given_up(hasty, said):
-    stop = threading.Event()
+    begun, stop = threading.Event(), threading.Event()
 
     def drip(server: socket.socket) -> None:
+        begun.set()
         connection, _ = server.accept()
         with connection, contextlib.suppress(OSError):
             while not stop.wait(0.05):
@@ -132,6 +133,7 @@ def test_a_webhook_that_never_comes_to_its_answer_is_given_up(hasty, said):
     with socket.create_server(("127.0.0.1", 0)) as server:
         thread = threading.Thread(target=drip, args=(server,))
         thread.start()
+        assert begun.wait(60)
         deliver = deliver_to(Tell(url=f"http://127.0.0.1:{server.getsockname()[1]}/"), "tell[0]")
         with pytest.raises(TimeoutError, match=r"within 0\.5 s"):
             deliver(notice([row(1, "pi").alert], "offline", "", over=False))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,6 +43,14 @@ def test_the_words_of_the_reference():
     assert line("sample", EXPORTABLES["samples"], row) == (
         'ferryman_sample,device=pi-7 sequence=1i,clock="sure",errors=0.0,my_c=2.5 5\n'
     )
+
+
+@pytest.mark.parametrize("called", EXPORTABLES["samples"].columns)
+def test_a_metric_that_is_called_like_a_column_is_a_field_of_its_own(called):
+    row = {"time": 5, "device": "pi-7", "sequence": 1, "period_s": 60.0, "other": {called: 2.5, "my_c": 3.5}}
+    (point,) = parse(line("sample", EXPORTABLES["samples"], row))
+    assert point.tags == {"device": "pi-7"}
+    assert point.fields == {"sequence": 1, "period_s": 60.0, f"other.{called}": 2.5, "my_c": 3.5}
 
 
 def test_a_row_without_fields_is_no_point():

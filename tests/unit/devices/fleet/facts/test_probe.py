@@ -4,13 +4,15 @@ import threading
 import time
 
 import pytest
+from msgspec.structs import replace
 
 from ferryman.devices.fleet.facts.known import recall, state_home
 from ferryman.devices.fleet.facts.listing import age, rows, target_of
 from ferryman.devices.fleet.facts.probe import AT_ONCE, probe
 from ferryman.devices.fleet.facts.ways import Answer, facts_of_status, ways_of
 from ferryman.devices.fleet.inventory import AdbDevice, LocalDevice, MqttDevice, SshDevice
-from ferryman.profiler.facts import facts_of
+from ferryman.profiler.conditions import kind_of_device, read_conditions
+from ferryman.profiler.facts import facts_of, read_facts
 from ferryman.runtime.contracts.errors import LinkError
 from ferryman.runtime.contracts.messages import Status
 from ferryman.runtime.contracts.record import Unavailable
@@ -134,10 +136,20 @@ def test_what_is_known_and_damaged_is_not_known(facts, damage):
 def test_a_list_and_its_queries_know_the_model(facts):
     list(probe([pi(labels={"site": "lab"})], ways=lambda _: [("ssh", lambda *_: Answer(facts))]))
     target = target_of(pi(labels={"site": "lab"}))
-    assert (target.model, target.label("site")) == ("Raspberry Pi 4 Model B Rev 1.4", "lab")
+    assert (target.model, target.label("site")) == ("Raspberry Pi 4 Model B Rev 1.4, 4x Cortex-A72", "lab")
     (row,) = rows([pi()])
     assert row.known.facts == facts
     assert rows([pi("new")])[0].known is None
+
+
+def test_a_query_knows_the_model_that_an_agent_there_says(tmp_path):
+    """Also where no board is told: a virtual machine has its processor alone."""
+    here = read_conditions({})
+    own = read_facts(tmp_path, synchronized=True)
+    for board in ("A Board", Unavailable(reason="no board is told")):
+        told = replace(own, model=board)
+        list(probe([pi()], ways=lambda _, told=told: [("ssh", lambda *_: Answer(told))]))
+        assert target_of(pi()).model == kind_of_device(replace(here, device_model=board))
 
 
 @pytest.mark.parametrize(

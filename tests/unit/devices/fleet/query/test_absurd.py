@@ -157,8 +157,8 @@ def test_a_device_that_only_sent_records_is_one(store):
 def test_a_slip_is_told_what_there_is(store):
     join(store, status("a", labels={"site": "lab"}))
     put(store, "a", "sample", {NOW_NS - 1: sample([1.0], my_v=3.0)})
-    found = device_rows(store, now_ns=NOW_NS, query="site=nosuch")
-    assert found.left_out == ("all: no device is meant by 'site=nosuch'; there are: a; labels are: site",)
+    with pytest.raises(CallerError, match="no device is meant by 'site=nosuch'; there are: a; labels are: site"):
+        device_rows(store, now_ns=NOW_NS, query="site=nosuch")
     with pytest.raises(CallerError, match="character 6: site=value has one ="):
         device_rows(store, now_ns=NOW_NS, query="site==lab")
     with pytest.raises(CallerError, match="no device has the label 'nosuch'; labels are: site; or by package"):

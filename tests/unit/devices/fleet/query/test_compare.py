@@ -32,6 +32,14 @@ def test_packages_that_the_same_devices_served_are_held_against_each_other_devic
     assert found.left_out == ()
 
 
+def test_packages_have_the_names_that_devices_say(store):
+    join(store, status("a", package="one"))
+    serve(store, "a", "one", 10.0)
+    serve(store, "a", "two", 10.0)
+    assert compare(store, now_ns=NOW_NS).names == {SHA["one"]: "one"}
+    assert compare(store, now_ns=NOW_NS, by="device").names == {}
+
+
 def test_groups_of_different_devices_are_compared_as_they_are(store):
     for n in range(12):
         join(store, status(f"d{n}", labels={"site": "lab" if n % 2 else "roof"}))

@@ -69,8 +69,9 @@ def test_queries_and_names_narrow_them_down(store):
     assert names(device_rows(store, now_ns=NOW_NS, query="model~pi 5")) == ["a", "b"]
     assert names(device_rows(store, now_ns=NOW_NS, query="model~pi 5,site=lab")) == ["a"]
     assert names(device_rows(store, now_ns=NOW_NS, device="b")) == ["b"]
-    assert names(device_rows(store, now_ns=NOW_NS, query="site=lab", device="b")) == []
-    assert names(device_rows(store, now_ns=NOW_NS, query="site=nowhere")) == []
+    for beside in ({"query": "site=lab", "device": "b"}, {"query": "site=nowhere"}):
+        with pytest.raises(CallerError, match="no device is meant by"):
+            device_rows(store, now_ns=NOW_NS, **beside)
 
 
 def test_a_window_counts_whole_hours_and_days_come_from_rollups_of_days(store):

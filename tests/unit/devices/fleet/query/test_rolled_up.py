@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import delete, insert, update
 
+from ferryman.devices.fleet.query.compare import compare
 from ferryman.devices.fleet.query.devices import device_rows
 from ferryman.devices.fleet.query.series import series
 from ferryman.devices.fleet.store import tables
+from ferryman.devices.fleet.store.retain import Policy, retain
 from ferryman.devices.fleet.store.rollup import roll_up
 from ferryman.devices.fleet.store.tables import DAY_S, HOUR_S
 from tests.support.seeded import HOUR_BEGIN_NS, HOUR_NS, NOW_NS, join, put, sample, status
@@ -75,6 +77,32 @@ def test_what_comes_after_samples_were_deleted_is_added_to_what_is_sealed(served
     assert counted(served) == before + 5
     roll_up(served, NOW_NS)
     assert counted(served) == before + 5
+
+
+@pytest.fixture
+def without_old_hours(served):
+    """Of the first two days nothing is left but the days."""
+    roll_up(served, NOW_NS)
+    retain(served, Policy(samples_days=1, hours_days=4), NOW_NS + 3 * DAY_NS)
+    return served
+
+
+def test_hours_that_were_deleted_are_said_to_be_left_out(without_old_hours):
+    """Of a window's first day, and of every day where hours are compared."""
+    found = device_rows(without_old_hours, now_ns=NOW_NS, device="a", since=SINCE_NS)
+    assert found.rows[0].inferences == 3 * (2 * 24 + 3)
+    assert found.left_out[0].startswith("hours of 1 days of devices (2026-11-21), of which")
+    by_hour = compare(without_old_hours, now_ns=NOW_NS, by="device", metrics=["latency_ms"], since=SINCE_NS)
+    assert by_hour.rows[0].samples == 3 * (24 + 3)
+    assert by_hour.left_out[0].startswith("hours of 2 days of devices (2026-11-21 to 2026-11-22), of which")
+    assert series(without_old_hours, "a", "latency_ms", now_ns=NOW_NS, since=SINCE_NS, span_s=3600).left_out
+
+
+def test_whole_days_leave_nothing_out(without_old_hours):
+    found = device_rows(without_old_hours, now_ns=NOW_NS, device="a", since=TODAY_NS - 3 * DAY_NS)
+    assert (found.rows[0].inferences, found.left_out) == (3 * (3 * 24 + 3), ())
+    other = device_rows(without_old_hours, now_ns=NOW_NS, device="b", since=SINCE_NS)
+    assert other.left_out == ()
 
 
 def change(store, statement):

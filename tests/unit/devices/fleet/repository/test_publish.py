@@ -16,6 +16,7 @@ from ferryman.devices.fleet.repository.upkeep import check
 from ferryman.runtime.contracts.errors import CallerError, PackageError, RepositoryError
 from ferryman.runtime.contracts.record import decode, encode
 from ferryman.runtime.contracts.release import LossyUpdate, Release
+from ferryman.runtime.contracts.tensor import DynamicDim, Signature, TensorSpec
 from ferryman.runtime.package import MANIFEST, open_package
 from tests.support.packages import sha256_of, write_tiny_package
 from tests.support.repository import flip, make_repository, utc_now
@@ -44,7 +45,7 @@ def _snapshot(made):
 
 
 def test_a_release_makes_the_package(made, tmp_path):
-    package = write_tiny_package(tmp_path / "p.ferry", padding=os.urandom(200_000))
+    package = write_tiny_package(tmp_path / "p.ferry", name="digits", padding=os.urandom(200_000))
     release = made.publish(package, "1.0")
     found = TufClient(tmp_path / "device", made.path, made.root).release("digits/1.0")
     assert decode(found, Release) == release
@@ -104,13 +105,13 @@ def test_the_base_that_was_given_is_among_the_bases_however_old(made, tmp_path):
     for number in range(5):
         made.publish_tiny(float(number), padding=bulk)
     oldest = tmp_path / "add-0.ferry"
-    package = write_tiny_package(tmp_path / "p.ferry", added=9.0, padding=bulk)
-    done = publish(package, made.path, made.keyring, utc_now(), delta_from=2, base=oldest)
+    package = write_tiny_package(tmp_path / "p.ferry", name="digits", added=9.0, padding=bulk)
+    done = publish(package, made.path, made.keyring, utc_now(), family="digits", delta_from=2, base=oldest)
     assert done.base == "digits/1"
     bases = [one.base for one in _recipes(done.release)[1:]]
     assert bases == [_recipes_base(made, f"digits/{number}") for number in (5, 4, 1)]
     again = write_tiny_package(tmp_path / "again.ferry", added=10.0, padding=bulk)
-    newest = publish(again, made.path, made.keyring, utc_now(), delta_from=2, base=package)
+    newest = publish(again, made.path, made.keyring, utc_now(), family="digits", delta_from=2, base=package)
     assert newest.base == "digits/6"
     assert len(_recipes(newest.release)) == 3  # it is one of the two
 
@@ -118,7 +119,7 @@ def test_the_base_that_was_given_is_among_the_bases_however_old(made, tmp_path):
 def test_a_base_that_was_never_published_still_makes_a_delta(made, tmp_path):
     bulk = os.urandom(100_000)
     pushed = write_tiny_package(tmp_path / "pushed.ferry", added=1.0, padding=bulk)
-    package = write_tiny_package(tmp_path / "p.ferry", added=2.0, padding=bulk)
+    package = write_tiny_package(tmp_path / "p.ferry", name="digits", added=2.0, padding=bulk)
     seen = []
     done = publish(
         package,
@@ -149,7 +150,7 @@ def test_a_base_that_shares_files_with_releases_is_tried_once(made, tmp_path):
     bulk = os.urandom(50_000)
     made.publish_tiny(1.0, padding=bulk)
     pushed = write_tiny_package(tmp_path / "pushed.ferry", added=1.0, promised=1.0001, padding=bulk)
-    package = write_tiny_package(tmp_path / "p.ferry", added=2.0, padding=bulk)
+    package = write_tiny_package(tmp_path / "p.ferry", name="digits", added=2.0, padding=bulk)
     done = publish(package, made.path, made.keyring, utc_now(), base=pushed)
     assert done.base is None
     assert [one.base for one in _recipes(done.release)] == [None, _recipes_base(made, "digits/1")]
@@ -157,7 +158,7 @@ def test_a_base_that_shares_files_with_releases_is_tried_once(made, tmp_path):
 
 
 def test_publishing_again_changes_nothing(made, tmp_path):
-    package = write_tiny_package(tmp_path / "p.ferry")
+    package = write_tiny_package(tmp_path / "p.ferry", name="digits")
     first = publish(package, made.path, made.keyring, utc_now())
     before = _snapshot(made)
     again = publish(package, made.path, made.keyring, utc_now(), version=first.release.version)
@@ -197,20 +198,52 @@ def test_a_version_that_cannot_be_a_file_is_refused(made, version):
         made.publish_tiny(1.0, version)
 
 
-def test_the_family_is_the_packages_name_or_the_only_one(made, tmp_path):
+def test_the_family_is_the_packages_name_or_is_named(made, tmp_path):
     package = write_tiny_package(tmp_path / "p.ferry")
-    assert publish(package, made.path, made.keyring, utc_now()).release.family == "digits"
-    add_family(made.path, "speech", made.keyring, utc_now())
-    with pytest.raises(CallerError, match="add-1 is no family here, and there are 2: digits, speech"):
+    before = _snapshot(made)
+    with pytest.raises(CallerError, match=r"name is add-1, which is no family here; there are: digits\. .*--family"):
         publish(package, made.path, made.keyring, utc_now())
+    assert _snapshot(made) == before
+    assert publish(package, made.path, made.keyring, utc_now(), family="digits").release.family == "digits"
     add_family(made.path, "add-1", made.keyring, utc_now())
     assert publish(package, made.path, made.keyring, utc_now()).release.family == "add-1"
     with pytest.raises(CallerError, match="family 'nobody' is not known here"):
         publish(package, made.path, made.keyring, utc_now(), family="nobody")
 
 
+def _dynamic(symbol, most=8, name="x"):
+    spec = TensorSpec(name=name, dtype="float32", shape=(DynamicDim(symbol=symbol, min=1, max=most), 4))
+    return Signature(inputs=(spec,), outputs=(spec,))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Signature(inputs=(TensorSpec(name="ids", dtype="int64", shape=(1, 32)),), outputs=_dynamic("s0").outputs),
+        Signature(inputs=_dynamic("s0").inputs, outputs=_dynamic("s0").outputs * 2),
+        _dynamic("s0", most=9),
+        _dynamic("s0", name="y"),
+    ],
+)
+def test_another_signature_is_published_only_where_that_is_meant(made, tmp_path, other):
+    made.publish(write_tiny_package(tmp_path / "1.ferry", name="digits", signature=_dynamic("s0")))
+    again = write_tiny_package(tmp_path / "2.ferry", added=2.0, name="digits", signature=_dynamic("s77"))
+    assert made.publish(again).version == "2"  # the symbol is PyTorch's
+    text = write_tiny_package(tmp_path / "3.ferry", added=3.0, name="text", signature=other)
+    before = _snapshot(made)
+    with pytest.raises(
+        CallerError, match=r"text has another signature than digits/2 \(digits\): .*--new-signature"
+    ) as told:
+        made.publish(text)
+    for one in (*other.inputs, *_dynamic("s77").outputs):
+        assert one.describe() in str(told.value)
+    assert _snapshot(made) == before
+    assert made.publish(text, new_signature=True).name == "digits/3"
+    assert made.publish(text).name == "digits/3"  # it is there already
+
+
 def test_without_keys_nothing_is_written(made, tmp_path):
-    package = write_tiny_package(tmp_path / "p.ferry")
+    package = write_tiny_package(tmp_path / "p.ferry", name="digits")
     before = _snapshot(made)
     with pytest.raises(CallerError, match="role digits takes 1 of 1 keys"):
         publish(package, made.path, Keyring([tmp_path / "nothing"]), utc_now())
@@ -218,7 +251,7 @@ def test_without_keys_nothing_is_written(made, tmp_path):
 
 
 def test_a_damaged_package_is_refused_before_anything_is_written(made, tmp_path):
-    package = write_tiny_package(tmp_path / "p.ferry")
+    package = write_tiny_package(tmp_path / "p.ferry", name="digits")
     flip(package, 900)
     before = _snapshot(made)
     with pytest.raises(PackageError, match="seal"):

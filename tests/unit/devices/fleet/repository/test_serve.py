@@ -1,6 +1,8 @@
+import contextlib
 import http.client
 import os
 import socket
+import threading
 from urllib.parse import urlsplit
 
 import pytest
@@ -154,6 +156,53 @@ def test_more_connections_than_threads_wait(folder, monkeypatch):
         fourth = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
         assert _ask(fourth, "/packs/ab/x.pack")[0] == 200
         fourth.close()
+
+
+@pytest.mark.parametrize("answered_before", [False, True])
+def test_a_head_that_drips_holds_its_place_for_no_longer_than_one_that_is_silent(folder, monkeypatch, answered_before):
+    monkeypatch.setattr(serving_module, "CONNECTIONS_MAX", 1)
+    monkeypatch.setattr(serving_module._Handler, "timeout", 1.0)
+    with serving(folder) as url:
+        address = urlsplit(url).netloc
+        dripping = http.client.HTTPConnection(address, timeout=60)
+        dripping.connect()
+        if answered_before:
+            assert _ask(dripping, "/packs/ab/x.pack")[1] == DATA
+        dripping.sock.sendall(b"GET /packs/ab/x.pack HTTP/1.1\r\nX: ")
+        ended = threading.Event()
+
+        def drip():
+            with contextlib.suppress(OSError):
+                while not ended.wait(0.05):
+                    dripping.sock.sendall(b"a")
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        try:
+            other = http.client.HTTPConnection(address, timeout=30)
+            assert _ask(other, "/packs/ab/x.pack")[:2] == (200, DATA)
+            other.close()
+        finally:
+            ended.set()
+            thread.join()
+            dripping.close()
+
+
+def test_an_answer_may_take_longer_than_a_head(folder, monkeypatch):
+    """What is left of the time for a head is no bound for the answer."""
+    bound_s = []
+    monkeypatch.setattr(serving_module._Handler, "timeout", 50.0)
+    answer = serving_module._Handler._say
+    monkeypatch.setattr(
+        serving_module._Handler,
+        "_say",
+        lambda self, *given: bound_s.append(self.connection.gettimeout()) or answer(self, *given),
+    )
+    with serving(folder) as url:
+        made = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
+        assert _ask(made, "/packs/ab/x.pack")[0] == 200
+        made.close()
+    assert bound_s == [50.0]
 
 
 def test_a_taken_port_and_no_repository_are_a_callers_error(folder, tmp_path):

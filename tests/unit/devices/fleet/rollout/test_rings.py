@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ferryman.devices.fleet.rollout.query import Target
@@ -71,6 +71,26 @@ def test_how_many_may_fail():
     for wrong in ("", "-1", "101%", "x", "5%%", "1.5"):
         with pytest.raises(CallerError, match="failures"):
             parse_failures(wrong)
+
+
+@given(st.integers(0, 100_000), st.integers(1, 10**9))
+@example(9_200, 750)
+@example(42_800, 750)
+@example(7_000, 100)
+def test_shares_are_counted_exactly(thousandths, devices):
+    """By whole numbers: at most the share may fail, and a ring is at least its share."""
+    share = f"{thousandths // 1000}.{thousandths % 1000:03}%"
+    assert parse_failures(share) == share
+    assert allowed(share, devices) == thousandths * devices // 100_000
+    assert allowed(share.replace("0%", "%"), devices) == allowed(share, devices)
+
+
+@given(st.integers(1, 100_000), st.integers(1, 400))
+@example(9_200, 375)
+def test_a_ring_of_a_share_is_that_share_rounded_up(thousandths, devices):
+    share = f"{thousandths // 1000}.{thousandths % 1000:03}%"
+    first = list(assign("r", parse_rings(share), fleet(devices), frozenset()).values()).count(0)
+    assert first == -(-thousandths * devices // 100_000)
 
 
 def test_a_plan_that_was_looked_at_is_the_plan_that_is_run():
