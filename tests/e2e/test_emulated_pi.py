@@ -8,12 +8,10 @@ qemu and say nothing about a Pi, and neither kernel, drivers, sensors nor the or
 from __future__ import annotations
 
 import json
-import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +34,14 @@ HWCAP = "import ctypes, platform; print(platform.machine(), hex(ctypes.CDLL(None
 PI_HWCAP = 0x8FB
 """No atomics, no dot products, no half floats: what qemu's own choice of processor has, and a Pi 3 or 4 has not."""
 LIBRARY = pi_device.VENV / "lib/python3.11/site-packages/ferryman/runtime/native/lib"
+WAITING = """
+import sqlite3, sys
+file, since_ns = sys.argv[1:]
+count = "select count(*) from records where kind = 'sample' and time_ns > ?"
+with sqlite3.connect(f"file:{file}?mode=ro", uri=True) as opened:
+    print(*opened.execute(count, (int(since_ns),)).fetchone())
+"""
+"""There, for SQLite follows links, and those of /proc lead elsewhere here."""
 WHILE_CUT = 5
 """Samples that the device takes meanwhile."""
 
@@ -165,10 +171,7 @@ def test_a_cut_link_loses_nothing_and_doubles_nothing(serving: Scene) -> None:
 
     def waiting() -> int:
         """Samples that the device took without the link."""
-        outbox = serving.root.path / STATE.relative_to("/") / "outbox.sqlite"
-        with closing(sqlite3.connect(f"file:{outbox}?mode=ro", uri=True)) as opened:
-            count = "select count(*) from records where kind = 'sample' and time_ns > ?"
-            return opened.execute(count, (cut_ns,)).fetchone()[0]
+        return int(serving.root.run([PYTHON, "-c", WAITING, STATE / "outbox.sqlite", str(cut_ns)]).stdout)
 
     before = stored()
     serving.until("telemetry flows", lambda: stored() > before + 2)

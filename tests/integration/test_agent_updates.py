@@ -218,7 +218,7 @@ def test_a_wish_that_waits_for_the_link_survives_a_restart(tmp_path, broker, rep
     (root / "trust" / "root.json").write_bytes(repository.root)
     with AgentProcess(broker, root, options=("--repository", f"http://127.0.0.1:{free_port()}")):
         version = host.want("digits/2", release.package_sha256)
-        waiting = host.wait(lambda one: one.desired_version == version and one.error is not None)
+        waiting = host.wait(lambda one: one.desired_version == version and one.error is not None, 300)
         assert (waiting.state, waiting.error.party) == ("downloading", "link")
     end_session(broker, "ferryman-agent-pi")  # in which the wish would be taken back
     host.forget("pi")
