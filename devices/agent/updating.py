@@ -258,7 +258,12 @@ class Updating:
         if active.pick != desired.pick and not desired.previous:  # the way back is to what it was, its pick too
             repick(self._store.root, desired.pick, golden=self._golden(desired))
         if desired.release:
-            name_active(self._store, desired.package_sha256, desired.release)
+            try:
+                name_active(self._store, desired.package_sha256, desired.release)
+            except BusyError:
+                raise
+            except DeviceError as error:  # it serves all the same
+                log.warning("that it serves %s is not written down: %s", desired.release, error)
         self._say(desired, "confirmed")
 
     def _fetch_and_install(self, desired: Desired) -> None:

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from ferryman.devices.agent.update.budget import DayBudgetError
 from ferryman.devices.agent.update.config import Cancelled, LaterError
 from ferryman.devices.agent.updating import Hands, Updating
-from ferryman.runtime.contracts.errors import BudgetError, LinkError, ParityError, TrustError
+from ferryman.runtime.contracts.errors import BudgetError, DeviceError, LinkError, ParityError, TrustError
 from ferryman.runtime.contracts.record import decode, encode
 from ferryman.runtime.contracts.release import Release
 from ferryman.runtime.contracts.rollout import Desired, Health, Reported
@@ -450,6 +450,19 @@ def test_what_serves_already_is_confirmed(device):
     device.step()
     assert device.said[-1].state == "confirmed"
     assert device.repository.fetched == []
+
+
+def test_what_serves_is_confirmed_though_the_disk_takes_no_name_for_it(device, monkeypatch, caplog):
+    install(device.packages["add/1"], device.store.root, golden=no_golden)
+
+    def full(*_: object) -> None:
+        raise DeviceError("the disk is full")
+
+    monkeypatch.setattr(SlotStore, "write_state", full)
+    device.want("add/1")
+    device.step()
+    assert (device.said[-1].state, device.said[-1].error) == ("confirmed", None)
+    assert "the disk is full" in caplog.text
 
 
 def test_what_was_pushed_takes_the_name_of_its_release(device):
