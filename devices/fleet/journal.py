@@ -10,8 +10,6 @@ from ferryman.devices.transport.base import Transport
 from ferryman.runtime.contracts.errors import CallerError, DeviceError
 
 UNIT = "ferryman-agent"
-LINES_MAX = 5_000
-"""At once; what a transport carries is bounded."""
 _CURSOR = "-- cursor: "
 _NOTHING = "-- No entries --"
 _NOT_FOUND = 127

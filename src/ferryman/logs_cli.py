@@ -12,13 +12,13 @@ from ferryman.options import devices_option, find
 from ferryman.runtime.say import echo, printable
 
 _FOLLOW_S = 2.0
+_LINES = click.IntRange(1, 5_000)
+"""At once; what a transport carries is bounded."""
 
 
 @click.command()
 @click.argument("device")
-@click.option(
-    "--lines", "-n", type=click.IntRange(1, 5_000), default=100, show_default=True, help="How many, the newest last."
-)
+@click.option("--lines", "-n", type=_LINES, default=100, show_default=True, help="How many, the newest last.")
 @click.option("--follow", "-f", is_flag=True, help="Go on with what comes, until interrupted.")
 @devices_option
 def logs(device: str, lines: int, devices_file: Path | None, *, follow: bool) -> None:

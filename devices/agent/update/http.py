@@ -26,7 +26,7 @@ _PROGRESS_BYTES = 512
 """A try that brings fewer, and not the rest, brought nothing."""
 _BACKOFF_S = 0.2
 _BACKOFF_MAX_S = 20.0
-_AFTER_MAX_S = 60.0
+_AFTER_HERE_S = 60.0
 """A server that asks to wait longer ends the attempt."""
 _AFTER_CHANCE = 0.25
 """So much longer than asked, at most."""
@@ -104,7 +104,7 @@ class Http:
                 failures += 1
                 waited_s = time.monotonic() - moved_s
                 after_s = error.after_s * random.uniform(1, 1 + _AFTER_CHANCE) if error.after_s else 0.0  # noqa: S311
-                if error.after_s > _AFTER_MAX_S:
+                if error.after_s > _AFTER_HERE_S:
                     raise LaterError(
                         f"{error}; asks to come back in {error.after_s:.0f} s; the next try goes on from what is "
                         "verified",
