@@ -195,7 +195,7 @@ class DirectLink:
 STAND_IN = '''\
 #!/usr/bin/python3 -IS
 """Obeys the runner's contract for artifacts of 4 numbers: adds what their first four bytes say."""
-import array, json, os, signal, struct, sys
+import array, json, os, signal, struct, sys, time
 
 def fail(party, message):
     print(json.dumps({"error": {"party": party, "message": message}}))
@@ -236,12 +236,12 @@ else:
     count = max(min(int(seconds / 0.001), most), least)
     warm = [3_000_000, 2_000_000, 1_500_000] + [1_000_000] * int(float(options["--warmup-s"][0]) * 1000)
     if "--window" in options:
-        import time
         begin = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         time.sleep(seconds)
         end = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     else:
         begin, end = 10**9, 10**9 + count * 1_000_000
+        time.sleep(min((4_500_000 + sum(warm) + end - begin) / 1e9, 0.03))  # QUICK takes the time that it tells
     phase = {"rss_bytes": 9_000_000, "pss_bytes": 8_000_000, "uss_bytes": 7_000_000, "peak_rss_bytes": 9_500_000,
              "anonymous_bytes": 1_000_000, "file_bytes": 7_000_000}
     phases = {name: phase for name in ("before", "opened", "first_run", "after")}

@@ -178,7 +178,12 @@ class _Case:
         )
         within_ns = profiled.open_ns + profiled.first_run_ns + sum(profiled.warmup_ns)
         within_ns += profiled.ended_boottime_ns - profiled.started_boottime_ns
-        return profiled, max(took_ns - within_ns, 0)
+        if took_ns <= within_ns:
+            raise DeviceError(
+                f"{self.ready.phone.name}: its clock was set back while {self.variant.name} was measured: the shell "
+                f"counted {took_ns / 1e6:.1f} ms, the runner within it {within_ns / 1e6:.1f} ms; profile again"
+            )
+        return profiled, took_ns - within_ns
 
     def _wait(self, below_c: float) -> Gate:
         """Until the phone's hottest zone is below it, or ten minutes."""

@@ -15,7 +15,7 @@ from ferryman.runtime.contracts.errors import CallerError, DeviceError
 from ferryman.runtime.contracts.measurement import Measurement, ProfileSpec
 from ferryman.runtime.contracts.record import Unavailable, decode, encode
 from ferryman.runtime.package import open_package
-from tests.support.phone import WHY_NOT, DirectLink
+from tests.support.phone import STAND_IN, WHY_NOT, DirectLink, stand_in_bundle
 from tests.unit.devices.fleet.phone.scene import Scene
 
 needs_phone = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
@@ -111,6 +111,16 @@ def test_what_is_not_active_is_not_measured(scene):
     scene.push(scene.first)
     with pytest.raises(DeviceError, match=r"add-1 .* is; push it there first"):
         profile(scene, QUICK, scene.second)
+
+
+@needs_phone
+def test_a_clock_that_is_set_back_meanwhile_is_told(scene):
+    hour_ns = '"open_ns": 3_600_000_000_000'
+    assert '"open_ns": 500_000' in STAND_IN
+    scene.bundle = stand_in_bundle(scene.bundle, "2", STAND_IN.replace('"open_ns": 500_000', hour_ns))
+    scene.push(scene.first)
+    with pytest.raises(DeviceError, match=r"^phone: its clock was set back while fp32-executorch was measured.*again$"):
+        profile(scene, QUICK)
 
 
 @needs_phone
