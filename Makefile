@@ -7,12 +7,12 @@ DEVICE := .venv-device/bin/python
 NATIVE := CMakeLists.txt $(wildcard runtime/native/*/*)
 # A process a processor, each with one thread; tests of one file stay together, for many share what they set up.
 PARALLEL := --numprocesses auto --dist loadfile
-test test-slow: export OMP_NUM_THREADS = 1
+test test-slow test-again: export OMP_NUM_THREADS = 1
 # What builds and runs the roots of devices.
 ROOTS := mmdebstrap=mmdebstrap qemu-aarch64-static=qemu-user-static update-binfmts=binfmt-support zstd=zstd
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-slow chaos lint bench clean wheel-aarch64 wheel-size device-root runner-aarch64 runner-x86_64 system
+.PHONY: help demo test test-slow test-again chaos lint bench clean wheel-aarch64 wheel-size device-root runner-aarch64 runner-x86_64 system
 
 help:
 	@echo "make demo           train, convert, push, run, measure and report on this machine, end to end"
@@ -35,6 +35,10 @@ test: system .venv/.ready .venv-device/.ready
 test-slow: system .venv/.ready .venv-device/.ready
 	@tests/support/need.sh cmake=cmake aarch64-linux-gnu-g++=g++-aarch64-linux-gnu avahi-daemon=avahi-daemon systemd-nspawn=systemd-container $(ROOTS)
 	$(HOST) -m pytest -m slow $(PARALLEL)
+
+# Those that failed last, one after the other.
+test-again: system .venv/.ready .venv-device/.ready
+	$(HOST) -m pytest --last-failed --last-failed-no-failures none
 
 chaos: system .venv/.ready .venv-device/.ready
 	$(HOST) -m tests.chaos --seeds 20
