@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,12 +13,13 @@ import click
 
 from ferryman.capacity_cli import capacity
 from ferryman.compare_cli import Share
+from ferryman.fleet_answer import answer, opened
 from ferryman.options import DATABASE, DATABASE_VARIABLE, PATH, Seconds
 from ferryman.runtime.say import echo, in_place, json_text
+from ferryman.silence_cli import silence, silences, unsilence
 
 if TYPE_CHECKING:
     from ferryman.devices.fleet.store.store import Store
-    from ferryman.runtime.contracts.record import Record
 
 C = TypeVar("C", bound=Callable[..., Any])
 _FOLLOW_S = 1.0
@@ -50,9 +50,6 @@ def fleet() -> None:
 
     Answers come from the database that `ferryman collect` writes. What an answer leaves out is said.
     """  # noqa: D301  # click wants the very character, where it shall not wrap
-
-
-fleet.add_command(capacity)
 
 
 def _asking(since: str) -> Callable[[C], C]:
@@ -105,9 +102,9 @@ def status(
         if watch is not None and not as_json and sys.stdout.isatty():
             click.clear()
         width, colour = layout()
-        _answer(found, lambda: status_text(found, width, colour=colour), as_json=as_json)
+        answer(found, lambda: status_text(found, width, colour=colour), as_json=as_json)
 
-    with _opened(database) as store:
+    with opened(database) as store:
         once(store)
         while watch is not None:
             time.sleep(watch)
@@ -134,10 +131,10 @@ def devices(query: str | None, database: str, sort: str, limit: int, *, as_json:
     from ferryman.show import layout
 
     now_ns = time.time_ns()
-    with _opened(database) as store:
+    with opened(database) as store:
         found = device_rows(store, now_ns=now_ns, query=query, sort=sort, limit=limit or None, **asked)
     width, colour = layout()
-    _answer(found, lambda: devices_text(found, now_ns, width, colour=colour), as_json=as_json)
+    answer(found, lambda: devices_text(found, now_ns, width, colour=colour), as_json=as_json)
 
 
 @fleet.command()
@@ -154,10 +151,10 @@ def runs(query: str | None, database: str, limit: int, *, as_json: bool, **asked
     from ferryman.fleet_show import runs_text
     from ferryman.show import layout
 
-    with _opened(database) as store:
+    with opened(database) as store:
         found = ask(store, now_ns=time.time_ns(), query=query, limit=limit or None, **asked)
     width, colour = layout()
-    _answer(found, lambda: runs_text(found, width, colour=colour), as_json=as_json)
+    answer(found, lambda: runs_text(found, width, colour=colour), as_json=as_json)
 
 
 @fleet.command()
@@ -184,10 +181,10 @@ def compare(query: str | None, database: str, metrics: tuple[str, ...], *, as_js
     from ferryman.fleet_show import comparison_text
     from ferryman.show import layout
 
-    with _opened(database) as store:
+    with opened(database) as store:
         found = ask(store, now_ns=time.time_ns(), query=query, metrics=metrics or METRICS, **asked)
     width, colour = layout()
-    _answer(found, lambda: comparison_text(found, width, colour=colour), as_json=as_json)
+    answer(found, lambda: comparison_text(found, width, colour=colour), as_json=as_json)
 
 
 @fleet.command()
@@ -221,12 +218,12 @@ def logs(
     from ferryman.show import say
 
     shared: dict[str, Any] = {"query": query, "device": device, "level": level, "grep": grep}
-    with _opened(database) as store:
+    with opened(database) as store:
         now_ns = time.time_ns()
         following = Following(store, from_ns=now_ns, **shared)
         found = ask(store, now_ns=now_ns, limit=limit or None, **shared, **asked)
         following.seen(found)
-        _answer(found, lambda: "\n".join(map(log_line, found.rows)), as_json=as_json)
+        answer(found, lambda: "\n".join(map(log_line, found.rows)), as_json=as_json)
         while follow:
             time.sleep(_FOLLOW_S)
             for row in following():
@@ -246,10 +243,14 @@ def alerts(query: str | None, database: str, limit: int, *, as_json: bool, **ask
     from ferryman.show import layout
 
     now_ns = time.time_ns()
-    with _opened(database) as store:
+    with opened(database) as store:
         found = ask(store, now_ns=now_ns, query=query, limit=limit or None, **asked)
     width, colour = layout()
-    _answer(found, lambda: alerts_text(found, now_ns, width, colour=colour), as_json=as_json)
+    answer(found, lambda: alerts_text(found, now_ns, width, colour=colour), as_json=as_json)
+
+
+for command in (silence, silences, unsilence):
+    fleet.add_command(command)
 
 
 @fleet.command()
@@ -274,12 +275,12 @@ def export(what: str, query: str | None, database: str, path: Path, *, as_json: 
     def told(rows: int) -> None:
         in_place(f"{rows:,} {what}")
 
-    with _opened(database) as store:
+    with opened(database) as store:
         found = run(store, what, path, now_ns=now_ns, query=query, progress=told if live else lambda _: None, **asked)
     if live:
         in_place("")
     then = "" if found.last_ns is None else f"; next: --since {min(found.last_ns + 1, now_ns)}"
-    _answer(found, lambda: f"{path}: {found.rows:,} {what}, {found.bytes:,} bytes{then}", as_json=as_json)
+    answer(found, lambda: f"{path}: {found.rows:,} {what}, {found.bytes:,} bytes{then}", as_json=as_json)
 
 
 @fleet.command("copy")
@@ -311,30 +312,4 @@ def copy_(source: str, target: str, *, as_json: bool) -> None:
         echo(f"{one.table:12}{one.rows - one.refused:>14,} rows on both sides{refused}")
 
 
-@contextmanager
-def _opened(database: str) -> Iterator[Store]:
-    """The store, to read; an interrupt is a good end of what goes on for ever."""
-    from ferryman.devices.fleet.store.store import open_store
-
-    store = open_store(database, create=False)
-    try:
-        yield store
-    except KeyboardInterrupt:
-        echo(err=True)
-        raise SystemExit(130) from None
-    finally:
-        store.close()
-
-
-def _answer(found: Record, text: Callable[[], str], *, as_json: bool) -> None:
-    """One JSON document; or text, and what is not in it on the other channel."""
-    from ferryman.runtime.contracts.record import encode
-    from ferryman.show import say
-
-    if as_json:
-        say(json_text(encode(found)))
-        return
-    if made := text():
-        say(made)
-    for words in getattr(found, "left_out", ()):
-        echo(f"left out: {words}", err=True)
+fleet.add_command(capacity)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TypeVar
 
+from ferryman.devices.fleet.alerts.silences import SilenceRow
 from ferryman.devices.fleet.query.records import (
     AlertRow,
     Alerts,
@@ -18,6 +19,7 @@ from ferryman.devices.fleet.query.records import (
     LogRow,
     RunRow,
     Runs,
+    Silences,
     Worst,
 )
 from ferryman.devices.fleet.query.who import is_silent
@@ -162,12 +164,33 @@ def alerts_text(found: Alerts, now_ns: int, width: int, *, colour: bool) -> str:
         ("severity\n", lambda row: row.severity),
         ("device\n", lambda row: row.device),
         ("rule\n", lambda row: row.rule),
+        ("silenced until\nUTC", _silenced),
         ("text\n", lambda row: row.text),
     ]
     numbers: Columns[AlertRow] = [("for\n", lambda row: age((row.until_ns or now_ns) - row.since_ns))]
     return _table(
         f"{len(found.rows):,} of {found.total or 0:,} alerts", found.rows, words, numbers, width, colour=colour
     )
+
+
+def _silenced(row: AlertRow) -> str:
+    return NOT_ASKED if row.silenced_until_ns is None else f"{utc(row.silenced_until_ns)}, by {row.silence}"
+
+
+def silences_text(found: Silences, width: int, *, colour: bool) -> str:
+    """A row for each."""
+    words: Columns[SilenceRow] = [
+        ("number\n", lambda row: str(row.id)),
+        ("devices\n", lambda row: row.devices),
+        ("rules\n", lambda row: ", ".join(row.rules) or "all"),
+        ("since\nUTC", lambda row: utc(row.since_ns)),
+        ("until\nUTC", lambda row: utc(row.until_ns)),
+        ("by\n", lambda row: row.by),
+        ("ended by\n", lambda row: NOT_ASKED if row.ended_ns is None else f"{row.ended_by}, {utc(row.ended_ns)}"),
+        ("why\n", lambda row: row.why),
+    ]
+    count = sum(row.since_ns <= found.now_ns < row.ends_ns for row in found.rows)
+    return _table(f"silences: {count} in force", found.rows, words, [], width, colour=colour)
 
 
 def comparison_text(found: Comparison, width: int, *, colour: bool) -> str:

@@ -11,10 +11,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from sqlalchemy import update
 
 from ferryman.devices import topics
-from ferryman.devices.fleet.alerts import kept, looks, senders
+from ferryman.devices.fleet.alerts import kept, looks, senders, silences
 from ferryman.devices.fleet.alerts.alerting import Alerting
+from ferryman.devices.fleet.alerts.book import sink_name
+from ferryman.devices.fleet.store import tables
 from ferryman.devices.fleet.store.store import Store, open_store
 from ferryman.devices.mqtt import Link, Message
 from ferryman.runtime.contracts.alert import Alert
@@ -202,6 +205,47 @@ def test_a_silence_is_taken_from_the_file_while_the_collector_runs(tmp_path, sce
         spin(scene, alerting, lambda: not untold(store))
         assert [body["title"] for body in hook.bodies] == ["warning: disk: pi at site=lab"]
         alerting.close()
+
+
+def test_a_silence_of_the_store_holds_back_until_somebody_ends_it(tmp_path, scene, store, caplog):
+    with web_hook() as (url, hook):
+        alerting = Alerting(store, None, rules(tmp_path, url))
+        alerting.tick(scene.now_ns)
+        asked = {"for_s": 7 * 86_400, "by": "eve", "why": "a new disk", "now_ns": scene.now_ns}
+        silence = silences.add(store, "site=lab", (), **asked)
+        full(scene, alerting, free_mb=3.0)
+        sink = sink_name(0)
+        assert alerting._book.due(sink, time.monotonic(), time.time()) == []
+        store.write(lambda connection: connection.execute(update(tables.silences).values(devices="site==")))
+        alerting.tick(scene.wait(5))  # is read once: what somebody wrote over it counts no more
+        assert "cannot be read" not in caplog.text
+        silences.end(store, silence.id, "eve", scene.now_ns)
+        bad = silences.add(store, "site=lab", (), **asked)
+        store.write(lambda connection: connection.execute(update(tables.silences).values(devices="site==")))
+        spin(scene, alerting, lambda: not untold(store))
+        assert [body["title"] for body in hook.bodies] == ["warning: disk: pi at site=lab"]
+        assert caplog.text.count(f"silence {bad.id} cannot be read, and silences nobody: query, character 6") == 1
+        alerting.close()
+
+
+def test_the_log_has_a_line_for_each_alert_that_begins_or_is_over(tmp_path, scene, store, caplog, monkeypatch):
+    monkeypatch.setattr("ferryman.devices.fleet.alerts.alerting.LOGGED_MAX", 1)
+    alerting = Alerting(store, None, rules(tmp_path))
+    alerting.tick(scene.now_ns)
+    scene.status("other")
+    scene.send("other", sample(disk_free_mb=4.0))
+    full(scene, alerting, free_mb=3.0)
+    full(scene, alerting, free_mb=9000.0)
+    alerting.close()
+    lines = [record.getMessage() for record in caplog.records if "alert " in record.getMessage()]
+    begin, others, end = (line.split(", since ") for line in lines)
+    assert begin[0] in {
+        f"alert begins: disk, {device}, warning: {free} MB are free on its disk ({free}, bound 500)"
+        for device, free in (("pi", 3), ("other", 4))
+    }
+    assert others == ["alert begins: 1 others; `ferryman fleet alerts --past` has all"]
+    assert end[0] == "alert is over: disk, pi, warning: 3 MB are free on its disk (3, bound 500)"
+    assert " UTC, until " in end[1]
 
 
 def test_who_has_lost_the_lock_tells_nobody(tmp_path, scene, store):

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from sqlalchemy import insert, select, text
 
 from ferryman.cli import main
+from ferryman.devices.fleet.alerts import silences
 from ferryman.devices.fleet.collector import carry as carrying
 from ferryman.devices.fleet.collector.carry import TABLES, carry
 from ferryman.devices.fleet.collector.instance import only_one
@@ -43,6 +44,7 @@ def source(tmp_path: Path) -> Path:
         put(store, "a", "log", {NOW_NS: {"message": "tab\t, line\n, \\ and ö"}})
         put(store, "a", "clock", {NOW_NS: {"kernel_boot": "k", "offset_ns": 5 * 10**9}})
         store.insert(Batch(bad=[Bad("ferryman/v1/a/telemetry", b"\x00\xff\n", "no envelope")]), NOW_NS)
+        silences.add(store, "site=lab", ("disk",), for_s=3600, by="eve", why="a new disk", now_ns=NOW_NS)
         alert(store, "a")
         alert(store, "b", until_ns=NOW_NS, told_ns=NOW_NS)
         reference = insert(tables.references).values(device="a", serves="x", made_ns=1, body="{}")
@@ -74,11 +76,20 @@ def test_everything_is_there_and_goes_on_there(source, target):
     with closing(open_store(target)) as store:
         put(store, "c", "log", {NOW_NS: {"message": "new"}})
         alert(store, "c")
+        assert silences.add(store, "all", (), for_s=60, by="eve", why="x", now_ns=NOW_NS).id == 2
         assert store.totals().devices == 2
         ids = [number for (number,) in store.read(select(tables.sources.c.id))]
         assert len(ids) == len(set(ids)) == len(content(source)["sources"]) + 1
     with pytest.raises(CallerError, match="holds something already"):
         carry(source, target)
+
+
+def test_a_source_of_before_silences_is_carried_too(source, target):
+    with closing(open_store(source)) as store:
+        store.write(tables.silences.drop)
+    assert {one.table: one.rows for one in carry(source, target)}["silences"] == 0
+    with closing(open_store(target)) as store:
+        assert store.totals().devices == 2
 
 
 @pytest.mark.parametrize("broken_off", [1, 4, 9])

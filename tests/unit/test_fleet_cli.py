@@ -144,6 +144,32 @@ def test_without_rich_the_tables_are_plain(database, monkeypatch):
     assert "─" not in asked("devices", database).stdout
 
 
+def test_an_operator_silences_looks_and_ends_it(database, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    schema_ = json.loads(SCHEMA_FILE.read_bytes())
+    made = asked("silence", database, "roo*", "--rule", "offline", "--for", "2h", "--why", "a new\x1b roof").stdout
+    assert made.startswith("silence 1 until ")
+    assert made.endswith("1 of 1 alerts that hold are silenced; `ferryman fleet unsilence 1` ends it\n")
+    assert ", by 1" in asked("alerts", database).stdout
+    listed = asked("silences", database).stdout
+    for words in ("silences: 1 in force", "roo*", "offline", "@", "a new? roof"):
+        assert words in listed
+    ended = json.loads(asked("unsilence", database, "1", "--by", "eve", "--json").stdout)
+    jsonschema.validate(ended, schema_)
+    assert ended["rows"][0]["ended_by"] == "eve"
+    assert ", by 1" not in asked("alerts", database).stdout
+    assert "silences: 0 in force" in asked("silences", database).stdout
+    assert "eve, " in asked("silences", database, "--past").stdout
+    jsonschema.validate(json.loads(asked("silences", database, "--past", "--json").stdout), schema_)
+    refused = run("unsilence", "1", "--database", database, code=1)
+    assert "no silence 1 is in force; there are: none" in refused.stderr
+    refused = run("silence", "all", "--for", "2", "--why", "x", "--database", database, code=1)
+    assert "'2' is no length of time" in refused.stderr
+    refused = run("silence", "all", "--for", "2h", "--why", "x", "--database", database.parent / "none", code=1)
+    assert "no such file" in refused.stderr
+    assert not (database.parent / "none").exists()
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_json_is_one_document_as_the_schema_says(database, command, tmp_path):
     empty = tmp_path / "empty.sqlite"

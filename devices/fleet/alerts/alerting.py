@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ferryman.devices.fleet.alerts import kept
+from ferryman.devices.fleet.alerts import kept, silences
 from ferryman.devices.fleet.alerts.board import NAME, Board
 from ferryman.devices.fleet.alerts.book import Book
+from ferryman.devices.fleet.alerts.chosen import Chosen
 from ferryman.devices.fleet.alerts.config import Config, read_config
 from ferryman.devices.fleet.alerts.senders import Sender
 from ferryman.devices.fleet.alerts.watch import Changes, Watch
+from ferryman.devices.fleet.alerts.words import in_a_line
 from ferryman.devices.fleet.rollout.query import Target
 from ferryman.devices.fleet.store.store import Store
 from ferryman.devices.mqtt import Link
@@ -24,6 +27,8 @@ TICK_S = 5.0
 KEPT_NS = 365 * 86_400 * 10**9
 """Alerts that are over are kept so long."""
 FORGET_EVERY_S = 3600.0
+LOGGED_MAX = 100
+"""Alerts of one look that begin, and that end, of which each has a line in the log."""
 
 
 class Counts(NamedTuple):
@@ -61,6 +66,8 @@ class Alerting:
         self._board = None if link is None else Board(link, self._book)
         self._began_s = time.time()
         self._forgot_s = -FORGET_EVERY_S
+        self._silences: dict[int, Chosen | None] = {}
+        """Those in force, by id; None: what cannot be read, and was logged."""
 
     @property
     def counts(self) -> Counts:
@@ -85,8 +92,11 @@ class Alerting:
         self._put_down_told(now_ns)
         if began - self._forgot_s > FORGET_EVERY_S:
             kept.forget(self._store, now_ns - KEPT_NS)
+            silences.forget(self._store, now_ns - KEPT_NS)
             self._forgot_s = began
         rows = kept.read(self._store)
+        _log(changes, rows)
+        self._silence(now_ns)
         self._book.update(rows, self._target, time.monotonic())
         if self._board is not None:
             self._board.post(rows, lambda alert: kept.is_over(self._store, alert))
@@ -116,6 +126,21 @@ class Alerting:
             except StoreError as error:
                 log.warning("%s; what was told last is told again", error)
         self._running = False
+
+    def _silence(self, now_ns: int) -> None:
+        """Have the book know the silences of the store."""
+        known, self._silences = self._silences, {}
+        found: list[tuple[float, Chosen]] = []
+        for one in silences.read(self._store, now_ns=now_ns):
+            try:
+                chosen = known[one.id] if one.id in known else Chosen(one.devices, one.rules)
+            except CallerError as error:
+                chosen = None
+                log.error("alerts: silence %d cannot be read, and silences nobody: %s", one.id, error)  # noqa: TRY400  # as below
+            self._silences[one.id] = chosen
+            if chosen is not None:
+                found.append((one.ends_ns / 1e9, chosen))
+        self._book.silence(found)
 
     def _put_down_told(self, now_ns: int) -> None:
         told = self._book.take_told()
@@ -147,6 +172,17 @@ class Alerting:
         picture = self._watch.picture
         row = picture.rows.get(device)
         return Target(name=device) if row is None else picture.targets[row]
+
+
+def _log(changes: Changes, rows: Sequence[kept.Kept]) -> None:
+    """A line for each that begins or ends, as a site that goes dark may be many."""
+    over = {row.id: row.alert for row in rows}
+    ended = [over[which] for which in changes.resolved if which in over]
+    for alerts, what in ((changes.opened, "begins"), (ended, "is over")):
+        for alert in alerts[:LOGGED_MAX]:
+            log.warning("alert %s: %s", what, in_a_line(alert))
+        if (more := len(alerts) - LOGGED_MAX) > 0:
+            log.warning("alert %s: %d others; `ferryman fleet alerts --past` has all", what, more)
 
 
 def _modified(path: Path | None) -> int | None:

@@ -10,13 +10,13 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import NamedTuple
 
-from ferryman.devices.fleet.alerts.config import Config, Silence, Tell
+from ferryman.devices.fleet.alerts.chosen import Chosen
+from ferryman.devices.fleet.alerts.config import Config, Tell
 from ferryman.devices.fleet.alerts.kept import Kept
-from ferryman.devices.fleet.alerts.words import NAME_MAX_CHARS, TEXT_MAX_CHARS, cut
-from ferryman.devices.fleet.rollout.query import Query, Target, parse_query
+from ferryman.devices.fleet.alerts.words import NAME_MAX_CHARS, TEXT_MAX_CHARS, cut, utc
+from ferryman.devices.fleet.rollout.query import Target
 from ferryman.runtime.contracts.alert import Alert, Notice
 
 SHOWN_MAX = 20
@@ -54,17 +54,6 @@ class _Entry:
         return self.alert.until_ns is not None
 
 
-class _Chosen:
-    """Which alerts somebody wants, or a silence means."""
-
-    def __init__(self, one: Tell | Silence) -> None:
-        self._query: Query = parse_query(one.devices)
-        self._rules = frozenset(one.rules)
-
-    def has(self, alert: Alert, target: Target) -> bool:
-        return (not self._rules or alert.rule in self._rules) and self._query.matches(target)
-
-
 class Book:
     """Of several threads: the one that looks, and one for each who is told."""
 
@@ -75,6 +64,7 @@ class Book:
         self._entries: dict[int, _Entry] = {}
         self._told: list[tuple[int, bool]] = []
         self._sent: dict[tuple[str, Key], float] = {}
+        self._stored: tuple[tuple[float, Chosen], ...] = ()
         self._config = Config()
         self.configure(Config())
 
@@ -84,8 +74,14 @@ class Book:
             if config.tells != self._config.tells:
                 self._entries.clear()
             self._config = config
-            self._tells = {sink_name(at): (tell, _Chosen(tell)) for at, tell in enumerate(config.tells)}
-            self._silences = [(silence.until.timestamp(), _Chosen(silence)) for silence in config.silences]
+            tells = {sink_name(at): tell for at, tell in enumerate(config.tells)}
+            self._tells = {name: (tell, Chosen(tell.devices, tell.rules)) for name, tell in tells.items()}
+            self._silences = [(one.until.timestamp(), Chosen(one.devices, one.rules)) for one in config.silences]
+
+    def silence(self, silences: Sequence[tuple[float, Chosen]]) -> None:
+        """Take those of the store, each with its end (Unix epoch), in place of what they were; the file's stay."""
+        with self._lock:
+            self._stored = tuple(silences)
 
     def forget(self) -> None:
         """Another collector tells from now on."""
@@ -176,7 +172,8 @@ class Book:
             del self._entries[which]
 
     def _is_silenced(self, entry: _Entry, wall_s: float) -> bool:
-        return any(wall_s < until and chosen.has(entry.alert, entry.target) for until, chosen in self._silences)
+        rule, target = entry.alert.rule, entry.target
+        return any(wall_s < until and one.has(rule, target) for until, one in (*self._silences, *self._stored))
 
 
 def sink_name(at: int) -> str:
@@ -184,9 +181,9 @@ def sink_name(at: int) -> str:
     return f"tell[{at}]"
 
 
-def _wants(tell: Tell, chosen: _Chosen, entry: _Entry) -> bool:
+def _wants(tell: Tell, chosen: Chosen, entry: _Entry) -> bool:
     enough = _MARKS.index(entry.alert.severity) >= _MARKS.index(tell.severity)
-    return enough and chosen.has(entry.alert, entry.target)
+    return enough and chosen.has(entry.alert.rule, entry.target)
 
 
 def _due(key: Key, some: Sequence[tuple[int, _Entry]], label: str) -> Due:
@@ -222,10 +219,5 @@ def notice(alerts: Sequence[Alert], rule: str, group: str, *, over: bool) -> Not
 def _line(alert: Alert) -> str:
     text = cut(alert.text, TEXT_MAX_CHARS)
     if alert.until_ns is None:
-        return f"{alert.device}: {text} (since {_time(alert.since_ns)})"
-    return f"{alert.device}: is over: {text} ({_time(alert.since_ns)} to {_time(alert.until_ns)})"
-
-
-def _time(time_ns: int) -> str:
-
-    return datetime.fromtimestamp(time_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        return f"{alert.device}: {text} (since {utc(alert.since_ns)})"
+    return f"{alert.device}: is over: {text} ({utc(alert.since_ns)} to {utc(alert.until_ns)})"

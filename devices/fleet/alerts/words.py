@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import re
 import threading
+from datetime import UTC, datetime
 from urllib.parse import unquote
+
+from ferryman.runtime.contracts.alert import Alert
 
 TEXT_MAX_CHARS = 500
 """Of what one alert says."""
@@ -19,6 +22,21 @@ def cut(text: str, most_chars: int) -> str:
     """The text on one line, no longer than that, and with ? in the place of what cannot be printed."""
     shown = "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text[: most_chars + 1])
     return shown if len(shown) <= most_chars else f"{shown[: most_chars - 3]}..."
+
+
+def in_a_line(alert: Alert) -> str:
+    """For a log: rule, device, what was found against the bound, since when, and until when."""
+    found = "" if alert.value is None else f" ({alert.value:.4g}"
+    if found:
+        found += ")" if alert.bound is None else f", bound {alert.bound:.4g})"
+    until = "" if alert.until_ns is None else f", until {utc(alert.until_ns)}"
+    text = f"{cut(alert.text, TEXT_MAX_CHARS)}{found}"
+    return f"{alert.rule}, {alert.device}, {alert.severity}: {text}, since {utc(alert.since_ns)}{until}"
+
+
+def utc(time_ns: int) -> str:
+    """To the second."""
+    return datetime.fromtimestamp(time_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 class Redaction(logging.Filter):

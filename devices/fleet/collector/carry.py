@@ -118,11 +118,13 @@ def _newest(store: Store) -> int:
 
 
 def _count(store: Store, table: Table) -> int:
-    return int(store.read(select(func.count()).select_from(table))[0][0])
+    return int(store.read(select(func.count()).select_from(table))[0][0]) if store.has(table) else 0
 
 
 def _carry_table(old: Store, new: Store, table: Table, upto: int, told: Told) -> None:
     total = _count(old, table)
+    if not total:
+        return
     done = int(old.read(select(func.count()).select_from(table).where(upto >= _ROWID))[0][0])
     for rows in _chunks(old, table, upto):
         _put(new, table, rows)
@@ -187,7 +189,7 @@ def _end(old: Store, new: Store) -> list[Carried]:
             )
 
     def work(connection: Connection) -> None:
-        for table in (tables.sources, tables.alerts):
+        for table in (tables.sources, tables.alerts, tables.silences):
             connection.exec_driver_sql(
                 f"SELECT setval(pg_get_serial_sequence('{table.name}', 'id'), greatest(max(id), 1)) FROM {table.name}"  # noqa: S608  # ours
             )

@@ -10,6 +10,7 @@ from typing import Literal
 
 from msgspec import field
 
+from ferryman.devices.fleet.alerts.silences import SilenceRow
 from ferryman.runtime.contracts.record import Record, Unavailable
 
 SCHEMA = 1
@@ -167,6 +168,9 @@ class AlertRow(Record, kw_only=True):
     since_ns: int
     until_ns: int | None
     """None: it still holds."""
+    silence: int | None = None
+    """Number of the silence in the store that keeps it from being told now; None: none does."""
+    silenced_until_ns: int | None = None
 
 
 class SampleRow(Record, kw_only=True):
@@ -260,6 +264,14 @@ class Alerts(_Page, tag="fleet-alerts", kw_only=True):
     """Those that hold first, then the newest first."""
 
 
+class Silences(Record, tag="fleet-silences", kw_only=True):
+    """Answer of `silences`, the newest first."""
+
+    schema: int = SCHEMA
+    now_ns: int
+    rows: tuple[SilenceRow, ...]
+
+
 class Samples(_Page, tag="fleet-samples", kw_only=True):
     """Answer of `samples`."""
 
@@ -311,5 +323,5 @@ class Exported(Record, tag="fleet-export", kw_only=True):
     left_out: tuple[str, ...] = ()
 
 
-Document = FleetStatus | Devices | Runs | Logs | Alerts | Samples | Series | Comparison | Exported
+Document = FleetStatus | Devices | Runs | Logs | Alerts | Silences | Samples | Series | Comparison | Exported
 """Whatever `ferryman fleet ... --json` prints."""

@@ -11,7 +11,7 @@ from sqlalchemy import BigInteger, Column, Connection, MetaData, Table, Text, se
 from ferryman.devices import database
 from ferryman.devices.fleet.store import migrate, postgresql
 from ferryman.devices.fleet.store.engine import Database
-from ferryman.devices.fleet.store.tables import VERSION, store
+from ferryman.devices.fleet.store.tables import VERSION, metadata, store
 from ferryman.runtime.contracts.errors import StoreError
 
 _TABLES = {"store", "records", "quarantine", "devices"}
@@ -59,8 +59,11 @@ def identify(opened: Database, *, create: bool, on_progress: Callable[[str], Non
             )
     if version < VERSION:
         _migrate(opened, on_progress)
-    elif create and opened.dialect == "sqlite":
-        _write_ahead(opened)
+    elif create:
+        if opened.dialect == "sqlite":
+            _write_ahead(opened)
+        if found and not found >= set(metadata.tables):
+            _add(opened)
     rows = opened.read(select(store.c.id))
     if not rows:
         raise opened.error(database.DamagedError("its table `store` is empty"))
@@ -76,6 +79,17 @@ def _make(opened: Database) -> None:
             postgresql.one_at_a_time(connection)
         if not _names(connection):  # another process may have made it in the meantime
             migrate.make_tables(connection, secrets.token_hex(8))
+
+    opened.write(work)
+
+
+def _add(opened: Database) -> None:
+    """The tables that came without another version: whoever does not know them leaves them alone."""
+
+    def work(connection: Connection) -> None:
+        if opened.dialect == "postgresql":
+            postgresql.one_at_a_time(connection)
+        metadata.create_all(connection)
 
     opened.write(work)
 

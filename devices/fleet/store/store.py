@@ -139,6 +139,15 @@ class Store:
         """
         return self._opened.write(work)
 
+    def has(self, table: sqlalchemy.Table) -> bool:
+        """Whether the table is there: one that only reads adds none that an earlier ferryman did not make.
+
+        Raises:
+            StoreError: the database cannot be read.
+        """
+        with self.connection() as connection:
+            return sqlalchemy.inspect(connection).has_table(table.name)
+
     def insert(self, batch: Batch, now_ns: int) -> Inserted:
         """Take in a batch in one commit, on disk when this returns.
 

@@ -191,6 +191,21 @@ Index(
     postgresql_where=alerts.c.told_ns.is_(None),
 )
 
+silences = Table(
+    "silences",
+    metadata,
+    Column("id", _Key, primary_key=True, autoincrement=True),
+    Column("devices", Text, nullable=False),  # a query
+    Column("rules", Text, nullable=False),  # names with commas between; empty: all
+    Column("by", Text, nullable=False),
+    Column("why", Text, nullable=False),
+    Column("since_ns", BigInteger, nullable=False),
+    Column("until_ns", BigInteger, nullable=False),
+    Column("ended_ns", BigInteger),  # NULL: nobody ended it early
+    Column("ended_by", Text),
+)
+"""Who wants nobody to be told of which alerts until when; not there before a ferryman that knows it has written."""
+
 references = Table(
     "references",
     metadata,

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from ferryman.devices.fleet.alerts.book import GIVE_UP_S, SHOWN_MAX, Book
+from ferryman.devices.fleet.alerts.chosen import Chosen
 from ferryman.devices.fleet.alerts.config import Config, Grouping, Silence, Tell
 from ferryman.devices.fleet.alerts.kept import Kept
 from ferryman.devices.fleet.rollout.query import Target
@@ -133,6 +134,16 @@ def test_what_ends_while_it_is_silenced_is_not_told():
     book.update([row(1, "lab-1", until_s=150)], target, 0)
     assert titles(book, 30, wall_s=999) == []
     assert book.take_told() == [(1, True)]
+
+
+def test_silences_of_the_store_stand_beside_those_of_the_file():
+    book = book_of(silences=[Silence(until=datetime.fromtimestamp(1000, UTC), devices="site=lab")])
+    book.update([row(1, "lab-1"), row(2, "barn-1")], target, 0)
+    book.silence([(500.0, Chosen("barn-*", ("offline",)))])
+    assert titles(book, 30, wall_s=499) == []
+    assert titles(book, 30, wall_s=500) == ["critical: offline: barn-1 at site=barn"]
+    book.silence([(500.0, Chosen("barn-*", ("disk",)))])
+    assert titles(book, 30, wall_s=499) == ["critical: offline: barn-1 at site=barn"]
 
 
 def test_other_silences_tell_nobody_twice():
