@@ -34,6 +34,8 @@ elif what == "install_staged":
         release="add/3", trial=Trial(desired_version=2, rollout="r", rules=HealthRules(), began_at_ns=1), **options)
 elif what == "rollback":
     store.rollback()
+elif what == "name_active":
+    staged.name_active(store, store.read_state().active.package_sha256, "add/2")
 elif what == "fail":
     trial.fail(store, "it is slow")
 else:
@@ -126,6 +128,8 @@ SCENARIOS = {
         Scenario("crash loop", "count_start", looping, (2, 1), 1, "rolling back"),
         Scenario("confirm", "confirm", on_trial, (2,), 2, "confirming"),
         Scenario("fail", "fail", on_trial, (2, 1), 1, "rolling back"),
+        Scenario("name", "name_active", confirmed, (2,), 2, "idle"),
+        Scenario("name of a trial", "name_active", on_trial, (2,), 2, "trial"),
         Scenario("rollback", "rollback", on_trial, (2, 1), 1, "rolling back"),
     )
 }

@@ -65,11 +65,14 @@ class FleetLink:
         self._signer = Signer.of_environment()
         self._sealed_for: set[str] = set()
         """Devices that obey signed commands only, as their status says."""
-        self._inbox: queue.Queue[Delivery | None] = queue.Queue(_INBOX_MAX)
-        """None: a connection begins."""
+        self._inbox: queue.Queue[tuple[int, Delivery | None]] = queue.Queue(_INBOX_MAX)
+        """On which connection what came; None: it is ready, of which we hear before or after what the broker kept."""
+        self._connection = 0
+        self._read_of = 0
         for topic in (topics.ALL_STATUS, topics.ALL_REPORTED, topics.ALL_DESIRED):
-            self._link.subscribe(topic, self._inbox.put, qos=0)
+            self._link.subscribe(topic, self._hear, qos=0)
         self._link.on_ready(self._begin)
+        self._link.on_down(self._end)
         self.connected_at_ns = 0
         """Wall clock; 0: not yet."""
         self._connected_s = 0.0
@@ -118,14 +121,16 @@ class FleetLink:
         deadline = time.monotonic() + _TURN_S
         for _ in range(_BATCH_MAX):
             try:
-                delivery = self._inbox.get(timeout=max(0.0, deadline - time.monotonic()) if not found else 0)
+                connection, delivery = self._inbox.get(
+                    timeout=max(0.0, deadline - time.monotonic()) if not found else 0
+                )
             except queue.Empty:
                 break
+            if connection != self._read_of:
+                self._read_of, self._unsettled, self._kept = connection, True, {}
             if delivery is None:
                 self.connected_at_ns, self._connected_s = time.time_ns(), time.monotonic()
                 self._heard_s = self._refreshed_s = self._connected_s
-                self._unsettled = True
-                self._kept = {}
                 continue
             self._heard_s = time.monotonic()
             if (heard := self._read(delivery)) is not None:
@@ -217,7 +222,13 @@ class FleetLink:
     def _begin(self) -> None:
         with self._changed:
             self._waiting = 0  # what was under way on the last connection is not answered any more
-        self._inbox.put(None)
+        self._inbox.put((self._connection, None))
+
+    def _end(self) -> None:
+        self._connection += 1
+
+    def _hear(self, delivery: Delivery) -> None:
+        self._inbox.put((self._connection, delivery))
 
     def _read(self, delivery: Delivery) -> Heard | None:
         device = ""
