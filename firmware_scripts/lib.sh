@@ -55,7 +55,11 @@ need_root() {
 run() {
     # shellcheck disable=SC2034 # read by the scripts
     CHANGED=1
-    if [ -n "$DRY_RUN" ]; then
+    if [ -n "$DRY_RUN" ] && [ "$1" = as_user ]; then
+        _as=$2
+        shift 2
+        say "would run, as $_as: $*"
+    elif [ -n "$DRY_RUN" ]; then
         say "would run: $*"
     else
         "$@"

@@ -17,7 +17,7 @@ set -eu
 
 BEGIN='# ferryman: read-only root begin'
 END='# ferryman: read-only root end'
-fstab=/etc/fstab state='' undo=''
+fstab=/etc/fstab state='' undo='' missing=''
 while [ $# -gt 0 ]; do
     case $1 in
     --state | --fstab)
@@ -56,8 +56,9 @@ case $undo,$theirs in
 esac
 if [ -z "$undo" ] && [ -d /run/systemd/system ] && has blkid; then
     blkid "$state" >/dev/null 2>&1 || findfs "$state" >/dev/null 2>&1 ||
-        die "no file system $state here: make it first, or the device would wait for it at its next start"
+        missing="no file system $state here: make it first, or the device would wait for it at its next start"
 fi
+if [ -n "$missing" ] && [ -z "$DRY_RUN" ]; then die "$missing"; fi
 
 # The lines between the marks are ours; of the line for / only ro or rw is, and what it was is kept behind the mark.
 now=$(mktemp)
@@ -105,8 +106,20 @@ if [ -n "$undo" ] && ! grep -qF "$BEGIN" "$fstab"; then
     say "nothing to do"
     exit 0
 fi
+if [ -n "$DRY_RUN" ]; then
+    if [ -n "$missing" ]; then say "would stop here: $missing; after that:"; fi
+    diff "$fstab" "$now" | sed -n 's/^< /would take out: /p; s/^> /would put in: /p'
+fi
 write_file "$fstab" 644 root <"$now"
-if [ -z "$CHANGED" ]; then
+if [ -n "$DRY_RUN" ]; then
+    if [ -z "$CHANGED" ]; then
+        say "nothing to do"
+    elif [ -n "$undo" ]; then
+        say "the root would be writable from the next start on"
+    else
+        say "the root would be read-only from the next start on; before that: cp -a what is in /var/lib/ferryman to $state"
+    fi
+elif [ -z "$CHANGED" ]; then
     say "nothing to do"
 elif [ -n "$undo" ]; then
     say "the root is writable from the next start on"

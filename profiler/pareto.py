@@ -5,15 +5,19 @@ Of two variants the better one is at least as accurate and costs no more; those 
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import tempfile
+import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from ferryman.profiler.report_words import MISSING, number
+from ferryman.profiler.stats import block_error
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.record import Record, encode
 from ferryman.runtime.contracts.tensor import Array, Signature
@@ -25,6 +29,11 @@ Labelled = Sequence[tuple[tuple[Array, ...], Array]]
 """Inputs of a call, and the class number of each row of its first output."""
 _WARM_UP = 3
 _FEWEST = 20
+_Z = 1.96
+NOTE = (
+    "95 % of: where the accuracy lies for other examples of the kind. +- %: half of the 95 % interval of the median, "
+    "by one process's runs; what a new process or another load moves is not in it. `ferryman compare` measures in turn."
+)
 _SUFFIXES = (".png", ".svg", ".html")
 
 
@@ -41,6 +50,11 @@ class Point(Record):
     latency_us: float
     """Median of a call, one thread."""
     examples: int
+    latency_error: float | None = None
+    """Half of the median's 95 % interval over it, by how its runs scatter; None: not known, of an earlier version."""
+    accuracy_low: float | None = None
+    """95 % interval of the accuracy over other examples of the kind (Wilson, 1927); None: as above."""
+    accuracy_high: float | None = None
 
 
 def measure(
@@ -67,6 +81,7 @@ def measure(
                         artifact, variant.runtime, interpreter=interpreter, entry=variant.entry
                     ) as session:
                         right, rows, times = _run(session, _cut(labelled, package.manifest.signature))
+                    low, high = wilson(right, rows)
                     points.append(
                         Point(
                             package=package.manifest.name,
@@ -76,6 +91,9 @@ def measure(
                             size_bytes=artifact.stat().st_size,
                             latency_us=float(np.median(times)) / 1e3,
                             examples=rows,
+                            latency_error=block_error(times),
+                            accuracy_low=low,
+                            accuracy_high=high,
                         )
                     )
     if not points:
@@ -126,6 +144,14 @@ def _run(session: IsolatedSession, labelled: Labelled) -> tuple[int, int, list[i
         session.run(inputs)
         times.append(session.last_run_ns)
     return right, rows, times[_WARM_UP:]
+
+
+def wilson(right: int, rows: int) -> tuple[float, float]:
+    """95 % interval of a share, by Wilson's score (JASA 22, 1927, 209-212), fit for few examples too."""
+    share, z2 = right / rows, _Z * _Z
+    middle = (share + z2 / (2 * rows)) / (1 + z2 / rows)
+    half = _Z * math.sqrt(share * (1 - share) / rows + z2 / (4 * rows * rows)) / (1 + z2 / rows)
+    return min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))
 
 
 def front(points: Sequence[Point], cost: Callable[[Point], float]) -> list[Point]:
@@ -195,22 +221,32 @@ def _page(points: Sequence[Point], svg: str) -> str:
         "<style>body{font:15px sans-serif;max-width:70em;margin:2em auto}td,th{padding:.2em .8em;text-align:left}"
         "</style>"
         "<h1>Accuracy against cost</h1>{{ svg | safe }}<table><tr><th>package<th>form<th>interpreter<th>accuracy"
-        "<th>bytes<th>us a call<th>examples</tr>{% for p in points %}<tr><td>{{ p.package }}<td>{{ p.form }}"
-        "<td>{{ p.interpreter }}<td>{{ '%.2f %%' | format(100 * p.accuracy) }}<td>{{ '{:,}'.format(p.size_bytes) }}"
-        "<td>{{ '%.0f' | format(p.latency_us) }}<td>{{ p.examples }}</tr>{% endfor %}</table>"
+        "<th>95 % of<th>bytes<th>us a call<th>+- %<th>examples</tr>{% for row in rows %}<tr>"
+        "{% for cell in row %}<td>{{ cell }}{% endfor %}</tr>{% endfor %}</table><p>{{ note }}</p>"
     )
-    return template.render(points=points, svg=svg)
+    return template.render(rows=[_cells(one) for one in points], svg=svg, note=NOTE)
+
+
+def _cells(p: Point) -> tuple[str, ...]:
+    """A row; n/a where it is not known."""
+    within, error = MISSING, MISSING
+    if p.accuracy_low is not None and p.accuracy_high is not None:
+        within = f"{100 * p.accuracy_low:.1f}-{100 * p.accuracy_high:.1f} %"
+    if p.latency_error is not None and math.isfinite(p.latency_error):
+        error = number(100 * p.latency_error, 2)
+    cells = (f"{p.accuracy:.2%}", within, f"{p.size_bytes:,}", f"{p.latency_us:,.0f}", error, f"{p.examples:,}")
+    return p.package, p.form, p.interpreter, *cells
 
 
 def table(points: Sequence[Point]) -> str:
     """Rows for people."""
-    rows = [("package", "form", "interpreter", "accuracy", "bytes", "us a call")]
-    rows += [
-        (p.package, p.form, p.interpreter, f"{p.accuracy:.2%}", f"{p.size_bytes:,}", f"{p.latency_us:,.0f}")
-        for p in points
+    rows: list[tuple[str, ...]] = [
+        ("package", "form", "interpreter", "accuracy", "95 % of", "bytes", "us a call", "+- %", "examples")
     ]
+    rows += [_cells(p) for p in points]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+    lines = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join((*lines, *textwrap.wrap(NOTE, 100)))
 
 
 def to_json(points: Sequence[Point]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -57,7 +58,17 @@ def _plot(
             some = [p for p in points if p.form == form and p.interpreter == interpreter]
             if not some:
                 continue
+            axes.errorbar(
+                [cost(p) for p in some], [100 * p.accuracy for p in some], yerr=np.transpose([_apart(p) for p in some]),
+                fmt="none", ecolor=_COLOURS[index % len(_COLOURS)], elinewidth=0.8, alpha=0.5, zorder=2,
+            )  # fmt: skip
             axes.scatter(
                 [cost(p) for p in some], [100 * p.accuracy for p in some], s=26, marker=_MARKS[mark % len(_MARKS)],
                 color=_COLOURS[index % len(_COLOURS)], label=f"{form}, {interpreter}", zorder=3, alpha=0.85,
             )  # fmt: skip
+
+
+def _apart(point: Point) -> tuple[float, float]:
+    """How far the ends of the accuracy's interval are from it, in percent."""
+    low, high = point.accuracy_low, point.accuracy_high
+    return (0.0, 0.0) if low is None or high is None else (100 * (point.accuracy - low), 100 * (high - point.accuracy))

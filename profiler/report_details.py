@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from ferryman.profiler.report_tables import Grid, Group
+from ferryman.profiler.report_tables import BUSY_FROM, Grid, Group
 from ferryman.profiler.report_words import MISSING, NOT_ASKED, ms, number, percent, printable, short, took
 from ferryman.profiler.stats import summarize
 from ferryman.runtime.contracts.layers import Layer, LayerStatistics
@@ -127,9 +127,10 @@ def layers_grid(layers: LayerStatistics, rows_max: int) -> Grid:
     """In the order of the record."""
     shown, rest = layers.rows[:rows_max], layers.rows[rows_max:]
     notes = [
-        printable(
-            f"{layers.source}; over {layers.inputs} inputs, which {layers.information_max_bits:.3g} bit tell apart"
-        )
+        printable(f"{layers.source}; over {layers.inputs} input{'' if layers.inputs == 1 else 's'}"),
+        f"a layer can tell at most {layers.information_max_bits:.3g} bit of which input it was"
+        if layers.information_max_bits
+        else "all inputs are alike, so what a layer tells of its input is not known; give several that differ",
     ]
     if rest:
         notes.append(f"{len(rest)} more layers are not shown")
@@ -217,8 +218,16 @@ def _roof_notes(operators: Operators, shown: Sequence[Operator]) -> Iterator[str
         return
     yield (
         f"roof: {number(peak.gmacs_per_s)} GMAC/s in fp32 and {number(peak.gbytes_per_s)} GB/s"
-        ", one thread, measured on this device; the share is the least time that allows over the time taken"
+        ", one thread, measured on this device just before the operators; the share is the least time that allows over "
+        "the time taken"
     )
+    if isinstance(peak.busy, Unavailable):
+        yield "what else ran while the roof was measured is not known: under load it comes out lower"
+    elif peak.busy >= BUSY_FROM:
+        yield (
+            f"others took {percent(peak.busy)} % of the processors while the roof was measured: it is too low, and "
+            "differs from one profile to the next; measure again on a quiet device"
+        )
     if any(_beyond(one, peak) for one in shown):
         yield (
             f"{_BEYOND} more than the roof allows: data that lay in caches, int8, or so short a time that the clock's "

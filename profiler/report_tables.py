@@ -33,7 +33,7 @@ Found = Sequence[tuple[str, Measurement]]
 Row = tuple[str, ...]
 Columns = tuple[tuple[str, Callable[[Measurement], str]], ...]
 _NAME_MAX = 64
-_BUSY_FROM = 0.1
+BUSY_FROM = 0.1
 """Below it, what others take of the processors is the system's own bustle."""
 _FEW = {
     1: "± of p50 is not known of one process: how processes differ is not in it; ask for --starts 5",
@@ -334,7 +334,7 @@ def _warnings(m: Measurement) -> list[str]:
         found.append(f"runs had not settled after warm-up in process {', '.join(restless)} of {many}")
     found += _not_cool(m)
     busy = [start.busy for start in m.starts if not isinstance(start.busy, Unavailable)]
-    if busy and max(busy) >= _BUSY_FROM:
+    if busy and max(busy) >= BUSY_FROM:
         found.append(f"others took up to {percent(max(busy))} % of the processors during the timed runs")
     now = () if isinstance(m.after.throttled, Unavailable) else m.after.throttled
     if now:

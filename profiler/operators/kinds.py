@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 MOVERS = frozenset(("transpose", "reshape", "copy"))
 """Kinds that move data and compute nothing."""
@@ -108,6 +109,14 @@ def kind_of(name: str) -> str:
         base = name.rpartition("::")[2].partition(".")[0].strip("_").lower()
         base = re.sub(r"_copy$", "", base)
     return _ALIKE.get(base, base)
+
+
+def of_channels(kind: str, input_shape: Sequence[int]) -> str:
+    """The kind of an operator whose input, channels last, has this shape.
+
+    Of one channel interpreters make a depthwise convolution, which is the same; `conv2d` is the model's word.
+    """
+    return "conv2d" if kind == "depthwise_conv2d" and tuple(input_shape[-1:]) == (1,) else kind
 
 
 def layer_of(kind: str) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
+from ferryman.profiler.busy import Busy
 from ferryman.runtime import kernels
 from ferryman.runtime.contracts.errors import CallerError, DeviceError
 from ferryman.runtime.contracts.operators import Peak
@@ -47,8 +49,9 @@ def measure_peak() -> Peak | Unavailable:
         function.restype, function.argtypes = ctypes.c_double, (ctypes.c_double,)
     library.ferryman_peak_read.restype = ctypes.c_double
     library.ferryman_peak_read.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_double)
+    busy = Busy()
     beyond = [name for name in _BEYOND_INT8[isa] if name in has]
-    return Peak(
+    found = Peak(
         gmacs_per_s=library.ferryman_peak_floats(_SECONDS) / 1e9,
         int8_gmacs_per_s=Unavailable(reason=f"interpreters may use {beyond[0]}, and what is measured uses {isa}")
         if beyond
@@ -56,6 +59,7 @@ def measure_peak() -> Peak | Unavailable:
         gbytes_per_s=_read(library, _far_bytes(), 1) / 1e9,
         cache_gbytes_per_s=_read(library, _NEAR_BYTES, 1000) / 1e9,
     )
+    return msgspec.structs.replace(found, busy=busy.share())
 
 
 def _read(library: ctypes.CDLL, size: int, times: int) -> float:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ferryman.profiler.operators.builtins import NAMES
-from ferryman.profiler.operators.kinds import kind_of
+from ferryman.profiler.operators.kinds import kind_of, of_channels
 from ferryman.profiler.operators.node import Node, Tensor, bytes_of, counted, own_macs
 from ferryman.runtime.contracts.errors import RuntimeFault
 from ferryman.runtime.flatbuffer import BrokenError, Data, Table
@@ -151,6 +151,7 @@ def _operator(held: Table, names: Sequence[str], tensors: Sequence[Tensor], modu
     written = [tensors[i] for i in outputs if i >= 0]
     macs = None
     if written and read and read[0] is not None:
+        kind = of_channels(kind, read[0].shape)
         macs = _own(kind, held, read[0], written[0]) if own else _macs(name, read, written[0])
     there = [tensors[i] for i in dict.fromkeys((*inputs, *outputs)) if i >= 0]
     node = Node(name, kind, "ferryman" if own else None, module, bytes_of(there), counted(kind, macs))

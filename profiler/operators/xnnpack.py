@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from ferryman.profiler.operators.kinds import of_channels
 from ferryman.profiler.operators.node import Node, Tensor, bytes_of, counted
 from ferryman.runtime.flatbuffer import BrokenError, Table, number
 
@@ -144,7 +145,7 @@ def _node(held: Table, values: Mapping[int, Tensor], origins: Mapping[str, str])
         macs = _MACS[form.kind](node, inputs, output)
     return Node(
         name=form.kind,
-        kind=form.kind,
+        kind=of_channels(form.kind, inputs[0].shape) if inputs else form.kind,
         delegate="xnnpack",
         module=module,
         bytes_moved=bytes_of([*inputs, output]),

@@ -46,6 +46,8 @@ class Peak(Record, tag="peak"):
     int8_gmacs_per_s: float | Unavailable
     cache_gbytes_per_s: float | None = None
     """The same of what stays in the first cache: small operators reach more than memory gives."""
+    busy: float | Unavailable = Unavailable(reason="not taken")
+    """Share of all processors' time that others took meanwhile: under load the roof comes out lower."""
 
 
 class Operators(Record, tag="operators"):

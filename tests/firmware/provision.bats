@@ -96,6 +96,8 @@ state() {
     before=$(tree /opt /etc /usr/local)
     expect 0 all --dry-run
     says "would run: useradd"
+    says "would run, as root: install -d -m 755 -- /opt/ferryman.d"
+    says_not "as_user"
     says "would write: /etc/systemd/system/ferryman-agent.service"
     [ "$(tree /opt /etc /usr/local)" = "$before" ]
 }

@@ -97,7 +97,38 @@ what() { findmnt --tab-file "$FSTAB" --noheadings --output "$2" "$1"; }
 @test "a dry run changes nothing" {
     before=$(tree "$FSTAB")
     expect 0 change --state LABEL=ferryman --dry-run
-    says "would write"
+    says "would take out: PARTUUID=1-02  /               ext4    defaults,noatime  0       1
+"
+    says "would put in: LABEL=ferryman /var/lib/ferryman ext4 "
+    says "would put in: tmpfs /var/log "
+    says "would write: $FSTAB"
+    says "the root would be read-only from the next start on"
+    says_not "root is read-only"
+    [ "$(tree "$FSTAB")" = "$before" ]
+    expect 0 change --state LABEL=ferryman
+    expect 0 change --state LABEL=ferryman --dry-run
+    says "nothing to do"
+    expect 0 change --undo --dry-run
+    says "would take out: tmpfs /tmp "
+    says "the root would be writable from the next start on"
+    says_not "would run"
+}
+
+@test "without the file system for the state nothing is changed, and a dry run shows what would be" {
+    needs_root_of_its_own
+    echo 'exit 2' | fake blkid
+    echo 'exit 1' | fake findfs
+    mkdir -p /run/systemd/system # as where systemd runs
+    before=$(tree "$FSTAB")
+    run change --state LABEL=ferryman
+    real="$status $output"
+    run change --state LABEL=ferryman --dry-run
+    rm -r /run/systemd/system
+    [[ "$real" = "1 "*"no file system LABEL=ferryman here: make it first"* ]]
+    [ "$status" -eq 0 ]
+    says "would stop here: no file system LABEL=ferryman here: make it first"
+    says "would put in: LABEL=ferryman /var/lib/ferryman ext4 "
+    says "would write: $FSTAB"
     [ "$(tree "$FSTAB")" = "$before" ]
 }
 

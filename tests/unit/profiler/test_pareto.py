@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ferryman.profiler.pareto import Point, draw, front, measure, table, to_json
+from ferryman.profiler.pareto import Point, draw, front, measure, table, to_json, wilson
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.record import decode
 from tests.support.packages import write_tiny_package
@@ -60,6 +61,25 @@ def test_points_can_be_read_again():
     points = [point(0.5, 10), point(0.25, 5)]
     assert [decode(line.encode(), Point) for line in to_json(points).splitlines()] == points
     assert "50.00%" in table(points)
+    assert table(points).splitlines()[1].split()[3:] == ["50.00%", "n/a", "10", "1", "n/a", "10"]
+
+
+def test_the_table_and_the_page_say_how_sure_they_are(tmp_path):
+    sure = msgspec.structs.replace(point(0.9, 1000, 20), latency_error=0.034, accuracy_low=0.8512, accuracy_high=0.9341)
+    assert table([sure]).splitlines()[1].split()[3:] == ["90.00%", "85.1-93.4", "%", "1,000", "20", "3.4", "10"]
+    assert "what a new process or another load moves is not in it" in " ".join(table([sure]).split())
+    draw([sure, point(0.8, 100, 10)], tmp_path / "plot.html")
+    assert "<td>85.1-93.4 %<td>1,000<td>20<td>3.4<td>10" in (tmp_path / "plot.html").read_text()
+
+
+@given(st.integers(1, 300).flatmap(lambda rows: st.tuples(st.integers(0, rows), st.just(rows))))
+def test_the_interval_holds_every_share_whose_score_is_within_it(drawn):
+    right, rows = drawn
+    low, high = wilson(right, rows)
+    assert 0 <= low <= right / rows <= high <= 1
+    for true in np.linspace(0.001, 0.999, 37):
+        score = abs(right / rows - true) / np.sqrt(true * (1 - true) / rows)
+        assert (low <= true <= high) == (score <= 1.96) or abs(score - 1.96) < 1e-6
 
 
 def test_packages_are_run_over_labelled_inputs(tmp_path):
@@ -68,6 +88,7 @@ def test_packages_are_run_over_labelled_inputs(tmp_path):
     found = measure([path], [((x,), np.array([1])), ((x,), np.array([2]))])
     assert {one.accuracy for one in found} == {0.5}
     assert all(one.latency_us > 0 and one.examples == 2 for one in found)
+    assert all(one.latency_error >= 0 and one.accuracy_low < 0.5 < one.accuracy_high for one in found)
     with pytest.raises(CallerError, match="1 rows of 4 classes, and they have 2 class numbers"):
         measure([path], [((x,), np.array([1, 2]))])
     with pytest.raises(CallerError, match="class numbers are 4 to 4, and the model has 4 classes"):

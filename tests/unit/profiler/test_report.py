@@ -323,6 +323,16 @@ def test_the_roof_is_told_before_all_else():
     assert operators_grid(FULL.operators, 4).notes[0].startswith("roof: 48.0 GMAC/s")
 
 
+def test_beside_the_roof_it_is_told_what_else_ran_while_it_was_measured():
+    def second(busy):
+        peak = msgspec.structs.replace(FULL.operators.peak, busy=busy)
+        return operators_grid(msgspec.structs.replace(FULL.operators, peak=peak), 4).notes[1]
+
+    assert second(Unavailable(reason="x")).startswith("what else ran while the roof was measured is not known")
+    assert second(0.37).startswith("others took 37.0 % of the processors while the roof was measured: it is too low")
+    assert "processors" not in second(0.02)
+
+
 # Columns that tell nothing.
 
 
@@ -345,7 +355,19 @@ def test_columns_of_details_that_tell_nothing_are_left_out():
 def test_layers_without_mutual_information_say_so():
     cells = [row[-1] for row in layers_grid(FULL.layers, 40).rows()]
     assert cells[-2:] == ["n/a", "n/a"]
-    assert layers_grid(FULL.layers, 3).notes[1] == "7 more layers are not shown"
+    assert layers_grid(FULL.layers, 3).notes[2] == "7 more layers are not shown"
+
+
+def test_how_much_layers_can_tell_of_the_input_is_said_in_words():
+    def notes(**changes):
+        return "; ".join(layers_grid(msgspec.structs.replace(FULL.layers, **changes), 40).notes)
+
+    assert "over 64 inputs; a layer can tell at most 6 bit of which input it was" in notes(
+        inputs=64, information_max_bits=6.0
+    )
+    assert "over 1 input; all inputs are alike, so what a layer tells of its input is not known" in notes(
+        inputs=1, information_max_bits=0.0
+    )
 
 
 def test_a_group_wider_than_the_terminal_is_split():

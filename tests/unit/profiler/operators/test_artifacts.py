@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 
 from ferryman.profiler.flatbuffer_head import Tables, copy, put_before
-from ferryman.profiler.operators.kinds import kind_of
+from ferryman.profiler.operators.kinds import kind_of, of_channels
 from ferryman.profiler.operators.node import Node, make_rows, match
 from ferryman.profiler.operators.pte import read_method
 from ferryman.profiler.operators.slices import slice_head
@@ -47,6 +47,19 @@ PTE = (Path(__file__).parents[3] / "golden" / "pte" / "linear.pte").read_bytes()
 )
 def test_an_operator_has_one_word_on_every_interpreter(name, kind):
     assert kind_of(name) == kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "word"),
+    [
+        ("depthwise_conv2d", (1, 28, 28, 1), "conv2d"),
+        ("depthwise_conv2d", (1, 28, 28, 8), "depthwise_conv2d"),
+        ("depthwise_conv2d", (), "depthwise_conv2d"),
+        ("add", (1, 28, 28, 1), "add"),
+    ],
+)
+def test_a_convolution_of_one_channel_is_no_depthwise_one(kind, shape, word):
+    assert of_channels(kind, shape) == word
 
 
 def node(kind, module=None):

@@ -17,6 +17,7 @@ def test_the_roof_is_above_what_numpy_reaches():
         if isinstance(found, Unavailable):  # of an instruction set that these kernels do not use
             return
         assert found.cache_gbytes_per_s > found.gbytes_per_s > 0.5
+        assert 0 <= found.busy <= 1
         if not isinstance(found.int8_gmacs_per_s, Unavailable):
             assert found.int8_gmacs_per_s > found.gmacs_per_s
         a = np.ones(1 << 20, np.float32)
