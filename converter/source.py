@@ -14,7 +14,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from ferryman.converter.reason import reason
-from ferryman.converter.source_text import PROGRAM_SUFFIX, missing, parse_source, see_current_directory
+from ferryman.converter.source_text import missing, named, parse_source, see_current_directory
 from ferryman.runtime.contracts.errors import CallerError, ModelError
 
 _ENTRY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}", re.ASCII)
@@ -66,7 +66,7 @@ def load_sources(text: str) -> dict[str | None, Source]:
     module, inputs, dynamic_shapes = (*made, None)[:3]
     if not isinstance(module, torch.nn.Module | Mapping) or not isinstance(inputs, (tuple, list, dict, torch.Tensor)):
         raise CallerError(f"{text} returned ({type(module).__name__}, {type(inputs).__name__}, ...): {expected}")
-    return make_sources(module, inputs, dynamic_shapes=dynamic_shapes, name=factory_name)
+    return make_sources(module, inputs, dynamic_shapes=dynamic_shapes, name=named(parsed))
 
 
 def call_factory(text: str, what: str) -> Any:  # noqa: ANN401  # whatever it returns
@@ -207,7 +207,7 @@ def _load_program(path: Path) -> Source:
     args, kwargs = program.example_inputs
     _check_tensors(str(path), (args, kwargs))
     return Source(
-        name=path.name.removesuffix(PROGRAM_SUFFIX),
+        name=named(path),
         module=program.module(),
         args=tuple(args),
         kwargs=dict(kwargs or {}),

@@ -28,6 +28,11 @@ def parse_source(text: str) -> Path | tuple[str, str]:
     return module_name, factory_name
 
 
+def named(source: Path | tuple[str, str]) -> str:
+    """What a package of it is called, where nobody says another name."""
+    return source.name.removesuffix(PROGRAM_SUFFIX) if isinstance(source, Path) else source[1]
+
+
 def look_for(source: Path | tuple[str, str]) -> None:
     """Miss a module before much is loaded for it; only the outermost package is looked for, and nothing is imported.
 

@@ -15,7 +15,7 @@ import shlex
 import stat
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +33,8 @@ from ferryman.runtime.contracts.slot import DEFAULT_ROOT
 LOCAL = "local"
 """This machine; it needs no entry."""
 CONNECT_TIMEOUT_S = 15.0
+_NAMED = 20
+"""Devices in a message."""
 _DEFAULT_FILE = "~/.config/ferryman/devices.toml"
 
 
@@ -260,13 +262,20 @@ def find_device(devices: Mapping[str, Device], name: str, source: Path | str | N
 
 def there_are(devices: Mapping[str, Device], missed: str, source: Path | str | None = None) -> str:
     """Which devices there are, and how one that is missed comes to be among them, where that may be a device's name."""
-    told = f"there are: {', '.join(sorted(devices))} (see {source or devices_file()})"
+    told = f"there are: {some(devices)} (see {source or devices_file()})"
     if not is_name(missed):
         return told
     return (
         f"{told}; `ferryman devices add {missed} --host HOST --user USER` adds it, or with `--mqtt URL` where only its "
         "agent's broker reaches it"
     )
+
+
+def some(names: Iterable[str]) -> str:
+    """Names for a message: the first of them, and how many more."""
+    names = sorted(names)
+    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    return (", ".join(names[:_NAMED]) or "none") + more
 
 
 def connect(device: Device, *, timeout_s: float = CONNECT_TIMEOUT_S) -> Transport:

@@ -17,7 +17,7 @@ from tomlkit.exceptions import TOMLKitError
 from tomlkit.items import SingleKey, Table
 
 from ferryman.devices import topics
-from ferryman.devices.fleet.inventory import Device, devices_file, parse_devices, read_file
+from ferryman.devices.fleet.inventory import Device, devices_file, parse_devices, read_file, some
 from ferryman.runtime.contracts.errors import CallerError, DeviceError
 from ferryman.runtime.durable import write_durable
 
@@ -28,37 +28,51 @@ _MODE = 0o600
 
 
 def add_device(name: str, settings: Mapping[str, Any], path: Path | None = None, *, replace: bool = False) -> Device:
-    """Write a device's table; returns the device.
+    """Write a device's table; returns the device. See `add_devices`."""
+    return add_devices({name: settings}, path, replace=replace)[0]
+
+
+def add_devices(
+    wanted: Mapping[str, Mapping[str, Any]], path: Path | None = None, *, replace: bool = False
+) -> list[Device]:
+    """Write the tables of devices, of all or of none; returns the devices.
 
     Args:
-        name: of the table.
-        settings: all that the table is to say.
+        wanted: name -> all that the table is to say.
         path: the devices file; None: the usual one. It is made where there is none.
         replace: let these settings take the place of those of a device of that name.
 
     Raises:
-        CallerError: the name is none or taken, the settings are no device's, or the file cannot be read or written;
+        CallerError: a name is none or taken, settings are no device's, or the file cannot be read or written;
             it is as it was.
     """
-    topics.check_name(name)
+    for name in wanted:
+        topics.check_name(name)
 
     def change(tables: Tables) -> None:
-        if name not in tables:
-            _append(tables, name, {})
-        elif not replace:
-            raise CallerError(
-                f"there is a device {name!r} already; --replace lets the new settings take the place of its own"
-            )
-        table = tables[name]
-        for key in [key for key in table if key not in settings]:
-            del table[key]
-        for key, value in settings.items():
-            if key not in table:
-                _append(table, key, value)
-            elif table[key] != value:
-                table[key] = value
+        for name, settings in wanted.items():
+            if name not in tables:
+                _append(tables, name, {})
+            elif not replace:
+                raise CallerError(
+                    f"there is a device {name!r} already; `ferryman devices add --replace` lets new settings take the "
+                    "place of its own"
+                )
+            _settle(tables[name], settings)
 
-    return _edit(change, path)[name]
+    made = _edit(change, path)
+    return [made[name] for name in wanted]
+
+
+def _settle(table: Tables, settings: Mapping[str, Any]) -> None:
+    """Have a table say these settings and no others."""
+    for key in [key for key in table if key not in settings]:
+        del table[key]
+    for key, value in settings.items():
+        if key not in table:
+            _append(table, key, value)
+        elif table[key] != value:
+            table[key] = value
 
 
 def remove_devices(names: Sequence[str], path: Path | None = None) -> None:
@@ -175,7 +189,7 @@ def _append(tables: Tables, key: str, value: Any) -> None:  # noqa: ANN401  # wh
 
 def _expect(tables: Tables, name: str) -> None:
     if name not in tables:
-        raise CallerError(f"no device {name!r} in the devices file; there are: {', '.join(sorted(tables)) or 'none'}")
+        raise CallerError(f"no device {name!r} in the devices file; there are: {some(tables)}")
 
 
 def _edit(change: Callable[[Tables], None], path: Path | None) -> dict[str, Device]:

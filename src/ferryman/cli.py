@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import zipfile
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import click
 from ferryman.ca_cli import ca
 from ferryman.collect_cli import collect
 from ferryman.compare_cli import compare
+from ferryman.convert_cli import convert
 from ferryman.devices_cli import devices
 from ferryman.enroll_cli import enroll, identity
 from ferryman.facts_cli import facts
@@ -77,7 +77,7 @@ _INSTALL = {
     "push": "'ferryman[push]'",
     "rollback": "'ferryman[push]'",
     "confirm": "'ferryman[push]'",
-    "devices": "'ferryman[push,inventory,discover]'",
+    "devices": "'ferryman[push,inventory,discover]', and 'ferryman[collector]' for --database",
     "profile": "'ferryman[collector]'",
     "compare": "'ferryman[push,collector]'",
     "collect": "'ferryman[collector]'",
@@ -156,137 +156,7 @@ def main(verbose: int) -> None:
     logging.getLogger("ferryman").setLevel(level)
 
 
-class _Form(click.ParamType[str]):
-    """The name of a form."""
-
-    name = "NAME"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401  # click's signature
-        from ferryman.converter.quantize.recipe import check_form
-
-        try:
-            check_form(value)
-        except CallerError as error:
-            self.fail(str(error), param, ctx)
-        return str(value)
-
-
-@main.command()
-@click.argument("source")
-@click.option(
-    "--to",
-    multiple=True,
-    default=("executorch", "tflite"),
-    show_default=True,
-    type=click.Choice(["executorch", "tflite"]),
-    help="Runtime to lower to; may be given twice.",
-)
-@click.option(
-    "--form",
-    multiple=True,
-    default=("fp32",),
-    show_default=True,
-    type=_Form(),
-    help="fp32; binary: layers with weights and activations of -1 and 1 run as bits; sparse: zeros of pruned layers "
-    "are neither stored nor multiplied, where that is measured faster; or int8, 4bit, 2bit, or "
-    "mixed-3.5b: 3.5 bits a weight on average, chosen layer by layer; with options such as 4bit-g64-gptq (see "
-    "docs/quantization.md and docs/pruning.md). May be given several times: one package holds all.",
-)
-@click.option(
-    "--calibrate",
-    metavar="MODULE:FACTORY",
-    help="Gives the inputs by which quantized forms learn how far activations range [default: the example alone].",
-)
-@click.option(
-    "--strict", is_flag=True, help="Refuse a form that is not smaller than fp32, or slower, on any interpreter."
-)
-@click.option("-o", "--output", type=PATH, default=Path(), help="Folder for the package [default: here].")
-@click.option("--name", help="Name of the package [default: that of the factory or file].")
-@click.option("--min-sqnr", type=float, help="Bar in dB that every output must hold, 5 to 200 [default: the form's].")
-@click.option(
-    "--interpreter",
-    multiple=True,
-    help="Prove on this one of its runtime's only, and run on no other; may be given twice [default: all found].",
-)
-def convert(
-    source: str,
-    to: tuple[Any, ...],
-    form: tuple[str, ...],
-    calibrate: str | None,
-    strict: bool,
-    output: Path,
-    name: str | None,
-    min_sqnr: float | None,
-    interpreter: tuple[str, ...],
-) -> None:
-    """Lower SOURCE, prove every artifact against eager, and write a package.
-
-    SOURCE is package.module:factory, where factory() returns (module in eval mode, example inputs[, dynamic_shapes]),
-    or a .pt2 file saved with torch.export.save. An artifact that computes something else than the model on any
-    interpreter found is an error, and no package is written.
-    """
-    from ferryman.converter.quantize.recipe import is_quantized
-    from ferryman.converter.source_text import look_for, parse_source
-    from ferryman.runtime.compare import SQNR_CAP_DB
-    from ferryman.runtime.package import SQNR_LEAST_DB
-
-    parsed = parse_source(source)
-    if calibrate is not None and ":" not in calibrate:
-        raise CallerError(f"--calibrate is package.module:factory, found {calibrate!r}")
-    if len(set(form)) != len(form):
-        raise CallerError(f"a form is given twice: {', '.join(form)}")
-    if min_sqnr is not None and not SQNR_LEAST_DB <= min_sqnr <= SQNR_CAP_DB:
-        raise CallerError(f"--min-sqnr is {SQNR_LEAST_DB:g} to {SQNR_CAP_DB:g} dB, found {min_sqnr:g}")
-    _make_folder(output)
-    if calibrate is None and any(is_quantized(one) and "dynamic" not in one for one in form):
-        echo("note: without --calibrate the example alone says how far activations range", err=True)
-    look_for(parsed)
-    echo("loading the toolchains", err=True)
-    from ferryman.converter.api import convert as run
-    from ferryman.describe import describe_manifest
-
-    made = run(
-        source,
-        to=to,
-        form=form,
-        calibration=calibrate,
-        strict=strict,
-        output=output,
-        name=name,
-        sqnr_min_db=min_sqnr,
-        interpreters=interpreter,
-        progress=lambda stage: echo(f"  {stage}", err=True),
-    )
-    echo(describe_manifest(made.manifest, made.sha256))
-    if made.compared:
-        from ferryman.converter.honest import table
-
-        echo("\nbeside fp32, on this machine, one thread, in turn (medians; quartiles of the ratio):")
-        echo(table(made.compared))
-        for note in made.notes:
-            echo(f"note: {note}", err=True)
-    if made.layer_times:
-        from ferryman.converter.sparse.measure import layer_table
-
-        echo("\nlayers with zeros, each alone, on this machine, one thread, in turn (fastest rounds):")
-        echo(layer_table(made.layer_times))
-    if made.shared:
-        from ferryman.converter.shared import shared_table
-
-        echo("\nshared weights, held once:")
-        echo(shared_table(made.shared))
-    echo(f"\n{made.path}  {made.path.stat().st_size:,} bytes")
-    slowest = sorted(made.seconds.items(), key=lambda item: -item[1])
-    echo("time: " + ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in slowest if seconds > 0.05))  # noqa: PLR2004
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CallerError(f"-o names a folder, and {path}: {error.strerror}; name another") from error
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise CallerError(f"-o: you may not write in {path}; name another folder")
+main.add_command(convert)
 
 
 @main.command()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ferryman.devices_discover_cli import discover
 from ferryman.devices_entry_cli import remove, rename, show, where
 from ferryman.options import PATH, Seconds, devices_option, matching
 from ferryman.runtime.contracts.errors import CallerError, DeviceError
@@ -194,44 +195,6 @@ def trust(name: str, fingerprint: str | None, devices_file: Path | None) -> None
     )
 
 
-@devices.command()
-@click.option("--seconds", type=Seconds(), default=3.0, show_default=True, help="How long to listen.")
-@click.option("--add", "names", multiple=True, metavar="HOST[=NAME]", help="Write this one into the devices file.")
-@click.option("--user", default="ferryman", show_default=True, help="With --add: who pushes there.")
-@click.option("--broker", metavar="URL", help="With --add: of the broker its agent talks to.")
-@click.option("--interface", "interfaces", multiple=True, metavar="ADDRESS", help="Ask on this one [default: all].")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a host and line.")
-@devices_option
-def discover(
-    seconds: float,
-    names: tuple[str, ...],
-    user: str,
-    broker: str | None,
-    interfaces: tuple[str, ...],
-    as_json: bool,
-    devices_file: Path | None,
-) -> None:
-    """Listen for devices on this network (mDNS). What is shown is what strangers say: nothing is trusted or written.
-
-    With --add, the host of that name is written into the devices file; its SSH host key is not trusted by that.
-    """
-    from ferryman.devices.fleet.discover import discover as listen
-    from ferryman.devices.fleet.discover import settings_of
-    from ferryman.devices.fleet.inventory_edit import add_device
-    from ferryman.devices_show import show_discovery
-
-    found = listen(seconds, interfaces=interfaces)
-    show_discovery(found, as_json=as_json)
-    hosts = {one.host: one for one in found.hosts}
-    for word in names:
-        host, _, name = word.partition("=")
-        if host not in hosts:
-            raise CallerError(f"--add {host}: no such host answered; there are: {', '.join(hosts) or 'none'}")
-        name = name or hosts[host].suggested
-        made = add_device(name, settings_of(hosts[host], user=user, broker=broker), devices_file)
-        echo(f"{name}: {made.address}, written to {where(devices_file)}; see `ferryman devices trust {name}`", err=True)
-
-
 def _trust(device: Device, fingerprint: str) -> None:
     from ferryman.devices.fleet.host_key import trust as run
     from ferryman.devices.fleet.inventory import SshDevice
@@ -270,5 +233,5 @@ def _fail(failed: list[Probe], of: int) -> None:
         )
 
 
-for command in (show, rename, remove):
+for command in (discover, show, rename, remove):
     devices.add_command(command)

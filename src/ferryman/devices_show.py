@@ -12,6 +12,7 @@ import msgspec
 
 from ferryman.describe_facts import KEY_CHARS, describe_cores, describe_facts, megabytes
 from ferryman.devices.broker import without_password
+from ferryman.devices.fleet.announced import Announced
 from ferryman.devices.fleet.discover import Discovery
 from ferryman.devices.fleet.facts.advice import Advice, advise
 from ferryman.devices.fleet.facts.listing import Row, age
@@ -158,3 +159,25 @@ def show_discovery(found: Discovery, *, as_json: bool) -> None:
         echo("nobody answered; is multicast let through between here and the devices?", err=True)
     if found.left_out:
         echo(f"{found.left_out:,} answers were left out: unresolved, of no use, or too many", err=True)
+
+
+def show_announced(devices: Sequence[Announced], *, as_json: bool) -> None:
+    """A table of devices that announced themselves, or one object a line."""
+    if as_json:
+        for one in devices:
+            echo(encode(one))
+    elif devices:
+        rows = [
+            (
+                one.device,
+                "yes" if one.online else "no",
+                printable(one.model) or _MISSING,
+                printable(one.soc) or _MISSING,
+                printable(", ".join(f"{name}={value}" for name, value in sorted(one.labels.items()))) or _MISSING,
+                printable(one.listed) or _MISSING,
+            )
+            for one in devices
+        ]
+        _grid(("device", "online", "model", "chip", "labels", "in the devices file"), rows)
+    else:
+        echo("no device is known there; does this user have the right to read ferryman/v1/+/status?", err=True)

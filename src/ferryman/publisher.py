@@ -17,6 +17,7 @@ from ferryman.runtime.say import in_place
 
 if TYPE_CHECKING:
     from ferryman.devices.fleet.repository.keys import Keyring
+    from ferryman.devices.fleet.repository.publish import Published
 
 C = TypeVar("C", bound=Callable[..., Any])
 DUE = 3
@@ -69,6 +70,16 @@ def keyring_of(folders: tuple[Path, ...]) -> Keyring:
     from ferryman.devices.fleet.repository.keys import Keyring
 
     return Keyring(folders)
+
+
+def grown(done: Published) -> str:
+    """What a release added to the repository, and of what kind."""
+    deltas = f"{done.delta_bytes:,} of {done.deltas} delta{'s'[: done.deltas > 1]}" if done.deltas else "no deltas"
+    indices = done.new_bytes - done.piece_bytes - done.delta_bytes
+    return (
+        f"{done.new_bytes:,} new bytes ({done.piece_bytes:,} of pieces, {deltas}, {indices:,} of indices); "
+        f"{done.shared_bytes:,} of pieces were there already"
+    )
 
 
 def utc_now() -> datetime:

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ferryman.options import PATH
-from ferryman.publisher import DUE, keyring_of, keys_option, release_options, repository_option, told_steps, utc_now
+from ferryman.publisher import (
+    DUE,
+    grown,
+    keyring_of,
+    keys_option,
+    release_options,
+    repository_option,
+    told_steps,
+    utc_now,
+)
 from ferryman.runtime.say import echo
 
 if TYPE_CHECKING:
@@ -117,7 +126,7 @@ def publish(
         return
     for line in _ways(done):
         echo(line)
-    echo(f"published {done.release.name}: {done.new_bytes:,} bytes for {done.release.package_bytes:,}")
+    echo(f"published {done.release.name}, a package of {done.release.package_bytes:,} bytes: {grown(done)}")
     if options["base"] and not done.base:
         echo(
             f"{options['base']} is no release of this repository: only devices that have it from a push take the delta "

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ferryman.convert_cli import RUNTIMES, How, check_conversion, conversion_options, run_conversion
 from ferryman.options import PATH, devices_option
-from ferryman.publisher import keys_option, release_options, repository_option, told_steps, utc_now
+from ferryman.publisher import grown, keys_option, release_options, repository_option, told_steps, utc_now
 from ferryman.rollout_cli import need_broker, run
 from ferryman.rollout_options import broker_option, database_option, plan_of, plan_options
 from ferryman.runtime.contracts.errors import CallerError, FerrymanError
@@ -22,29 +23,22 @@ from ferryman.runtime.say import echo
 
 if TYPE_CHECKING:
     from ferryman.devices.fleet.repository.keys import Keyring
+    from ferryman.runtime.contracts.manifest import RuntimeName
     from ferryman.runtime.contracts.release import Release
 
 
 @click.command()
 @click.argument("source")
 @click.option("--to", "query", required=True, metavar="QUERY", help="Which devices; see `ferryman rollout --help`.")
-@click.option(
-    "--form",
-    multiple=True,
-    default=("fp32",),
-    show_default=True,
-    help="As of `ferryman convert`; given several times, the package holds all of them and --pick chooses.",
-)
+@conversion_options
 @click.option(
     "--runtime",
     multiple=True,
-    default=("executorch", "tflite"),
+    default=RUNTIMES,
     show_default=True,
-    type=click.Choice(["executorch", "tflite"]),
+    type=click.Choice(RUNTIMES),
     help="Runtime to lower to; may be given twice.",
 )
-@click.option("--calibrate", metavar="MODULE:FACTORY", help="As of `ferryman convert`.")
-@click.option("--name", help="Name of the package [default: that of the factory or file].")
 @release_options
 @repository_option
 @keys_option
@@ -66,10 +60,7 @@ if TYPE_CHECKING:
 def ship(
     source: str,
     query: str,
-    form: tuple[str, ...],
-    runtime: tuple[Any, ...],
-    calibrate: str | None,
-    name: str | None,
+    runtime: tuple[RuntimeName, ...],
     family: str | None,
     version: str | None,
     repository: Path,
@@ -83,16 +74,19 @@ def ship(
     dry_run: bool,
     detach: bool,
     as_json: bool,
-    **options: Any,  # noqa: ANN401  # those of plan_options
+    **options: Any,  # noqa: ANN401  # those of conversion_options and of plan_options
 ) -> None:
     """Convert SOURCE, publish the package, and bring it to the devices that --to means.
 
     SOURCE is package.module:factory or a .pt2 file, as for `ferryman convert`, or a package that is made already.
+    What can be known before a conversion is told before it: the keys, the broker, that the query means a device.
     A package that was published before is not published again. The exit code is that of `ferryman rollout start`.
     """
+    from ferryman.converter.source_text import named, parse_source
     from ferryman.devices.fleet.repository.keys import Keyring
     from ferryman.devices.fleet.rollout.cost import Costs
 
+    how = How(**{key: options.pop(key) for key in How.__annotations__})  # type: ignore[typeddict-item]  # its keys
     url = need_broker(broker)
     plan_of("before/1", "", query, url, options)  # what is wrong with it is wrong before a conversion, too
     keyring = Keyring(key_folders)
@@ -100,14 +94,19 @@ def ship(
         package = Path(source)
         converts = not package.is_file() or package.suffix == ".pt2"
         if converts:
-            package = _converted(source, output or Path(folder), form, runtime, calibrate, name)
+            into = output or Path(folder)
+            check_conversion(source, how, into)
+            _look_ahead(
+                how["name"] or named(parse_source(source)), family, repository, keyring, url, devices_file, query
+            )
+            package = _converted(source, runtime, how, into)
         try:
-            with _look(repository) if dry_run else nullcontext(repository) as place:
+            with _look(repository) if dry_run else nullcontext(repository) as there:
                 naming = {"family": family, "version": version, "new_signature": new_signature}
-                release = _published(package, place, keyring, naming, dry_run=dry_run)
+                release = _published(package, there, keyring, naming, dry_run=dry_run)
                 plan = plan_of(release.name, release.package_sha256, query, url, options)
                 if dry_run:
-                    with Costs(place) as costs:
+                    with Costs(there) as costs:
                         run(plan, url, database, devices_file, costs=costs, as_json=as_json)
                     return
         except (FerrymanError, OSError):
@@ -124,7 +123,7 @@ def _published(package: Path, repository: Path, keyring: Keyring, naming: dict[s
         done = publish(package, repository, keyring, utc_now(), progress=progress, **naming)
     release = done.release
     verb = "would be published" if dry_run else "published"
-    what = f"{verb} as {release.name}, {done.new_bytes:,} new bytes" if done.is_new else f"is {release.name} already"
+    what = f"{verb} as {release.name}, {grown(done)}" if done.is_new else f"is {release.name} already"
     echo(f"{release.package_name} {release.package_sha256[:12]} {what}", err=True)
     return release
 
@@ -171,24 +170,31 @@ def _keep(package: Path, folder: Path) -> None:
     )
 
 
-def _converted(
-    source: str, folder: Path, form: tuple[str, ...], runtime: tuple[Any, ...], calibrate: str | None, name: str | None
-) -> Path:
-    from ferryman.converter.source_text import parse_source
+def _look_ahead(
+    name: str,
+    family: str | None,
+    repository: Path,
+    keyring: Keyring,
+    url: str,
+    devices_file: Path | None,
+    query: str,
+) -> None:
+    """Fail now where a package could not be published, or reach nobody: a conversion may take long.
 
-    parse_source(source)
-    echo("loading the toolchains", err=True)
-    from ferryman.converter.api import convert
+    Raises:
+        CallerError: no such repository or family, a key is missing, or the query means no device.
+        LinkError: the broker cannot be reached.
+    """
+    from ferryman.devices.broker import parse_broker
+    from ferryman.devices.fleet.repository.publish import check_publishable
+    from ferryman.devices.fleet.rollout.start import known_devices, select
 
-    made = convert(
-        source,
-        to=runtime,
-        form=form,
-        calibration=calibrate,
-        output=folder,
-        name=name,
-        progress=lambda stage: echo(f"  {stage}", err=True),
-    )
+    check_publishable(name, repository, keyring, family)
+    select(known_devices(parse_broker(url), devices_file), query)
+
+
+def _converted(source: str, runtime: tuple[RuntimeName, ...], how: How, folder: Path) -> Path:
+    made = run_conversion(source, runtime, how, folder)
     for note in made.notes:
         echo(f"note: {note}", err=True)
     echo(f"{made.manifest.name}: {made.path.stat().st_size:,} bytes", err=True)

@@ -354,14 +354,15 @@ def test_a_package_is_shipped(fleet, made, tmp_path):
 @pytest.mark.parametrize("output", [None, "out"])
 @pytest.mark.parametrize("dry", [(), ("--dry-run",)])
 def test_what_was_converted_is_kept_where_it_cannot_be_published(fleet, made, tmp_path, monkeypatch, output, dry):
-    def converted(source, folder, *_):
+    def converted(source, runtime, how, folder):
         folder.mkdir(exist_ok=True)
         return write_tiny_package(folder / "net.ferry", added=3.0, name="digits")
 
     monkeypatch.setattr("ferryman.ship_cli._converted", converted)
+    (tmp_path / "models.py").touch()
     (tmp_path / "net.ferry").write_bytes(b"something else")
     monkeypatch.setattr("ferryman.devices.fleet.repository.files._WAIT_S", 0.1)
-    words = ("ship", "models:net", "--to", "all", "--keys", made.keys, *QUICK, *dry)
+    words = ("ship", "models:net", "--family", "digits", "--to", "all", "--keys", made.keys, *QUICK, *dry)
     with locked(made.path):
         result = call(*words, *(("-o", output) if output else ()))
     assert result.exit_code == 1
@@ -370,6 +371,37 @@ def test_what_was_converted_is_kept_where_it_cannot_be_published(fleet, made, tm
     assert f"the package is kept: {kept}" in result.stderr
     assert kept.read_bytes() == write_tiny_package(tmp_path / "same.ferry", added=3.0, name="digits").read_bytes()
     assert (tmp_path / "net.ferry").read_bytes() == b"something else"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--to", "site=attic"), "query 'site=attic' means no device"),
+        (("--to", "all", "--broker", "mqtt://127.0.0.1:1"), "not connected after"),
+        (("--to", "all", "--name", "text"), "text, which is no family here; there are: digits"),
+        (("--to", "all", "--keys", "elsewhere"), "elsewhere"),
+        (("--to", "all", "--min-sqnr", "1"), "--min-sqnr is 5 to"),
+        (("--to", "all", "--repository", "nowhere"), "nowhere"),
+    ],
+)
+def test_what_can_be_known_before_a_conversion_is_told_before_it(fleet, made, tmp_path, monkeypatch, words, message):
+    monkeypatch.setattr("ferryman.devices.fleet.rollout.start.CONNECT_S", 0.3)
+    monkeypatch.setattr("ferryman.ship_cli._converted", lambda *_: pytest.fail("it was converted"))
+    (tmp_path / "models.py").touch()
+    keys = () if "--keys" in words else ("--keys", made.keys)
+    result = call("ship", "models:digits", *keys, *words, *QUICK)
+    assert result.exit_code == 1, result.output
+    assert message in result.stderr
+
+
+def test_a_module_that_publishing_takes_is_missed_before_a_conversion(fleet, made, tmp_path, monkeypatch):
+    missing = "ferryman.devices.fleet.repository.publish"  # whose imports are all that publishing takes
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.setattr("ferryman.ship_cli._converted", lambda *_: pytest.fail("it was converted"))
+    (tmp_path / "models.py").touch()
+    result = call("ship", "models:digits", "--to", "all", "--keys", made.keys, *QUICK)
+    assert result.exit_code == 1
+    assert f"{missing} is not installed here; pip install torch" in result.stderr
 
 
 def test_what_is_no_source_is_told_before_anything(fleet, made):

@@ -100,7 +100,8 @@ def test_a_publish_tells_the_best_way_to_each_artifact_once(run, tmp_path):
     assert len(said.splitlines()) == 3
     assert re.match(r"artifacts/model.tflite: [\d,]+ bytes, 50,\d+ on the wire, \d\d\d from digits/\d\n", said)
     assert "2 other files: " in said
-    assert "published digits/4: " in said
+    grown = r"[\d,]+ new bytes \([\d,]+ of pieces, [\d,]+ of 9 deltas, [\d,]+ of indices\); [\d,]+ of pieces were there"
+    assert re.search(r"published digits/4, a package of 5\d,\d+ bytes: " + grown, said)
 
 
 def test_steps_are_told_on_one_line_of_a_terminal(monkeypatch, capsys):

@@ -62,11 +62,24 @@ class Published:
     is_new: bool
     """False: it had been published before, and nothing was changed."""
     new_bytes: int = 0
-    """Of new packs: what the repository grew by."""
+    """Of new packs, what the repository grew by: new pieces, deltas and indices."""
+    piece_bytes: int = 0
+    """Of new pieces, which make the package's files from nothing."""
+    delta_bytes: int = 0
     best: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     """Payload path -> bytes on the wire of its smallest delta, and the release or package that has its base."""
     base: str | None = None
     """The release that the package given as base is; None: none was given, or none is that package."""
+
+    @property
+    def shared_bytes(self) -> int:
+        """Of pieces that make the package's files and were stored before."""
+        return sum(one.recipes[0].stored_bytes for one in self.release.payloads) - self.piece_bytes
+
+    @property
+    def deltas(self) -> int:
+        """How many there are of the release's files, from older ones."""
+        return sum(recipe.base is not None for one in self.release.payloads for recipe in one.recipes)
 
 
 @dataclass(frozen=True)
@@ -147,7 +160,26 @@ def publish(
         )
         progress("signing")
         _name(repository, work, roles, release, keyring, now)
-    return Published(release, True, making.new_bytes, making.best, known_as.name if known_as else None)
+    return Published(
+        release,
+        is_new=True,
+        new_bytes=making.new_bytes,
+        piece_bytes=making.piece_bytes,
+        delta_bytes=making.delta_bytes,
+        best=making.best,
+        base=known_as.name if known_as else None,
+    )
+
+
+def check_publishable(name: str, repository: Path, keyring: Keyring, family: str | None = None) -> None:
+    """See that a package of that name could be published and signed, before one is made.
+
+    Raises:
+        CallerError: no such repository or family, or a key is missing.
+        RepositoryError: what is in the repository already is damaged.
+    """
+    roles = read_roles(repository)
+    _check_keys(roles, keyring, family or family_named(name, roles))
 
 
 def withdraw(name: str, repository: Path, keyring: Keyring, now: datetime) -> None:
@@ -199,7 +231,7 @@ class _Making:
         self._known = known
         self._hinting = hinting
         self._progress = progress
-        self.new_bytes = 0
+        self.new_bytes = self.piece_bytes = self.delta_bytes = 0
         self.best: dict[str, tuple[int, str]] = {}
 
     def payloads(self, package: Package, older: Sequence[Older]) -> tuple[ReleasePayload, ...]:
@@ -216,7 +248,9 @@ class _Making:
                 sha256 = hashlib.sha256(data).hexdigest()
                 contents[path] = len(data), sha256
                 self._progress(f"{path}: {len(data):,} bytes")
+                before = pack.size
                 drafts[path] = [_Draft(None, place(memoryview(data), self._known, pack))]
+                self.piece_bytes += pack.size - before
                 found = (base for one in older for base in one.bases(path, sha256, package.manifest))
                 its = {base.sha256: base for base in reversed(list(found))}  # the newest that has it tells its name
                 for number, base in enumerate(reversed(its.values()), 1):
@@ -225,6 +259,7 @@ class _Making:
                 bases |= its
             pieces = pack.finish()
             self.new_bytes += pack.size
+            self.delta_bytes = pack.size - self.piece_bytes
         payloads = self._indexed(contents, drafts, pieces)
         for payload in payloads:
             ways = [(one.index.length + one.stored_bytes, bases[one.base].of) for one in payload.recipes if one.base]

@@ -62,7 +62,7 @@ def test_a_file_that_is_not_there_is_made_for_its_owner_alone(tmp_path):
 
 
 def test_a_name_that_is_taken_is_refused_unless_it_shall_be_replaced(file):
-    with pytest.raises(CallerError, match="there is a device 'kitchen' already; --replace"):
+    with pytest.raises(CallerError, match="there is a device 'kitchen' already; `ferryman devices add --replace`"):
         add_device("kitchen", SSH, file)
     assert file.read_text() == FILE
     add_device("kitchen", SSH | {"port": 2222}, file, replace=True)

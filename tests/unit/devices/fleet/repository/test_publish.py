@@ -74,6 +74,9 @@ def test_equal_bytes_are_stored_once_over_families_and_versions(made, tmp_path):
     )
     assert first.new_bytes > 600_000
     assert other.new_bytes < MAX_BYTES + 10_000  # the piece that holds the weights, and indices
+    assert first.shared_bytes == first.deltas == first.delta_bytes == 0
+    assert first.piece_bytes + 5_000 > first.new_bytes > first.piece_bytes > 600_000
+    assert other.piece_bytes < MAX_BYTES < other.shared_bytes
     assert len(_recipes(other.release)) == 1  # another family's models are no base
 
 
