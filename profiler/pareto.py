@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ferryman.profiler.report_words import MISSING, number
-from ferryman.profiler.stats import block_error
+from ferryman.profiler.stats import Z_975, block_error
 from ferryman.runtime.contracts.errors import CallerError
 from ferryman.runtime.contracts.record import Record, encode
 from ferryman.runtime.contracts.tensor import Array, Signature
@@ -29,7 +29,6 @@ Labelled = Sequence[tuple[tuple[Array, ...], Array]]
 """Inputs of a call, and the class number of each row of its first output."""
 _WARM_UP = 3
 _FEWEST = 20
-_Z = 1.96
 NOTE = (
     "95 % of: where the accuracy lies for other examples of the kind. +- %: half of the 95 % interval of the median, "
     "by one process's runs; what a new process or another load moves is not in it. `ferryman compare` measures in turn."
@@ -148,9 +147,9 @@ def _run(session: IsolatedSession, labelled: Labelled) -> tuple[int, int, list[i
 
 def wilson(right: int, rows: int) -> tuple[float, float]:
     """95 % interval of a share, by Wilson's score (JASA 22, 1927, 209-212), fit for few examples too."""
-    share, z2 = right / rows, _Z * _Z
+    share, z2 = right / rows, Z_975 * Z_975
     middle = (share + z2 / (2 * rows)) / (1 + z2 / rows)
-    half = _Z * math.sqrt(share * (1 - share) / rows + z2 / (4 * rows * rows)) / (1 + z2 / rows)
+    half = Z_975 * math.sqrt(share * (1 - share) / rows + z2 / (4 * rows * rows)) / (1 + z2 / rows)
     return min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))
 
 

@@ -20,7 +20,8 @@ BLOCKS = 20
 _T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 """Student's t at 97.5 %, of 1 to 10 degrees of freedom (any table of it)."""
 _T_BEYOND = ((12, 2.179), (15, 2.131), (20, 2.086), (30, 2.042), (60, 2.000))
-_T_NORMAL = 1.960
+Z_975 = 1.960
+"""Of the normal distribution, at 97.5 %."""
 
 
 @dataclass(frozen=True)

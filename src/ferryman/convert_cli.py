@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ferryman.runtime.contracts.manifest import RuntimeName
 
 C = TypeVar("C", bound=Callable[..., Any])
-RUNTIMES = ("executorch", "tflite")
+_RUNTIMES = ("executorch", "tflite")
 
 
 class How(TypedDict):
@@ -86,16 +86,21 @@ def conversion_options(command: C) -> C:
     return command
 
 
+def runtime_option(flag: str) -> Callable[[C], C]:
+    """Adds which runtimes are lowered to."""
+    return click.option(
+        flag,
+        multiple=True,
+        default=_RUNTIMES,
+        show_default=True,
+        type=click.Choice(_RUNTIMES),
+        help="Runtime to lower to; may be given twice.",
+    )
+
+
 @click.command()
 @click.argument("source")
-@click.option(
-    "--to",
-    multiple=True,
-    default=RUNTIMES,
-    show_default=True,
-    type=click.Choice(RUNTIMES),
-    help="Runtime to lower to; may be given twice.",
-)
+@runtime_option("--to")
 @conversion_options
 @click.option("-o", "--output", type=PATH, default=Path(), help="Folder for the package [default: here].")
 def convert(source: str, to: tuple[RuntimeName, ...], output: Path, **how: Any) -> None:  # noqa: ANN401  # `How`

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ferryman.convert_cli import RUNTIMES, How, check_conversion, conversion_options, run_conversion
+from ferryman.convert_cli import How, check_conversion, conversion_options, run_conversion, runtime_option
 from ferryman.options import PATH, devices_option
 from ferryman.publisher import grown, keys_option, release_options, repository_option, told_steps, utc_now
 from ferryman.rollout_cli import need_broker, run
@@ -31,14 +31,7 @@ if TYPE_CHECKING:
 @click.argument("source")
 @click.option("--to", "query", required=True, metavar="QUERY", help="Which devices; see `ferryman rollout --help`.")
 @conversion_options
-@click.option(
-    "--runtime",
-    multiple=True,
-    default=RUNTIMES,
-    show_default=True,
-    type=click.Choice(RUNTIMES),
-    help="Runtime to lower to; may be given twice.",
-)
+@runtime_option("--runtime")
 @release_options
 @repository_option
 @keys_option

@@ -88,9 +88,7 @@ def _silenced(store: Store, devices: Who, now_ns: int) -> Callable[[AlertRow], A
 
     def add(row: AlertRow) -> AlertRow:
         known = devices.known.get(row.device)
-        target = Target(name=row.device)
-        if known is not None:
-            target = Target(name=row.device, model=known.status.model, labels=known.status.labels)
+        target = Target(name=row.device) if known is None else known.target
         meant = [one for one, chosen in found if row.until_ns is None and chosen.has(row.rule, target)]
         last = max(meant, key=lambda one: one.ends_ns, default=None)
         return row if last is None else msgspec.structs.replace(row, silence=last.id, silenced_until_ns=last.ends_ns)

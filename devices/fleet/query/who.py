@@ -35,6 +35,11 @@ class Known:
     changed_ns: int
     seen_ns: int
 
+    @property
+    def target(self) -> Target:
+        """As queries see it."""
+        return Target(name=self.status.device, model=self.status.model, labels=self.status.labels)
+
 
 @dataclass(frozen=True)
 class Who:
@@ -85,11 +90,7 @@ def who(store: Store, query: str | None, device: str | None, left_out: LeftOut, 
     silent = [] if device is not None and rows else store.read(without_status(device))
     for name, seen_ns in silent:
         found[str(name)] = Known(Status(device=str(name), online=False), False, seen_ns or 0, seen_ns or 0)
-    known = {
-        name: one
-        for name, one in sorted(found.items())
-        if parsed is None or parsed.matches(Target(name=name, model=one.status.model, labels=one.status.labels))
-    }
+    known = {name: one for name, one in sorted(found.items()) if parsed is None or parsed.matches(one.target)}
     if query is not None and not known and not nobody and (found or (device is None and not rows)):
         told = f"; {labels_of(found.values())}" if found else ""
         raise CallerError(f"no device is meant by {printable(query)[:100]!r}{_others(store)}{told}")
