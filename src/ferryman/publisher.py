@@ -78,7 +78,7 @@ def grown(done: Published) -> str:
     indices = done.new_bytes - done.piece_bytes - done.delta_bytes
     return (
         f"{done.new_bytes:,} new bytes ({done.piece_bytes:,} of pieces, {deltas}, {indices:,} of indices); "
-        f"{done.shared_bytes:,} of pieces were there already"
+        f"{done.shared_bytes:,} of pieces were there already, or come twice in it"
     )
 
 

@@ -73,7 +73,7 @@ class Published:
 
     @property
     def shared_bytes(self) -> int:
-        """Of pieces that make the package's files and were stored before."""
+        """Of pieces that make the package's files and were stored before, by a release or for another of its files."""
         return sum(one.recipes[0].stored_bytes for one in self.release.payloads) - self.piece_bytes
 
     @property
